@@ -1,0 +1,11 @@
+"""Maps the folders at the root to subpackages of `trocar`; everything else stands in pyproject.toml."""
+
+from setuptools import setup
+
+FOLDERS = ["bench", "configs", "engine", "kernels", "loaders", "ssl"]
+
+setup(
+    packages=[f"trocar.{folder}" for folder in FOLDERS],
+    package_dir={f"trocar.{folder}": folder for folder in FOLDERS},
+    package_data={"trocar.configs": ["*.yaml"]},
+)
