@@ -1,0 +1,135 @@
+"""The command line: `trocar ...`, `python -m trocar.engine.cli`, `torchrun -m trocar.engine.cli`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from .config import CONFIGS, ConfigError
+
+# Heavy imports stand inside the subcommands, so that `trocar --help` and a refused argument answer at once.
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one subcommand. Returns the exit status: 0, 1 where something could not be done, 2 where it was asked for wrongly."""
+    options = build_parser().parse_args(arguments)
+    from ..loaders.corpus import CorpusError
+    from ..loaders.probe import VideoError
+    from .checkpoint import CheckpointError
+
+    try:
+        return options.run(options)
+    except ConfigError as error:
+        print(f"trocar: {error}", file=sys.stderr)
+        return 2
+    except (CorpusError, VideoError, CheckpointError) as error:
+        print(f"trocar: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("trocar: interrupted", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="trocar", description="From a folder of long surgical videos to a pretrained video encoder."
+    )
+    parser.add_argument("--version", action="version", version=f"trocar {metadata.version('trocar')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    index = commands.add_parser("index", help="probe videos once and write the corpus tables")
+    index.add_argument("sources", nargs="+", metavar="DIR|FILE|CSV|GLOB")
+    index.add_argument("--out", required=True, metavar="CORPUS", help="folder of the tables")
+    index.add_argument("--workers", type=int, help="probing processes (default: one per core)")
+    index.add_argument("--no-content-box", action="store_true", help="decode nothing; crops may hold black border")
+    index.add_argument("--checksum", action="store_true", help="a CRC-32 for every GOP, so that damage shows when read")
+    index.set_defaults(run=run_index)
+
+    shipped = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+    pretrain = commands.add_parser("pretrain", help="train, or resume, what a config describes")
+    pretrain.add_argument("config", metavar="CONFIG", help=f"a YAML file, or one of ours: {shipped}")
+    pretrain.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example optim.steps=100")
+    pretrain.set_defaults(run=run_pretrain)
+
+    view = commands.add_parser("view", help="pictures of a run")
+    views = view.add_subparsers(required=True, metavar="VIEW")
+    recon = views.add_parser("recon", help="original, masked and reconstructed clips")
+    recon.add_argument("run_dir", type=Path, metavar="RUN")
+    recon.add_argument("--corpus", help="take the clips from another corpus")
+    recon.add_argument("--clips", type=int, default=4, help="rows of the picture (default: 4)")
+    recon.add_argument("--out", type=Path, metavar="PNG", help="default: RUN/reconstruction.png")
+    recon.set_defaults(run=run_view_recon)
+    curve = views.add_parser("curve", help="loss and speed over the steps")
+    curve.add_argument("run_dir", type=Path, metavar="RUN")
+    curve.add_argument("--out", type=Path, metavar="PNG", help="default: RUN/curve.png")
+    curve.set_defaults(run=run_view_curve)
+
+    demo = commands.add_parser("demo", help="index, pretrain a small MAE on the CPU and draw what it learned")
+    demo.add_argument("--videos", metavar="DIR", help="your videos (default: some are made)")
+    demo.add_argument("--out", type=Path, default=Path("runs/demo_cpu"), metavar="RUN")
+    demo.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example optim.steps=20")
+    demo.set_defaults(run=run_demo)
+
+    doctor = commands.add_parser("doctor", help="what this machine has, and what the absence of the rest costs")
+    doctor.set_defaults(run=run_doctor)
+    return parser
+
+
+def run_index(options: argparse.Namespace) -> int:
+    from ..loaders.index import index_corpus
+
+    summary = index_corpus(
+        options.sources,
+        options.out,
+        workers=options.workers,
+        content_box=not options.no_content_box,
+        checksum=options.checksum,
+    )
+    print("\n".join(summary.lines()))
+    return 0
+
+
+def run_pretrain(options: argparse.Namespace) -> int:
+    from .config import load_config
+    from .pretrain import pretrain
+
+    result = pretrain(load_config(options.config, options.overrides))
+    resumed = f" (resumed at step {result.resumed_from})" if result.resumed_from else ""
+    print(f"{result.steps} steps{resumed}; checkpoint: {result.checkpoint}")
+    return 0
+
+
+def run_view_recon(options: argparse.Namespace) -> int:
+    from .view import view_reconstruction
+
+    print(view_reconstruction(options.run_dir, options.out, clips=options.clips, corpus=options.corpus))
+    return 0
+
+
+def run_view_curve(options: argparse.Namespace) -> int:
+    from .view import view_curve
+
+    print(view_curve(options.run_dir, options.out))
+    return 0
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    from .demo import demo
+
+    print("\n".join(demo(options.out, options.videos, options.overrides)))
+    return 0
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    from .doctor import doctor
+
+    findings = doctor()
+    print("\n".join(map(str, findings)))
+    return int(any(finding.verdict == "problem" for finding in findings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

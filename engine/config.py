@@ -1,0 +1,317 @@
+"""One YAML is one run: YAML and `a.b=value` arguments into frozen dataclasses, strictly.
+
+An unknown key is refused with the nearest known one, a wrong type with what is accepted. Nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from ..kernels.pixel_loss import Normalization
+from ..loaders.resize import Resize
+from ..ssl.encoder import SIZES
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+class ConfigError(Exception):
+    """A setting that cannot be used; the message names the key, the value, what is accepted and the fix."""
+
+
+def require(condition: bool, key: str, value: object, accepted: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key}: {value!r} is not accepted; give {accepted}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where and how a run happens.
+
+    dir: run directory; resumed where it holds a checkpoint. seed: of weights, draws, crops and masks. device: "auto" takes a GPU
+    where there is one. threads: CPU threads of PyTorch, its own choice where None. log_every, checkpoint_every: in optimizer
+    steps. keep_checkpoints: how many of the newest stay.
+    """
+
+    dir: str
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    threads: int | None = None
+    log_every: int = 1
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 3
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**63, "run.seed", self.seed, "0 .. 2**63 - 1")
+        require(self.threads is None or self.threads > 0, "run.threads", self.threads, "a positive number or null")
+        for key in ("log_every", "checkpoint_every", "keep_checkpoints"):
+            require(getattr(self, key) > 0, f"run.{key}", getattr(self, key), "a positive number")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What clips are and where they come from.
+
+    corpus: folder that `trocar index` wrote. frames: T. stride: decoded frames from one clip frame to the next; sample_fps:
+    clip frames a second instead, for corpora of mixed frame rates. resolution: side of the clip in pixels. crop_scale: least and
+    largest share of the picture's area, crop_ratio: least and largest width / height. flip: probability of mirroring. content_box:
+    crop inside the black border. threads: decoding threads, all cores where None. prefetch: batches decoded ahead. failure_budget:
+    share of the draws that may fail before the run stops. allow_changed_corpus: resume although the corpus is another one.
+    """
+
+    corpus: str
+    frames: int = 16
+    stride: int | None = 4
+    sample_fps: float | None = None
+    resolution: int = 224
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    flip: float = 0.5
+    resize: Resize = "fast"
+    content_box: bool = True
+    loader: Literal["auto", "cpu"] = "auto"
+    threads: int | None = None
+    prefetch: int = 2
+    failure_budget: float = 0.1
+    allow_changed_corpus: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sample_fps is not None and self.stride is not None:
+            raise ConfigError(
+                f"data.stride={self.stride} and data.sample_fps={self.sample_fps} exclude each other; set one of them to null"
+            )
+        require(
+            self.sample_fps is not None or (self.stride or 0) > 0,
+            "data.stride",
+            self.stride,
+            "a positive number of frames",
+        )
+        require(self.sample_fps is None or self.sample_fps > 0, "data.sample_fps", self.sample_fps, "a positive rate")
+        for key in ("frames", "resolution", "prefetch"):
+            require(getattr(self, key) > 0, f"data.{key}", getattr(self, key), "a positive number")
+        require(self.threads is None or self.threads > 0, "data.threads", self.threads, "a positive number or null")
+        low, high = self.crop_scale
+        require(
+            0 < low <= high <= 1, "data.crop_scale", self.crop_scale, "[least, largest] with 0 < least <= largest <= 1"
+        )
+        low, high = self.crop_ratio
+        require(0 < low <= high, "data.crop_ratio", self.crop_ratio, "[least, largest] with 0 < least <= largest")
+        require(0 <= self.flip <= 1, "data.flip", self.flip, "a probability, 0 .. 1")
+        require(0 <= self.failure_budget <= 1, "data.failure_budget", self.failure_budget, "a share, 0 .. 1")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A video ViT by name, with what deviates from it. The decoder's width and heads are VideoMAE's for that name where None."""
+
+    encoder: str = "base"
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    tubelet: int = 2
+    patch: int = 16
+    decoder_width: int | None = None
+    decoder_depth: int = 4
+    decoder_heads: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.encoder in SIZES, "model.encoder", self.encoder, f"one of {', '.join(SIZES)}")
+        for key in dataclasses.fields(self)[1:]:
+            value = getattr(self, key.name)
+            require(value is None or value > 0, f"model.{key.name}", value, "a positive number")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is learned. mask_ratio: share of the cells hidden by the tube mask. targets: "channel" normalises each channel of a
+    patch (VideoMAE), "patch" all its values together, "none" predicts the pixels, 0 .. 1, themselves."""
+
+    kind: Literal["mae"] = "mae"
+    mask_ratio: float = 0.9
+    targets: Normalization = "channel"
+
+    def __post_init__(self) -> None:
+        require(0 < self.mask_ratio < 1, "objective.mask_ratio", self.mask_ratio, "a share between 0 and 1")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How it is learned.
+
+    batch: clips per optimizer step, over all ranks and accumulation steps. steps: optimizer steps; where null, epochs counts
+    passes over the corpus's spans. The peak learning rate is base_learning_rate x batch / 256 (linear rule, Goyal et al. 2017).
+    warmup: share of the steps. clip_gradient: largest gradient norm, unbounded where null.
+    """
+
+    batch: int = 256
+    accumulation: int = 1
+    steps: int | None = None
+    epochs: float | None = None
+    base_learning_rate: float = 1.5e-4
+    final_learning_rate: float = 0.0
+    warmup: float = 0.05
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_gradient: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.batch > 0, "optim.batch", self.batch, "a positive number of clips")
+        require(
+            self.accumulation > 0 and self.batch % self.accumulation == 0,
+            "optim.accumulation",
+            self.accumulation,
+            f"a divisor of optim.batch ({self.batch})",
+        )
+        require(
+            self.steps is not None or self.epochs is not None,
+            "optim.steps",
+            self.steps,
+            "steps, or epochs, or both (steps wins)",
+        )
+        require(self.steps is None or self.steps > 0, "optim.steps", self.steps, "a positive number")
+        require(self.epochs is None or self.epochs > 0, "optim.epochs", self.epochs, "a positive number")
+        require(self.base_learning_rate > 0, "optim.base_learning_rate", self.base_learning_rate, "a positive rate")
+        require(
+            self.final_learning_rate >= 0, "optim.final_learning_rate", self.final_learning_rate, "a rate, 0 or more"
+        )
+        require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "a share of the steps, 0 <= share < 1")
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
+        require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "two numbers, 0 <= beta < 1")
+        require(
+            self.clip_gradient is None or self.clip_gradient > 0,
+            "optim.clip_gradient",
+            self.clip_gradient,
+            "a positive norm or null",
+        )
+
+
+@dataclass(frozen=True)
+class Config:
+    run: RunConfig
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(_plain(self), sort_keys=False)
+
+
+def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Reads a config.
+
+    source: path of a YAML file, or the name of one of ours ("demo_cpu"). overrides: "section.key=value", the value in YAML.
+    Raises ConfigError.
+    """
+    path = config_path(source)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: holds {type(tree).__name__}, not sections (run, data, model, objective, optim)")
+    for override in overrides:
+        _apply(tree, override)
+    return _build(Config, tree, "")
+
+
+def config_path(source: str | Path) -> Path:
+    """The file that `source` names: a path, or the name of a config that ships with trocar."""
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such config file")
+        return path
+    shipped = {file.stem: file for file in sorted(CONFIGS.glob("*.yaml"))}
+    if path.name not in shipped or len(path.parts) != 1:
+        raise ConfigError(f"{source}: no such config{_nearest(str(source), shipped)}; there are {', '.join(shipped)}")
+    return shipped[path.name]
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.split(".")
+    if not separator or len(parts) != 2 or not all(parts):
+        raise ConfigError(f"{override!r} is not a setting; write section.key=value, for example optim.steps=100")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}: {text!r} is not a YAML value: {error}") from error
+    section = tree.setdefault(parts[0], {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"{parts[0]}: holds {section!r}, not a section of keys")
+    section[parts[1]] = value
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+def _build(kind: type[Any], tree: Mapping[str, Any], prefix: str) -> Any:
+    known = {item.name: item for item in dataclasses.fields(kind)}
+    annotations = get_type_hints(kind)
+    for key in tree:
+        if key not in known:
+            raise ConfigError(f"{prefix}{key}: unknown key{_nearest(str(key), known)}; known are {', '.join(known)}")
+    values = {}
+    for name, item in known.items():
+        if name in tree:
+            values[name] = _convert(tree[name], annotations[name], f"{prefix}{name}")
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise ConfigError(
+                f"{prefix}{name}: missing; set it in the YAML or as {prefix}{name}=... on the command line"
+            )
+    return kind(**values)
+
+
+def _convert(value: Any, annotation: Any, key: str) -> Any:
+    """`value` as `annotation`, or ConfigError. No conversion changes a value's meaning."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if dataclasses.is_dataclass(annotation):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key}: holds {value!r}, not a section of keys")
+        return _build(annotation, value, f"{key}.")  # pyright: ignore[reportArgumentType]
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (annotation,) = (choice for choice in arguments if choice is not type(None))
+        return _convert(value, annotation, key)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(
+                f"{key}: {value!r} is not accepted{_nearest(str(value), map(str, arguments))}; one of {arguments}"
+            )
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)) or len(value) != len(arguments):
+            raise ConfigError(f"{key}: {value!r} is not accepted; give a list of {len(arguments)} numbers")
+        return tuple(_convert(item, kind, key) for item, kind in zip(value, arguments, strict=True))
+    if annotation is float:
+        if isinstance(value, str):  # YAML reads 1e-4, without a point, as text
+            try:
+                value = float(value)
+            except ValueError:
+                raise ConfigError(f"{key}: {value!r} is not a number") from None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ConfigError(f"{key}: {value!r} is not a finite number")
+        return float(value)
+    if type(value) is not annotation:
+        raise ConfigError(f"{key}: {value!r} is {type(value).__name__}, not {annotation.__name__}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,263 @@
+"""One pretraining run, top to bottom: the file to read first.
+
+    corpus -> sampler -> loader -> masks -> model -> optimizer -> metrics, checkpoints
+
+Nothing here is drawn from a running generator: step s of a batch of B clips takes draws s * B .. s * B + B - 1, and the draw
+number keys the clip, its crop and its mask. So resuming needs the step alone, and a run killed anywhere ends bit-identical to one
+that was not.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..loaders.augment import CropRecipe
+from ..loaders.corpus import Corpus
+from ..loaders.cpu import ClipBatch, ClipLoader, Failure, LoaderCount
+from ..loaders.sampler import Sampler
+from ..ssl.encoder import SIZES, VideoEncoder
+from ..ssl.mae import MaskedAutoencoder
+from ..ssl.masks import TubeMask
+from .checkpoint import checkpoints, load_checkpoint, remove_unfinished, restore, save_checkpoint
+from .config import Config, ConfigError
+from .metrics import MetricsLog
+from .optim import Schedule, build_optimizer, build_schedule
+from .progress import StepProgress
+
+CONFIG_FILE = "config.yaml"
+QUARANTINE_FILE = "quarantine.csv"
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """run_dir, checkpoint: where things are. steps: optimizer steps in all. resumed_from: step, 0 where it started anew."""
+
+    run_dir: Path
+    checkpoint: Path
+    steps: int
+    resumed_from: int
+
+
+def pretrain(config: Config, *, progress: bool = True) -> PretrainResult:
+    """Runs, or resumes, the pretraining that `config` describes.
+
+    Raises ConfigError, CorpusError, CheckpointError, or VideoError where more draws fail than data.failure_budget allows.
+    """
+    run_dir = Path(config.run.dir)
+    device = choose_device(config)
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    torch.manual_seed(config.run.seed)
+    model, masks = build_model(config)
+    corpus = Corpus.open(config.data.corpus)
+    sampler = build_sampler(config, corpus)
+    steps = config.optim.steps or max(1, round((config.optim.epochs or 0) * sampler.num_spans / config.optim.batch))
+    schedule = build_schedule(config.optim, steps)
+    model.to(device)
+    optimizer = build_optimizer(model, config.optim)
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(run_dir)
+    first_step = 0
+    if saved := checkpoints(run_dir):
+        checkpoint = load_checkpoint(saved[-1])
+        check_same_corpus(config, corpus, checkpoint.state["corpus"])
+        restore(checkpoint, model, optimizer)
+        first_step = checkpoint.state["step"]
+    (run_dir / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
+
+    def save(step: int) -> Path:
+        log.flush()
+        state = {"step": step, "corpus": corpus.fingerprint}
+        return save_checkpoint(run_dir, model, optimizer, state, config.run.keep_checkpoints)
+
+    micro_batch = config.optim.batch // config.optim.accumulation
+    first_micro = first_step * config.optim.accumulation
+    draws = (
+        np.arange(number * micro_batch, (number + 1) * micro_batch)
+        for number in itertools.islice(itertools.count(first_micro), (steps - first_step) * config.optim.accumulation)
+    )
+    log = MetricsLog(run_dir, first_step, config.run.tensorboard)
+    pending: list[dict] = []
+    checkpoint_path = saved[-1] if saved else run_dir
+    loader = build_loader(config, corpus, sampler, draws, device)
+    with loader, StepProgress(first_step, steps, enabled=progress) as bar:
+        for step in range(first_step, steps):
+            pending.append(train_step(config, step, schedule, model, masks, optimizer, loader, run_dir))
+            done = step + 1
+            if done % config.run.log_every == 0 or done % config.run.checkpoint_every == 0 or done == steps:
+                rows = read_back(pending)
+                for row in rows:
+                    log.write(row)
+                pending.clear()
+                bar.update(done, rows[-1])
+            if done % config.run.checkpoint_every == 0 or done == steps:
+                checkpoint_path = save(done)
+    log.close()
+    return PretrainResult(run_dir, checkpoint_path, steps, first_step)
+
+
+def train_step(
+    config: Config,
+    step: int,
+    schedule: Schedule,
+    model: MaskedAutoencoder,
+    masks: TubeMask,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[ClipBatch],
+    run_dir: Path,
+) -> dict:
+    """One optimizer step. Returns its row of metrics, with loss and gradient norm still on the device."""
+    started = time.perf_counter()
+    waited, count = 0.0, LoaderCount()
+    loss = torch.zeros((), device=next(model.parameters()).device)
+    for _ in range(config.optim.accumulation):
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        count.add(batch.count)
+        with autocast(config, loss.device):
+            output = model(batch.frames, masks(config.run.seed, batch.draws, 0, loss.device))
+        (output.loss / config.optim.accumulation).backward()
+        loss += output.loss.detach() / config.optim.accumulation
+    write_quarantine(run_dir, count.failures)
+
+    learning_rate = schedule(step)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_gradient or float("inf"))
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {
+        "step": step + 1,
+        "loss": loss,
+        "learning_rate": learning_rate,
+        "gradient_norm": gradient_norm,
+        "first_draw": step * config.optim.batch,
+        "amplification": count.amplification,
+        "repeated_frames_percent": 100 * count.repeated_frames / (count.clips * config.data.frames),
+        "replaced_clips": len({failure.draw for failure in count.failures}),
+        "started": started,
+        "waited": waited,
+        "clips": count.clips,
+    }
+
+
+def read_back(pending: list[dict]) -> list[dict]:
+    """Fetches losses and gradient norms from the device, all at once, and turns times into rates.
+
+    Each step is timed from its start to the start of the next; the last one to now, when the device has finished it.
+    """
+    values = torch.stack([torch.stack([row["loss"], row["gradient_norm"]]) for row in pending]).tolist()
+    ends = [row["started"] for row in pending[1:]] + [time.perf_counter()]
+    rows = []
+    for row, (loss, gradient_norm), end in zip(pending, values, ends, strict=True):
+        seconds = end - row.pop("started")
+        row = {"step": row.pop("step"), **row, "loss": loss, "gradient_norm": gradient_norm}
+        row["clips_per_second"] = row.pop("clips") / seconds
+        row["data_wait_percent"] = 100 * row.pop("waited") / seconds
+        rows.append(row)
+    return rows
+
+
+def choose_device(config: Config) -> torch.device:
+    if config.run.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "run.device: 'cuda' is asked for, but PyTorch finds no CUDA device; run `trocar doctor`, or set run.device=cpu"
+        )
+    if config.run.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.run.device)
+
+
+def build_model(config: Config) -> tuple[MaskedAutoencoder, TubeMask]:
+    """The model, freshly initialised from PyTorch's generator, and its masks. Raises ConfigError where sizes do not fit."""
+    choice, size = config.model, SIZES[config.model.encoder]
+    try:
+        encoder = VideoEncoder(
+            choice.width or size.width,
+            choice.depth or size.depth,
+            choice.heads or size.heads,
+            frames=config.data.frames,
+            resolution=config.data.resolution,
+            tubelet=choice.tubelet,
+            patch=choice.patch,
+        )
+        model = MaskedAutoencoder(
+            encoder,
+            decoder_width=choice.decoder_width or size.decoder_width,
+            decoder_depth=choice.decoder_depth,
+            decoder_heads=choice.decoder_heads or size.decoder_heads,
+            normalization=config.objective.targets,
+        )
+        return model, TubeMask(encoder.grid, config.objective.mask_ratio)
+    except ValueError as error:
+        raise ConfigError(f"model, data and objective do not fit together: {error}") from error
+
+
+def build_sampler(config: Config, corpus: Corpus) -> Sampler:
+    return Sampler(
+        corpus.frames,
+        num_frames=config.data.frames,
+        stride=config.data.stride,
+        sample_fps=config.data.sample_fps,
+        video_fps=corpus.fps,
+        seed=config.run.seed,
+    )
+
+
+def build_loader(
+    config: Config, corpus: Corpus, sampler: Sampler, draws: Iterator[np.ndarray], device: torch.device
+) -> ClipLoader:
+    return ClipLoader(
+        corpus,
+        sampler,
+        CropRecipe(config.data.crop_scale, config.data.crop_ratio, config.data.flip),
+        draws,
+        resolution=config.data.resolution,
+        resize=config.data.resize,
+        content_box=config.data.content_box,
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+        device=device,
+        failure_budget=config.data.failure_budget,
+    )
+
+
+def check_same_corpus(config: Config, corpus: Corpus, fingerprint: str) -> None:
+    if fingerprint != corpus.fingerprint and not config.data.allow_changed_corpus:
+        raise ConfigError(
+            f"data.corpus: {config.data.corpus} has changed since the run in {config.run.dir} began, so its draws would be others; "
+            "restore the corpus, set run.dir elsewhere, or accept it with data.allow_changed_corpus=true"
+        )
+
+
+def autocast(config: Config, device: torch.device) -> AbstractContextManager:
+    if config.run.precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def write_quarantine(run_dir: Path, failures: list[Failure]) -> None:
+    """Appends the clips that failed to RUN/quarantine.csv."""
+    if not failures:
+        return
+    path = run_dir / QUARANTINE_FILE
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(["draw", "spare", "path", "reason"])
+        writer.writerows([failure.draw, failure.spare, failure.path, failure.reason] for failure in failures)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,135 @@
+"""Pictures of a run: what the model reconstructs, and its curve. PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..kernels.pixel_loss import patch_targets
+from ..loaders.corpus import Corpus
+from ..ssl.mae import MaskedAutoencoder
+from ..ssl.masks import Masks
+from .checkpoint import CheckpointError, checkpoints, load_checkpoint
+from .config import Config, load_config
+from .metrics import read_metrics
+from .pretrain import CONFIG_FILE, build_loader, build_model, build_sampler
+
+FIRST_UNSEEN_DRAW = 2**40  # far beyond any run: other offsets, crops and masks than the model was trained on
+
+
+def view_reconstruction(
+    run_dir: Path, out: Path | None = None, *, clips: int = 4, frames: int = 4, corpus: str | None = None
+) -> Path:
+    """Writes a grid of clips: original, what the model sees, what it makes of it.
+
+    run_dir: a run with a checkpoint. out: RUN/reconstruction.png where None. clips: rows of the grid. frames: shown of each clip.
+    corpus: another corpus than the run's. Returns the path of the PNG. Raises ConfigError, CorpusError or CheckpointError.
+    """
+    config = _run_config(run_dir, corpus)
+    saved = checkpoints(run_dir)
+    if not saved:
+        raise CheckpointError(f"{run_dir}: no checkpoint to show; run `trocar pretrain` with run.dir={run_dir} first")
+    model, mask = build_model(config)
+    model.load_state_dict(load_checkpoint(saved[-1]).model)
+    model.eval()
+    opened = Corpus.open(config.data.corpus)
+    draws = np.arange(FIRST_UNSEEN_DRAW, FIRST_UNSEEN_DRAW + clips)
+    with build_loader(config, opened, build_sampler(config, opened), iter([draws]), torch.device("cpu")) as loader:
+        batch = next(loader)
+    masks = mask(config.run.seed, batch.draws, 0)
+    with torch.no_grad():
+        prediction = model(batch.frames, masks).prediction
+    shown = np.linspace(0, config.data.frames - 1, frames).round().astype(int)
+    triples = [video[:, shown] for video in reconstruction(model, batch.frames, masks, prediction)]
+    out = out or run_dir / "reconstruction.png"
+    _save_grid(triples, out, f"{run_dir.name}, step {saved[-1].name.rpartition('_')[2].lstrip('0')}")
+    return out
+
+
+def reconstruction(
+    model: MaskedAutoencoder, frames: torch.Tensor, masks: Masks, prediction: torch.Tensor
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+    """(original, masked, reconstructed), each (B, T, H, W, 3) uint8.
+
+    Hidden patches are grey in the second; in the third they are the prediction and the visible ones are the original. Normalised
+    predictions are shown with the true mean and deviation of their patch, which the model was not asked for.
+    """
+    tubelet, patch, grid = model.encoder.tubelet, model.encoder.patch, model.encoder.grid
+    pixels = patch_targets(frames, masks.masked, tubelet, patch, "none", torch.float32)
+    values = pixels.unflatten(2, (-1, 3))
+    if model.normalization != "none":
+        over = -2 if model.normalization == "channel" else (-2, -1)
+        variance, mean = torch.var_mean(values, dim=over, keepdim=True, correction=1)
+        prediction = (prediction.unflatten(2, (-1, 3)) * (variance.sqrt() + 1e-6) + mean).flatten(2)
+    everything = torch.arange(model.encoder.num_tokens).expand(len(frames), -1)
+    original = patch_targets(frames, everything, tubelet, patch, "none", torch.float32)
+    index = masks.masked[..., None].expand(-1, -1, original.shape[-1])
+    hidden = original.scatter(1, index, 0.5)
+    rebuilt = original.scatter(1, index, prediction.float().clamp(0, 1))
+
+    def video(patches: torch.Tensor) -> NDArray[np.uint8]:
+        steps, rows, columns = grid
+        cells = patches.unflatten(2, (tubelet, patch, patch, 3)).unflatten(1, (steps, rows, columns))
+        ordered = cells.permute(0, 1, 4, 2, 5, 3, 6, 7)
+        return (ordered.reshape(frames.shape) * 255).round().to(torch.uint8).numpy()
+
+    return video(original), video(hidden), video(rebuilt)
+
+
+def view_curve(run_dir: Path, out: Path | None = None) -> Path:
+    """Plots loss and speed of a run over its steps. Returns the path of the PNG, RUN/curve.png where `out` is None."""
+    rows = read_metrics(run_dir)
+    if not rows:
+        raise CheckpointError(f"{run_dir}: no metrics to show; run `trocar pretrain` with run.dir={run_dir} first")
+    out = out or run_dir / "curve.png"
+    from matplotlib.figure import Figure  # slow to import: only where something is drawn
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    loss, speed = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    steps = [row["step"] for row in rows]
+    loss.plot(steps, [row["loss"] for row in rows], color="0.75", linewidth=0.8, label="each step")
+    loss.plot(steps, _smooth([row["loss"] for row in rows]), color="C0", label="running mean")
+    loss.set_ylabel("loss")
+    loss.set_title(run_dir.name)
+    loss.legend(frameon=False)
+    speed.plot(steps, [row["clips_per_second"] for row in rows], color="C1", linewidth=0.8)
+    speed.set_ylabel("clips/s")
+    speed.set_xlabel("step")
+    figure.savefig(out, dpi=120)
+    return out
+
+
+def _smooth(values: Sequence[float], window: int = 20) -> NDArray[np.float64]:
+    """The mean of up to `window` values that end at each."""
+    total = np.cumsum(np.concatenate([[0.0], values]))
+    end = np.arange(1, len(values) + 1)
+    start = np.maximum(end - window, 0)
+    return (total[end] - total[start]) / (end - start)
+
+
+def _save_grid(videos: Sequence[NDArray[np.uint8]], out: Path, title: str) -> None:
+    """One panel per video array (B, T, H, W, 3): a clip a row, its frames side by side."""
+    from matplotlib.figure import Figure
+
+    clips, frames, height, width, _ = videos[0].shape
+    figure = Figure(figsize=(3 * 1.1 * frames * width / height, 1.1 * clips + 0.8), layout="constrained")
+    figure.suptitle(title)
+    names = ("original", "what the model sees", "reconstructed")
+    for axis, video, name in zip(figure.subplots(1, 3), videos, names, strict=True):
+        axis.imshow(video.transpose(0, 2, 1, 3, 4).reshape(clips * height, frames * width, 3))
+        axis.set_title(name)
+        axis.set_axis_off()
+    figure.savefig(out, dpi=120)
+
+
+def _run_config(run_dir: Path, corpus: str | None) -> Config:
+    if not (run_dir / CONFIG_FILE).is_file():
+        raise CheckpointError(
+            f"{run_dir}: not a run (it has no {CONFIG_FILE}); name a folder that `trocar pretrain` wrote"
+        )
+    overrides = [] if corpus is None else [f"data.corpus={corpus}"]
+    return load_config(run_dir / CONFIG_FILE, overrides)

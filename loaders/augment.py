@@ -1,0 +1,81 @@
+"""Random-resized crop and horizontal flip, drawn once per clip and applied alike by every loader.
+
+Coordinates are those of the upright picture (after rotation). All are even, so that a crop never splits a chroma sample.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..kernels.philox import Stream, random_words, unit
+
+ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in pixels of the upright picture."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The rectangle to cut out, in pixels of the upright picture, and whether to mirror it left to right."""
+
+    box: Box
+    flip: bool
+
+
+@dataclass(frozen=True)
+class CropRecipe:
+    """What crops are drawn from.
+
+    scale: least and largest share of the picture's area, 0 < least <= largest <= 1. ratio: least and largest width / height.
+    flip_probability: 0 .. 1. (1, 1) for both with flip 0 takes the largest centred square, always. Raises ValueError.
+    """
+
+    scale: tuple[float, float] = (0.5, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"crop scale must hold 0 < least <= largest <= 1, got {self.scale}")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"crop ratio must hold 0 < least <= largest, got {self.ratio}")
+        if not 0 <= self.flip_probability <= 1:
+            raise ValueError(f"flip probability must lie in 0 .. 1, got {self.flip_probability}")
+
+    def crop(self, content: Box, *, seed: int, draw: int, view: int = 0) -> Crop:
+        """The crop of this (seed, draw, view) inside `content`.
+
+        Area and log ratio are uniform, as in Inception's random-resized crop (Szegedy et al. 2015); after ten shapes that do not
+        fit, the largest centred one of an allowed ratio.
+        """
+        numbers = unit(random_words(seed, [draw], view, Stream.CROP, 3 + 2 * ATTEMPTS))[0]
+        flip = bool(numbers[0] < self.flip_probability)
+        for attempt in range(ATTEMPTS):
+            share, shape = numbers[3 + 2 * attempt : 5 + 2 * attempt]
+            area = content.width * content.height * (self.scale[0] + share * (self.scale[1] - self.scale[0]))
+            ratio = self.ratio[0] * (self.ratio[1] / self.ratio[0]) ** shape
+            width, height = even(math.sqrt(area * ratio)), even(math.sqrt(area / ratio))
+            if 0 < width <= content.width and 0 < height <= content.height:
+                break
+        else:
+            ratio = min(max(content.width / content.height, self.ratio[0]), self.ratio[1])
+            width = min(even(content.width), even(content.height * ratio))
+            height = min(even(content.height), even(content.width / ratio))
+            numbers[1:3] = 0.5
+        left = content.left + even(numbers[1] * (content.width - width))
+        top = content.top + even(numbers[2] * (content.height - height))
+        return Crop(Box(left, top, width, height), flip)
+
+
+def even(value: float) -> int:
+    """The largest even integer that is not above `value`."""
+    return 2 * math.floor(value / 2)

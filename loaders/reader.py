@@ -1,0 +1,165 @@
+"""Exact frames out of one long video: seek to a clean keyframe, decode as little as possible, stop.
+
+Frames are numbered in display order. Which packet holds which number follows from the timestamps alone, before anything is decoded,
+so nothing is fed to the decoder that the wanted frames do not need, and pictures that no other picture refers to are skipped.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from numpy.typing import NDArray
+
+from .probe import GopTable, VideoError, VideoFacts
+
+
+@dataclass
+class DecodeCount:
+    """What the decoder did: packets it was fed, frames it returned, bytes in those packets."""
+
+    packets: int = 0
+    frames: int = 0
+    bytes: int = 0
+
+
+class VideoReader:
+    """An open video. Not thread-safe: one thread at a time.
+
+    Raises VideoError where the file is gone, has changed since it was indexed, or cannot be opened.
+    """
+
+    def __init__(self, video: VideoFacts) -> None:
+        self.video = video
+        try:
+            status = os.stat(video.path)
+        except OSError as error:
+            raise VideoError(f"{video.path}: {error.strerror}; restore the file or run `trocar index` again") from error
+        if (status.st_size, status.st_mtime_ns) != (video.size_bytes, video.mtime_ns):
+            raise VideoError(f"{video.path}: changed since it was indexed; run `trocar index` again")
+        try:
+            self.container = av.open(video.path, container_options={"fflags": "+genpts"})
+        except (av.FFmpegError, OSError) as error:
+            raise VideoError(f"{video.path}: cannot be opened: {error}") from error
+        self.stream = self.container.streams[video.stream_index]
+        self.codec = self.stream.codec_context
+        self.codec.thread_count = 1
+        self.codec.thread_type = "NONE"
+        self._hides_packets = video.codec == "vp8"
+
+    def close(self) -> None:
+        self.container.close()
+
+    def frames(
+        self, numbers: NDArray[np.int64], gops: GopTable, count: DecodeCount
+    ) -> Iterator[tuple[int, VideoFrame]]:
+        """Yields (frame number, decoded frame) for the wanted numbers, in display order.
+
+        numbers: ascending, distinct, 0 .. frames - 1. Adds to `count`. Raises VideoError where a wanted frame does not come out
+        of the decoder, or comes out damaged.
+        """
+        wanted: dict[int, int] = {}
+        try:
+            for packet, number in self._numbered_packets(numbers, gops):
+                # A picture nobody wants and nobody refers to costs a parse, not a decode.
+                self.codec.skip_frame = "NONREF" if number is None else "DEFAULT"
+                if number is not None:
+                    assert packet.pts is not None
+                    wanted[packet.pts] = number
+                count.packets += 1
+                count.bytes += packet.size
+                yield from self._wanted_frames(packet, wanted, count)
+            yield from self._wanted_frames(None, wanted, count)
+        except av.FFmpegError as error:
+            raise VideoError(
+                f"{self.video.path}: frames {numbers[0]} to {numbers[-1]} do not decode: {error}"
+            ) from error
+        if wanted:
+            missing = sorted(wanted.values())
+            raise VideoError(
+                f"{self.video.path}: the decoder did not return frame {missing[0]} ({len(missing)} in all)"
+            )
+
+    def _wanted_frames(
+        self, packet: Packet | None, wanted: dict[int, int], count: DecodeCount
+    ) -> Iterator[tuple[int, VideoFrame]]:
+        for frame in self.codec.decode(packet):
+            count.frames += 1
+            number = wanted.pop(frame.pts, None)
+            if number is None:
+                continue
+            if frame.is_corrupt:
+                raise VideoError(f"{self.video.path}: frame {number} is damaged")
+            yield number, frame
+
+    def _numbered_packets(self, numbers: NDArray[np.int64], gops: GopTable) -> Iterator[tuple[Packet, int | None]]:
+        """Packets in decode order, from a clean keyframe to the last one needed, with the frame number where it is wanted."""
+        gop = gops.clean_start(int(numbers[0]))
+        first_number, key_pts = int(gops.first_frame[gop]), int(gops.pts[gop])
+        remaining = set(numbers.tolist())
+        timestamps: list[int] = []
+        undecided: deque[Packet] = deque()
+
+        def decide(packet: Packet) -> tuple[Packet, int | None]:
+            if not self._is_shown(packet):
+                return packet, None
+            number = first_number + bisect_left(timestamps, packet.pts)
+            if number in remaining:
+                remaining.discard(number)
+                return packet, number
+            return packet, None
+
+        for packet in self._packets_from(gop, gops):
+            if packet.pts < key_pts:
+                continue  # a leading picture: it refers to the GOP before, which was not decoded
+            if self._is_shown(packet):
+                place = bisect_left(timestamps, packet.pts)
+                if place == len(timestamps) or timestamps[place] != packet.pts:
+                    timestamps.insert(place, packet.pts)
+            undecided.append(packet)
+            # After reorder_depth further packets no earlier timestamp can come: the number is final.
+            if len(undecided) > self.video.reorder_depth:
+                yield decide(undecided.popleft())
+                if not remaining:
+                    return
+        while undecided and remaining:
+            yield decide(undecided.popleft())
+        if remaining:
+            raise VideoError(f"{self.video.path}: frame {min(remaining)} is not in the file; run `trocar index` again")
+
+    def _is_shown(self, packet: Packet) -> bool:
+        """Whether the packet's picture counts as a frame: the rule `probe_video` numbers by."""
+        if packet.is_discard or packet.is_corrupt:
+            return False
+        return not self._hides_packets or bool(
+            memoryview(packet)[0] >> 4 & 1
+        )  # VP8's show_frame bit, RFC 6386 section 9.1
+
+    def _packets_from(self, gop: int, gops: GopTable) -> Iterator[Packet]:
+        """Packets in decode order, starting with the keyframe of `gop`. Where a seek lands too late, an earlier one is tried."""
+        key_pts = int(gops.pts[gop])
+        for earlier in (gop, gop - 1, gop - 4, gop - 16, gop - 64):
+            self.container.seek(int(gops.pts[max(earlier, 0)]), stream=self.stream)
+            for packet in self.container.demux(self.stream):
+                if packet.pts is None or not packet.size:
+                    continue
+                if packet.is_keyframe and packet.pts >= key_pts:
+                    break
+            else:
+                continue
+            if packet.pts == key_pts:
+                yield packet
+                for packet in self.container.demux(self.stream):
+                    if packet.pts is not None and packet.size:
+                        yield packet
+                return
+        raise VideoError(
+            f"{self.video.path}: no keyframe at timestamp {key_pts}; the file differs from its index, run `trocar index` again"
+        )

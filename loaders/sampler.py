@@ -1,0 +1,152 @@
+"""(seed, draw number) -> clip: a pure function, so the order of a run needs no state.
+
+Every video is cut on a grid into base spans of (num_frames - 1) x stride + 1 frames; the spans of all videos are numbered through.
+Draw n visits them in a keyed pseudo-random order: n // num_spans keys a permutation of all spans, n % num_spans enters it, so
+every span is seen once before any is seen twice. The clip starts at the span's first frame plus a keyed offset below the
+span's length, clamped at the end of the video: no two visits see the same cut, and no frame is out of reach.
+
+Draw n is the same on 1 or 1,000 ranks, and resuming is one integer. Replacement k of a failed draw n is `spare` k of n, pure too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..kernels.philox import Stream, below, philox, random_words
+
+# Below this size a permutation is the argsort of random keys: a Feistel network of a few bits is far from uniform.
+SORTED_PERMUTATION_LIMIT = 64
+FEISTEL_ROUNDS = 6
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip to read.
+
+    draw, view, spare: what it was drawn for; spare 0 is the draw itself. video: row in the corpus. frames: (T,) frame numbers in
+    display order, ascending. repeated: how many positions at the end repeat the video's last frame because it is too short.
+    """
+
+    draw: int
+    view: int
+    spare: int
+    video: int
+    frames: Integers
+    repeated: int
+
+
+def feistel(values: Integers, bits: int, seed: int, cycles: Integers) -> Integers:
+    """A keyed permutation of 0 .. 2**bits - 1: a Feistel network whose round function is Philox (Luby and Rackoff 1988).
+
+    values, cycles: (B,). The halves have bits // 2 and bits - bits // 2 bits and change places every round.
+    """
+    low_bits = bits // 2
+    left, right = values >> low_bits, values & ((1 << low_bits) - 1)
+    left_bits, right_bits = bits - low_bits, low_bits
+    counter = np.empty((*values.shape, 4), dtype=np.uint64)
+    counter[..., 1] = cycles & 0xFFFFFFFF
+    for round_number in range(FEISTEL_ROUNDS):
+        counter[..., 0] = right
+        counter[..., 2] = (cycles >> 32) | (round_number << 16)
+        counter[..., 3] = Stream.PERMUTATION
+        mixed = philox(counter, (seed & 0xFFFFFFFF, seed >> 32))[..., 0].astype(np.int64)
+        left, right = right, left ^ (mixed & ((1 << left_bits) - 1))
+        left_bits, right_bits = right_bits, left_bits
+    return (left << right_bits) | right
+
+
+def permute(positions: Integers, size: int, seed: int, cycles: Integers) -> Integers:
+    """Where `positions` go under the permutations of 0 .. size - 1 that (seed, cycle) key.
+
+    positions: (B,) in 0 .. size - 1. cycles: (B,), 0 .. 2**48 - 1. Returns (B,).
+    """
+    if size <= SORTED_PERMUTATION_LIMIT:
+        distinct, which = np.unique(cycles, return_inverse=True)
+        keys = random_words(seed, distinct, 0, Stream.PERMUTATION, size)
+        return np.argsort(keys, axis=-1, kind="stable")[which, positions]
+    bits = (size - 1).bit_length()
+    result = feistel(positions, bits, seed, cycles)
+    outside = np.flatnonzero(result >= size)
+    while outside.size:  # cycle walking keeps it a permutation of the smaller set; two steps on average at most
+        result[outside] = feistel(result[outside], bits, seed, cycles[outside])
+        outside = outside[result[outside] >= size]
+    return result
+
+
+class Sampler:
+    """Draws clips from a corpus.
+
+    video_frames: (V,) frames of each video. num_frames: T. Exactly one of stride (decoded frames from one clip frame to the next)
+    and sample_fps (clip frames a second, for corpora of mixed frame rates; needs video_fps (V,); of a video with variable frame
+    rate its mean rate counts). seed: 0 .. 2**64 - 1. Raises ValueError on values out of range.
+    """
+
+    def __init__(
+        self,
+        video_frames: ArrayLike,
+        *,
+        num_frames: int,
+        stride: int | None = None,
+        sample_fps: float | None = None,
+        video_fps: ArrayLike | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.video_frames = np.asarray(video_frames, dtype=np.int64)
+        self.num_frames, self.seed = num_frames, seed
+        if not self.video_frames.size or self.video_frames.min() < 1:
+            raise ValueError("the sampler needs at least one video, each with at least one frame")
+        if num_frames < 1:
+            raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+        if (stride is None) == (sample_fps is None):
+            raise ValueError(f"give exactly one of stride and sample_fps, got stride={stride}, sample_fps={sample_fps}")
+        if stride is not None:
+            if stride < 1:
+                raise ValueError(f"stride must be at least 1, got {stride}")
+            self.stride = np.full(len(self.video_frames), float(stride))
+        else:
+            if video_fps is None or sample_fps is None or sample_fps <= 0:
+                raise ValueError(
+                    f"sample_fps must be positive and needs the frame rate of every video, got {sample_fps}"
+                )
+            self.stride = np.asarray(video_fps, dtype=np.float64) / sample_fps
+        self.span_frames = self._offsets(self.stride)[:, -1] + 1
+        spans = np.maximum(self.video_frames // self.span_frames, 1)
+        self._first_span = np.concatenate([[0], np.cumsum(spans)])
+
+    @property
+    def num_spans(self) -> int:
+        return int(self._first_span[-1])
+
+    def _offsets(self, stride: NDArray[np.float64]) -> Integers:
+        """Frame offsets inside a clip, (B, T), for the strides (B,)."""
+        return np.floor(np.arange(self.num_frames) * stride[:, None] + 0.5).astype(np.int64)
+
+    def clips(self, draws: ArrayLike, *, view: int = 0, spare: int = 0) -> list[Clip]:
+        """The clips of these draws.
+
+        draws: (B,) in 0 .. 2**48 - 1. view: which of several views of one draw: the same span, another offset. spare: 0, or k
+        for the k-th replacement.
+        """
+        draw = np.asarray(draws, dtype=np.int64)
+        if spare:
+            words = random_words(self.seed, draw, spare, Stream.SPARE, 2)
+            span, offset_word = below(words[:, 0], self.num_spans), words[:, 1]
+        else:
+            span = permute(draw % self.num_spans, self.num_spans, self.seed, draw // self.num_spans)
+            offset_word = random_words(self.seed, draw, view, Stream.JITTER, 1)[:, 0]
+        video = np.searchsorted(self._first_span, span, side="right") - 1
+        length, total = self.span_frames[video], self.video_frames[video]
+        start = (span - self._first_span[video]) * length + below(offset_word, length)
+        start = np.maximum(np.minimum(start, total - length), 0)
+        frames = start[:, None] + self._offsets(self.stride[video])
+        last = total[:, None] - 1
+        repeated = (frames > last).sum(axis=1)
+        frames = np.minimum(frames, last)
+        return [
+            Clip(int(draw[i]), view, spare, int(video[i]), frames[i], int(repeated[i])) for i in range(len(draw))
+        ]  # fmt: skip

@@ -1,0 +1,76 @@
+"""Masked autoencoder for video, equal to VideoMAE (Tong et al., arXiv 2203.12602).
+
+The encoder sees the visible tokens; a narrow decoder predicts the pixels of the masked ones.
+
+Shapes: B clips, T frames, N = N_visible + N_masked tokens, P = t * p * p * 3 values a patch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ..kernels.decoder_tokens import decoder_tokens
+from ..kernels.pixel_loss import Normalization, pixel_loss
+from .encoder import LayerNorm, VideoEncoder, initialize, sine_cosine_positions, transformer_blocks
+from .masks import Masks
+
+
+class MAEOutput(NamedTuple):
+    """loss: scalar, the mean over clips. clip_loss: (B,), detached. prediction: (B, N_masked, P)."""
+
+    loss: torch.Tensor
+    clip_loss: torch.Tensor
+    prediction: torch.Tensor
+
+
+class MaskedAutoencoder(nn.Module):
+    """Encoder, decoder and pixel loss.
+
+    normalization: what `pixel_loss` does to its targets: "channel" is VideoMAE's, "none" predicts the pixels themselves.
+    """
+
+    decoder_positions: torch.Tensor
+
+    def __init__(
+        self,
+        encoder: VideoEncoder,
+        *,
+        decoder_width: int,
+        decoder_depth: int,
+        decoder_heads: int,
+        normalization: Normalization = "channel",
+    ) -> None:
+        super().__init__()
+        if decoder_width % decoder_heads:
+            raise ValueError(f"decoder width {decoder_width} is not divisible by {decoder_heads} heads")
+        self.encoder = encoder
+        self.normalization: Normalization = normalization
+        self.encoder_to_decoder = nn.Linear(encoder.width, decoder_width, bias=False)
+        self.mask_token = nn.Parameter(torch.zeros(decoder_width))
+        positions = sine_cosine_positions(encoder.num_tokens, decoder_width)
+        self.register_buffer("decoder_positions", positions, persistent=False)
+        self.decoder_blocks = transformer_blocks(decoder_depth, decoder_width, decoder_heads)
+        self.decoder_norm = LayerNorm(decoder_width)
+        self.decoder_head = nn.Linear(decoder_width, encoder.tubelet * encoder.patch**2 * 3)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        for part in (self.encoder_to_decoder, self.decoder_blocks, self.decoder_head):
+            part.apply(initialize)
+
+    def decode(self, visible_tokens: torch.Tensor, masks: Masks) -> torch.Tensor:
+        """visible_tokens: (B, N_visible, D). Returns the prediction at the masked places, (B, N_masked, P)."""
+        projected = self.encoder_to_decoder(visible_tokens)
+        tokens = decoder_tokens(projected, self.mask_token, self.decoder_positions, masks.visible, masks.masked)
+        for block in self.decoder_blocks:
+            tokens = block(tokens)
+        return self.decoder_head(self.decoder_norm(tokens[:, masks.visible.shape[1] :]))
+
+    def forward(self, frames: torch.Tensor, masks: Masks) -> MAEOutput:
+        """frames: (B, T, H, W, 3) uint8."""
+        prediction = self.decode(self.encoder(frames, masks.visible), masks)
+        loss, clip_loss = pixel_loss(
+            prediction, frames, masks.masked, self.encoder.tubelet, self.encoder.patch, self.normalization
+        )
+        return MAEOutput(loss, clip_loss, prediction)

@@ -1,0 +1,39 @@
+"""What is seen and what is predicted.
+
+Shapes: B clips, N tokens of the grid (T', H', W').
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from numpy.typing import ArrayLike
+
+from ..kernels.mask_sampler import tube_mask, visible_cells
+
+
+class Masks(NamedTuple):
+    """visible: (B, N_visible), masked: (B, N_masked): int64 token indices, ascending, on the model's device."""
+
+    visible: torch.Tensor
+    masked: torch.Tensor
+
+
+@dataclass(frozen=True)
+class TubeMask:
+    """VideoMAE's mask: the same cells hidden at every time step.
+
+    grid: (T', H', W') in tokens. ratio: share of the cells hidden, 0 < ratio < 1; ValueError where that hides none or all.
+    """
+
+    grid: tuple[int, int, int]
+    ratio: float
+
+    def __post_init__(self) -> None:
+        visible_cells(self.grid[1] * self.grid[2], self.ratio)
+
+    def __call__(self, seed: int, draws: ArrayLike, views: ArrayLike, device: torch.device | str = "cpu") -> Masks:
+        """The masks of these draws: a pure function, whatever the process, batch or device."""
+        return Masks(*tube_mask(seed, draws, views, self.grid, self.ratio, device))
