@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand. Returns the exit status: 0, 1 where something could not be done, 2 where it was asked for wrongly."""
     options = build_parser().parse_args(arguments)
     from ..loaders.corpus import CorpusError
-    from ..loaders.probe import VideoError
+    from ..loaders.video import VideoError
     from .checkpoint import CheckpointError
 
     try:
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"trocar: {error}", file=sys.stderr)
         return 2
-    except (CorpusError, VideoError, CheckpointError) as error:
+    except (CorpusError, VideoError, CheckpointError, OSError) as error:
         print(f"trocar: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

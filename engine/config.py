@@ -18,7 +18,7 @@ import yaml
 
 from ..kernels.pixel_loss import Normalization
 from ..loaders.resize import Resize
-from ..ssl.encoder import SIZES
+from ..ssl.encoder import SIZES, Positions
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -112,7 +112,11 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A video ViT by name, with what deviates from it. The decoder's width and heads are VideoMAE's for that name where None."""
+    """A video ViT by name, with what deviates from it.
+
+    positions: "flat" is VideoMAE's table, "axes" V-JEPA's, which small models learn from sooner. The decoder's width and heads are
+    VideoMAE's for that name where None.
+    """
 
     encoder: str = "base"
     width: int | None = None
@@ -120,15 +124,15 @@ class ModelConfig:
     heads: int | None = None
     tubelet: int = 2
     patch: int = 16
+    positions: Positions = "flat"
     decoder_width: int | None = None
     decoder_depth: int = 4
     decoder_heads: int | None = None
 
     def __post_init__(self) -> None:
         require(self.encoder in SIZES, "model.encoder", self.encoder, f"one of {', '.join(SIZES)}")
-        for key in dataclasses.fields(self)[1:]:
-            value = getattr(self, key.name)
-            require(value is None or value > 0, f"model.{key.name}", value, "a positive number")
+        for key, value in vars(self).items():
+            require(value is None or isinstance(value, str) or value > 0, f"model.{key}", value, "a positive number")
 
 
 @dataclass(frozen=True)

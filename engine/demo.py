@@ -1,7 +1,7 @@
 """The whole way on one machine without a GPU: videos (your own or made here), index, a small MAE, pictures of what it learned.
 
-The made videos imitate an endoscope: textured tissue that drifts and breathes, two instruments that move over it, a round picture in
-a black border.
+The made videos imitate an endoscope: textured tissue that drifts and breathes, two instruments that move over it, and a round
+picture in a black border.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ class MetricsLog:
     def __init__(self, run_dir: Path, last_step: int, tensorboard: bool) -> None:
         self.path = run_dir / FILE_NAME
         _cut(self.path, last_step)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = self.path.open("a", buffering=1, encoding="utf-8")
         self._writer = None
         if tensorboard:
             from torch.utils.tensorboard.writer import SummaryWriter  # slow to import: only when asked for
@@ -40,8 +40,10 @@ class MetricsLog:
         if self._writer is not None:
             self._writer.flush()
 
-    def close(self) -> None:
-        self.flush()
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
         if self._writer is not None:
             self._writer.close()

@@ -10,13 +10,13 @@ that was not.
 from __future__ import annotations
 
 import csv
-import itertools
 import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,34 +76,30 @@ def pretrain(config: Config, *, progress: bool = True) -> PretrainResult:
         first_step = checkpoint.state["step"]
     (run_dir / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
 
-    def save(step: int) -> Path:
-        log.flush()
-        state = {"step": step, "corpus": corpus.fingerprint}
-        return save_checkpoint(run_dir, model, optimizer, state, config.run.keep_checkpoints)
-
     micro_batch = config.optim.batch // config.optim.accumulation
-    first_micro = first_step * config.optim.accumulation
-    draws = (
-        np.arange(number * micro_batch, (number + 1) * micro_batch)
-        for number in itertools.islice(itertools.count(first_micro), (steps - first_step) * config.optim.accumulation)
-    )
-    log = MetricsLog(run_dir, first_step, config.run.tensorboard)
-    pending: list[dict] = []
+    micro_steps = range(first_step * config.optim.accumulation, steps * config.optim.accumulation)
+    draws = (np.arange(number * micro_batch, (number + 1) * micro_batch) for number in micro_steps)
     checkpoint_path = saved[-1] if saved else run_dir
-    loader = build_loader(config, corpus, sampler, draws, device)
-    with loader, StepProgress(first_step, steps, enabled=progress) as bar:
+    pending: list[dict[str, Any]] = []
+    with (
+        build_loader(config, corpus, sampler, draws, device) as loader,
+        MetricsLog(run_dir, first_step, config.run.tensorboard) as log,
+        StepProgress(first_step, steps, enabled=progress) as bar,
+    ):
         for step in range(first_step, steps):
             pending.append(train_step(config, step, schedule, model, masks, optimizer, loader, run_dir))
             done = step + 1
-            if done % config.run.log_every == 0 or done % config.run.checkpoint_every == 0 or done == steps:
+            saving = done % config.run.checkpoint_every == 0 or done == steps
+            if saving or done % config.run.log_every == 0:
                 rows = read_back(pending)
+                pending.clear()
                 for row in rows:
                     log.write(row)
-                pending.clear()
                 bar.update(done, rows[-1])
-            if done % config.run.checkpoint_every == 0 or done == steps:
-                checkpoint_path = save(done)
-    log.close()
+            if saving:
+                log.flush()
+                state = {"step": done, "corpus": corpus.fingerprint}
+                checkpoint_path = save_checkpoint(run_dir, model, optimizer, state, config.run.keep_checkpoints)
     return PretrainResult(run_dir, checkpoint_path, steps, first_step)
 
 
@@ -116,7 +112,7 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     batches: Iterator[ClipBatch],
     run_dir: Path,
-) -> dict:
+) -> dict[str, Any]:
     """One optimizer step. Returns its row of metrics, with loss and gradient norm still on the device."""
     started = time.perf_counter()
     waited, count = 0.0, LoaderCount()
@@ -153,7 +149,7 @@ def train_step(
     }
 
 
-def read_back(pending: list[dict]) -> list[dict]:
+def read_back(pending: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Fetches losses and gradient norms from the device, all at once, and turns times into rates.
 
     Each step is timed from its start to the start of the next; the last one to now, when the device has finished it.
@@ -192,6 +188,7 @@ def build_model(config: Config) -> tuple[MaskedAutoencoder, TubeMask]:
             resolution=config.data.resolution,
             tubelet=choice.tubelet,
             patch=choice.patch,
+            positions=choice.positions,
         )
         model = MaskedAutoencoder(
             encoder,

@@ -22,10 +22,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from .augment import Box, CropRecipe
 from .corpus import Corpus
-from .probe import VideoError
 from .reader import DecodeCount, VideoReader
 from .resize import Resizer
 from .sampler import Clip, Sampler
+from .video import VideoError
 
 OPEN_READERS_PER_THREAD = 8
 MAX_SPARES = 64

@@ -18,7 +18,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from .probe import GopTable, VideoError, VideoFacts
+from .video import GopTable, VideoError, VideoFacts
 
 
 @dataclass
