@@ -16,13 +16,17 @@ command -v "$PYTHON" >/dev/null || fail "no $PYTHON here; install Python 3.10 or
 [ "$(uname -sm)" = "Linux x86_64" ] ||
     echo "trocar: $(uname -sm) is not tested: the CPU path may work, Triton and DALI need Linux x86-64" >&2
 
-base=$("$PYTHON" -c 'import sys; print(sys.base_prefix, sys.version)')
-wanted="$base $extra $(cat pyproject.toml setup.py | cksum)"
+whose='import sys; print(sys.base_prefix, sys.version)'
+base=$("$PYTHON" -c "$whose")
+wanted="$base $(cat pyproject.toml setup.py | cksum) "
 stamp=$VENV/trocar-stamp
+found=$(cat "$stamp" 2>/dev/null || true)
 # What was made for testing serves for running too.
-[ -f "$stamp" ] && { [ "$(cat "$stamp")" = "$wanted" ] || [ "$(cat "$stamp")" = "${wanted/$extra /[dev] }" ]; } && exit 0
+if [ "$found" = "$wanted$extra" ] || [ "$found" = "$wanted[dev]" ]; then
+    exit 0
+fi
 
-if [ -d "$VENV" ] && { [ "$(cat "$VENV/trocar-base" 2>/dev/null)" != "$base" ] || ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; }; then
+if [ -d "$VENV" ] && { [ "$("$VENV/bin/python" -c "$whose" 2>/dev/null)" != "$base" ] || ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; }; then
     echo "trocar: $VENV is incomplete or of another Python; making it anew"
     rm -rf "$VENV"
 fi
@@ -30,8 +34,7 @@ if [ ! -d "$VENV" ]; then
     "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null ||
         fail "$PYTHON lacks venv or ensurepip; on Debian or Ubuntu: apt install python$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
     "$PYTHON" -m venv "$VENV"
-    echo "$base" >"$VENV/trocar-base"
 fi
 echo "trocar: installing into $VENV (about 6 GB; a few minutes)"
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".$extra"
-echo "$wanted" >"$stamp"
+echo "$wanted$extra" >"$stamp"

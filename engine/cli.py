@@ -69,7 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="index, pretrain a small MAE on the CPU and draw what it learned")
     demo.add_argument("--videos", metavar="DIR", help="your videos (default: some are made)")
-    demo.add_argument("--out", type=Path, default=Path("runs/demo_cpu"), metavar="RUN")
+    demo.add_argument(
+        "--out", type=Path, metavar="RUN", help="default: runs/demo_cpu, or runs/demo_DIR with your videos"
+    )
     demo.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example optim.steps=20")
     demo.set_defaults(run=run_demo)
 
@@ -119,7 +121,8 @@ def run_view_curve(options: argparse.Namespace) -> int:
 def run_demo(options: argparse.Namespace) -> int:
     from .demo import demo
 
-    print("\n".join(demo(options.out, options.videos, options.overrides)))
+    name = Path(options.videos).resolve().name if options.videos else "cpu"
+    print("\n".join(demo(options.out or Path("runs") / f"demo_{name}", options.videos, options.overrides)))
     return 0
 
 

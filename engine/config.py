@@ -21,6 +21,7 @@ from ..loaders.resize import Resize
 from ..ssl.encoder import SIZES, Positions
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIG_FILE = "config.yaml"  # in a run's directory
 
 
 class ConfigError(Exception):

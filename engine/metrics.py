@@ -1,13 +1,17 @@
-"""What a run writes down: metrics.jsonl, one JSON object per step, and the same numbers for TensorBoard."""
+"""What a run writes down: metrics.jsonl, one JSON object per step, the same numbers for TensorBoard, and the clips that failed."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+from ..loaders.batch import Failure
+
 FILE_NAME = "metrics.jsonl"
+QUARANTINE_FILE = "quarantine.csv"
 
 
 class MetricsLog:
@@ -65,3 +69,18 @@ def _cut(path: Path, last_step: int) -> None:
     shortened = path.with_suffix(".tmp")
     shortened.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     shortened.replace(path)
+
+
+def write_quarantine(run_dir: Path, failures: list[Failure]) -> None:
+    """Appends the clips that failed to RUN/quarantine.csv."""
+    if not failures:
+        return
+    path = run_dir / QUARANTINE_FILE
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(["draw", "spare", "path", "reason"])
+        writer.writerows([failure.draw, failure.spare, failure.path, failure.reason] for failure in failures)
+        file.flush()
+        os.fsync(file.fileno())

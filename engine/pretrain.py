@@ -9,11 +9,9 @@ that was not.
 
 from __future__ import annotations
 
-import csv
-import os
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,21 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..loaders.augment import CropRecipe
+from ..loaders.batch import ClipBatch, LoaderCount
 from ..loaders.corpus import Corpus
-from ..loaders.cpu import ClipBatch, ClipLoader, Failure, LoaderCount
-from ..loaders.sampler import Sampler
-from ..ssl.encoder import SIZES, VideoEncoder
 from ..ssl.mae import MaskedAutoencoder
 from ..ssl.masks import TubeMask
+from .build import autocast, build_loader, build_model, build_sampler, check_same_corpus, choose_device, describe
 from .checkpoint import checkpoints, load_checkpoint, remove_unfinished, restore, save_checkpoint
-from .config import Config, ConfigError
-from .metrics import MetricsLog
+from .config import CONFIG_FILE, Config
+from .metrics import MetricsLog, write_quarantine
 from .optim import Schedule, build_optimizer, build_schedule
 from .progress import StepProgress
-
-CONFIG_FILE = "config.yaml"
-QUARANTINE_FILE = "quarantine.csv"
 
 
 @dataclass(frozen=True)
@@ -80,6 +73,8 @@ def pretrain(config: Config, *, progress: bool = True) -> PretrainResult:
     micro_steps = range(first_step * config.optim.accumulation, steps * config.optim.accumulation)
     draws = (np.arange(number * micro_batch, (number + 1) * micro_batch) for number in micro_steps)
     checkpoint_path = saved[-1] if saved else run_dir
+    if progress:
+        print(describe(config, model, corpus, sampler, steps, first_step, device), file=sys.stderr)
     pending: list[dict[str, Any]] = []
     with (
         build_loader(config, corpus, sampler, draws, device) as loader,
@@ -164,97 +159,3 @@ def read_back(pending: list[dict[str, Any]]) -> list[dict[str, Any]]:
         row["data_wait_percent"] = 100 * row.pop("waited") / seconds
         rows.append(row)
     return rows
-
-
-def choose_device(config: Config) -> torch.device:
-    if config.run.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "run.device: 'cuda' is asked for, but PyTorch finds no CUDA device; run `trocar doctor`, or set run.device=cpu"
-        )
-    if config.run.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.run.device)
-
-
-def build_model(config: Config) -> tuple[MaskedAutoencoder, TubeMask]:
-    """The model, freshly initialised from PyTorch's generator, and its masks. Raises ConfigError where sizes do not fit."""
-    choice, size = config.model, SIZES[config.model.encoder]
-    try:
-        encoder = VideoEncoder(
-            choice.width or size.width,
-            choice.depth or size.depth,
-            choice.heads or size.heads,
-            frames=config.data.frames,
-            resolution=config.data.resolution,
-            tubelet=choice.tubelet,
-            patch=choice.patch,
-            positions=choice.positions,
-        )
-        model = MaskedAutoencoder(
-            encoder,
-            decoder_width=choice.decoder_width or size.decoder_width,
-            decoder_depth=choice.decoder_depth,
-            decoder_heads=choice.decoder_heads or size.decoder_heads,
-            normalization=config.objective.targets,
-        )
-        return model, TubeMask(encoder.grid, config.objective.mask_ratio)
-    except ValueError as error:
-        raise ConfigError(f"model, data and objective do not fit together: {error}") from error
-
-
-def build_sampler(config: Config, corpus: Corpus) -> Sampler:
-    return Sampler(
-        corpus.frames,
-        num_frames=config.data.frames,
-        stride=config.data.stride,
-        sample_fps=config.data.sample_fps,
-        video_fps=corpus.fps,
-        seed=config.run.seed,
-    )
-
-
-def build_loader(
-    config: Config, corpus: Corpus, sampler: Sampler, draws: Iterator[np.ndarray], device: torch.device
-) -> ClipLoader:
-    return ClipLoader(
-        corpus,
-        sampler,
-        CropRecipe(config.data.crop_scale, config.data.crop_ratio, config.data.flip),
-        draws,
-        resolution=config.data.resolution,
-        resize=config.data.resize,
-        content_box=config.data.content_box,
-        threads=config.data.threads,
-        prefetch=config.data.prefetch,
-        device=device,
-        failure_budget=config.data.failure_budget,
-    )
-
-
-def check_same_corpus(config: Config, corpus: Corpus, fingerprint: str) -> None:
-    if fingerprint != corpus.fingerprint and not config.data.allow_changed_corpus:
-        raise ConfigError(
-            f"data.corpus: {config.data.corpus} has changed since the run in {config.run.dir} began, so its draws would be others; "
-            "restore the corpus, set run.dir elsewhere, or accept it with data.allow_changed_corpus=true"
-        )
-
-
-def autocast(config: Config, device: torch.device) -> AbstractContextManager:
-    if config.run.precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-def write_quarantine(run_dir: Path, failures: list[Failure]) -> None:
-    """Appends the clips that failed to RUN/quarantine.csv."""
-    if not failures:
-        return
-    path = run_dir / QUARANTINE_FILE
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(["draw", "spare", "path", "reason"])
-        writer.writerows([failure.draw, failure.spare, failure.path, failure.reason] for failure in failures)
-        file.flush()
-        os.fsync(file.fileno())

@@ -13,10 +13,10 @@ from ..kernels.pixel_loss import patch_targets
 from ..loaders.corpus import Corpus
 from ..ssl.mae import MaskedAutoencoder
 from ..ssl.masks import Masks
+from .build import build_loader, build_model, build_sampler
 from .checkpoint import CheckpointError, checkpoints, load_checkpoint
-from .config import Config, load_config
+from .config import CONFIG_FILE, Config, load_config
 from .metrics import read_metrics
-from .pretrain import CONFIG_FILE, build_loader, build_model, build_sampler
 
 FIRST_UNSEEN_DRAW = 2**40  # far beyond any run: other offsets, crops and masks than the model was trained on
 

@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import av
@@ -21,6 +21,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .augment import Box, CropRecipe
+from .batch import ClipBatch, Failure, LoaderCount
 from .corpus import Corpus
 from .reader import DecodeCount, VideoReader
 from .resize import Resizer
@@ -31,64 +32,15 @@ OPEN_READERS_PER_THREAD = 8
 MAX_SPARES = 64
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A clip that could not be read: its draw, which replacement of it (0 is the draw itself), the video's path, and why."""
-
-    draw: int
-    spare: int
-    path: str
-    reason: str
-
-
-@dataclass
-class LoaderCount:
-    """What a batch cost. frames_used counts distinct frames; repeated_frames the positions that repeat a short video's last one."""
-
-    packets_decoded: int = 0
-    frames_decoded: int = 0
-    frames_used: int = 0
-    repeated_frames: int = 0
-    bytes_read: int = 0
-    clips: int = 0
-    failures: list[Failure] = field(default_factory=list)
-
-    def add(self, other: LoaderCount) -> None:
-        self.packets_decoded += other.packets_decoded
-        self.frames_decoded += other.frames_decoded
-        self.frames_used += other.frames_used
-        self.repeated_frames += other.repeated_frames
-        self.bytes_read += other.bytes_read
-        self.clips += other.clips
-        self.failures += other.failures
-
-    @property
-    def amplification(self) -> float:
-        """Packets fed to decoders for each frame used."""
-        return self.packets_decoded / max(self.frames_used, 1)
-
-
-@dataclass(frozen=True)
-class ClipBatch:
-    """frames: uint8 (B, T, R, R, 3) on the loader's device. draws: (B,) int64. videos: (B,) rows of the corpus, int64.
-    frame_numbers: (B, T) int64, in display order. pts_seconds: (B, T) float64, from the start of each video. count: its cost."""
-
-    frames: torch.Tensor
-    draws: NDArray[np.int64]
-    videos: NDArray[np.int64]
-    frame_numbers: NDArray[np.int64]
-    pts_seconds: NDArray[np.float64]
-    count: LoaderCount
-
-
 class ClipLoader:
     """Iterates over batches of clips.
 
     corpus, sampler, crops: where from, which, how cut; the sampler must be of this corpus. draws: one array of draw numbers per
     batch, in the order wanted; may be endless. resolution: R. resize: "fast" (swscale's bilinear, antialiased) or "exact"
-    (PyTorch's antialiased bilinear). threads: decoding threads, all cores where None. prefetch: batches decoded ahead, at least 1.
-    failure_budget: share of the draws that may fail; a failed draw is replaced by `spare` k of the sampler and reported in the
-    batch's count. Raises VideoError, listing the failures, once the budget is exceeded (never before `failure_floor` failures).
+    (PyTorch's antialiased bilinear). threads: decoding threads, all cores where None. prefetch: batches that are decoded while
+    the caller works on one, at least 1. failure_budget: share of the draws that may fail; a failed draw is replaced by `spare` k
+    of the sampler and reported in the batch's count. Raises VideoError, listing the failures, once the budget is exceeded (never
+    before `failure_floor` failures), or where all replacements of a draw fail. It closes itself at the end and on any error.
     """
 
     def __init__(
@@ -127,15 +79,32 @@ class ClipLoader:
         return self
 
     def __next__(self) -> ClipBatch:
-        while len(self._ahead) < self.prefetch and (draws := next(self._draws, None)) is not None:
+        try:
+            return self._next_batch()
+        except BaseException:
+            self.close()
+            raise
+
+    def _next_batch(self) -> ClipBatch:
+        while len(self._ahead) <= self.prefetch and (draws := next(self._draws, None)) is not None:
             self._ahead.append(self._submit(np.asarray(draws, dtype=np.int64)))
         if not self._ahead:
-            self.close()
             raise StopIteration
-        batch = self._ahead.popleft().result(self.device)
-        self.total.add(batch.count)
-        self._check_budget()
-        return batch
+        batch = self._ahead.popleft()
+        read = [future.result() for future in batch.work]
+        count = LoaderCount()
+        for item in read:
+            count.add(item.count)
+        self.total.add(count)
+        self._check_budget(any_lost=any(item.is_lost for item in read))
+        return ClipBatch(
+            frames=batch.frames.to(self.device, non_blocking=True),
+            draws=batch.draws,
+            videos=np.array([item.clip.video for item in read], dtype=np.int64),
+            frame_numbers=np.stack([item.clip.frames for item in read]),
+            pts_seconds=np.stack([item.pts_seconds for item in read]),
+            count=count,
+        )
 
     def __enter__(self) -> ClipLoader:
         return self
@@ -144,21 +113,27 @@ class ClipLoader:
         self.close()
 
     def close(self) -> None:
-        """Stops the threads and closes the files. Batches decoded ahead are dropped."""
+        """Stops the threads and closes the files. Batches decoded ahead are dropped, and there are no further ones."""
+        self._draws = iter(())
         self._ahead.clear()
         self._pool.shutdown(wait=True, cancel_futures=True)
         for readers in self._readers:
             while readers:
                 readers.popitem()[1].close()
 
-    def _check_budget(self) -> None:
+    def _check_budget(self, any_lost: bool) -> None:
         failures, draws = self.total.failures, self.total.clips
-        if len(failures) <= max(self.failure_floor, self.failure_budget * draws):
+        if not any_lost and len(failures) <= max(self.failure_floor, self.failure_budget * draws):
             return
         videos = {failure.path: failure.reason for failure in failures}
         listed = "\n".join(f"  {reason}" for reason in list(videos.values())[:20])
+        verdict = (
+            f"a draw and its {MAX_SPARES} replacements failed"
+            if any_lost
+            else f"above the budget of {self.failure_budget:.0%}"
+        )
         raise VideoError(
-            f"{len(failures)} of {draws} draws failed, above the budget of {self.failure_budget:.0%}, in {len(videos)} videos:\n"
+            f"{len(failures)} failures in {draws} draws, {verdict}, in {len(videos)} videos:\n"
             f"{listed}\nmend or remove them and run `trocar index` again, or raise data.failure_budget"
         )
 
@@ -179,8 +154,9 @@ class ClipLoader:
             except VideoError as error:
                 path = self.corpus.video(clip.video).facts.path
                 count.failures.append(Failure(clip.draw, clip.spare, path, str(error)))
+                self._drop_reader(clip.video)
                 if clip.spare == MAX_SPARES:
-                    raise
+                    return _ReadClip(clip, np.zeros(0), count, is_lost=True)
                 (clip,) = self.sampler.clips([clip.draw], view=clip.view, spare=clip.spare + 1)
             else:
                 return _ReadClip(clip, pts_seconds, count)
@@ -210,7 +186,8 @@ class ClipLoader:
             count.packets_decoded += decoded.packets
             count.frames_decoded += decoded.frames
             count.bytes_read += decoded.bytes
-        output[:] = output[first[inverse]]
+        if len(numbers) < len(output):
+            output[:] = output[first[inverse]]
         count.frames_used += len(numbers)
         count.repeated_frames += clip.repeated
         return seconds[inverse]
@@ -228,12 +205,19 @@ class ClipLoader:
         readers.move_to_end(row)
         return readers[row]
 
+    def _drop_reader(self, row: int) -> None:
+        """Closes this thread's reader of a video that failed: the file may have changed under it."""
+        readers: OrderedDict[int, VideoReader] = getattr(self._local, "readers", OrderedDict())
+        if row in readers:
+            readers.pop(row).close()
+
 
 @dataclass(frozen=True)
 class _ReadClip:
     clip: Clip
     pts_seconds: NDArray[np.float64]
     count: LoaderCount
+    is_lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -241,17 +225,3 @@ class _PendingBatch:
     frames: torch.Tensor
     draws: NDArray[np.int64]
     work: list[Future[_ReadClip]]
-
-    def result(self, device: torch.device) -> ClipBatch:
-        read = [future.result() for future in self.work]
-        count = LoaderCount()
-        for clip in read:
-            count.add(clip.count)
-        return ClipBatch(
-            frames=self.frames.to(device, non_blocking=True),
-            draws=self.draws,
-            videos=np.array([item.clip.video for item in read], dtype=np.int64),
-            frame_numbers=np.stack([item.clip.frames for item in read]),
-            pts_seconds=np.stack([item.pts_seconds for item in read]),
-            count=count,
-        )

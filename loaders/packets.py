@@ -68,7 +68,7 @@ def read_packets(path: str, container: InputContainer, stream: VideoStream, chec
                 flags |= DISCARD
             if packet.is_corrupt:
                 flags |= CORRUPT
-            if is_vp8 and not memoryview(packet)[0] >> 4 & 1:
+            if is_vp8 and not shows_vp8_frame(memoryview(packet)):
                 flags |= HIDDEN
             if checksum and packets.crc32:
                 packets.crc32[-1] = zlib.crc32(packet, packets.crc32[-1])
@@ -86,6 +86,11 @@ def read_packets(path: str, container: InputContainer, stream: VideoStream, chec
     return packets
 
 
+def shows_vp8_frame(payload: memoryview) -> bool:
+    """The show_frame bit of a VP8 packet (RFC 6386, 9.1)."""
+    return bool(payload[0] >> 4 & 1)
+
+
 def number_frames(path: str, packets: Packets, checksum: bool) -> tuple[GopTable, np.ndarray, int]:
     """The GOP table, the frames' pts in display order (F,) and the reorder depth; adds to the packets' notes."""
     flags = np.array(packets.flags, np.int8)
@@ -93,6 +98,11 @@ def number_frames(path: str, packets: Packets, checksum: bool) -> tuple[GopTable
     end = len(flags)
     backward = np.flatnonzero(np.diff(np.array(packets.pts, np.int64)[keys]) <= 0)
     if len(backward):
+        if min(packets.pos) < 0:
+            raise VideoError(
+                f"{path}: its timestamps jump back, as in recordings joined without remuxing, and one time stands for two places; "
+                "remux it, e.g. ffmpeg -i IN -c copy OUT.mkv"
+            )
         end = int(keys[backward[0] + 1])
         keys = keys[: backward[0] + 1]
         packets.notes.append(f"timestamps jump back: the last {len(flags) - end} of {len(flags)} packets are left out")

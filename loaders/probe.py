@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 
 from .content_box import find_content_box, keyframe_lumas
 from .packets import CORRUPT, number_frames, read_packets
-from .video import GopTable, VideoError, VideoFacts
+from .video import GopTable, VideoError, VideoFacts, open_video
 
 
 def probe_video(
@@ -40,9 +40,7 @@ def probe_video(
     if status.st_size == 0:
         raise VideoError(f"{path}: the file is empty (0 bytes); copy it again or leave it out")
     try:
-        # Absolute paths and this list keep names with colons and playlists from reaching beyond local files.
-        options = {"fflags": "+genpts", "protocol_whitelist": "file"}
-        with av.open(path, container_options=options, metadata_errors="replace") as container:
+        with open_video(path) as container:
             return _probe(path, status, container, content_box, checksum)
     except (FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)

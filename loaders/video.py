@@ -13,11 +13,23 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+import av
 import numpy as np
+from av.container import InputContainer
 
 
 class VideoError(Exception):
     """A video that cannot be used; the message names the path, what was found and the fix."""
+
+
+def open_video(path: str) -> InputContainer:
+    """Opens the file at an absolute path; raises FFmpegError or OSError.
+
+    Whoever goes by an index has to open a file as the prober did, or its timestamps differ.
+    """
+    # The list keeps names with colons and playlists from reaching beyond local files.
+    options = {"fflags": "+genpts", "protocol_whitelist": "file"}
+    return av.open(path, container_options=options, metadata_errors="replace")
 
 
 @dataclass(frozen=True)

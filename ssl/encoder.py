@@ -120,7 +120,8 @@ class VideoEncoder(nn.Module):
             )
         if width % heads:
             raise ValueError(f"width {width} is not divisible by {heads} heads")
-        self.width, self.tubelet, self.patch, self.position_kind = width, tubelet, patch, positions
+        self.width, self.tubelet, self.patch = width, tubelet, patch
+        self.position_kind: Positions = positions
         self.grid = (frames // tubelet, resolution // patch, resolution // patch)
         self.num_tokens = self.grid[0] * self.grid[1] * self.grid[2]
         self.patch_embed = PatchEmbedding(width, tubelet, patch)

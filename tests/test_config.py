@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from trocar.engine.build import build_model
 from trocar.engine.config import CONFIGS, ConfigError, load_config
-from trocar.engine.pretrain import build_model
 
 SHIPPED = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
@@ -64,7 +64,7 @@ def test_overrides() -> None:
         ("optim.warmup=1", r"optim\.warmup: 1\.0 is not accepted"),
         ("optim.base_learning_rate=fast", r"'fast' is not a number"),
         ("optim.base_learning_rate=.nan", "is not a finite number"),
-        ("optim.accumulation=3", r"a divisor of optim\.batch \(16\)"),
+        ("optim.accumulation=3", r"a divisor of optim\.batch \(8\)"),
         ("optim.betas=[0.9]", "give a list of 2 numbers"),
         ("data.stride=0", r"data\.stride: 0 is not accepted"),
         ("data.sample_fps=5", "exclude each other; set one of them to null"),

@@ -1,7 +1,7 @@
 """Does a pretrained model look at its input? Held-out clips, fixed masks, on real surgical video.
 
-Two bars. The reconstruction of held-out clips beats a constant: the training set's mean colour, or zero where targets are normalised.
-And with the visible tokens of another clip it gets at least 10 % worse: what is predicted comes from what is seen.
+Two bars. The reconstruction of held-out clips beats a constant: the training set's mean colour, or zero where targets are
+normalised. And with the visible tokens of another clip it gets at least 10 % worse: what is predicted comes from what is seen.
 
 TROCAR_TEST_VIDEOS names a folder of surgical clips; without it the same is held on the demo's synthetic videos.
 """
@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 
+from trocar.engine.build import build_loader, build_model, build_sampler
 from trocar.engine.checkpoint import load_checkpoint
 from trocar.engine.config import Config, load_config
 from trocar.engine.demo import make_videos
-from trocar.engine.pretrain import build_loader, build_model, build_sampler, pretrain
+from trocar.engine.pretrain import pretrain
 from trocar.kernels.pixel_loss import pixel_loss
 from trocar.loaders.corpus import Corpus
 from trocar.loaders.index import index_corpus

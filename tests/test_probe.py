@@ -386,6 +386,12 @@ def test_repeated_and_backward_timestamps(tmp_path):
     assert "timestamps jump back" in facts.health
     assert (np.diff(gops.pts) > 0).all()
 
+    # A program stream gives no byte positions: one time would stand for two places.
+    clips.write_numbered(tmp_path / "a.mpg", 36, codec="mpeg2video", gop=12)
+    (tmp_path / "joined.mpg").write_bytes((tmp_path / "a.mpg").read_bytes() * 2)
+    with pytest.raises(VideoError, match=r"joined\.mpg: its timestamps jump back.*remux it"):
+        probe_video(tmp_path / "joined.mpg")
+
 
 def test_frames_before_the_first_keyframe_do_not_count(tmp_path):
     clips.write_numbered(tmp_path / "a.mkv", 36, gop=12, b_frames=2)
