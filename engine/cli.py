@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from .config import CONFIGS, ConfigError
+from .config import ConfigError
+from .config_file import CONFIGS
 
 # Heavy imports stand inside the subcommands, so that `trocar --help` and a refused argument answer at once.
 
@@ -95,7 +96,7 @@ def run_index(options: argparse.Namespace) -> int:
 
 
 def run_pretrain(options: argparse.Namespace) -> int:
-    from .config import load_config
+    from .config_file import load_config
     from .pretrain import pretrain
 
     result = pretrain(load_config(options.config, options.overrides))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..loaders.index import index_corpus
-from .config import load_config
+from .config_file import load_config
 from .pretrain import pretrain
 from .view import view_curve, view_reconstruction
 
@@ -52,6 +52,7 @@ def make_videos(folder: Path, *, num_videos: int = NUM_VIDEOS, seconds: float = 
         with av.open(str(unfinished), "w", format="mp4") as container:
             stream = container.add_stream("libx264", rate=FPS, options={"crf": "23", "preset": "veryfast", "g": "50"})
             stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+            stream.codec_context.thread_count = 1  # the same bytes on any number of cores
             scene = Scene(number)
             for frame in range(round(seconds * FPS)):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(scene.render(frame / FPS), format="rgb24")))

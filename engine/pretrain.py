@@ -25,7 +25,8 @@ from ..ssl.mae import MaskedAutoencoder
 from ..ssl.masks import TubeMask
 from .build import autocast, build_loader, build_model, build_sampler, check_same_corpus, choose_device, describe
 from .checkpoint import checkpoints, load_checkpoint, remove_unfinished, restore, save_checkpoint
-from .config import CONFIG_FILE, Config
+from .config import Config
+from .config_file import CONFIG_FILE
 from .metrics import MetricsLog, write_quarantine
 from .optim import Schedule, build_optimizer, build_schedule
 from .progress import StepProgress

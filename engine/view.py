@@ -15,7 +15,8 @@ from ..ssl.mae import MaskedAutoencoder
 from ..ssl.masks import Masks
 from .build import build_loader, build_model, build_sampler
 from .checkpoint import CheckpointError, checkpoints, load_checkpoint
-from .config import CONFIG_FILE, Config, load_config
+from .config import Config
+from .config_file import CONFIG_FILE, load_config
 from .metrics import read_metrics
 
 FIRST_UNSEEN_DRAW = 2**40  # far beyond any run: other offsets, crops and masks than the model was trained on

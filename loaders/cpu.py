@@ -13,18 +13,17 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
 
-import av
 import numpy as np
 import torch
+from av.error import FFmpegError
 from numpy.typing import ArrayLike, NDArray
 
 from .augment import Box, CropRecipe
 from .batch import ClipBatch, Failure, LoaderCount
 from .corpus import Corpus
 from .reader import DecodeCount, VideoReader
-from .resize import Resizer
+from .resize import Resize, Resizer
 from .sampler import Clip, Sampler
 from .video import VideoError
 
@@ -51,7 +50,7 @@ class ClipLoader:
         draws: Iterable[ArrayLike],
         *,
         resolution: int,
-        resize: Literal["fast", "exact"] = "fast",
+        resize: Resize = "fast",
         content_box: bool = True,
         threads: int | None = None,
         prefetch: int = 2,
@@ -64,7 +63,8 @@ class ClipLoader:
         if prefetch < 1 or (threads is not None and threads < 1):
             raise ValueError(f"prefetch and threads must be at least 1, got {prefetch} and {threads}")
         self.corpus, self.sampler, self.crops = corpus, sampler, crops
-        self.resolution, self.resize, self.content_box = resolution, resize, content_box
+        self.resolution, self.content_box = resolution, content_box
+        self.resize: Resize = resize
         self.prefetch, self.device = prefetch, torch.device(device)
         self.failure_budget, self.failure_floor = failure_budget, failure_floor
         self.total = LoaderCount()
@@ -179,8 +179,9 @@ class ClipLoader:
             for number, frame in reader.frames(numbers, self.corpus.gops(clip.video), decoded):
                 place = int(np.searchsorted(numbers, number))
                 output[first[place]] = resizer(frame)
+                assert frame.pts is not None
                 seconds[place] = (frame.pts - video.start_pts) * time_base
-        except av.FFmpegError as error:
+        except FFmpegError as error:
             raise VideoError(f"{video.path}: frame {numbers[0]} cannot be cropped to {crop.box}: {error}") from error
         finally:
             count.packets_decoded += decoded.packets
@@ -194,10 +195,7 @@ class ClipLoader:
 
     def _reader(self, row: int) -> VideoReader:
         """This thread's open reader of a video; the least recently used is closed."""
-        readers: OrderedDict[int, VideoReader] | None = getattr(self._local, "readers", None)
-        if readers is None:
-            readers = self._local.readers = OrderedDict()
-            self._readers.append(readers)
+        readers = self._open_readers()
         if row not in readers:
             readers[row] = VideoReader(self.corpus.video(row).facts)
             if len(readers) > OPEN_READERS_PER_THREAD:
@@ -207,9 +205,16 @@ class ClipLoader:
 
     def _drop_reader(self, row: int) -> None:
         """Closes this thread's reader of a video that failed: the file may have changed under it."""
-        readers: OrderedDict[int, VideoReader] = getattr(self._local, "readers", OrderedDict())
-        if row in readers:
-            readers.pop(row).close()
+        reader = self._open_readers().pop(row, None)
+        if reader is not None:
+            reader.close()
+
+    def _open_readers(self) -> OrderedDict[int, VideoReader]:
+        """This thread's, by row of the corpus, the least recently used first."""
+        if not hasattr(self._local, "readers"):
+            self._local.readers = OrderedDict()
+            self._readers.append(self._local.readers)
+        return self._local.readers
 
 
 @dataclass(frozen=True)

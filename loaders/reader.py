@@ -12,10 +12,11 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import av
 import numpy as np
+from av.error import FFmpegError
 from av.packet import Packet
 from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from .packets import shows_vp8_frame
@@ -47,10 +48,12 @@ class VideoReader:
             raise VideoError(f"{video.path}: changed since it was indexed; run `trocar index` again")
         try:
             self.container = open_video(video.path)
-        except (av.FFmpegError, OSError) as error:
+        except (FFmpegError, OSError) as error:
             reason = error.strerror or str(error)
             raise VideoError(f"{video.path}: cannot be opened ({reason}); copy it again or leave it out") from error
-        self.stream = self.container.streams[video.stream_index]
+        stream = self.container.streams[video.stream_index]
+        assert isinstance(stream, VideoStream)
+        self.stream = stream
         self.codec = self.stream.codec_context
         self.codec.thread_count = 1
         self.codec.thread_type = "NONE"
@@ -80,7 +83,7 @@ class VideoReader:
                 count.bytes += packet.size
                 yield from self._wanted_frames(packet, wanted, count)
             yield from self._wanted_frames(None, wanted, count)
-        except av.FFmpegError as error:
+        except FFmpegError as error:
             reason = error.strerror or str(error)
             raise VideoError(
                 f"{self.video.path}: frames {numbers[0]} to {numbers[-1]} do not decode ({reason}); re-encode it or leave it out"
@@ -96,7 +99,7 @@ class VideoReader:
     ) -> Iterator[tuple[int, VideoFrame]]:
         for frame in self.codec.decode(packet):
             count.frames += 1
-            number = wanted.pop(frame.pts, None)
+            number = None if frame.pts is None else wanted.pop(frame.pts, None)
             if number is None:
                 continue
             if frame.is_corrupt:
@@ -114,9 +117,9 @@ class VideoReader:
         first_number, key_pts = int(gops.first_frame[gop]), int(gops.pts[gop])
         remaining = set(numbers.tolist())
         timestamps: list[int] = []
-        undecided: deque[Packet] = deque()
+        undecided: deque[tuple[int, Packet]] = deque()
 
-        def decide(packet: Packet) -> tuple[Packet, int | None]:
+        def decide(pts: int, packet: Packet) -> tuple[Packet, int | None]:
             if packet.is_corrupt:
                 # Decoders conceal what is missing, here and in all that refers to it, and say nothing.
                 raise VideoError(
@@ -125,32 +128,32 @@ class VideoReader:
                 )
             if not self._is_shown(packet):
                 return packet, None
-            number = first_number + bisect_left(timestamps, packet.pts)
+            number = first_number + bisect_left(timestamps, pts)
             if number in remaining:
                 remaining.discard(number)
                 return packet, number
             return packet, None
 
         latest_key_pts: int | None = None
-        for packet in self._packets_from(gop, gops):
+        for pts, packet in self._packets_from(gop, gops):
             if packet.is_keyframe:
-                if latest_key_pts is not None and packet.pts <= latest_key_pts:
+                if latest_key_pts is not None and pts <= latest_key_pts:
                     break  # where timestamps jump back, the index ends
-                latest_key_pts = packet.pts
-            if packet.pts < key_pts:
+                latest_key_pts = pts
+            if pts < key_pts:
                 continue  # a leading picture: it refers to the GOP before, which was not decoded
             if self._is_shown(packet):
-                place = bisect_left(timestamps, packet.pts)
-                if place == len(timestamps) or timestamps[place] != packet.pts:
-                    timestamps.insert(place, packet.pts)
-            undecided.append(packet)
+                place = bisect_left(timestamps, pts)
+                if place == len(timestamps) or timestamps[place] != pts:
+                    timestamps.insert(place, pts)
+            undecided.append((pts, packet))
             # After reorder_depth further packets no earlier timestamp can come: the number is final.
             if len(undecided) > self.video.reorder_depth:
-                yield decide(undecided.popleft())
+                yield decide(*undecided.popleft())
                 if not remaining:
                     return
         while undecided and remaining:
-            yield decide(undecided.popleft())
+            yield decide(*undecided.popleft())
         if remaining:
             raise VideoError(f"{self.video.path}: frame {min(remaining)} is not in the file; run `trocar index` again")
 
@@ -172,8 +175,8 @@ class VideoReader:
             self.container.seek(int(gops.pts[earlier]), stream=self.stream)
             yield
 
-    def _packets_from(self, gop: int, gops: GopTable) -> Iterator[Packet]:
-        """Packets in decode order, starting with the keyframe of `gop`."""
+    def _packets_from(self, gop: int, gops: GopTable) -> Iterator[tuple[int, Packet]]:
+        """(pts, packet) in decode order, starting with the keyframe of `gop`."""
         key_pts = int(gops.pts[gop])
         for _ in self._seeks(gop, gops):
             for packet in self.container.demux(self.stream):
@@ -184,10 +187,10 @@ class VideoReader:
             else:
                 continue
             if packet.pts == key_pts:
-                yield packet
+                yield packet.pts, packet
                 for packet in self.container.demux(self.stream):
                     if packet.pts is not None and packet.size:
-                        yield packet
+                        yield packet.pts, packet
                 return
         raise VideoError(
             f"{self.video.path}: no keyframe at timestamp {key_pts}; the file differs from its index, run `trocar index` again"

@@ -17,7 +17,7 @@ from trocar.engine import doctor as doctor_module
 from trocar.engine.build import build_model
 from trocar.engine.checkpoint import CheckpointError
 from trocar.engine.cli import main
-from trocar.engine.config import load_config
+from trocar.engine.config_file import load_config
 from trocar.engine.demo import make_videos
 from trocar.engine.doctor import doctor
 from trocar.engine.view import reconstruction, view_curve, view_reconstruction

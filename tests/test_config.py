@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from trocar.engine.build import build_model
-from trocar.engine.config import CONFIGS, ConfigError, load_config
+from trocar.engine.config import ConfigError
+from trocar.engine.config_file import CONFIGS, load_config
 
 SHIPPED = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 

@@ -71,12 +71,12 @@ def test_wheel_holds_everything_inside_trocar(wheel: Path) -> None:
 def test_wheel_runs_without_the_source(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = (
-        "import trocar.engine.config as config; print(config.__file__); "
+        "import trocar.engine.config_file as config; print(config.__file__); "
         "print(config.load_config('demo_cpu').model.encoder); "
         "import trocar.engine.pretrain, trocar.loaders.cpu, ssl; print(trocar.loaders.cpu.__file__)"
     )
     imported, encoder, loader = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site")).split()
-    assert imported == str(tmp_path / "site/trocar/engine/config.py")
+    assert imported == str(tmp_path / "site/trocar/engine/config_file.py")
     assert loader == str(tmp_path / "site/trocar/loaders/cpu.py")
     assert encoder == "tiny"
 

@@ -19,7 +19,8 @@ import torch
 
 from trocar.engine.build import build_loader, build_model, build_sampler
 from trocar.engine.checkpoint import load_checkpoint
-from trocar.engine.config import Config, load_config
+from trocar.engine.config import Config
+from trocar.engine.config_file import load_config
 from trocar.engine.demo import make_videos
 from trocar.engine.pretrain import pretrain
 from trocar.kernels.pixel_loss import pixel_loss

@@ -17,7 +17,8 @@ import torch
 from clips import write_numbered
 
 from trocar.engine.checkpoint import CheckpointError, checkpoints, load_checkpoint
-from trocar.engine.config import ConfigError, load_config
+from trocar.engine.config import ConfigError
+from trocar.engine.config_file import load_config
 from trocar.engine.metrics import read_metrics
 from trocar.engine.optim import Schedule
 from trocar.engine.pretrain import pretrain
