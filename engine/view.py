@@ -94,6 +94,7 @@ def view_curve(run_dir: Path, out: Path | None = None) -> Path:
     steps = [row["step"] for row in rows]
     loss.plot(steps, [row["loss"] for row in rows], color="0.75", linewidth=0.8, label="each step")
     loss.plot(steps, _smooth([row["loss"] for row in rows]), color="C0", label="running mean")
+    loss.set_yscale("log")
     loss.set_ylabel("loss")
     loss.set_title(run_dir.name)
     loss.legend(frameon=False)

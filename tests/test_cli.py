@@ -7,6 +7,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,7 @@ from trocar.engine.build import build_model
 from trocar.engine.checkpoint import CheckpointError
 from trocar.engine.cli import main
 from trocar.engine.config_file import load_config
-from trocar.engine.demo import make_videos
+from trocar.engine.demo import Scene, make_videos
 from trocar.engine.doctor import doctor
 from trocar.engine.view import reconstruction, view_curve, view_reconstruction
 
@@ -102,11 +103,19 @@ def test_module_and_script_are_the_same_program(tmp_path: Path) -> None:
         assert shown.stdout.strip() == version
 
 
-def test_made_videos_stay_the_same(tmp_path: Path) -> None:
-    first = [path.read_bytes() for path in make_videos(tmp_path / "a", num_videos=2, seconds=0.4)]
-    second = [path.read_bytes() for path in make_videos(tmp_path / "b", num_videos=2, seconds=0.4)]
-    assert first == second
-    assert first[0] != first[1]
+def test_made_videos_show_their_scene(tmp_path: Path) -> None:
+    paths = make_videos(tmp_path, num_videos=2, seconds=0.4)
+    assert len(paths) == 2
+    for number, path in enumerate(paths):
+        with av.open(str(path)) as container:
+            frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in container.decode(video=0)]
+        assert len(frames) == 10
+        errors = [np.abs(frame - Scene(number).render(index / 25)).mean() for index, frame in enumerate(frames)]
+        assert max(errors) < 6
+        assert np.abs(frames[0] - Scene(1 - number).render(0)).mean() > 20
+    modified = paths[0].stat().st_mtime_ns
+    assert make_videos(tmp_path, num_videos=2, seconds=0.4) == paths
+    assert paths[0].stat().st_mtime_ns == modified, "videos that are there stay"
 
 
 def test_doctor_has_a_line_for_everything(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,12 +24,17 @@ FPS = 25
 GAPS = [1, 1, 2, 4]
 HIDDEN = {"hidden_frames": True}
 OPEN = {"b_frames": 3, "open_gop": True}
+PYRAMID = "keyint=30:min-keyint=30:scenecut=0:bframes=7:b-adapt=0:b-pyramid=normal"
 HEVC, VP8, VP9 = ({"codec": codec} for codec in ("libx265", "libvpx", "libvpx-vp9"))
 
 CASES: list[tuple[str, int, dict[str, Any]]] = [
     *(("a.mp4", gop, {"b_frames": b_frames}) for gop in (1, 12, 30, 250) for b_frames in (0, 3) if gop > b_frames),
     *(("a.mp4", gop, OPEN) for gop in (12, 30, 250)),
     *((name, 12, OPEN) for name in ("a.mkv", "a.mov", "a.ts")),
+    *((name, 30, {"options": {"x264-params": PYRAMID}}) for name in ("a.mp4", "a.ts")),
+    ("a.mp4", 30, {"options": {"x264-params": f"{PYRAMID}:open-gop=1:tff=1"}}),
+    ("a.ts", 30, {"options": {"x264-params": f"{PYRAMID}:open-gop=1:tff=1"}}),
+    ("a.mkv", 30, {**HEVC, "options": {"x265-params": f"{PYRAMID.replace('normal', '1')}:open-gop=1:log-level=none"}}),
     ("a.m2ts", 12, {**OPEN, "container_options": {"mpegts_m2ts_mode": "1"}}),
     ("a.ts", 250, {}),
     ("a.ts", 30, {"b_frames": 3, "audio": True}),
