@@ -71,16 +71,29 @@ def _cut(path: Path, last_step: int) -> None:
     shortened.replace(path)
 
 
-def write_quarantine(run_dir: Path, failures: list[Failure]) -> None:
-    """Appends the clips that failed to RUN/quarantine.csv."""
-    if not failures:
-        return
-    path = run_dir / QUARANTINE_FILE
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(["draw", "spare", "path", "reason"])
-        writer.writerows([failure.draw, failure.spare, failure.path, failure.reason] for failure in failures)
-        file.flush()
-        os.fsync(file.fileno())
+class QuarantineLog:
+    """Appends the clips that failed to RUN/quarantine.csv: at every update, and on the way out, whatever the reason.
+
+    failures: the list that the loader keeps appending to.
+    """
+
+    def __init__(self, run_dir: Path, failures: list[Failure]) -> None:
+        self.path, self.failures, self._written = run_dir / QUARANTINE_FILE, failures, 0
+
+    def __enter__(self) -> QuarantineLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.update()
+
+    def update(self) -> None:
+        fresh = self.failures[self._written :]
+        if not fresh:
+            return
+        is_new = not self.path.exists()
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if is_new:
+                writer.writerow(["draw", "spare", "path", "reason"])
+            writer.writerows([failure.draw, failure.spare, failure.path, failure.reason] for failure in fresh)
+        self._written += len(fresh)

@@ -27,7 +27,7 @@ from .build import autocast, build_loader, build_model, build_sampler, check_sam
 from .checkpoint import checkpoints, load_checkpoint, remove_unfinished, restore, save_checkpoint
 from .config import Config
 from .config_file import CONFIG_FILE
-from .metrics import MetricsLog, write_quarantine
+from .metrics import MetricsLog, QuarantineLog
 from .optim import Schedule, build_optimizer, build_schedule
 from .progress import StepProgress
 
@@ -80,10 +80,12 @@ def pretrain(config: Config, *, progress: bool = True) -> PretrainResult:
     with (
         build_loader(config, corpus, sampler, draws, device) as loader,
         MetricsLog(run_dir, first_step, config.run.tensorboard) as log,
+        QuarantineLog(run_dir, loader.total.failures) as quarantine,
         StepProgress(first_step, steps, enabled=progress) as bar,
     ):
         for step in range(first_step, steps):
-            pending.append(train_step(config, step, schedule, model, masks, optimizer, loader, run_dir))
+            pending.append(train_step(config, step, schedule, model, masks, optimizer, loader))
+            quarantine.update()
             done = step + 1
             saving = done % config.run.checkpoint_every == 0 or done == steps
             if saving or done % config.run.log_every == 0:
@@ -107,7 +109,6 @@ def train_step(
     masks: TubeMask,
     optimizer: torch.optim.Optimizer,
     batches: Iterator[ClipBatch],
-    run_dir: Path,
 ) -> dict[str, Any]:
     """One optimizer step. Returns its row of metrics, with loss and gradient norm still on the device."""
     started = time.perf_counter()
@@ -122,7 +123,6 @@ def train_step(
             output = model(batch.frames, masks(config.run.seed, batch.draws, 0, loss.device))
         (output.loss / config.optim.accumulation).backward()
         loss += output.loss.detach() / config.optim.accumulation
-    write_quarantine(run_dir, count.failures)
 
     learning_rate = schedule(step)
     for group in optimizer.param_groups:

@@ -24,6 +24,7 @@ from trocar.engine.optim import Schedule
 from trocar.engine.pretrain import pretrain
 from trocar.loaders.corpus import CorpusError
 from trocar.loaders.index import index_corpus
+from trocar.loaders.video import VideoError
 
 TINY = [
     "data.frames=4",
@@ -196,6 +197,20 @@ def test_a_deleted_video_costs_its_draws_and_no_more(tmp_path: Path) -> None:
     assert {row["path"] for row in rows} == {str(gone)}
     assert all("trocar index" in row["reason"] for row in rows)
     assert sum(row["replaced_clips"] for row in read_metrics(tmp_path / "run")) == len({row["draw"] for row in rows})
+
+
+def test_a_corpus_that_is_gone_stops_the_run_with_the_list(tmp_path: Path) -> None:
+    for number in range(3):
+        write_numbered(tmp_path / f"{number}.mp4", 30, video_id=number)
+    index_corpus([tmp_path], tmp_path / "corpus", workers=1, progress=False)
+    for number in range(3):
+        (tmp_path / f"{number}.mp4").unlink()
+    config = load_config("demo_cpu", settings(tmp_path / "corpus", tmp_path / "run", "optim.steps=20"))
+    with pytest.raises(VideoError, match=r"(?s)0\.mp4.*run `trocar index` again") as error:
+        pretrain(config, progress=False)
+    assert all(f"{number}.mp4" in str(error.value) for number in range(3))
+    with (tmp_path / "run" / "quarantine.csv").open(newline="", encoding="utf-8") as file:
+        assert {Path(row["path"]).name for row in csv.DictReader(file)} == {"0.mp4", "1.mp4", "2.mp4"}
 
 
 def test_refuses_what_cannot_be_resumed(corpus: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ GAPS = [1, 1, 2, 4]
 HIDDEN = {"hidden_frames": True}
 OPEN = {"b_frames": 3, "open_gop": True}
 PYRAMID = "keyint=30:min-keyint=30:scenecut=0:bframes=7:b-adapt=0:b-pyramid=normal"
+PYRAMID_X265 = "keyint=30:min-keyint=30:scenecut=0:bframes=4:b-adapt=0:b-pyramid=1:open-gop=1:pools=none:log-level=none"
 HEVC, VP8, VP9 = ({"codec": codec} for codec in ("libx265", "libvpx", "libvpx-vp9"))
 
 CASES: list[tuple[str, int, dict[str, Any]]] = [
@@ -34,7 +35,7 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
     *((name, 30, {"options": {"x264-params": PYRAMID}}) for name in ("a.mp4", "a.ts")),
     ("a.mp4", 30, {"options": {"x264-params": f"{PYRAMID}:open-gop=1:tff=1"}}),
     ("a.ts", 30, {"options": {"x264-params": f"{PYRAMID}:open-gop=1:tff=1"}}),
-    ("a.mkv", 30, {**HEVC, "options": {"x265-params": f"{PYRAMID.replace('normal', '1')}:open-gop=1:log-level=none"}}),
+    ("a.mkv", 30, {**HEVC, "options": {"x265-params": PYRAMID_X265}}),
     ("a.m2ts", 12, {**OPEN, "container_options": {"mpegts_m2ts_mode": "1"}}),
     ("a.ts", 250, {}),
     ("a.ts", 30, {"b_frames": 3, "audio": True}),
