@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from .config import ConfigError
-from .config_file import CONFIGS
+# Read when PyTorch loads OpenMP. Threads that wait actively take the cores from the decoding threads and, where cores are shared with
+# other work, from those they wait for.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from .config import ConfigError  # noqa: E402
+from .config_file import CONFIGS  # noqa: E402
 
 # Heavy imports stand inside the subcommands, so that `trocar --help` and a refused argument answer at once.
 
