@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-# Read when PyTorch loads OpenMP. Threads that wait actively take the cores from the decoding threads and, where cores are shared with
-# other work, from those they wait for.
+# Read when PyTorch loads OpenMP. Threads that wait actively take the cores from the decoding threads and, where cores are shared
+# with other work, from those they wait for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from .config import ConfigError  # noqa: E402
-from .config_file import CONFIGS  # noqa: E402
+from .config import ConfigError
+from .config_file import CONFIGS
 
 # Heavy imports stand inside the subcommands, so that `trocar --help` and a refused argument answer at once.
 
