@@ -223,7 +223,7 @@ class ClipLoader:
 
 def _lower_priority() -> None:
     if sys.platform == "linux":  # elsewhere the call would mean the whole process
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -129,7 +130,7 @@ def concatenate(videos: list[Path], out: Path, seconds: float) -> Path:
             with av.open(str(video)) as source:
                 for frame in source.decode(video=0):
                     small = frame.reformat(320, 180, "yuv420p")
-                    small.pts, small.time_base = number, stream.codec_context.time_base
+                    small.pts, small.time_base = number, Fraction(1, 25)
                     number += 1
                     packets += stream.encode(small)
         packets += stream.encode(None)
