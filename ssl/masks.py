@@ -15,10 +15,14 @@ from ..kernels.mask_sampler import tube_mask, visible_cells
 
 
 class Masks(NamedTuple):
-    """visible: (B, N_visible), masked: (B, N_masked): int64 token indices, ascending, on the model's device."""
+    """visible: (B, N_visible), masked: (B, N_masked): int64 token indices, ascending, on the model's device.
+
+    counted: (B, N_masked) bool, which predictions enter the loss; all where None.
+    """
 
     visible: torch.Tensor
     masked: torch.Tensor
+    counted: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

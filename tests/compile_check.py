@@ -48,6 +48,26 @@ def patch_embed(width: int, dtype: torch.dtype) -> None:
     _patch_embed_backward(tokens, frames, visible, weight, TOKENS, mean, std)
 
 
+def decoder_tokens(width: int, dtype: torch.dtype) -> None:
+    from trocar.kernels.decoder_tokens import _decoder_tokens, _mask_token_gradient
+
+    projected, mask_token = torch.zeros(CLIPS, VISIBLE, width, dtype=dtype), torch.zeros(width)
+    visible, masked = (torch.zeros(CLIPS, count, dtype=torch.int64) for count in (VISIBLE, TOKENS - VISIBLE))
+    tokens = _decoder_tokens(projected, mask_token, torch.zeros(TOKENS, width), visible, masked)
+    _mask_token_gradient(tokens, VISIBLE)
+
+
+def pixel_loss(normalization: str, dtype: torch.dtype, weighted: bool) -> None:
+    from trocar.kernels.pixel_loss import _pixel_loss, _scale
+
+    frames = torch.zeros(CLIPS, 16, 224, 224, 3, dtype=torch.uint8)
+    masked = torch.zeros(CLIPS, TOKENS - VISIBLE, dtype=torch.int64)
+    prediction = torch.zeros(*masked.shape, VALUES, dtype=dtype)
+    counted = masked == 0 if weighted else None
+    _, _, gradient = _pixel_loss(prediction, frames, masked, counted, 2, 16, normalization, 1.0, True)
+    _scale(gradient, torch.ones(()))
+
+
 def row_sums(width: int, dtype: torch.dtype) -> None:
     from trocar.kernels.row_sums import sum_rows_by_index
 
@@ -62,6 +82,12 @@ CASES: dict[str, Callable[[], Any]] = {
         for size, (width, _) in WIDTHS.items()
     },
     "patch_embed base float32": lambda: patch_embed(768, torch.float32),
+    **{
+        f"decoder_tokens {size} bfloat16": (lambda width=width: decoder_tokens(width, torch.bfloat16))
+        for size, (_, width) in WIDTHS.items()
+    },
+    "pixel_loss channel bfloat16": lambda: pixel_loss("channel", torch.bfloat16, False),
+    "pixel_loss patch float32, counted": lambda: pixel_loss("patch", torch.float32, True),
     "row_sums base bfloat16": lambda: row_sums(768, torch.bfloat16),
 }
 

@@ -30,7 +30,7 @@ def problem(
 def run(function, arguments: tuple[torch.Tensor, ...], held: torch.dtype, device, **options) -> dict[str, torch.Tensor]:
     """Output and gradients, the parameters held in `held`."""
     frames, visible, *parameters = (argument.to(device) for argument in arguments)
-    leaves = [parameter.to(held).requires_grad_() for parameter in parameters]
+    leaves = [parameter.to(held, copy=True).requires_grad_() for parameter in parameters]
     output = function(frames, visible, *leaves, MEAN, STD, **options)
     upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(9)).half()
     output.backward(upstream.to(device, output.dtype))
