@@ -146,8 +146,9 @@ def decoder_tokens(
     """Builds the decoder's input.
 
     projected: (B, N_visible, D). mask_token: (D,). positions: (N, D). visible: (B, N_visible), masked: (B, N_masked), int32 or
-    int64. Returns (B, N_visible + N_masked, D) in the dtype of `projected`. Gradients reach projected, mask_token and positions. Raises
-    ValueError on arguments of another dtype, shape, device or layout and, on the CPU, on indices out of range (NaN on a device).
+    int64. Returns (B, N_visible + N_masked, D) in the dtype of `projected`. Gradients reach projected, mask_token and positions.
+    Raises ValueError on arguments of another dtype, shape, device or layout and, on the CPU, on indices out of range (NaN on a
+    device).
     """
     require("projected", projected, dtypes=FLOAT_DTYPES, shape=(None, None, None), like=projected)
     clips, num_visible, width = projected.shape

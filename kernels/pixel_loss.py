@@ -247,8 +247,8 @@ def pixel_loss(
     for example 1 / the number of accumulated batches.
     Returns the scaled loss, a scalar, and the detached, unscaled loss of each clip, (B,); float32 at least. The gradient is
     computed with the loss, not at all under no_grad; it can be used once (no retain_graph). Raises ValueError on float16 (the
-    gradient of the mean underflows there), on arguments of another dtype, shape, device or layout, on an unknown normalization and, on the CPU,
-    on indices out of range (NaN on a device).
+    gradient of the mean underflows there), on arguments of another dtype, shape, device or layout, on an unknown normalization and,
+    on the CPU, on indices out of range (NaN on a device).
     """
     if normalization not in get_args(Normalization):
         raise ValueError(f"normalization must be one of {get_args(Normalization)}, got {normalization!r}")

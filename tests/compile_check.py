@@ -68,6 +68,23 @@ def pixel_loss(normalization: str, dtype: torch.dtype, weighted: bool) -> None:
     _scale(gradient, torch.ones(()))
 
 
+def ema(width: int, copy_dtype: torch.dtype) -> None:
+    from trocar.kernels.ema import _ema
+
+    shapes = [(3 * width, width), (width,), (4 * width, width)]
+    targets, sources, copies = ([torch.zeros(shape) for shape in shapes] for _ in range(3))
+    _ema(targets, sources, torch.tensor(0.5), [copy.to(copy_dtype) for copy in copies])
+
+
+def feature_loss(width: int, distance: str) -> None:
+    from trocar.kernels.feature_loss import _feature_loss
+
+    rows, offsets = CLIPS * VISIBLE, torch.arange(CLIPS + 1) * VISIBLE
+    prediction = torch.zeros(rows, width, dtype=torch.bfloat16)
+    features, chosen = torch.zeros(CLIPS, TOKENS, width, dtype=torch.bfloat16), torch.zeros(rows, dtype=torch.int64)
+    _feature_loss(prediction, features, chosen, offsets, distance, 1.0, 1e-5, True)
+
+
 def row_sums(width: int, dtype: torch.dtype) -> None:
     from trocar.kernels.row_sums import sum_rows_by_index
 
@@ -88,6 +105,9 @@ CASES: dict[str, Callable[[], Any]] = {
     },
     "pixel_loss channel bfloat16": lambda: pixel_loss("channel", torch.bfloat16, False),
     "pixel_loss patch float32, counted": lambda: pixel_loss("patch", torch.float32, True),
+    "ema base bfloat16": lambda: ema(768, torch.bfloat16),
+    "feature_loss base l1": lambda: feature_loss(768, "l1"),
+    "feature_loss large smooth_l1": lambda: feature_loss(1024, "smooth_l1"),
     "row_sums base bfloat16": lambda: row_sums(768, torch.bfloat16),
 }
 
