@@ -138,9 +138,9 @@ def ema(
 ) -> None:
     """Moves each target towards its source, in place, and writes its rounded copy.
 
-    targets, sources: as many tensors, equal in shape one by one, contiguous. momentum: () float32 on their device, 0 .. 1; 1 changes
-    nothing. copies: none, or one a target, in any precision. Raises ValueError on lists of other lengths and on tensors of another
-    dtype, shape, device or layout.
+    targets, sources: as many tensors, equal in shape one by one, contiguous. momentum: () float32 on their device, 0 .. 1; 1
+    changes nothing. copies: none, or one a target, in any precision. Raises ValueError on lists of other lengths and on tensors of
+    another dtype, shape, device or layout.
     """
     if not targets:
         raise ValueError("targets must not be empty")

@@ -5,9 +5,9 @@
     "smooth_l1"  0.5 d**2 where |d| < 1, |d| - 0.5 elsewhere
     "l2"         (prediction - target)**2
 
-The loss of a clip is the mean over its rows and their values; the loss of a batch is the mean over its clips. Multi-block masks hide
-another number of tokens in each clip, so the rows may come packed: clip b owns rows offsets[b] .. offsets[b + 1] - 1; what follows
-the last offset is padding, without loss or gradient.
+The loss of a clip is the mean over its rows and their values; the loss of a batch is the mean over its clips. Multi-block masks
+hide another number of tokens in each clip, so the rows may come packed: clip b owns rows offsets[b] .. offsets[b + 1] - 1; what
+follows the last offset is padding, without loss or gradient.
 
 The kernel gathers, normalises and compares a row in registers and writes its gradient in the same pass.
 
@@ -190,12 +190,12 @@ def feature_loss(
     """The loss of predicted features. No gradient reaches `features`.
 
     prediction: (B, M, D), or (L, D) packed; bfloat16, float32 or float64. features: (B, N, D), all tokens of the target encoder.
-    indices: (B, M) or (L,), int32 or int64 in 0 .. N - 1, the token of each row in its clip. offsets: (B + 1,) int32 or int64, where
-    each clip's packed rows begin and the last ends; not with (B, M, D). loss_scale: factor of the loss and its gradient.
+    indices: (B, M) or (L,), int32 or int64 in 0 .. N - 1, the token of each row in its clip. offsets: (B + 1,) int32 or int64,
+    where each clip's packed rows begin and the last ends; not with (B, M, D). loss_scale: factor of the loss and its gradient.
     Returns the scaled loss, a scalar, and the detached, unscaled loss of each clip, (B,), 0 for a clip without rows; float32 at
-    least. The gradient is computed with the loss, not at all under no_grad; it can be used once (no retain_graph). Raises ValueError
-    on float16 (the gradient of the mean underflows there), on arguments of another dtype, shape, device or layout, on an unknown
-    distance and, on the CPU, on indices or offsets out of range (NaN on a device).
+    least. The gradient is computed with the loss, not at all under no_grad; it can be used once (no retain_graph). Raises
+    ValueError on float16 (the gradient of the mean underflows there), on arguments of another dtype, shape, device or layout, on
+    an unknown distance and, on the CPU, on indices or offsets out of range (NaN on a device).
     """
     if distance not in get_args(Distance):
         raise ValueError(f"distance must be one of {get_args(Distance)}, got {distance!r}")

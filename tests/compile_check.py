@@ -85,6 +85,14 @@ def feature_loss(width: int, distance: str) -> None:
     _feature_loss(prediction, features, chosen, offsets, distance, 1.0, 1e-5, True)
 
 
+def masks() -> None:
+    from trocar.kernels.mask_sampler import _running_cell_mask, _tube_mask
+
+    draws = torch.arange(CLIPS)
+    _tube_mask(draws, draws, -5, 8, 196, 20)
+    _running_cell_mask(draws, draws, 2**40, 8, 14, 14, 2)
+
+
 def row_sums(width: int, dtype: torch.dtype) -> None:
     from trocar.kernels.row_sums import sum_rows_by_index
 
@@ -108,6 +116,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "ema base bfloat16": lambda: ema(768, torch.bfloat16),
     "feature_loss base l1": lambda: feature_loss(768, "l1"),
     "feature_loss large smooth_l1": lambda: feature_loss(1024, "smooth_l1"),
+    "masks": masks,
     "row_sums base bfloat16": lambda: row_sums(768, torch.bfloat16),
 }
 
