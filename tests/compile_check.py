@@ -93,6 +93,15 @@ def masks() -> None:
     _running_cell_mask(draws, draws, 2**40, 8, 14, 14, 2)
 
 
+def rope3d(heads: int) -> None:
+    from trocar.kernels.rope3d import _rope3d
+
+    fused = torch.zeros(CLIPS, VISIBLE, 3, heads, 64, dtype=torch.bfloat16)
+    queries, keys, _ = fused.unbind(2)
+    turned = _rope3d(queries, keys, torch.zeros(CLIPS, VISIBLE, dtype=torch.int64), 8, 14, 14, False)
+    _rope3d(*turned, torch.zeros(CLIPS, VISIBLE, dtype=torch.int64), 8, 14, 14, True)
+
+
 def row_sums(width: int, dtype: torch.dtype) -> None:
     from trocar.kernels.row_sums import sum_rows_by_index
 
@@ -117,6 +126,8 @@ CASES: dict[str, Callable[[], Any]] = {
     "feature_loss base l1": lambda: feature_loss(768, "l1"),
     "feature_loss large smooth_l1": lambda: feature_loss(1024, "smooth_l1"),
     "masks": masks,
+    "rope3d base bfloat16": lambda: rope3d(12),
+    "rope3d large bfloat16": lambda: rope3d(16),
     "row_sums base bfloat16": lambda: row_sums(768, torch.bfloat16),
 }
 

@@ -161,5 +161,5 @@ def test_refuses(case: str, kernels: torch.device) -> None:
 
 @pytest.mark.parametrize(("grid", "ratio"), [((2, 4, 4), 0.1), ((2, 4, 4), 1.0), ((2, 3, 4), 0.5), ((2, 4, 5), 0.5)])
 def test_refuses_a_decoder_mask_that_does_not_fit(grid: tuple[int, int, int], ratio: float) -> None:
-    with pytest.raises(ValueError, match="decoder mask ratio|grid must have even"):
+    with pytest.raises(ValueError, match=r"decoder mask ratio|grid must have even"):
         running_cell_mask(0, [0], [0], grid, ratio)
