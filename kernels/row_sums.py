@@ -125,19 +125,28 @@ def sum_rows_by_index(rows: torch.Tensor, indices: torch.Tensor, places: int) ->
     return _sum_rows_by_index(rows, indices, places)
 
 
-def add_rows_by_index(rows: torch.Tensor, indices: torch.Tensor, sums: torch.Tensor, counts: torch.Tensor) -> None:
-    """Adds rows (L, D) to sums (places, D) float32 and their numbers to counts (places,) int64, in place."""
-    if not takes_triton(rows):
-        sums.index_add_(0, indices.long(), rows.to(sums.dtype))
-        counts += torch.bincount(indices.long(), minlength=len(counts))
-        return
+@torch.library.custom_op("trocar::add_rows_by_index_", mutates_args=("sums", "counts"))
+def _add_rows_by_index(rows: torch.Tensor, indices: torch.Tensor, sums: torch.Tensor, counts: torch.Tensor) -> None:
     order, starts = segments(indices, len(sums))
-    grid = (len(sums), ceil_div(rows.shape[1], COLUMNS))
     launch(
         _sum_by_index_kernel,
-        grid,
+        (len(sums), ceil_div(rows.shape[1], COLUMNS)),
         *(rows, order, starts, sums, counts, rows.shape[1]),
         ACCUMULATE=True,
         ROWS=ROWS,
         COLUMNS=COLUMNS,
     )
+
+
+@_add_rows_by_index.register_fake
+def _(rows, indices, sums, counts):
+    return None
+
+
+def add_rows_by_index(rows: torch.Tensor, indices: torch.Tensor, sums: torch.Tensor, counts: torch.Tensor) -> None:
+    """Adds rows (L, D) to sums (places, D) float32 and their numbers to counts (places,) int64, in place."""
+    if takes_triton(rows, sums):
+        _add_rows_by_index(rows, indices, sums, counts)
+        return
+    sums.index_add_(0, indices.long(), rows.to(sums.dtype))
+    counts += torch.bincount(indices.long(), minlength=len(counts))

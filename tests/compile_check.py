@@ -102,6 +102,13 @@ def rope3d(heads: int) -> None:
     _rope3d(*turned, torch.zeros(CLIPS, VISIBLE, dtype=torch.int64), 8, 14, 14, True)
 
 
+def kmeans_assign(width: int, dtype: torch.dtype) -> None:
+    from trocar.kernels.kmeans_assign import kmeans_assign
+
+    rows, centroids = torch.zeros(1024, width, dtype=dtype), torch.zeros(1000, width, dtype=dtype)
+    kmeans_assign(rows, centroids, torch.zeros(1000, width), torch.zeros(1000, dtype=torch.int64))
+
+
 def row_sums(width: int, dtype: torch.dtype) -> None:
     from trocar.kernels.row_sums import sum_rows_by_index
 
@@ -128,6 +135,9 @@ CASES: dict[str, Callable[[], Any]] = {
     "masks": masks,
     "rope3d base bfloat16": lambda: rope3d(12),
     "rope3d large bfloat16": lambda: rope3d(16),
+    "kmeans_assign base float16": lambda: kmeans_assign(768, torch.float16),
+    "kmeans_assign large bfloat16": lambda: kmeans_assign(1024, torch.bfloat16),
+    "kmeans_assign base float32": lambda: kmeans_assign(768, torch.float32),
     "row_sums base bfloat16": lambda: row_sums(768, torch.bfloat16),
 }
 

@@ -45,6 +45,21 @@ def nan_memory() -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = previous[1]
 
 
+@contextmanager
+def only_program(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Program 0 takes itself for this one: the far end of a tensor without the hours that the rest would take. Interpreter only."""
+    if torch.cuda.is_available():
+        pytest.skip("programs can be renumbered in the interpreter alone")
+    from triton.runtime.interpreter import interpreter_builder
+
+    set_index = interpreter_builder.set_grid_idx
+    with monkeypatch.context() as patch:
+        patch.setattr(interpreter_builder, "set_grid_dim", lambda x, y, z: None)
+        interpreter_builder.grid_dim = (number + 1, 1, 1)
+        patch.setattr(interpreter_builder, "set_grid_idx", lambda x, y, z: set_index(x + number, y, z))
+        yield
+
+
 def indices(batch: int, chosen: int, tokens: int, seed: int = 0) -> torch.Tensor:
     """(B, N_chosen) distinct, ascending int64."""
     generator = torch.Generator().manual_seed(seed)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_checks import DTYPES, assert_accurate, indices, nan_memory
+from kernel_checks import DTYPES, assert_accurate, indices, nan_memory, only_program
 
+from trocar.kernels import patch_embed as module
 from trocar.kernels.patch_embed import _patch_embed, patch_embed, patch_embed_reference
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -126,6 +127,24 @@ def test_offsets_are_64_bit(kernels: torch.device) -> None:
     assert torch.equal(
         patch_embed(far, visible, *parameters, MEAN, STD), patch_embed(frames, visible, *parameters, MEAN, STD)
     )
+
+
+def test_tokens_of_more_than_2_31_elements(kernels: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last block of rows alone is computed; nothing before it is touched."""
+    frames, _, *parameters = (part.to(kernels) for part in problem(1, (2, 8, 8), 2, 4, 64, 3))
+    tile = module.FLOAT_TILE
+    blocks = 2**31 // (tile["ROWS"] * 64) + 1
+    rows = blocks * tile["ROWS"]
+    visible = torch.empty(rows, dtype=torch.int64, device=kernels)
+    visible[-tile["ROWS"] :] = torch.arange(tile["ROWS"]) % 4
+    tokens = torch.empty(rows, 64, device=kernels)
+    folded = parameters[0].permute(0, 2, 3, 4, 1).flatten(1).contiguous()
+    numbers = (rows, rows, 4, 64, 384, 192, 24, 4, 2)
+    arguments = (frames, visible, folded, parameters[1], parameters[2], tokens, *numbers)
+    with only_program(blocks - 1, monkeypatch):
+        module.launch(module._embed_kernel, (1,), *arguments, T=2, P=4, **tile)
+    expected = patch_embed_reference(frames, torch.arange(4)[None], *parameters, (128 / 255,) * 3, (1.0,) * 3)
+    assert torch.allclose(tokens[-4:], expected[0], atol=1e-4)
 
 
 def test_the_cpu_takes_the_reference_and_agrees() -> None:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_checks import BFLOAT16, FLOAT32, assert_accurate, indices, nan_memory
+from kernel_checks import BFLOAT16, FLOAT32, assert_accurate, indices, nan_memory, only_program
 
-from trocar.kernels.pixel_loss import _pixel_loss, _scale, patch_targets, pixel_loss, pixel_loss_reference
+from trocar.kernels.pixel_loss import (
+    _pixel_loss,
+    _pixel_loss_kernel,
+    _scale,
+    patch_targets,
+    pixel_loss,
+    pixel_loss_reference,
+)
 
 NORMALIZATIONS = ["channel", "patch", "none"]
 
@@ -135,6 +142,25 @@ def test_reads_crops_and_far_clips_in_place(kernels: torch.device) -> None:
     far = memory.as_strided(frames.shape, (apart, *frames.stride()[1:]))
     far.copy_(frames)
     assert torch.equal(pixel_loss(prediction, far, masked, 2, 4, "channel")[0], expected)
+
+
+def test_predictions_of_more_than_2_31_elements(kernels: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last row alone is computed; nothing before it is touched."""
+    from trocar.kernels.launch import launch
+
+    rows = 2**31 // 12 + 2
+    prediction, gradient = (torch.empty(rows, 12, device=kernels) for _ in range(2))
+    masked = torch.empty(rows, dtype=torch.int64, device=kernels)
+    row_loss = torch.empty(rows, device=kernels)
+    prediction[-1], masked[-1] = 1, 3
+    frames = torch.full((1, 1, 4, 4, 3), 255, dtype=torch.uint8, device=kernels)
+    frames[:, :, 2:, 2:] = 0
+    settings = dict(T=1, P=2, NORMALIZATION="none", WEIGHTED=False, WITH_GRADIENT=True, BLOCK=16)
+    numbers = (1 / 12, 1.0, rows, 4, 48, 48, 12, 4, 2)
+    with only_program(rows - 1, monkeypatch):
+        launch(_pixel_loss_kernel, (1,), prediction, frames, masked, row_loss, row_loss, gradient, *numbers, **settings)
+    assert row_loss[-1] == 1
+    assert torch.allclose(gradient[-1], torch.full((12,), 1 / 6, device=kernels))
 
 
 def test_targets_are_those_of_videomae(kernels: torch.device) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_checks import DTYPES, assert_accurate, nan_memory
+from kernel_checks import DTYPES, assert_accurate, nan_memory, only_program
 
 from trocar.kernels import row_sums
 from trocar.kernels.row_sums import (
+    _add_rows_by_index,
     _sum_rows_by_index,
     add_rows_by_index,
     sum_rows,
@@ -26,6 +27,28 @@ def test_sum_rows(shape: tuple[int, int, int], dtype: torch.dtype, kernels: torc
         total = sum_rows(rows)
     assert total.dtype == torch.float32
     assert_accurate(total, sum_rows_reference(rows), sum_rows_reference(rows.double()))
+
+
+def test_offsets_are_64_bit(kernels: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that lie beyond 2**31 elements: a strided clip, and the last of many rows."""
+    apart = 2**31 + 64
+    rows = torch.empty(apart + 64, dtype=torch.float16, device=kernels).as_strided((2, 1, 64), (apart, 64, 1))
+    rows[0], rows[1] = 1, 2
+    assert (sum_rows(rows) == 3).all()
+    many = torch.empty(2**25 + 1, 64, dtype=torch.float16, device=kernels)
+    many[-1] = 5
+    order, starts = torch.tensor([2**25], device=kernels), torch.tensor([0, 1], device=kernels)
+    total = torch.zeros(1, 64, device=kernels)
+    sizes = dict(ACCUMULATE=False, ROWS=16, COLUMNS=64)
+    row_sums.launch(row_sums._sum_by_index_kernel, (1,), many, order, starts, total, total, 64, **sizes)
+    assert (total == 5).all()
+    places = 2**25 + 1
+    totals = torch.empty(places, 64, device=kernels)
+    starts = torch.empty(places + 1, dtype=torch.int64, device=kernels)
+    starts[-2:] = torch.tensor([0, 1])
+    with only_program(places - 1, monkeypatch):
+        row_sums.launch(row_sums._sum_by_index_kernel, (1,), many, order, starts, totals, totals, 64, **sizes)
+    assert (totals[-1] == 5).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -52,6 +75,7 @@ def test_long_sums_are_split(kernels: torch.device, monkeypatch: pytest.MonkeyPa
 
 
 def test_opcheck(kernels: torch.device) -> None:
-    torch.library.opcheck(
-        _sum_rows_by_index, (torch.randn(6, 4, device=kernels), torch.arange(6, device=kernels) % 3, 4)
-    )
+    rows, places = torch.randn(6, 4, device=kernels), torch.arange(6, device=kernels) % 3
+    torch.library.opcheck(_sum_rows_by_index, (rows, places, 4))
+    totals = torch.zeros(4, 4, device=kernels), torch.zeros(4, dtype=torch.int64, device=kernels)
+    torch.library.opcheck(_add_rows_by_index, (rows, places, *totals))
