@@ -114,9 +114,8 @@ def _running_cell_kernel(
     clip = tl.program_id(0).to(tl.int64)
     cell = tl.arange(0, BLOCK)
     draw, view = tl.load(draws + clip).to(tl.int64), tl.load(views + clip).to(tl.int64)
-    start = (
-        philox_words(seed, draw, view, cell * 0, STREAM).to(tl.int64) * 4
-    ) >> 32  # `below` of 4; the same in every lane
+    word = philox_words(seed, draw, view, cell * 0, STREAM).to(tl.int64)
+    start = (word * 4) >> 32  # `below` of 4; the same in every lane
     place_in_square = 2 * (cell // columns % 2) + cell % columns % 2
     per_step = cells // 4 * (4 - dropped)
     for step in range(steps):

@@ -17,7 +17,7 @@ def problem(rows: int, centroids: int, width: int, device: torch.device, dtype: 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(150, 7, 40), (33, 300, 100), (1, 1, 5), (40, 130, 64)])
+@pytest.mark.parametrize("shape", [(150, 7, 40), (33, 300, 100), (1, 1, 5), (20, 130, 300)])
 def test_labels_and_distances(shape, dtype: torch.dtype, kernels: torch.device) -> None:
     rows, centroids = problem(*shape, kernels, dtype)
     wanted, oracle = kmeans_assign_reference(rows.double(), centroids.double())

@@ -64,7 +64,7 @@ def test_reads_a_fused_projection_and_packed_tokens_in_place(kernels: torch.devi
     fused = torch.stack([queries, keys, keys], dim=2)
     assert not fused.unbind(2)[1].is_contiguous()
     heads_first = [part.transpose(1, 2).contiguous().transpose(1, 2) for part in (queries, keys)]
-    for strided in (fused.unbind(2)[:2], heads_first):
+    for strided in (fused.unbind(2)[:2], heads_first, [fused[:, :, 0], keys], [queries, heads_first[1]]):
         assert all(torch.equal(*pair) for pair in zip(rope3d(*strided, places, GRID), expected, strict=True))
     packed = rope3d(queries.flatten(0, 1), keys.flatten(0, 1), places.flatten().int(), GRID)
     assert all(torch.equal(part, wanted.flatten(0, 1)) for part, wanted in zip(packed, expected, strict=True))
