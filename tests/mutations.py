@@ -19,7 +19,7 @@ FAULTS: dict[str, list[tuple[str, str]]] = {
     "patch_embed": [
         (
             "pixels = load_centred(frames, place, valid[:, None] & (value < K)[None, :]",
-            "pixels = load_centred(frames, place, valid[:, None]",
+            "pixels = load_centred(frames, place, valid[:, None] & (value < K - 1)[None, :]",
         ),
         (
             "return (line // P) * frame_stride + (line % P) * line_stride",
@@ -30,7 +30,7 @@ FAULTS: dict[str, list[tuple[str, str]]] = {
             "step, cell = token // cells, token % cells\n    start",
             "step, cell = token // columns, token % cells\n    start",
         ),
-        ("mask=inside, other=128) ^ 128)", "mask=inside, other=0) ^ 128)"),
+        ("mask=inside, other=128) ^ 128)", "mask=inside, other=128) ^ 127)"),
         ("total = total * (1 / 255) + tl.load(shifted", "total = total * (1 / 256) + tl.load(shifted"),
         ("total = tl.dot(pixels, weights, total, input", "total = tl.dot(pixels, weights, input"),
         ("correction = tl.sum(rounded.to(tl.float32)", "correction = tl.sum(master.to(tl.float32)"),
