@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from .config import CONFIGS, ConfigError
+from .config import ConfigError
+from .config_file import CONFIGS
 
 # Heavy imports stand inside the subcommands, so that `trocar --help` and a refused argument answer at once.
 
@@ -17,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand. Returns the exit status: 0, 1 where something could not be done, 2 where it was asked for wrongly."""
     options = build_parser().parse_args(arguments)
     from ..loaders.corpus import CorpusError
-    from ..loaders.probe import VideoError
+    from ..loaders.video import VideoError
     from .checkpoint import CheckpointError
 
     try:
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"trocar: {error}", file=sys.stderr)
         return 2
-    except (CorpusError, VideoError, CheckpointError) as error:
+    except (CorpusError, VideoError, CheckpointError, OSError) as error:
         print(f"trocar: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -69,7 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="index, pretrain a small MAE on the CPU and draw what it learned")
     demo.add_argument("--videos", metavar="DIR", help="your videos (default: some are made)")
-    demo.add_argument("--out", type=Path, default=Path("runs/demo_cpu"), metavar="RUN")
+    demo.add_argument(
+        "--out", type=Path, metavar="RUN", help="default: runs/demo_cpu, or runs/demo_DIR with your videos"
+    )
     demo.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example optim.steps=20")
     demo.set_defaults(run=run_demo)
 
@@ -93,7 +96,7 @@ def run_index(options: argparse.Namespace) -> int:
 
 
 def run_pretrain(options: argparse.Namespace) -> int:
-    from .config import load_config
+    from .config_file import load_config
     from .pretrain import pretrain
 
     result = pretrain(load_config(options.config, options.overrides))
@@ -119,7 +122,8 @@ def run_view_curve(options: argparse.Namespace) -> int:
 def run_demo(options: argparse.Namespace) -> int:
     from .demo import demo
 
-    print("\n".join(demo(options.out, options.videos, options.overrides)))
+    name = Path(options.videos).resolve().name if options.videos else "cpu"
+    print("\n".join(demo(options.out or Path("runs") / f"demo_{name}", options.videos, options.overrides)))
     return 0
 
 

@@ -1,7 +1,7 @@
 """The whole way on one machine without a GPU: videos (your own or made here), index, a small MAE, pictures of what it learned.
 
-The made videos imitate an endoscope: textured tissue that drifts and breathes, two instruments that move over it, a round picture in
-a black border.
+The made videos imitate an endoscope: textured tissue that drifts and breathes, two instruments that move over it, and a round
+picture in a black border.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..loaders.index import index_corpus
-from .config import load_config
+from .config_file import load_config
 from .pretrain import pretrain
 from .view import view_curve, view_reconstruction
 
-NUM_VIDEOS, SECONDS, FPS, WIDTH, HEIGHT = 8, 40, 25, 320, 240
+NUM_VIDEOS, SECONDS, FPS, WIDTH, HEIGHT = 12, 24, 25, 320, 240
 
 
 def demo(run_dir: Path, videos: str | None, overrides: Sequence[str]) -> list[str]:
@@ -70,7 +70,7 @@ class Scene:
         self.field_of_view = np.hypot(self.x, self.y) < 0.62 * WIDTH * generator.uniform(0.75, 1.0)
         self.light = np.exp(-((np.hypot(self.x, self.y) / (0.75 * WIDTH)) ** 2))
         self.texture = smooth_noise(generator, 3 * HEIGHT, 3 * WIDTH)
-        self.tissue = np.array([[0.95, 0.72, 0.62], [0.62, 0.20, 0.18]]) * generator.uniform(0.8, 1.1, (2, 3))
+        self.tissue = np.array([[1.0, 0.80, 0.66], [0.45, 0.10, 0.10]]) * generator.uniform(0.75, 1.1, (2, 3))
         self.drift = generator.uniform(-9, 9, 2)
         self.sway = generator.uniform(10, 45, 2)
         self.instruments = [
@@ -113,7 +113,7 @@ class Scene:
 def smooth_noise(generator: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:
     """Periodic noise with a falling spectrum, 0 .. 1: blotches and vessels of all sizes."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
-    amplitude = 1 / np.maximum(frequency, 0.004) ** 1.7
+    amplitude = 1 / np.maximum(frequency, 0.003) ** 2.3
     amplitude[0, 0] = 0
     phase = generator.uniform(0, 2 * math.pi, amplitude.shape)
     noise = np.fft.irfft2(amplitude * np.exp(1j * phase), s=(height, width))

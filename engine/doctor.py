@@ -19,7 +19,8 @@ MARKS: dict[Verdict, str] = {"ok": "ok     ", "absent": "absent ", "problem": "P
 
 @dataclass(frozen=True)
 class Finding:
-    """verdict: "absent" is a capability that is merely missing, "problem" something that will fail. text: found, and what follows."""
+    """verdict: "absent" is a capability that is merely missing, "problem" something that will fail. text: what was found and what
+    follows."""
 
     name: str
     verdict: Verdict

@@ -9,33 +9,27 @@ that was not.
 
 from __future__ import annotations
 
-import csv
-import itertools
-import os
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..loaders.augment import CropRecipe
+from ..loaders.batch import ClipBatch, LoaderCount
 from ..loaders.corpus import Corpus
-from ..loaders.cpu import ClipBatch, ClipLoader, Failure, LoaderCount
-from ..loaders.sampler import Sampler
-from ..ssl.encoder import SIZES, VideoEncoder
 from ..ssl.mae import MaskedAutoencoder
 from ..ssl.masks import TubeMask
+from .build import autocast, build_loader, build_model, build_sampler, check_same_corpus, choose_device, describe
 from .checkpoint import checkpoints, load_checkpoint, remove_unfinished, restore, save_checkpoint
-from .config import Config, ConfigError
-from .metrics import MetricsLog
+from .config import Config
+from .config_file import CONFIG_FILE
+from .metrics import MetricsLog, QuarantineLog
 from .optim import Schedule, build_optimizer, build_schedule
 from .progress import StepProgress
-
-CONFIG_FILE = "config.yaml"
-QUARANTINE_FILE = "quarantine.csv"
 
 
 @dataclass(frozen=True)
@@ -76,34 +70,34 @@ def pretrain(config: Config, *, progress: bool = True) -> PretrainResult:
         first_step = checkpoint.state["step"]
     (run_dir / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
 
-    def save(step: int) -> Path:
-        log.flush()
-        state = {"step": step, "corpus": corpus.fingerprint}
-        return save_checkpoint(run_dir, model, optimizer, state, config.run.keep_checkpoints)
-
     micro_batch = config.optim.batch // config.optim.accumulation
-    first_micro = first_step * config.optim.accumulation
-    draws = (
-        np.arange(number * micro_batch, (number + 1) * micro_batch)
-        for number in itertools.islice(itertools.count(first_micro), (steps - first_step) * config.optim.accumulation)
-    )
-    log = MetricsLog(run_dir, first_step, config.run.tensorboard)
-    pending: list[dict] = []
+    micro_steps = range(first_step * config.optim.accumulation, steps * config.optim.accumulation)
+    draws = (np.arange(number * micro_batch, (number + 1) * micro_batch) for number in micro_steps)
     checkpoint_path = saved[-1] if saved else run_dir
-    loader = build_loader(config, corpus, sampler, draws, device)
-    with loader, StepProgress(first_step, steps, enabled=progress) as bar:
+    if progress:
+        print(describe(config, model, corpus, sampler, steps, first_step, device), file=sys.stderr)
+    pending: list[dict[str, Any]] = []
+    with (
+        build_loader(config, corpus, sampler, draws, device) as loader,
+        MetricsLog(run_dir, first_step, config.run.tensorboard) as log,
+        QuarantineLog(run_dir, loader.total.failures) as quarantine,
+        StepProgress(first_step, steps, enabled=progress) as bar,
+    ):
         for step in range(first_step, steps):
-            pending.append(train_step(config, step, schedule, model, masks, optimizer, loader, run_dir))
+            pending.append(train_step(config, step, schedule, model, masks, optimizer, loader))
+            quarantine.update()
             done = step + 1
-            if done % config.run.log_every == 0 or done % config.run.checkpoint_every == 0 or done == steps:
+            saving = done % config.run.checkpoint_every == 0 or done == steps
+            if saving or done % config.run.log_every == 0:
                 rows = read_back(pending)
+                pending.clear()
                 for row in rows:
                     log.write(row)
-                pending.clear()
                 bar.update(done, rows[-1])
-            if done % config.run.checkpoint_every == 0 or done == steps:
-                checkpoint_path = save(done)
-    log.close()
+            if saving:
+                log.flush()
+                state = {"step": done, "corpus": corpus.fingerprint}
+                checkpoint_path = save_checkpoint(run_dir, model, optimizer, state, config.run.keep_checkpoints)
     return PretrainResult(run_dir, checkpoint_path, steps, first_step)
 
 
@@ -115,8 +109,7 @@ def train_step(
     masks: TubeMask,
     optimizer: torch.optim.Optimizer,
     batches: Iterator[ClipBatch],
-    run_dir: Path,
-) -> dict:
+) -> dict[str, Any]:
     """One optimizer step. Returns its row of metrics, with loss and gradient norm still on the device."""
     started = time.perf_counter()
     waited, count = 0.0, LoaderCount()
@@ -130,7 +123,6 @@ def train_step(
             output = model(batch.frames, masks(config.run.seed, batch.draws, 0, loss.device))
         (output.loss / config.optim.accumulation).backward()
         loss += output.loss.detach() / config.optim.accumulation
-    write_quarantine(run_dir, count.failures)
 
     learning_rate = schedule(step)
     for group in optimizer.param_groups:
@@ -153,7 +145,7 @@ def train_step(
     }
 
 
-def read_back(pending: list[dict]) -> list[dict]:
+def read_back(pending: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Fetches losses and gradient norms from the device, all at once, and turns times into rates.
 
     Each step is timed from its start to the start of the next; the last one to now, when the device has finished it.
@@ -168,96 +160,3 @@ def read_back(pending: list[dict]) -> list[dict]:
         row["data_wait_percent"] = 100 * row.pop("waited") / seconds
         rows.append(row)
     return rows
-
-
-def choose_device(config: Config) -> torch.device:
-    if config.run.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "run.device: 'cuda' is asked for, but PyTorch finds no CUDA device; run `trocar doctor`, or set run.device=cpu"
-        )
-    if config.run.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.run.device)
-
-
-def build_model(config: Config) -> tuple[MaskedAutoencoder, TubeMask]:
-    """The model, freshly initialised from PyTorch's generator, and its masks. Raises ConfigError where sizes do not fit."""
-    choice, size = config.model, SIZES[config.model.encoder]
-    try:
-        encoder = VideoEncoder(
-            choice.width or size.width,
-            choice.depth or size.depth,
-            choice.heads or size.heads,
-            frames=config.data.frames,
-            resolution=config.data.resolution,
-            tubelet=choice.tubelet,
-            patch=choice.patch,
-        )
-        model = MaskedAutoencoder(
-            encoder,
-            decoder_width=choice.decoder_width or size.decoder_width,
-            decoder_depth=choice.decoder_depth,
-            decoder_heads=choice.decoder_heads or size.decoder_heads,
-            normalization=config.objective.targets,
-        )
-        return model, TubeMask(encoder.grid, config.objective.mask_ratio)
-    except ValueError as error:
-        raise ConfigError(f"model, data and objective do not fit together: {error}") from error
-
-
-def build_sampler(config: Config, corpus: Corpus) -> Sampler:
-    return Sampler(
-        corpus.frames,
-        num_frames=config.data.frames,
-        stride=config.data.stride,
-        sample_fps=config.data.sample_fps,
-        video_fps=corpus.fps,
-        seed=config.run.seed,
-    )
-
-
-def build_loader(
-    config: Config, corpus: Corpus, sampler: Sampler, draws: Iterator[np.ndarray], device: torch.device
-) -> ClipLoader:
-    return ClipLoader(
-        corpus,
-        sampler,
-        CropRecipe(config.data.crop_scale, config.data.crop_ratio, config.data.flip),
-        draws,
-        resolution=config.data.resolution,
-        resize=config.data.resize,
-        content_box=config.data.content_box,
-        threads=config.data.threads,
-        prefetch=config.data.prefetch,
-        device=device,
-        failure_budget=config.data.failure_budget,
-    )
-
-
-def check_same_corpus(config: Config, corpus: Corpus, fingerprint: str) -> None:
-    if fingerprint != corpus.fingerprint and not config.data.allow_changed_corpus:
-        raise ConfigError(
-            f"data.corpus: {config.data.corpus} has changed since the run in {config.run.dir} began, so its draws would be others; "
-            "restore the corpus, set run.dir elsewhere, or accept it with data.allow_changed_corpus=true"
-        )
-
-
-def autocast(config: Config, device: torch.device) -> AbstractContextManager:
-    if config.run.precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-def write_quarantine(run_dir: Path, failures: list[Failure]) -> None:
-    """Appends the clips that failed to RUN/quarantine.csv."""
-    if not failures:
-        return
-    path = run_dir / QUARANTINE_FILE
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(["draw", "spare", "path", "reason"])
-        writer.writerows([failure.draw, failure.spare, failure.path, failure.reason] for failure in failures)
-        file.flush()
-        os.fsync(file.fileno())

@@ -13,10 +13,11 @@ from ..kernels.pixel_loss import patch_targets
 from ..loaders.corpus import Corpus
 from ..ssl.mae import MaskedAutoencoder
 from ..ssl.masks import Masks
+from .build import build_loader, build_model, build_sampler
 from .checkpoint import CheckpointError, checkpoints, load_checkpoint
-from .config import Config, load_config
+from .config import Config
+from .config_file import CONFIG_FILE, load_config
 from .metrics import read_metrics
-from .pretrain import CONFIG_FILE, build_loader, build_model, build_sampler
 
 FIRST_UNSEEN_DRAW = 2**40  # far beyond any run: other offsets, crops and masks than the model was trained on
 
@@ -93,6 +94,7 @@ def view_curve(run_dir: Path, out: Path | None = None) -> Path:
     steps = [row["step"] for row in rows]
     loss.plot(steps, [row["loss"] for row in rows], color="0.75", linewidth=0.8, label="each step")
     loss.plot(steps, _smooth([row["loss"] for row in rows]), color="C0", label="running mean")
+    loss.set_yscale("log")
     loss.set_ylabel("loss")
     loss.set_title(run_dir.name)
     loss.legend(frameon=False)

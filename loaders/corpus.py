@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .probe import GopTable, VideoFacts
+from .video import GopTable, VideoFacts
 
 FORMAT_VERSION = "1"
 VIDEOS_NAME, GOPS_NAME, QUARANTINE_NAME = "videos.parquet", "gops.parquet", "quarantine.csv"

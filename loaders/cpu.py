@@ -12,73 +12,23 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
-import av
 import numpy as np
 import torch
+from av.error import FFmpegError
 from numpy.typing import ArrayLike, NDArray
 
 from .augment import Box, CropRecipe
+from .batch import ClipBatch, Failure, LoaderCount
 from .corpus import Corpus
-from .probe import VideoError
 from .reader import DecodeCount, VideoReader
-from .resize import Resizer
+from .resize import Resize, Resizer
 from .sampler import Clip, Sampler
+from .video import VideoError
 
 OPEN_READERS_PER_THREAD = 8
 MAX_SPARES = 64
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A clip that could not be read: its draw, which replacement of it (0 is the draw itself), the video's path, and why."""
-
-    draw: int
-    spare: int
-    path: str
-    reason: str
-
-
-@dataclass
-class LoaderCount:
-    """What a batch cost. frames_used counts distinct frames; repeated_frames the positions that repeat a short video's last one."""
-
-    packets_decoded: int = 0
-    frames_decoded: int = 0
-    frames_used: int = 0
-    repeated_frames: int = 0
-    bytes_read: int = 0
-    clips: int = 0
-    failures: list[Failure] = field(default_factory=list)
-
-    def add(self, other: LoaderCount) -> None:
-        self.packets_decoded += other.packets_decoded
-        self.frames_decoded += other.frames_decoded
-        self.frames_used += other.frames_used
-        self.repeated_frames += other.repeated_frames
-        self.bytes_read += other.bytes_read
-        self.clips += other.clips
-        self.failures += other.failures
-
-    @property
-    def amplification(self) -> float:
-        """Packets fed to decoders for each frame used."""
-        return self.packets_decoded / max(self.frames_used, 1)
-
-
-@dataclass(frozen=True)
-class ClipBatch:
-    """frames: uint8 (B, T, R, R, 3) on the loader's device. draws: (B,) int64. videos: (B,) rows of the corpus, int64.
-    frame_numbers: (B, T) int64, in display order. pts_seconds: (B, T) float64, from the start of each video. count: its cost."""
-
-    frames: torch.Tensor
-    draws: NDArray[np.int64]
-    videos: NDArray[np.int64]
-    frame_numbers: NDArray[np.int64]
-    pts_seconds: NDArray[np.float64]
-    count: LoaderCount
 
 
 class ClipLoader:
@@ -86,9 +36,10 @@ class ClipLoader:
 
     corpus, sampler, crops: where from, which, how cut; the sampler must be of this corpus. draws: one array of draw numbers per
     batch, in the order wanted; may be endless. resolution: R. resize: "fast" (swscale's bilinear, antialiased) or "exact"
-    (PyTorch's antialiased bilinear). threads: decoding threads, all cores where None. prefetch: batches decoded ahead, at least 1.
-    failure_budget: share of the draws that may fail; a failed draw is replaced by `spare` k of the sampler and reported in the
-    batch's count. Raises VideoError, listing the failures, once the budget is exceeded (never before `failure_floor` failures).
+    (PyTorch's antialiased bilinear). threads: decoding threads, all cores where None. prefetch: batches that are decoded while
+    the caller works on one, at least 1. failure_budget: share of the draws that may fail; a failed draw is replaced by `spare` k
+    of the sampler and reported in the batch's count. Raises VideoError, listing the failures, once the budget is exceeded (never
+    before `failure_floor` failures), or where all replacements of a draw fail. It closes itself at the end and on any error.
     """
 
     def __init__(
@@ -99,7 +50,7 @@ class ClipLoader:
         draws: Iterable[ArrayLike],
         *,
         resolution: int,
-        resize: Literal["fast", "exact"] = "fast",
+        resize: Resize = "fast",
         content_box: bool = True,
         threads: int | None = None,
         prefetch: int = 2,
@@ -112,7 +63,8 @@ class ClipLoader:
         if prefetch < 1 or (threads is not None and threads < 1):
             raise ValueError(f"prefetch and threads must be at least 1, got {prefetch} and {threads}")
         self.corpus, self.sampler, self.crops = corpus, sampler, crops
-        self.resolution, self.resize, self.content_box = resolution, resize, content_box
+        self.resolution, self.content_box = resolution, content_box
+        self.resize: Resize = resize
         self.prefetch, self.device = prefetch, torch.device(device)
         self.failure_budget, self.failure_floor = failure_budget, failure_floor
         self.total = LoaderCount()
@@ -127,15 +79,32 @@ class ClipLoader:
         return self
 
     def __next__(self) -> ClipBatch:
-        while len(self._ahead) < self.prefetch and (draws := next(self._draws, None)) is not None:
+        try:
+            return self._next_batch()
+        except BaseException:
+            self.close()
+            raise
+
+    def _next_batch(self) -> ClipBatch:
+        while len(self._ahead) <= self.prefetch and (draws := next(self._draws, None)) is not None:
             self._ahead.append(self._submit(np.asarray(draws, dtype=np.int64)))
         if not self._ahead:
-            self.close()
             raise StopIteration
-        batch = self._ahead.popleft().result(self.device)
-        self.total.add(batch.count)
-        self._check_budget()
-        return batch
+        batch = self._ahead.popleft()
+        read = [future.result() for future in batch.work]
+        count = LoaderCount()
+        for item in read:
+            count.add(item.count)
+        self.total.add(count)
+        self._check_budget(any_lost=any(item.is_lost for item in read))
+        return ClipBatch(
+            frames=batch.frames.to(self.device, non_blocking=True),
+            draws=batch.draws,
+            videos=np.array([item.clip.video for item in read], dtype=np.int64),
+            frame_numbers=np.stack([item.clip.frames for item in read]),
+            pts_seconds=np.stack([item.pts_seconds for item in read]),
+            count=count,
+        )
 
     def __enter__(self) -> ClipLoader:
         return self
@@ -144,21 +113,27 @@ class ClipLoader:
         self.close()
 
     def close(self) -> None:
-        """Stops the threads and closes the files. Batches decoded ahead are dropped."""
+        """Stops the threads and closes the files. Batches decoded ahead are dropped, and there are no further ones."""
+        self._draws = iter(())
         self._ahead.clear()
         self._pool.shutdown(wait=True, cancel_futures=True)
         for readers in self._readers:
             while readers:
                 readers.popitem()[1].close()
 
-    def _check_budget(self) -> None:
+    def _check_budget(self, any_lost: bool) -> None:
         failures, draws = self.total.failures, self.total.clips
-        if len(failures) <= max(self.failure_floor, self.failure_budget * draws):
+        if not any_lost and len(failures) <= max(self.failure_floor, self.failure_budget * draws):
             return
         videos = {failure.path: failure.reason for failure in failures}
         listed = "\n".join(f"  {reason}" for reason in list(videos.values())[:20])
+        verdict = (
+            f"a draw and its {MAX_SPARES} replacements failed"
+            if any_lost
+            else f"above the budget of {self.failure_budget:.0%}"
+        )
         raise VideoError(
-            f"{len(failures)} of {draws} draws failed, above the budget of {self.failure_budget:.0%}, in {len(videos)} videos:\n"
+            f"{len(failures)} failures in {draws} draws, {verdict}, in {len(videos)} videos:\n"
             f"{listed}\nmend or remove them and run `trocar index` again, or raise data.failure_budget"
         )
 
@@ -179,8 +154,9 @@ class ClipLoader:
             except VideoError as error:
                 path = self.corpus.video(clip.video).facts.path
                 count.failures.append(Failure(clip.draw, clip.spare, path, str(error)))
+                self._drop_reader(clip.video)
                 if clip.spare == MAX_SPARES:
-                    raise
+                    return _ReadClip(clip, np.zeros(0), count, is_lost=True)
                 (clip,) = self.sampler.clips([clip.draw], view=clip.view, spare=clip.spare + 1)
             else:
                 return _ReadClip(clip, pts_seconds, count)
@@ -203,24 +179,23 @@ class ClipLoader:
             for number, frame in reader.frames(numbers, self.corpus.gops(clip.video), decoded):
                 place = int(np.searchsorted(numbers, number))
                 output[first[place]] = resizer(frame)
+                assert frame.pts is not None
                 seconds[place] = (frame.pts - video.start_pts) * time_base
-        except av.FFmpegError as error:
+        except FFmpegError as error:
             raise VideoError(f"{video.path}: frame {numbers[0]} cannot be cropped to {crop.box}: {error}") from error
         finally:
             count.packets_decoded += decoded.packets
             count.frames_decoded += decoded.frames
             count.bytes_read += decoded.bytes
-        output[:] = output[first[inverse]]
+        if len(numbers) < len(output):
+            output[:] = output[first[inverse]]
         count.frames_used += len(numbers)
         count.repeated_frames += clip.repeated
         return seconds[inverse]
 
     def _reader(self, row: int) -> VideoReader:
         """This thread's open reader of a video; the least recently used is closed."""
-        readers: OrderedDict[int, VideoReader] | None = getattr(self._local, "readers", None)
-        if readers is None:
-            readers = self._local.readers = OrderedDict()
-            self._readers.append(readers)
+        readers = self._open_readers()
         if row not in readers:
             readers[row] = VideoReader(self.corpus.video(row).facts)
             if len(readers) > OPEN_READERS_PER_THREAD:
@@ -228,12 +203,26 @@ class ClipLoader:
         readers.move_to_end(row)
         return readers[row]
 
+    def _drop_reader(self, row: int) -> None:
+        """Closes this thread's reader of a video that failed: the file may have changed under it."""
+        reader = self._open_readers().pop(row, None)
+        if reader is not None:
+            reader.close()
+
+    def _open_readers(self) -> OrderedDict[int, VideoReader]:
+        """This thread's, by row of the corpus, the least recently used first."""
+        if not hasattr(self._local, "readers"):
+            self._local.readers = OrderedDict()
+            self._readers.append(self._local.readers)
+        return self._local.readers
+
 
 @dataclass(frozen=True)
 class _ReadClip:
     clip: Clip
     pts_seconds: NDArray[np.float64]
     count: LoaderCount
+    is_lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -241,17 +230,3 @@ class _PendingBatch:
     frames: torch.Tensor
     draws: NDArray[np.int64]
     work: list[Future[_ReadClip]]
-
-    def result(self, device: torch.device) -> ClipBatch:
-        read = [future.result() for future in self.work]
-        count = LoaderCount()
-        for clip in read:
-            count.add(clip.count)
-        return ClipBatch(
-            frames=self.frames.to(device, non_blocking=True),
-            draws=self.draws,
-            videos=np.array([item.clip.video for item in read], dtype=np.int64),
-            frame_numbers=np.stack([item.clip.frames for item in read]),
-            pts_seconds=np.stack([item.pts_seconds for item in read]),
-            count=count,
-        )

@@ -8,52 +8,25 @@ one that kills its prober, becomes a row of the quarantine with the reason.
 
 from __future__ import annotations
 
-import csv
-import glob
-import hashlib
 import os
-import signal
 import sys
 import time
-import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import Progress
 
-from .corpus import (
-    FACT_FIELDS,
-    FORMAT_VERSION,
-    GOP_SCHEMA,
-    GOPS_NAME,
-    QUARANTINE_NAME,
-    VIDEO_SCHEMA,
-    VIDEOS_NAME,
-    Corpus,
-    CorpusError,
-    gops_digest,
-)
-from .probe import GopTable, VideoError, VideoFacts, probe_video
+from .corpus import GOPS_NAME, QUARANTINE_NAME, VIDEOS_NAME, Corpus, CorpusError
+from .corpus_writer import CorpusWriter
+from .probers import ProbeResult, Probers, Probing
+from .sources import SourceFile, list_videos
+from .video import GopTable, VideoFacts
 
-# fmt: off
-VIDEO_SUFFIXES = frozenset([
-    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m2t", ".m2ts", ".m2v", ".m4v", ".mkv",
-    ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".ts", ".vob", ".webm", ".wmv",
-])
-# fmt: on
-GOPS_PER_ROW_GROUP = 16_384
-VIDEOS_PER_ROW_GROUP = 512
 FILES_PER_WORKER = 8
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -82,14 +55,6 @@ class IndexSummary:
         if self.quarantined:
             lines.append(f"{self.quarantined:,} files cannot be used; the reasons are in {self.quarantine_path}")
         return lines
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    path: str
-    source: str = ""
-    domain: str = ""
-    problem: str = ""
 
 
 def index_corpus(
@@ -126,7 +91,7 @@ def index_corpus(
     videos = frames = reused = quarantined = 0
     seconds = 0.0
     first_reasons: list[str] = []
-    with _Writer(out, checksum) as writer, _Progress(len(entries), progress) as report:
+    with CorpusWriter(out, checksum) as writer, _Progress(len(entries), progress) as report:
         for entry, result, is_reused in _results(entries, out, workers, content_box, checksum):
             if isinstance(result, str):
                 quarantined += 1
@@ -152,113 +117,16 @@ def index_corpus(
     return IndexSummary(videos, frames, seconds / 3600, reused, quarantined, time.monotonic() - started, *paths)
 
 
-def list_videos(sources: Sequence[str | os.PathLike[str]]) -> list[_Entry]:
-    """The files that `sources` name, each once, sorted by path; what cannot even be listed has a problem noted.
-
-    Raises:
-        CorpusError: a source does not exist or matches nothing, or a CSV has no column `path`.
-    """
-    entries: dict[str, _Entry] = {}
-    for source in sources:
-        text = os.fspath(source)
-        found = list(_expand(text))
-        if not found:
-            raise CorpusError(f"{text}: no video found there; known suffixes are {' '.join(sorted(VIDEO_SUFFIXES))}")
-        for entry in found:
-            # Links may lead to one file twice; a tagged mention says more than an untagged one.
-            key = os.path.realpath(entry.path)
-            known = entries.get(key)
-            if known is None or ((entry.source or entry.domain) and not (known.source or known.domain)):
-                entries[key] = entry
-    if not entries:
-        raise CorpusError("no source given; name folders, files, glob patterns or CSV files")
-    return sorted(entries.values(), key=lambda entry: os.fsencode(entry.path))
-
-
-def _expand(source: str) -> Iterator[_Entry]:
-    if os.path.isdir(source):
-        yield from _walk(source)
-    elif source.lower().endswith(".csv"):
-        yield from _read_csv(source)
-    elif os.path.exists(source):
-        yield _entry(source)
-    elif glob.has_magic(source):
-        any_suffix = glob.has_magic(os.path.splitext(source)[1] or "*")
-        for path in sorted(glob.glob(source, recursive=True)):
-            if os.path.isdir(path):
-                # A pattern with ** reaches into subfolders itself.
-                if "**" not in source:
-                    yield from _walk(path)
-            elif not any_suffix or _is_video(path):
-                yield _entry(path)
-    else:
-        raise CorpusError(f"{source}: no such file or folder; correct the path")
-
-
-def _entry(path: str, source: str = "", domain: str = "") -> _Entry:
-    path = os.path.abspath(path)
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return _Entry(path, problem=f"{path!r}: the name is not UTF-8; rename it")
-    return _Entry(path, source, domain)
-
-
-def _is_video(path: str) -> bool:
-    name = os.path.basename(path)
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
-
-
-def _walk(root: str) -> Iterator[_Entry]:
-    problems: list[_Entry] = []
-
-    def note(error: OSError) -> None:
-        folder = os.path.abspath(os.fspath(error.filename))
-        problems.append(replace(_entry(folder), problem=f"{folder!r}: cannot be listed ({error.strerror})"))
-
-    visited = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=note):
-        real = os.path.realpath(folder)
-        if real in visited:
-            subfolders.clear()
-            continue
-        visited.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield from (_entry(os.path.join(folder, name)) for name in names if _is_video(name))
-    yield from problems
-
-
-def _read_csv(path: str) -> Iterator[_Entry]:
-    folder = os.path.dirname(os.path.abspath(path))
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if "path" not in (reader.fieldnames or []):
-                raise CorpusError(
-                    f"{path}: no column `path` among {reader.fieldnames}; name the column of the files `path`"
-                )
-            for row in reader:
-                if not row["path"]:
-                    raise CorpusError(f"{path}, line {reader.line_num}: `path` is empty; fill it in or delete the line")
-                yield _entry(os.path.join(folder, row["path"]), row.get("source") or "", row.get("domain") or "")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CorpusError(f"{path}: not a readable CSV file in UTF-8 ({error}); correct it") from error
-
-
-_Result: TypeAlias = str | tuple[VideoFacts, GopTable]
-_Probing: TypeAlias = Future[tuple[VideoFacts, GopTable]]
-
-
 def _results(
-    entries: list[_Entry], out: Path, workers: int | None, content_box: bool, checksum: bool
-) -> Iterator[tuple[_Entry, _Result, bool]]:
+    entries: list[SourceFile], out: Path, workers: int | None, content_box: bool, checksum: bool
+) -> Iterator[tuple[SourceFile, ProbeResult, bool]]:
     """Yields (entry, reason or facts and GOPs, whether reused) in the order of `entries`."""
     old = _OldIndex(out, content_box, checksum)
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = max(1, min(cores, len(entries) // FILES_PER_WORKER))
-    with _Probers(workers, content_box, checksum) as probers:
-        ahead: deque[tuple[_Entry, int | str | _Probing]] = deque()
+    with Probers(workers, content_box, checksum) as probers:
+        ahead: deque[tuple[SourceFile, int | str | Probing]] = deque()
         for entry in entries:
             old_row = None if entry.problem else old.row(entry.path)
             ahead.append((entry, entry.problem or (probers.submit(entry.path) if old_row is None else old_row)))
@@ -271,8 +139,8 @@ def _results(
 
 
 def _settle(
-    ahead: deque[tuple[_Entry, int | str | _Probing]], old: _OldIndex, probers: _Probers
-) -> tuple[_Entry, _Result, bool]:
+    ahead: deque[tuple[SourceFile, int | str | Probing]], old: _OldIndex, probers: Probers
+) -> tuple[SourceFile, ProbeResult, bool]:
     entry, state = ahead.popleft()
     if isinstance(state, str):
         return entry, state, False
@@ -318,147 +186,6 @@ class _OldIndex:
         assert self._corpus is not None
         gops = self._corpus.gops(row)
         return self._corpus.video(row).facts, gops if self._checksum else replace(gops, crc32=None)
-
-
-class _Probers:
-    """Probes files ahead in a pool; survives the death of a prober, and finds out which file killed it."""
-
-    def __init__(self, workers: int, content_box: bool, checksum: bool) -> None:
-        self.limit = 4 * workers
-        self.pending = 0
-        self._workers = workers
-        self._options = {"content_box": content_box, "checksum": checksum}
-        self._pool: Executor | None = None
-        self._alone: Executor | None = None
-
-    def __enter__(self) -> _Probers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for pool in (self._pool, self._alone):
-            if pool is not None:
-                pool.shutdown(cancel_futures=True)
-
-    def submit(self, path: str) -> _Probing:
-        self.pending += 1
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1) if self._workers == 1 else _process_pool(self._workers)
-        try:
-            return self._pool.submit(probe_video, path, **self._options)
-        except BrokenProcessPool:
-            self._pool = _process_pool(self._workers)
-            return self._pool.submit(probe_video, path, **self._options)
-
-    def result(self, path: str, future: _Probing) -> _Result:
-        """Waits for a probe; any failure of it becomes the reason why the file is left out."""
-        self.pending -= 1
-        error = future.exception()
-        if isinstance(error, BrokenProcessPool):
-            # The death of one process fails every file in flight: only alone does the guilty one show.
-            self._alone = self._alone or _process_pool(1)
-            future = self._alone.submit(probe_video, path, **self._options)
-            error = future.exception()
-            if isinstance(error, BrokenProcessPool):
-                self._alone = None
-                return f"{path}: reading it kills the prober process; re-encode it elsewhere or leave it out"
-        if error is None:
-            return future.result()
-        return str(error) if isinstance(error, VideoError) else f"{path}: {type(error).__name__}: {error}"
-
-
-def _process_pool(workers: int) -> ProcessPoolExecutor:
-    # Probers leave Ctrl-C to the parent, which ends them in order.
-    ignore = (signal.SIGINT, signal.SIG_IGN)
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=signal.signal, initargs=ignore)
-
-
-class _Writer:
-    """Writes the three files under temporary names; `commit` puts them in place, leaving without it removes them."""
-
-    def __init__(self, out: Path, checksum: bool) -> None:
-        self._targets = [out / name for name in (QUARANTINE_NAME, GOPS_NAME, VIDEOS_NAME)]
-        self._temporary = [path.with_name(path.name + ".tmp") for path in self._targets]
-        # One id in both tables, so that a pair torn by a crash between two renames is never taken for an index.
-        build = {"version": FORMAT_VERSION, "build": uuid.uuid4().hex, "checksum": str(checksum).lower()}
-        self._files = ExitStack()
-        quarantine = self._temporary[0].open("w", newline="", encoding="utf-8", errors="backslashreplace")
-        self._csv = csv.writer(self._files.enter_context(quarantine))
-        self._csv.writerow(["path", "reason"])
-        plain: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-        self._gops = self._files.enter_context(
-            pq.ParquetWriter(self._temporary[1], GOP_SCHEMA.with_metadata(build), **plain)
-        )
-        self._videos = self._files.enter_context(
-            pq.ParquetWriter(self._temporary[2], VIDEO_SCHEMA.with_metadata(build), compression="zstd")
-        )
-        self._video_rows: list[dict[str, Any]] = []
-        self._gop_tables: list[tuple[int, GopTable]] = []
-        self._buffered_gops = self._num_gops = self._num_videos = 0
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._files.close()
-        for path in self._temporary:
-            path.unlink(missing_ok=True)
-
-    def quarantine(self, path: str, reason: str) -> None:
-        self._csv.writerow([path, reason])
-
-    def add(self, facts: VideoFacts, gops: GopTable, entry: _Entry, content_box: bool) -> None:
-        num_gops = len(gops)
-        if self._buffered_gops + num_gops > GOPS_PER_ROW_GROUP:
-            self._flush_gops()
-        self._gop_tables.append((self._num_videos, gops))
-        self._buffered_gops += num_gops
-        self._video_rows.append(
-            {
-                **{field.name: getattr(facts, field.name) for field in FACT_FIELDS},
-                "id": hashlib.blake2b(facts.path.encode(), digest_size=8).hexdigest(),
-                "source": entry.source,
-                "domain": entry.domain,
-                "boxed": content_box,
-                "first_gop": self._num_gops,
-                "num_gops": num_gops,
-                "gops_digest": gops_digest(gops),
-            }
-        )
-        self._num_videos += 1
-        self._num_gops += num_gops
-        if len(self._video_rows) == VIDEOS_PER_ROW_GROUP:
-            self._flush_videos()
-
-    def _flush_gops(self) -> None:
-        if self._gop_tables:
-            self._gops.write_table(_join(self._gop_tables), row_group_size=4 * GOPS_PER_ROW_GROUP)
-        self._gop_tables, self._buffered_gops = [], 0
-
-    def _flush_videos(self) -> None:
-        self._videos.write_table(pa.Table.from_pylist(self._video_rows, VIDEO_SCHEMA))
-        self._video_rows = []
-
-    def commit(self, has_videos: bool) -> None:
-        """Puts the files in place; without any video only the quarantine, and the tables of before stay."""
-        self._flush_gops()
-        self._flush_videos()
-        self._files.close()
-        for temporary, target in list(zip(self._temporary, self._targets, strict=True))[: 3 if has_videos else 1]:
-            os.replace(temporary, target)
-
-
-def _join(tables: list[tuple[int, GopTable]]) -> pa.Table:
-    """One Arrow table of the GOP tables of (row of the video, GOPs)."""
-    columns: list[pa.Array] = []
-    lengths = [len(gops) for _, gops in tables]
-    for field in GOP_SCHEMA:
-        if field.name == "video":
-            columns.append(pa.array(np.repeat([video for video, _ in tables], lengths), field.type))
-        elif tables[0][1].crc32 is None and field.name == "crc32":
-            columns.append(pa.nulls(sum(lengths), field.type))
-        else:
-            columns.append(pa.array(np.concatenate([getattr(gops, field.name) for _, gops in tables]), field.type))
-    return pa.Table.from_arrays(columns, schema=GOP_SCHEMA)
 
 
 class _Progress:

@@ -12,13 +12,15 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import av
 import numpy as np
+from av.error import FFmpegError
 from av.packet import Packet
 from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from .probe import GopTable, VideoError, VideoFacts
+from .packets import shows_vp8_frame
+from .video import GopTable, VideoError, VideoFacts, open_video
 
 
 @dataclass
@@ -45,10 +47,13 @@ class VideoReader:
         if (status.st_size, status.st_mtime_ns) != (video.size_bytes, video.mtime_ns):
             raise VideoError(f"{video.path}: changed since it was indexed; run `trocar index` again")
         try:
-            self.container = av.open(video.path, container_options={"fflags": "+genpts"})
-        except (av.FFmpegError, OSError) as error:
-            raise VideoError(f"{video.path}: cannot be opened: {error}") from error
-        self.stream = self.container.streams[video.stream_index]
+            self.container = open_video(video.path)
+        except (FFmpegError, OSError) as error:
+            reason = error.strerror or str(error)
+            raise VideoError(f"{video.path}: cannot be opened ({reason}); copy it again or leave it out") from error
+        stream = self.container.streams[video.stream_index]
+        assert isinstance(stream, VideoStream)
+        self.stream = stream
         self.codec = self.stream.codec_context
         self.codec.thread_count = 1
         self.codec.thread_type = "NONE"
@@ -63,7 +68,8 @@ class VideoReader:
         """Yields (frame number, decoded frame) for the wanted numbers, in display order.
 
         numbers: ascending, distinct, 0 .. frames - 1. Adds to `count`. Raises VideoError where a wanted frame does not come out
-        of the decoder, or comes out damaged.
+        of the decoder, or comes out damaged or of another size. The reader may be used again after an error, and after a caller
+        that stopped half-way.
         """
         wanted: dict[int, int] = {}
         try:
@@ -77,14 +83,15 @@ class VideoReader:
                 count.bytes += packet.size
                 yield from self._wanted_frames(packet, wanted, count)
             yield from self._wanted_frames(None, wanted, count)
-        except av.FFmpegError as error:
+        except FFmpegError as error:
+            reason = error.strerror or str(error)
             raise VideoError(
-                f"{self.video.path}: frames {numbers[0]} to {numbers[-1]} do not decode: {error}"
+                f"{self.video.path}: frames {numbers[0]} to {numbers[-1]} do not decode ({reason}); re-encode it or leave it out"
             ) from error
         if wanted:
-            missing = sorted(wanted.values())
             raise VideoError(
-                f"{self.video.path}: the decoder did not return frame {missing[0]} ({len(missing)} in all)"
+                f"{self.video.path}: the decoder did not return frame {min(wanted.values())} ({len(wanted)} are missing of "
+                f"{len(numbers)}); re-encode it or leave it out"
             )
 
     def _wanted_frames(
@@ -92,11 +99,16 @@ class VideoReader:
     ) -> Iterator[tuple[int, VideoFrame]]:
         for frame in self.codec.decode(packet):
             count.frames += 1
-            number = wanted.pop(frame.pts, None)
+            number = None if frame.pts is None else wanted.pop(frame.pts, None)
             if number is None:
                 continue
             if frame.is_corrupt:
-                raise VideoError(f"{self.video.path}: frame {number} is damaged")
+                raise VideoError(f"{self.video.path}: frame {number} is damaged; copy the file again or re-encode it")
+            if (frame.width, frame.height) != (self.video.width, self.video.height):
+                raise VideoError(
+                    f"{self.video.path}: frame {number} is {frame.width}x{frame.height}, not {self.video.width}x"
+                    f"{self.video.height} as the first; re-encode it to one size"
+                )
             yield number, frame
 
     def _numbered_packets(self, numbers: NDArray[np.int64], gops: GopTable) -> Iterator[tuple[Packet, int | None]]:
@@ -105,32 +117,43 @@ class VideoReader:
         first_number, key_pts = int(gops.first_frame[gop]), int(gops.pts[gop])
         remaining = set(numbers.tolist())
         timestamps: list[int] = []
-        undecided: deque[Packet] = deque()
+        undecided: deque[tuple[int, Packet]] = deque()
 
-        def decide(packet: Packet) -> tuple[Packet, int | None]:
+        def decide(pts: int, packet: Packet) -> tuple[Packet, int | None]:
+            if packet.is_corrupt:
+                # Decoders conceal what is missing, here and in all that refers to it, and say nothing.
+                raise VideoError(
+                    f"{self.video.path}: frames {numbers[0]} to {numbers[-1]} need a damaged packet; copy the file again or "
+                    "re-encode it"
+                )
             if not self._is_shown(packet):
                 return packet, None
-            number = first_number + bisect_left(timestamps, packet.pts)
+            number = first_number + bisect_left(timestamps, pts)
             if number in remaining:
                 remaining.discard(number)
                 return packet, number
             return packet, None
 
-        for packet in self._packets_from(gop, gops):
-            if packet.pts < key_pts:
+        latest_key_pts: int | None = None
+        for pts, packet in self._packets_from(gop, gops):
+            if packet.is_keyframe:
+                if latest_key_pts is not None and pts <= latest_key_pts:
+                    break  # where timestamps jump back, the index ends
+                latest_key_pts = pts
+            if pts < key_pts:
                 continue  # a leading picture: it refers to the GOP before, which was not decoded
             if self._is_shown(packet):
-                place = bisect_left(timestamps, packet.pts)
-                if place == len(timestamps) or timestamps[place] != packet.pts:
-                    timestamps.insert(place, packet.pts)
-            undecided.append(packet)
+                place = bisect_left(timestamps, pts)
+                if place == len(timestamps) or timestamps[place] != pts:
+                    timestamps.insert(place, pts)
+            undecided.append((pts, packet))
             # After reorder_depth further packets no earlier timestamp can come: the number is final.
             if len(undecided) > self.video.reorder_depth:
-                yield decide(undecided.popleft())
+                yield decide(*undecided.popleft())
                 if not remaining:
                     return
         while undecided and remaining:
-            yield decide(undecided.popleft())
+            yield decide(*undecided.popleft())
         if remaining:
             raise VideoError(f"{self.video.path}: frame {min(remaining)} is not in the file; run `trocar index` again")
 
@@ -138,15 +161,24 @@ class VideoReader:
         """Whether the packet's picture counts as a frame: the rule `probe_video` numbers by."""
         if packet.is_discard or packet.is_corrupt:
             return False
-        return not self._hides_packets or bool(
-            memoryview(packet)[0] >> 4 & 1
-        )  # VP8's show_frame bit, RFC 6386 section 9.1
+        return not self._hides_packets or shows_vp8_frame(memoryview(packet))
 
-    def _packets_from(self, gop: int, gops: GopTable) -> Iterator[Packet]:
-        """Packets in decode order, starting with the keyframe of `gop`. Where a seek lands too late, an earlier one is tried."""
+    def _seeks(self, gop: int, gops: GopTable) -> Iterator[None]:
+        """Goes to `gop`, then, while the caller has not found it, further and further before it."""
+        if self.video.container == "mpegts":
+            # FFmpeg finds a time in such a stream by bisection over decode times, which lands late or, where recordings are
+            # joined, in the wrong one. The byte is known.
+            self.container.seek(int(gops.byte_offset[gop]), stream=self.stream, unsupported_byte_offset=True)
+            yield
+            return
+        for earlier in dict.fromkeys(max(gop - steps, 0) for steps in (0, 1, 4, 16, 64, gop)):
+            self.container.seek(int(gops.pts[earlier]), stream=self.stream)
+            yield
+
+    def _packets_from(self, gop: int, gops: GopTable) -> Iterator[tuple[int, Packet]]:
+        """(pts, packet) in decode order, starting with the keyframe of `gop`."""
         key_pts = int(gops.pts[gop])
-        for earlier in (gop, gop - 1, gop - 4, gop - 16, gop - 64):
-            self.container.seek(int(gops.pts[max(earlier, 0)]), stream=self.stream)
+        for _ in self._seeks(gop, gops):
             for packet in self.container.demux(self.stream):
                 if packet.pts is None or not packet.size:
                     continue
@@ -155,10 +187,10 @@ class VideoReader:
             else:
                 continue
             if packet.pts == key_pts:
-                yield packet
+                yield packet.pts, packet
                 for packet in self.container.demux(self.stream):
                     if packet.pts is not None and packet.size:
-                        yield packet
+                        yield packet.pts, packet
                 return
         raise VideoError(
             f"{self.video.path}: no keyframe at timestamp {key_pts}; the file differs from its index, run `trocar index` again"

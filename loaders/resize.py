@@ -48,7 +48,8 @@ class Resizer:
         if self._graph is None or shape != self._graph_input:  # a stream may change its size on the way
             self._graph, self._graph_input = self._build_graph(frame), shape
         self._graph.vpush(frame)
-        return self._graph.vpull().to_ndarray()
+        picture: NDArray[np.uint8] = self._graph.vpull().to_ndarray()  # pyright: ignore[reportAssignmentType]: rgb24
+        return picture
 
     def _build_graph(self, frame: VideoFrame) -> Graph:
         box, size = self.crop.box, self.resolution

@@ -6,8 +6,10 @@ The blocks are timm's; names of parameters follow timm and the original VideoMAE
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from ..kernels.patch_embed import patch_embed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+Positions = Literal["flat", "axes"]
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
 
@@ -41,14 +44,25 @@ SIZES = {
 }
 
 
-def sine_cosine_positions(num_tokens: int, width: int) -> torch.Tensor:
-    """VideoMAE's fixed position table over the flattened grid (Vaswani et al. 2017, section 3.5).
+def position_table(kind: Positions, grid: tuple[int, int, int], width: int) -> torch.Tensor:
+    """Fixed sine-cosine positions of the tokens of a grid (T', H', W').
 
-    Returns (num_tokens, width) float32: sines in the even columns, cosines in the odd ones.
+    "flat" counts the tokens through, as VideoMAE does: sines in the even columns, cosines in the odd ones (Vaswani et al. 2017,
+    section 3.5). "axes" gives time, row and column a third of the width each, as V-JEPA 1 does (arXiv 2404.08471, uniform power).
+    Returns (T' * H' * W', width) float32. Raises ValueError on another kind.
     """
-    column = np.arange(width)
-    angle = np.arange(num_tokens)[:, None] / np.power(10000.0, 2 * (column // 2) / width)
-    return torch.from_numpy(np.where(column % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32))
+    if kind == "flat":
+        column = np.arange(width)
+        angle = np.arange(math.prod(grid))[:, None] / np.power(10000.0, 2 * (column // 2) / width)
+        table = np.where(column % 2 == 0, np.sin(angle), np.cos(angle))
+    elif kind == "axes":
+        half = math.ceil(width / 6)
+        frequency = np.power(10000.0, -np.arange(half) / half)
+        angles = [place.reshape(-1, 1) * frequency for place in np.indices(grid)]
+        table = np.concatenate([part for angle in angles for part in (np.sin(angle), np.cos(angle))], axis=1)[:, :width]
+    else:
+        raise ValueError(f"positions must be one of {get_args(Positions)}, got {kind!r}")
+    return torch.from_numpy(table.astype(np.float32))
 
 
 def transformer_blocks(depth: int, width: int, heads: int) -> nn.ModuleList:
@@ -80,7 +94,7 @@ class PatchEmbedding(nn.Module):
 
 
 class VideoEncoder(nn.Module):
-    """A video ViT with fixed sine-cosine positions.
+    """A video ViT with fixed sine-cosine positions (`position_table`).
 
     frames, resolution: the clip's T and H = W; divisible by tubelet and patch (ValueError). width must be divisible by heads.
     """
@@ -88,7 +102,16 @@ class VideoEncoder(nn.Module):
     positions: torch.Tensor
 
     def __init__(
-        self, width: int, depth: int, heads: int, *, frames: int, resolution: int, tubelet: int = 2, patch: int = 16
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        *,
+        frames: int,
+        resolution: int,
+        tubelet: int = 2,
+        patch: int = 16,
+        positions: Positions = "flat",
     ) -> None:
         super().__init__()
         if frames % tubelet or resolution % patch:
@@ -98,10 +121,11 @@ class VideoEncoder(nn.Module):
         if width % heads:
             raise ValueError(f"width {width} is not divisible by {heads} heads")
         self.width, self.tubelet, self.patch = width, tubelet, patch
+        self.position_kind: Positions = positions
         self.grid = (frames // tubelet, resolution // patch, resolution // patch)
         self.num_tokens = self.grid[0] * self.grid[1] * self.grid[2]
         self.patch_embed = PatchEmbedding(width, tubelet, patch)
-        self.register_buffer("positions", sine_cosine_positions(self.num_tokens, width), persistent=False)
+        self.register_buffer("positions", position_table(positions, self.grid, width), persistent=False)
         self.blocks = transformer_blocks(depth, width, heads)
         self.norm = LayerNorm(width)
         self.blocks.apply(initialize)

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..kernels.decoder_tokens import decoder_tokens
 from ..kernels.pixel_loss import Normalization, pixel_loss
-from .encoder import LayerNorm, VideoEncoder, initialize, sine_cosine_positions, transformer_blocks
+from .encoder import LayerNorm, VideoEncoder, initialize, position_table, transformer_blocks
 from .masks import Masks
 
 
@@ -50,7 +50,7 @@ class MaskedAutoencoder(nn.Module):
         self.normalization: Normalization = normalization
         self.encoder_to_decoder = nn.Linear(encoder.width, decoder_width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(decoder_width))
-        positions = sine_cosine_positions(encoder.num_tokens, decoder_width)
+        positions = position_table(encoder.position_kind, encoder.grid, decoder_width)
         self.register_buffer("decoder_positions", positions, persistent=False)
         self.decoder_blocks = transformer_blocks(decoder_depth, decoder_width, decoder_heads)
         self.decoder_norm = LayerNorm(decoder_width)

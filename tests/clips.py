@@ -7,8 +7,10 @@ the video id, highest bit first. The blocks survive lossy coding and resizing to
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import struct
+from collections.abc import Callable, Iterable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import av
@@ -76,13 +78,17 @@ def write_pictures(
         b_frames: consecutive B-frames, always used (H.264, HEVC, MPEG-4).
         open_gop: keyframes that leading pictures reach across (H.264, HEVC).
         variable_rate: gaps between frames cycle through 1, 1, 2 and 4 ticks of 1/fps.
-        rotation: degrees counter-clockwise by which a player has to turn the coded pictures; 0, 90, 180 or 270.
+        rotation: degrees counter-clockwise by which a player has to turn the coded pictures; 0, 90, 180 or 270, for codecs that
+            MP4 can hold.
         first_tick: time of the first frame in units of 1/fps; below 0 an MP4 hides the frames before 0 by an edit list.
         hidden_frames: let libvpx write alternate reference frames, which are never shown.
         audio: add a stream of silence.
         options: further options of the encoder.
         container_options: options of the muxer.
     """
+    target = Path(path)
+    if rotation:
+        path = target.with_suffix(".unturned.mp4")
     gaps = [1, 1, 2, 4] if variable_rate else [1]
     muxer = {"avoid_negative_ts": "disabled"} if first_tick < 0 else {}
     with av.open(os.fspath(path), "w", container_options={**muxer, **(container_options or {})}) as container:
@@ -98,8 +104,6 @@ def write_pictures(
                 stream.pix_fmt = pix_fmt or PIX_FMTS.get(codec, "yuv420p")
                 stream.codec_context.thread_count = 1
                 stream.codec_context.gop_size = gop
-                if rotation:
-                    stream.set_display_rotation(rotation)
             frame = av.VideoFrame.from_ndarray(coded, "rgb24")
             frame.pts, frame.time_base = tick, 1 / Fraction(fps)
             tick += gaps[index % len(gaps)]
@@ -111,6 +115,43 @@ def write_pictures(
             container.mux(sound.encode(None))
         if stream is not None:
             container.mux(stream.encode(None))
+    if rotation:
+        # PyAV sets a display matrix from 17.1 on only; the other muxers take it over from an MP4's track header.
+        turn_mp4(path, rotation)
+        remux(path, target, container_options)
+        os.unlink(path)
+
+
+def turn_mp4(path: str | os.PathLike[str], rotation: int) -> None:
+    """Writes `rotation` (degrees counter-clockwise) into the track headers of an MP4's pictures (ISO/IEC 14496-12, 8.3.2)."""
+    data = bytearray(Path(path).read_bytes())
+    cosine, sine = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[rotation]
+    start = -1
+    while (start := data.find(b"tkhd", start + 1)) >= 0:
+        matrix = start + (52 if data[start + 4] else 40) + 4
+        if any(data[matrix + 36 : matrix + 44]):  # sound has no width and height
+            one = 1 << 16
+            turned = (cosine * one, -sine * one, 0, sine * one, cosine * one, 0, 0, 0, 1 << 30)
+            data[matrix : matrix + 36] = struct.pack(">9i", *turned)
+    Path(path).write_bytes(data)
+
+
+def remux(
+    source_path: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    container_options: dict[str, str] | None = None,
+    change: Callable[[int, av.Packet], Any] = lambda index, packet: None,
+) -> None:
+    """Copies all packets; `change(index, packet)` may edit each one, and leaves it out by returning False."""
+    with (
+        av.open(os.fspath(source_path)) as source,
+        av.open(os.fspath(path), "w", container_options=container_options or {}) as target,
+    ):
+        streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        for index, packet in enumerate(packet for packet in source.demux() if packet.size):
+            packet.stream = streams[packet.stream_index]
+            if change(index, packet) is not False:
+                target.mux(packet)
 
 
 def _encoder_options(codec: str, gop: int, b_frames: int, open_gop: bool, hidden_frames: bool) -> dict[str, str]:

@@ -17,10 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trocar.loaders import index
+from trocar.loaders import corpus_writer, index, probers
 from trocar.loaders.corpus import GOPS_NAME, QUARANTINE_NAME, VIDEOS_NAME, Corpus, CorpusError
-from trocar.loaders.index import index_corpus, list_videos
-from trocar.loaders.probe import GopTable, VideoError, VideoFacts, probe_video
+from trocar.loaders.index import index_corpus
+from trocar.loaders.probe import probe_video
+from trocar.loaders.sources import SourceFile, list_videos
+from trocar.loaders.video import GopTable, VideoError, VideoFacts
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def probed(monkeypatch) -> list[str]:
         calls.append(os.path.basename(path))
         return probe_video(path, **options)
 
-    monkeypatch.setattr(index, "probe_video", counted)
+    monkeypatch.setattr(probers, "probe_video", counted)
     return calls
 
 
@@ -318,7 +320,7 @@ def test_an_interrupt_leaves_the_old_tables(videos, tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(index._Probers, "result", interrupted)
+    monkeypatch.setattr(probers.Probers, "result", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build(videos, out=out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
@@ -335,7 +337,7 @@ def killing_probe(path, **options):
 
 
 def test_a_file_that_kills_its_prober_is_quarantined_alone(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "probe_video", killing_probe)
+    monkeypatch.setattr(probers, "probe_video", killing_probe)
     for name in ("0 killer.mp4", "aa killer.mp4", "zz killer.mp4", "odd.mp4"):
         (videos / name).write_bytes(b"x")
     summary = build(videos, out=tmp_path / "out", workers=2)
@@ -361,7 +363,7 @@ def cheap_probe(path, **_):
 
 
 def peak_bytes(count: int, folder: Path) -> int:
-    entries = [index._Entry(f"/none/{number:06d}.mp4") for number in range(count)]
+    entries = [SourceFile(f"/none/{number:06d}.mp4") for number in range(count)]
     index.list_videos = lambda _: entries  # pyright: ignore[reportAttributeAccessIssue]
     build(folder, out=folder / "out")
     tracemalloc.start()
@@ -373,7 +375,7 @@ def peak_bytes(count: int, folder: Path) -> int:
 
 
 def test_memory_is_flat_from_10_to_10000_entries(tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "probe_video", cheap_probe)
+    monkeypatch.setattr(probers, "probe_video", cheap_probe)
     monkeypatch.setattr(index, "list_videos", index.list_videos)
     few = peak_bytes(10, tmp_path / "few")
     arrow_before = pa.default_memory_pool().max_memory()
@@ -389,7 +391,10 @@ def test_memory_is_flat_from_10_to_10000_entries(tmp_path, monkeypatch):
     groups = pq.ParquetFile(tmp_path / "many" / "out" / GOPS_NAME).metadata
     assert groups.num_rows == 400_000
     assert {groups.row_group(group).num_rows % 40 for group in range(groups.num_row_groups)} == {0}
-    assert max(groups.row_group(group).num_rows for group in range(groups.num_row_groups)) <= index.GOPS_PER_ROW_GROUP
+    assert (
+        max(groups.row_group(group).num_rows for group in range(groups.num_row_groups))
+        <= corpus_writer.GOPS_PER_ROW_GROUP
+    )
     started = time.perf_counter()
     for row in np.random.default_rng(0).integers(0, 10_000, 200):
         assert corpus.gops(int(row)).byte_offset[3] == 75 * 999
@@ -403,8 +408,8 @@ def test_a_video_longer_than_a_row_group(tmp_path, monkeypatch):
         count = 40_000 if "long" in os.path.basename(path) else 40
         return replace(facts, frames=count), gops[np.arange(count) % 40]
 
-    monkeypatch.setattr(index, "probe_video", long_probe)
-    monkeypatch.setattr(index, "GOPS_PER_ROW_GROUP", 1000)
+    monkeypatch.setattr(probers, "probe_video", long_probe)
+    monkeypatch.setattr(corpus_writer, "GOPS_PER_ROW_GROUP", 1000)
     for name in ("a.mp4", "long.mp4", "z.mp4"):
         (tmp_path / name).touch()
     build(tmp_path, out=tmp_path / "out")
@@ -415,8 +420,8 @@ def test_a_video_longer_than_a_row_group(tmp_path, monkeypatch):
 
 
 def test_threads_may_share_a_corpus(tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "probe_video", cheap_probe)
-    monkeypatch.setattr(index, "GOPS_PER_ROW_GROUP", 80)
+    monkeypatch.setattr(probers, "probe_video", cheap_probe)
+    monkeypatch.setattr(corpus_writer, "GOPS_PER_ROW_GROUP", 80)
     for number in range(100):
         (tmp_path / f"{number:03d}.mp4").touch()
     build(tmp_path, out=tmp_path / "out")
@@ -438,7 +443,7 @@ def test_progress_prints_lines_where_there_is_no_terminal(videos, tmp_path, monk
 
 
 def test_few_files_are_probed_in_this_process(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "_process_pool", lambda _: pytest.fail("started a pool for three files"))
+    monkeypatch.setattr(probers, "_process_pool", lambda _: pytest.fail("started a pool for three files"))
     index_corpus([videos], tmp_path / "out", progress=False)
     with pytest.raises(CorpusError, match="workers=0"):
         index_corpus([videos], tmp_path / "out", workers=0)

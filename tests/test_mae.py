@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
 from trocar.engine.weights import from_huggingface_videomae
-from trocar.ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, SIZES, VideoEncoder
+from trocar.ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, SIZES, VideoEncoder, position_table
 from trocar.ssl.mae import MaskedAutoencoder
 from trocar.ssl.masks import TubeMask
 
@@ -64,7 +66,8 @@ def test_equals_hugging_face(
     dtype: torch.dtype, tolerance: float, normalize_pixels: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    theirs, model = peer(normalize_pixels).to(dtype), ours(normalize_pixels).to(dtype)
+    theirs, model = peer(normalize_pixels), ours(normalize_pixels).to(dtype)
+    nn.Module.to(theirs, dtype)
     model.load_state_dict(from_huggingface_videomae(theirs.state_dict(), DEPTH, DECODER_DEPTH), strict=True)
 
     frames = torch.randint(0, 256, (3, 4, 32, 32, 3), dtype=torch.uint8)
@@ -88,7 +91,7 @@ def test_equals_hugging_face(
 
     expected.loss.backward()
     output.loss.backward()
-    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    gradients = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
     expected_gradients = from_huggingface_videomae(gradients, DEPTH, DECODER_DEPTH)
     typical = torch.stack([gradient.norm() for gradient in gradients.values()]).median()
     compared = 0
@@ -126,3 +129,18 @@ def test_refuses_what_does_not_divide() -> None:
         VideoEncoder(48, 1, 4, frames=15, resolution=32)
     with pytest.raises(ValueError, match="not divisible by 5 heads"):
         VideoEncoder(48, 1, 5, frames=16, resolution=32)
+
+
+def test_axis_positions_are_separable() -> None:
+    """V-JEPA's table: a third each for time, row and column; the encoder's width of 1,024 cuts the last third short."""
+    table = position_table("axes", (2, 3, 4), 1024)
+    assert table.shape == (24, 1024)
+    by_place = table.unflatten(0, (2, 3, 4))
+    assert torch.equal(by_place[0, :, :, :342], by_place[0, :1, :1, :342].expand(3, 4, -1))
+    assert torch.equal(by_place[:, :, 0, 342:684], by_place[:1, :, 0, 342:684].expand(2, -1, -1))
+    assert torch.equal(by_place[:, :, :, 684:], by_place[:1, :1, :, 684:].expand(2, 3, -1, -1))
+    assert by_place[1, 2, 3, 0] == pytest.approx(math.sin(1))
+    assert by_place[1, 2, 3, 342 + 171] == pytest.approx(math.cos(2))
+    assert by_place[1, 2, 3, 684 + 1] == pytest.approx(math.sin(3 * 10000 ** (-1 / 171)))
+    with pytest.raises(ValueError, match="positions must be one of"):
+        position_table("round", (2, 3, 4), 12)  # pyright: ignore[reportArgumentType]

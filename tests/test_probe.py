@@ -16,8 +16,11 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
-from trocar.loaders import probe
-from trocar.loaders.probe import VideoError, find_content_box, probe_video
+from trocar.loaders import content_box, probe
+from trocar.loaders.content_box import find_content_box
+from trocar.loaders.packets import KEY, Packets, number_frames, read_packets
+from trocar.loaders.probe import probe_video
+from trocar.loaders.video import GopTable, VideoError, VideoFacts
 
 CASES = [
     ("a.mp4", {}),
@@ -55,7 +58,7 @@ def decoded_frames(path) -> list[tuple[int, int]]:
         return [(f.pts, clips.read_number(f.to_ndarray(format="rgb24"))[1]) for f in container.decode(video=0)]
 
 
-def check_against_decoding(path) -> tuple[probe.VideoFacts, probe.GopTable]:
+def check_against_decoding(path) -> tuple[VideoFacts, GopTable]:
     facts, gops = probe_video(path)
     shown = decoded_frames(path)
     pts = [time for time, _ in shown]
@@ -141,7 +144,7 @@ def test_locate_and_clean_start(tmp_path):
     columns = {
         name: getattr(gops, name) for name in ("first_frame", "frames", "pts", "dts", "byte_offset", "num_bytes")
     }
-    unclean = probe.GopTable(**columns, leading=gops.leading, idr=gops.idr, clean=np.array([False, True, False]))
+    unclean = GopTable(**columns, leading=gops.leading, idr=gops.idr, clean=np.array([False, True, False]))
     assert [unclean.clean_start(frame) for frame in (3, 13, 29)] == [0, 1, 1]
     assert unclean[1:].clean.tolist() == [True, False]
 
@@ -237,12 +240,12 @@ def test_content_box_survives_dark_scenes_and_nothing_at_all(tmp_path):
 def test_content_box_decodes_at_most_eight_keyframes_or_nothing(tmp_path, monkeypatch):
     clips.write_numbered(tmp_path / "a.mp4", 40, gop=2, rotation=90)
     decoded = []
-    luma = probe._luma
-    monkeypatch.setattr(probe, "_luma", lambda frame: decoded.append(frame.pts) or luma(frame))
+    luma = content_box._luma
+    monkeypatch.setattr(content_box, "_luma", lambda frame: decoded.append(frame.pts) or luma(frame))
     with_box, _ = probe_video(tmp_path / "a.mp4")
     assert len(set(decoded)) == 8
     decoded.clear()
-    monkeypatch.setattr(probe, "_keyframe_lumas", lambda *_: pytest.fail("asked for pictures"))
+    monkeypatch.setattr(probe, "keyframe_lumas", lambda *_: pytest.fail("asked for pictures"))
     without_box, _ = probe_video(tmp_path / "a.mp4", content_box=False)
     assert without_box == with_box
     assert not decoded
@@ -250,7 +253,7 @@ def test_content_box_decodes_at_most_eight_keyframes_or_nothing(tmp_path, monkey
 
 def test_content_box_falls_back_when_nothing_decodes(tmp_path, monkeypatch):
     clips.write_pictures(tmp_path / "a.mp4", [bordered(96, 128, (16, 8, 96, 80))] * 4)
-    monkeypatch.setattr(probe, "_keyframe_lumas", lambda *_: iter(()))
+    monkeypatch.setattr(probe, "keyframe_lumas", lambda *_: iter(()))
     facts, _ = probe_video(tmp_path / "a.mp4")
     assert (facts.box_width, facts.box_height) == (128, 96)
     assert facts.health == "content box: no keyframe could be decoded"
@@ -301,16 +304,6 @@ def write_audio(path) -> None:
         container.mux(stream.encode(None))
 
 
-def rewrite(source_path, path, change) -> None:
-    """Remuxes; `change(index, packet)` edits each packet, and leaves it out by returning False."""
-    with av.open(str(source_path)) as source, av.open(str(path), "w") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for index, packet in enumerate(p for p in source.demux(video=0) if p.size):
-            packet.stream = stream
-            if change(index, packet) is not False:
-                target.mux(packet)
-
-
 def test_files_that_are_no_video(tmp_path):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("not a video\n" * 100)
@@ -318,12 +311,12 @@ def test_files_that_are_no_video(tmp_path):
     write_audio(tmp_path / "sound.mp4")
     clips.write_numbered(tmp_path / "one.mp4", 1)
     clips.write_numbered(tmp_path / "many.mkv", 12, gop=12)
-    rewrite(
+    clips.remux(
         tmp_path / "many.mkv",
         tmp_path / "still.mkv",
-        lambda _, packet: setattr(packet, "pts", 0) or setattr(packet, "dts", 0),
+        change=lambda _, packet: setattr(packet, "pts", 0) or setattr(packet, "dts", 0),
     )
-    rewrite(tmp_path / "many.mkv", tmp_path / "no_key.ts", lambda index, _: index >= 3)
+    clips.remux(tmp_path / "many.mkv", tmp_path / "no_key.ts", change=lambda index, _: index >= 3)
     clips.write_numbered(tmp_path / "raw.h264", 12)
     clips.write_numbered(tmp_path / "b_frames.avi", 24, b_frames=2)
     expected = {
@@ -357,7 +350,7 @@ def test_no_keyframe(tmp_path):
         av.open(str(tmp_path / "a.mp4")) as container,
         pytest.raises(VideoError, match="none of its 12 packets is a keyframe"),
     ):
-        probe._read_packets("a.mp4", WithoutKeyframes(), container.streams.video[0], checksum=False)  # pyright: ignore[reportArgumentType]
+        read_packets("a.mp4", WithoutKeyframes(), container.streams.video[0], checksum=False)  # pyright: ignore[reportArgumentType]
 
 
 def test_unusual_names(tmp_path, monkeypatch):
@@ -378,7 +371,7 @@ def test_repeated_and_backward_timestamps(tmp_path):
         if index == 20:
             packet.pts = packet.dts = packet.pts - 40
 
-    rewrite(tmp_path / "a.mkv", tmp_path / "repeat.mkv", repeat)
+    clips.remux(tmp_path / "a.mkv", tmp_path / "repeat.mkv", change=repeat)
     facts, gops = probe_video(tmp_path / "repeat.mkv")
     assert facts.frames == 35
     assert facts.health == "repeated timestamps, not counted as frames: 1"
@@ -393,10 +386,16 @@ def test_repeated_and_backward_timestamps(tmp_path):
     assert "timestamps jump back" in facts.health
     assert (np.diff(gops.pts) > 0).all()
 
+    # A program stream gives no byte positions: one time would stand for two places.
+    clips.write_numbered(tmp_path / "a.mpg", 36, codec="mpeg2video", gop=12)
+    (tmp_path / "joined.mpg").write_bytes((tmp_path / "a.mpg").read_bytes() * 2)
+    with pytest.raises(VideoError, match=r"joined\.mpg: its timestamps jump back.*remux it"):
+        probe_video(tmp_path / "joined.mpg")
+
 
 def test_frames_before_the_first_keyframe_do_not_count(tmp_path):
     clips.write_numbered(tmp_path / "a.mkv", 36, gop=12, b_frames=2)
-    rewrite(tmp_path / "a.mkv", tmp_path / "b.mkv", lambda index, _: index >= 5)
+    clips.remux(tmp_path / "a.mkv", tmp_path / "b.mkv", change=lambda index, _: index >= 5)
     facts, gops = probe_video(tmp_path / "b.mkv")
     assert facts.frames == 24
     assert gops.first_frame.tolist() == [0, 12]
@@ -416,7 +415,7 @@ def test_cover_art_and_damaged_metadata(tmp_path):
         target.metadata["title"] = "Eingriff"
         with av.open(io.BytesIO(cover.getvalue()), format="mjpeg") as art:
             picture = target.add_stream_from_template(art.streams.video[0])
-            picture.disposition = Disposition.attached_pic
+            picture.disposition = Disposition.attached_pic.value  # PyAV 17.0 takes only the number
             video = target.add_stream_from_template(source.streams.video[0])
             packet = next(art.demux(video=0))
             packet.stream, packet.pts, packet.dts = picture, 0, 0
@@ -452,12 +451,12 @@ def test_flipped_bytes_end_in_facts_or_a_video_error(tmp_path, seed):
 
 
 def test_one_reorder_depth_by_hand():
-    packets = probe._Packets(*([] for _ in range(8)), notes=[])  # pyright: ignore[reportArgumentType]
+    packets = Packets(*([] for _ in range(8)), notes=[])  # pyright: ignore[reportArgumentType]
     packets.pts = [0, 4, 2, 1, 3, 8, 6, 5, 7]  # pyright: ignore[reportAttributeAccessIssue]
     packets.dts = packets.pos = packets.size = packets.pts
-    packets.flags = [probe.KEY, *[0] * 8]  # pyright: ignore[reportAttributeAccessIssue]
+    packets.flags = [KEY, *[0] * 8]  # pyright: ignore[reportAttributeAccessIssue]
     packets.idr = packets.clean = [1]  # pyright: ignore[reportAttributeAccessIssue]
-    _, frame_pts, depth = probe._number_frames("x", packets, checksum=False)
+    _, frame_pts, depth = number_frames("x", packets, checksum=False)
     assert frame_pts.tolist() == list(range(9))
     assert depth == 3
 

@@ -106,7 +106,7 @@ def test_seeds_and_views_differ() -> None:
     assert sum(same(a, b) for a, b in zip(one, other_seed, strict=True)) < 5
     assert sum(same(a, b) for a, b in zip(one, other_view, strict=True)) < 5
     spans = [[int(clip.frames[0]) // 61 for clip in clips] for clips in (one, other_view)]
-    assert np.abs(np.subtract(*spans)).max() <= 1, "views of a draw share its span"
+    assert np.abs(np.subtract(spans[0], spans[1])).max() <= 1, "views of a draw share its span"
 
 
 @pytest.mark.parametrize(

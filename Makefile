@@ -1,0 +1,40 @@
+# make demo    from nothing to a pretrained encoder and its pictures, on a CPU       (VIDEOS=DIR for your own videos)
+# make test    lint, types and all tests                                             (PYTHON=python3.12 picks the interpreter)
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+VIDEOS ?=
+ARGS ?=
+
+.PHONY: help demo test test-slow lint typing setup setup-dev clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+demo: setup
+	$(BIN)/trocar demo $(if $(VIDEOS),--videos '$(VIDEOS)') $(ARGS)
+
+test: lint typing
+	$(BIN)/pytest -m "not slow" $(ARGS)
+
+test-slow: setup-dev
+	$(BIN)/pytest -m slow -s $(ARGS)
+
+lint: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# pyright wants folders that are named as the package is: links, so that nothing is copied.
+typing: setup-dev
+	@mkdir -p build/typing/trocar
+	@for folder in configs engine kernels loaders ssl; do ln -sfn ../../../$$folder build/typing/trocar/$$folder; done
+	$(BIN)/pyright
+
+setup: EXTRA :=
+setup setup-dev:
+	@PYTHON='$(PYTHON)' VENV='$(VENV)' bash setup.sh '$(EXTRA)'
+setup-dev: EXTRA := [dev]
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

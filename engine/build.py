@@ -1,0 +1,118 @@
+"""From a config to what a run is made of: device, model, masks, sampler, loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+
+from ..loaders.augment import CropRecipe
+from ..loaders.corpus import Corpus
+from ..loaders.cpu import ClipLoader
+from ..loaders.sampler import Sampler
+from ..ssl.encoder import SIZES, VideoEncoder
+from ..ssl.mae import MaskedAutoencoder
+from ..ssl.masks import TubeMask
+from .config import Config, ConfigError
+
+
+def describe(
+    config: Config,
+    model: MaskedAutoencoder,
+    corpus: Corpus,
+    sampler: Sampler,
+    steps: int,
+    first_step: int,
+    device: torch.device,
+) -> str:
+    """What is about to happen, in two lines."""
+    encoder, whole = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.encoder, model))
+    clips = steps * config.optim.batch
+    resumed = f", resumed after step {first_step}" if first_step else ""
+    return (
+        f"{config.model.encoder} encoder of {encoder:.1f} M parameters ({whole:.1f} M with decoder) on {device}, "
+        f"{config.run.precision}\n"
+        f"{steps:,} steps of {config.optim.batch:,} clips{resumed}: {clips / sampler.num_spans:.1f} passes over "
+        f"{sampler.num_spans:,} spans of {len(corpus):,} videos"
+    )
+
+
+def choose_device(config: Config) -> torch.device:
+    if config.run.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "run.device: 'cuda' is asked for, but PyTorch finds no CUDA device; run `trocar doctor`, or set run.device=cpu"
+        )
+    if config.run.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.run.device)
+
+
+def build_model(config: Config) -> tuple[MaskedAutoencoder, TubeMask]:
+    """The model, freshly initialised from PyTorch's generator, and its masks. Raises ConfigError where sizes do not fit."""
+    choice, size = config.model, SIZES[config.model.encoder]
+    try:
+        encoder = VideoEncoder(
+            choice.width or size.width,
+            choice.depth or size.depth,
+            choice.heads or size.heads,
+            frames=config.data.frames,
+            resolution=config.data.resolution,
+            tubelet=choice.tubelet,
+            patch=choice.patch,
+            positions=choice.positions,
+        )
+        model = MaskedAutoencoder(
+            encoder,
+            decoder_width=choice.decoder_width or size.decoder_width,
+            decoder_depth=choice.decoder_depth,
+            decoder_heads=choice.decoder_heads or size.decoder_heads,
+            normalization=config.objective.targets,
+        )
+        return model, TubeMask(encoder.grid, config.objective.mask_ratio)
+    except ValueError as error:
+        raise ConfigError(f"model, data and objective do not fit together: {error}") from error
+
+
+def build_sampler(config: Config, corpus: Corpus) -> Sampler:
+    return Sampler(
+        corpus.frames,
+        num_frames=config.data.frames,
+        stride=config.data.stride,
+        sample_fps=config.data.sample_fps,
+        video_fps=corpus.fps,
+        seed=config.run.seed,
+    )
+
+
+def build_loader(
+    config: Config, corpus: Corpus, sampler: Sampler, draws: Iterator[np.ndarray], device: torch.device
+) -> ClipLoader:
+    return ClipLoader(
+        corpus,
+        sampler,
+        CropRecipe(config.data.crop_scale, config.data.crop_ratio, config.data.flip),
+        draws,
+        resolution=config.data.resolution,
+        resize=config.data.resize,
+        content_box=config.data.content_box,
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+        device=device,
+        failure_budget=config.data.failure_budget,
+    )
+
+
+def check_same_corpus(config: Config, corpus: Corpus, fingerprint: str) -> None:
+    if fingerprint != corpus.fingerprint and not config.data.allow_changed_corpus:
+        raise ConfigError(
+            f"data.corpus: {config.data.corpus} has changed since the run in {config.run.dir} began, so its draws would be others; "
+            "restore the corpus, set run.dir elsewhere, or accept it with data.allow_changed_corpus=true"
+        )
+
+
+def autocast(config: Config, device: torch.device) -> AbstractContextManager:
+    if config.run.precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -1,0 +1,73 @@
+"""What the NAL units of an H.264 or HEVC keyframe say about starting to decode there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+
+def nal_length_size(codec: str, extradata: bytes) -> int:
+    """Bytes of the length before each NAL unit as the avcC or hvcC record says, or 0 for Annex B start codes."""
+    if codec == "h264" and len(extradata) >= 7 and extradata[0] == 1:
+        return (extradata[4] & 3) + 1
+    if codec == "hevc" and len(extradata) >= 23 and (extradata[0] or extradata[1] or extradata[2] > 1):
+        return (extradata[21] & 3) + 1
+    return 0
+
+
+def _nal_units(data: memoryview, length_size: int) -> Iterator[bytes]:
+    """Yields the first 4 KiB of each NAL unit, found only when asked for: slices are long, and nobody wants them."""
+    start = 0
+    if length_size:
+        while start + length_size < len(data):
+            length = int.from_bytes(data[start : start + length_size], "big")
+            start += length_size
+            yield bytes(data[start : start + min(length, 4096)])
+            start += length
+    else:
+        start_code = re.compile(rb"\x00\x00\x01")
+        while found := start_code.search(data, start):
+            start = found.end()
+            yield start_code.split(bytes(data[start : start + 4096]), maxsplit=1)[0]
+
+
+def keyframe_kind(codec: str, data: memoryview, length_size: int) -> tuple[bool, bool]:
+    """(idr, clean) of an H.264 or HEVC keyframe packet, from the NAL units up to its first slice.
+
+    Clean are IDR, CRA and BLA pictures of HEVC (ITU-T H.265, table 7-1), IDR pictures of H.264, and those whose recovery
+    point SEI says 0 frames (ITU-T H.264, D.1.8).
+    """
+    recovers_at_once = False
+    for unit in _nal_units(data, length_size):
+        if not unit:
+            continue
+        if codec == "hevc":
+            kind = unit[0] >> 1 & 63
+            if kind < 32:
+                return kind in (19, 20), 16 <= kind <= 21
+        else:
+            kind = unit[0] & 31
+            if kind == 6:
+                recovers_at_once |= _recovers_at_once(unit[1:])
+            elif 1 <= kind <= 5:
+                return kind == 5, kind == 5 or recovers_at_once
+    return False, False
+
+
+def _recovers_at_once(sei: bytes) -> bool:
+    sei = sei.replace(b"\x00\x00\x03", b"\x00\x00")
+    position = 0
+    while position + 2 < len(sei):
+        header = []
+        for _ in ("payload type", "payload size"):
+            value = 0
+            while position < len(sei) and sei[position] == 255:
+                value += 255
+                position += 1
+            header.append(value + (sei[position] if position < len(sei) else 0))
+            position += 1
+        if header[0] == 6 and position < len(sei):
+            # recovery_frame_cnt is Exp-Golomb coded: a leading 1 bit is the value 0.
+            return bool(sei[position] & 0x80)
+        position += header[1]
+    return False

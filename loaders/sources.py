@@ -1,0 +1,119 @@
+"""Folders, files, glob patterns and CSV files -> the sorted list of video files to index."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from .corpus import CorpusError
+
+# fmt: off
+VIDEO_SUFFIXES = frozenset([
+    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m2t", ".m2ts", ".m2v", ".m4v", ".mkv",
+    ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".ts", ".vob", ".webm", ".wmv",
+])
+# fmt: on
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    path: str
+    source: str = ""
+    domain: str = ""
+    problem: str = ""
+
+
+def list_videos(sources: Sequence[str | os.PathLike[str]]) -> list[SourceFile]:
+    """The files that `sources` name, each once, sorted by path; what cannot even be listed has a problem noted.
+
+    Raises:
+        CorpusError: a source does not exist or matches nothing, or a CSV has no column `path`.
+    """
+    entries: dict[str, SourceFile] = {}
+    for source in sources:
+        text = os.fspath(source)
+        found = list(_expand(text))
+        if not found:
+            raise CorpusError(f"{text}: no video found there; known suffixes are {' '.join(sorted(VIDEO_SUFFIXES))}")
+        for entry in found:
+            # Links may lead to one file twice; a tagged mention says more than an untagged one.
+            key = os.path.realpath(entry.path)
+            known = entries.get(key)
+            if known is None or ((entry.source or entry.domain) and not (known.source or known.domain)):
+                entries[key] = entry
+    if not entries:
+        raise CorpusError("no source given; name folders, files, glob patterns or CSV files")
+    return sorted(entries.values(), key=lambda entry: os.fsencode(entry.path))
+
+
+def _expand(source: str) -> Iterator[SourceFile]:
+    if os.path.isdir(source):
+        yield from _walk(source)
+    elif source.lower().endswith(".csv"):
+        yield from _read_csv(source)
+    elif os.path.exists(source):
+        yield _entry(source)
+    elif glob.has_magic(source):
+        any_suffix = glob.has_magic(os.path.splitext(source)[1] or "*")
+        for path in sorted(glob.glob(source, recursive=True)):
+            if os.path.isdir(path):
+                # A pattern with ** reaches into subfolders itself.
+                if "**" not in source:
+                    yield from _walk(path)
+            elif not any_suffix or _is_video(path):
+                yield _entry(path)
+    else:
+        raise CorpusError(f"{source}: no such file or folder; correct the path")
+
+
+def _entry(path: str, source: str = "", domain: str = "") -> SourceFile:
+    path = os.path.abspath(path)
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return SourceFile(path, problem=f"{path!r}: the name is not UTF-8; rename it")
+    return SourceFile(path, source, domain)
+
+
+def _is_video(path: str) -> bool:
+    name = os.path.basename(path)
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
+
+
+def _walk(root: str) -> Iterator[SourceFile]:
+    problems: list[SourceFile] = []
+
+    def note(error: OSError) -> None:
+        folder = os.path.abspath(os.fspath(error.filename))
+        problems.append(replace(_entry(folder), problem=f"{folder!r}: cannot be listed ({error.strerror})"))
+
+    visited = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=note):
+        real = os.path.realpath(folder)
+        if real in visited:
+            subfolders.clear()
+            continue
+        visited.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield from (_entry(os.path.join(folder, name)) for name in names if _is_video(name))
+    yield from problems
+
+
+def _read_csv(path: str) -> Iterator[SourceFile]:
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if "path" not in (reader.fieldnames or []):
+                raise CorpusError(
+                    f"{path}: no column `path` among {reader.fieldnames}; name the column of the files `path`"
+                )
+            for row in reader:
+                if not row["path"]:
+                    raise CorpusError(f"{path}, line {reader.line_num}: `path` is empty; fill it in or delete the line")
+                yield _entry(os.path.join(folder, row["path"]), row.get("source") or "", row.get("domain") or "")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CorpusError(f"{path}: not a readable CSV file in UTF-8 ({error}); correct it") from error

@@ -1,0 +1,123 @@
+"""What the index knows of one video: its facts and its GOPs.
+
+A *frame number* is the rank of a frame's pts among the distinct pts of the packets that are shown, counted from the first
+keyframe: what a decoder hands out, in display order. GOP g is displayed from its keyframe's pts to the next keyframe's;
+its bytes are those of the packets from its keyframe to the next one *in decode order*. So the leading pictures of an open
+GOP count as frames of the GOP before, while their bytes lie behind the next keyframe (`GopTable.leading` says how many).
+
+Shapes: G GOPs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import av
+import numpy as np
+from av.container import InputContainer
+
+
+class VideoError(Exception):
+    """A video that cannot be used; the message names the path, what was found and the fix."""
+
+
+def open_video(path: str) -> InputContainer:
+    """Opens the file at an absolute path; raises FFmpegError or OSError.
+
+    Whoever goes by an index has to open a file as the prober did, or its timestamps differ.
+    """
+    # The list keeps names with colons and playlists from reaching beyond local files.
+    options = {"fflags": "+genpts", "protocol_whitelist": "file"}
+    return av.open(path, container_options=options, metadata_errors="replace")
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What one file says about its video stream.
+
+    `width` and `height` are those of a decoded picture before rotation, in pixels. `rotation` (0, 90, 180 or 270) is how many
+    degrees counter-clockwise the decoded picture has to be turned to stand upright: `numpy.rot90(picture, rotation // 90)`;
+    it is PyAV's `VideoFrame.rotation` modulo 360. The content box is in upright pixels, all four numbers even unless it is the
+    whole picture. `fps_*` is the average rate. `start_pts` is the pts of frame 0, in ticks of the time base. After
+    `reorder_depth` further packets in decode order no packet with a smaller pts can come. `health` is "ok" or notes.
+    """
+
+    path: str
+    size_bytes: int
+    mtime_ns: int
+    container: str
+    codec: str
+    pix_fmt: str
+    width: int
+    height: int
+    rotation: int
+    fps_numerator: int
+    fps_denominator: int
+    time_base_numerator: int
+    time_base_denominator: int
+    start_pts: int
+    frames: int
+    duration_seconds: float
+    variable_rate: bool
+    reorder_depth: int
+    stream_index: int
+    box_left: int
+    box_top: int
+    box_width: int
+    box_height: int
+    health: str
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """(width, height) in pixels after rotation."""
+        return (self.height, self.width) if self.rotation % 180 else (self.width, self.height)
+
+
+@dataclass(frozen=True)
+class GopTable:
+    """The GOPs of one video in order, each field an array of shape (G,).
+
+    `pts` and `dts` are the keyframe packet's, in ticks. `byte_offset` is the lowest position of the GOP's packets in the file
+    (-1: the container gives none) and `num_bytes` their extent (without positions: the sum of their sizes); in MP4 and MOV
+    that range is the packets' payload, in other containers it holds headers as well. `leading` counts the packets behind
+    the keyframe that are displayed before it. `idr`: nothing crosses this keyframe. `clean`: exact decoding of everything
+    displayed from this keyframe on may start here. `crc32` is over the payloads in decode order, None if not asked for. A GOP
+    that an edit list hides has 0 frames.
+    """
+
+    first_frame: np.ndarray
+    frames: np.ndarray
+    pts: np.ndarray
+    dts: np.ndarray
+    byte_offset: np.ndarray
+    num_bytes: np.ndarray
+    leading: np.ndarray
+    idr: np.ndarray
+    clean: np.ndarray
+    crc32: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.first_frame)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> GopTable:
+        """The GOPs of some rows, as NumPy indexes its arrays."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        taken: dict[str, Any] = {name: None if column is None else column[rows] for name, column in columns.items()}
+        return GopTable(**taken)
+
+    def locate(self, frame: int) -> int:
+        """The row of the GOP that displays `frame` (0-based).
+
+        Raises:
+            IndexError: `frame` is negative or behind the last one.
+        """
+        num_frames = int(self.first_frame[-1] + self.frames[-1])
+        if not 0 <= frame < num_frames:
+            raise IndexError(f"frame {frame} is not in 0..{num_frames - 1}")
+        return int(np.searchsorted(self.first_frame, frame, side="right")) - 1
+
+    def clean_start(self, frame: int) -> int:
+        """The last clean GOP at or before `frame`'s, where its exact decoding may start; row 0 when there is none."""
+        clean = np.flatnonzero(self.clean[: self.locate(frame) + 1])
+        return int(clean[-1]) if len(clean) else 0

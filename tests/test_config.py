@@ -1,0 +1,112 @@
+"""Configs: every one that ships loads; what is wrong is refused with the key, the value and the fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trocar.engine.build import build_model
+from trocar.engine.config import ConfigError
+from trocar.engine.config_file import CONFIGS, load_config
+
+SHIPPED = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_config_loads_builds_and_round_trips(name: str, tmp_path: Path) -> None:
+    config = load_config(name)
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(config.to_yaml())
+    assert load_config(copy) == config
+    build_model(load_config(name, ["model.depth=1"]))
+
+
+def test_surgrec_mae_is_the_papers_recipe() -> None:
+    config = load_config("surgrec_mae")
+    assert (config.model.encoder, config.model.patch, config.model.tubelet, config.model.decoder_depth) == (
+        "base",
+        16,
+        2,
+        4,
+    )
+    assert (config.data.frames, config.data.resolution, config.data.stride) == (16, 224, 4)
+    assert (config.objective.mask_ratio, config.objective.targets, config.model.positions) == (0.9, "channel", "flat")
+    assert config.optim.epochs == 150
+
+
+def test_overrides() -> None:
+    settings = [
+        "optim.steps=7",
+        "optim.base_learning_rate=1e-3",
+        "data.crop_scale=[0.2, 1]",
+        "data.corpus=some where/ä",
+    ]
+    config = load_config("demo_cpu", settings)
+    assert config.optim.steps == 7
+    assert config.optim.base_learning_rate == 1e-3
+    assert config.data.crop_scale == (0.2, 1.0)
+    assert config.data.corpus == "some where/ä"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.step=7", r"optim\.step: unknown key; did you mean steps\?"),
+        ("optimizer.steps=7", r"optimizer: unknown key; did you mean optim\?"),
+        ("optim.steps", "write section.key=value"),
+        ("steps=7", "write section.key=value"),
+        ("optim.steps=seven", r"optim\.steps: 'seven' is str, not int"),
+        ("optim.steps=1.5", r"optim\.steps: 1\.5 is float, not int"),
+        ("optim.steps=true", r"optim\.steps: True is bool, not int"),
+        ("optim.steps=-1", r"optim\.steps: -1 is not accepted"),
+        ("optim.steps=null", r"optim\.steps: None is not accepted; give steps, or epochs"),
+        ("optim.warmup=1", r"optim\.warmup: 1\.0 is not accepted"),
+        ("optim.base_learning_rate=fast", r"'fast' is not a number"),
+        ("optim.base_learning_rate=.nan", "is not a finite number"),
+        ("optim.accumulation=3", r"a divisor of optim\.batch \(8\)"),
+        ("optim.betas=[0.9]", "give a list of 2 numbers"),
+        ("data.stride=0", r"data\.stride: 0 is not accepted"),
+        ("data.sample_fps=5", "exclude each other; set one of them to null"),
+        ("data.resize=fats", r"did you mean fast\?"),
+        ("data.crop_scale=[0, 1]", r"data\.crop_scale"),
+        ("run.device=gpu", r"run\.device: 'gpu' is not accepted"),
+        ("run.tensorboard=yes please", r"is str, not bool"),
+        ("model.encoder=giant", r"model\.encoder: 'giant' is not accepted; give one of tiny"),
+        ("model.depth=0", r"model\.depth: 0 is not accepted"),
+        ("objective.mask_ratio=1", r"objective\.mask_ratio"),
+        ("objective=3", "write section.key=value"),
+        ("data.corpus=[", "is not a YAML value"),
+    ],
+)
+def test_refuses(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("demo_cpu", [override])
+
+
+def test_refuses_sizes_that_do_not_fit() -> None:
+    with pytest.raises(ConfigError, match="not divisible into 2 x 16 x 16 patches"):
+        build_model(load_config("demo_cpu", ["data.resolution=100"]))
+    with pytest.raises(ConfigError, match=r"mask ratio 0\.01 masks 0 of 49 cells"):
+        build_model(load_config("demo_cpu", ["objective.mask_ratio=0.01"]))
+
+
+def test_names_the_nearest_config_and_bad_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"did you mean demo_cpu\?"):
+        load_config("demo_cup")
+    with pytest.raises(ConfigError, match="no such config file"):
+        load_config(tmp_path / "missing.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("run: {")
+    with pytest.raises(ConfigError, match="cannot be read as YAML"):
+        load_config(broken)
+    broken.write_text("- run")
+    with pytest.raises(ConfigError, match="holds list, not sections"):
+        load_config(broken)
+    broken.write_text(yaml.safe_dump({"run": {"dir": "x"}, "data": {}}))
+    with pytest.raises(ConfigError, match=r"data\.corpus: missing; set it"):
+        load_config(broken)
+    broken.write_text(yaml.safe_dump({"run": 3, "data": {"corpus": "x"}}))
+    with pytest.raises(ConfigError, match="run: holds 3, not a section"):
+        load_config(broken)

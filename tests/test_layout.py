@@ -1,0 +1,112 @@
+"""The house: folders at the root install as trocar.*, and nowhere else."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("configs", "engine", "kernels", "loaders", "ssl")
+MAY_IMPORT = {
+    "kernels": set(),
+    "loaders": {"kernels"},
+    "ssl": {"kernels"},
+    "engine": {"kernels", "loaders", "ssl"},
+}
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    # No inherited PYTHONPATH: what is imported has to come from the installation.
+    finished = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(cwd), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+def test_folders_shadow_nothing() -> None:
+    assert not [path for folder in FOLDERS for path in (ROOT / folder).rglob("__init__.py")]
+    found = run(sys.executable, "-c", "import ssl; print(ssl.__file__, ssl.SSLContext)", cwd=ROOT)
+    assert str(ROOT / "ssl") not in found
+    assert found.split()[0].endswith("ssl.py")
+
+
+def test_editable_install_maps_every_folder(tmp_path: Path) -> None:
+    names = [f"trocar.{folder}" for folder in FOLDERS]
+    code = f"import importlib; [print(importlib.import_module(name).__path__[0]) for name in {names}]"
+    assert run(sys.executable, "-c", code, cwd=tmp_path).split() == [str(ROOT / folder) for folder in FOLDERS]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = tmp_path_factory.mktemp("source")
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "out", cwd=source)
+    (built,) = (source / "out").glob("*.whl")
+    return built
+
+
+def test_wheel_holds_everything_inside_trocar(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names} == {"trocar", wheel.name.rpartition("-py3")[0] + ".dist-info"}
+    for folder in FOLDERS:
+        for path in (*(ROOT / folder).glob("*.py"), *(ROOT / folder).glob("*.yaml")):
+            assert f"trocar/{folder}/{path.name}" in names
+
+
+def test_wheel_runs_without_the_source(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = (
+        "import trocar.engine.config_file as config; print(config.__file__); "
+        "print(config.load_config('demo_cpu').model.encoder); "
+        "import trocar.engine.pretrain, trocar.loaders.cpu, ssl; print(trocar.loaders.cpu.__file__)"
+    )
+    imported, encoder, loader = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site")).split()
+    assert imported == str(tmp_path / "site/trocar/engine/config_file.py")
+    assert loader == str(tmp_path / "site/trocar/loaders/cpu.py")
+    assert encoder == "tiny"
+
+
+@pytest.mark.parametrize("folder", sorted(MAY_IMPORT))
+def test_arrows_point_one_way(folder: str) -> None:
+    """kernels <- {loaders, ssl} <- engine: relative imports between folders follow the architecture."""
+    checked = 0
+    for path in sorted((ROOT / folder).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level == 2:
+                assert (node.module or "").split(".")[0] in MAY_IMPORT[folder], f"{path}: line {node.lineno}"
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                assert not (node.module or "").startswith("trocar"), f"{path}: line {node.lineno}: import relatively"
+            checked += 1
+    assert checked
+
+
+@pytest.mark.parametrize("blocked", ["timm", "torchvision", "sklearn", "tensorboard", "matplotlib"])
+def test_loaders_alone_need_neither_model_nor_plots(blocked: str, tmp_path: Path) -> None:
+    code = f"import sys; sys.modules[{blocked!r}] = None; import trocar.loaders.cpu, trocar.loaders.index"
+    run(sys.executable, "-c", code, cwd=tmp_path)
+
+
+def test_architecture_page_names_every_file() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    missing = [
+        f"{folder}/{path.name}"
+        for folder in FOLDERS
+        for path in (*(ROOT / folder).glob("*.py"), *(ROOT / folder).glob("*.yaml"))
+        if path.name not in page
+    ]
+    assert not missing

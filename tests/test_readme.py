@@ -1,0 +1,96 @@
+"""Every command and every example of the README runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from clips import write_numbered
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+TINY = "model.encoder=tiny model.depth=1 model.decoder_depth=1 optim.batch=2 optim.accumulation=1 optim.steps=2"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "videos").mkdir()
+    for number in range(2):
+        write_numbered(folder / "videos" / f"{number}.mp4", 80, video_id=number)
+    return folder
+
+
+def shell(command: str, folder: Path) -> str:
+    # The interpreter that runs the tests is the one that make finds set up.
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    finished = subprocess.run(
+        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+def test_the_commands_are_these() -> None:
+    assert [shlex.split(command)[:2] for command in COMMANDS] == [
+        ["make", "demo"],
+        ["make", "test"],
+        ["trocar", "index"],
+        ["trocar", "pretrain"],
+        ["trocar", "view"],
+        ["trocar", "view"],
+        ["trocar", "doctor"],
+    ]
+
+
+@pytest.mark.parametrize("videos", ["", "VIDEOS"])
+def test_make_demo(folder: Path, videos: str) -> None:
+    out = folder / f"demo{videos}"
+    more = f"VIDEOS='{folder / 'videos'}'" if videos else ""
+    printed = shell(f"make -s demo {more} ARGS='--out {out} optim.steps=2 optim.batch=2'", ROOT)
+    for name in ("checkpoint", "curve", "reconstruction"):
+        (path,) = re.findall(rf"^{name} +(.+)$", printed, re.MULTILINE)
+        assert Path(path).exists(), path
+    assert (out / "videos").exists() != bool(videos)
+
+
+def test_make_test_sets_up_lints_types_and_tests() -> None:
+    planned = shell("make -n test", ROOT)
+    for step in ("setup.sh '[dev]'", "ruff check .", "pyright", 'pytest -m "not slow"'):
+        assert step in planned
+
+
+def test_the_trocar_commands(folder: Path) -> None:
+    for command in COMMANDS[2:6]:
+        command = command.replace("/data/videos", "videos")
+        if "pretrain" in command:
+            command = f"{command} {TINY} run.device=cpu"
+        shell(command, folder)
+    for name in ("checkpoints/step_00000002", "reconstruction.png", "curve.png", "metrics.jsonl", "config.yaml"):
+        assert (folder / "runs/first" / name).exists()
+    assert "torchvision" in shell(COMMANDS[6], folder)
+
+
+def test_the_python_example(folder: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    shell("trocar index videos --out corpus", folder)
+    code = example.replace("range(100)", "range(2)") + "\nprint(tuple(batch.frames.shape), batch.frames.dtype)"
+    printed = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    assert printed.stdout.strip() == "(8, 16, 224, 224, 3) torch.uint8", printed.stderr
+
+
+def test_links_and_pictures_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_extras_exist() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for extra in re.findall(r"trocar\[(\w+)\]", README):
+        assert re.search(rf"^{extra} = \[", project, re.MULTILINE), extra
