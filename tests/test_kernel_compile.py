@@ -41,6 +41,12 @@ def test_matrix_products_run_on_matrix_units(rows: list[dict]) -> None:
     assert all(row["matrix_instructions"] > 0 for row in half)
 
 
+def test_float32_products_are_ieee(rows: list[dict]) -> None:
+    single = [row for row in rows if row["kernel"] in ON_MATRIX_UNITS and "float32" in row["case"]]
+    assert {row["kernel"] for row in single} == ON_MATRIX_UNITS
+    assert all(row["matrix_instructions"] == 0 for row in single)  # TF32 would be one
+
+
 def test_no_float_atomics(rows: list[dict]) -> None:
     assert all(row["float_atomics"] == 0 for row in rows)
 

@@ -82,3 +82,42 @@ def test_loss_scale_and_counted_reach_the_loss() -> None:
     alone = model(frames, masks._replace(counted=~counted))
     share = 1 / masks.masked.shape[1]
     assert torch.allclose(first.clip_loss * share + alone.clip_loss * (1 - share), output.clip_loss)
+
+
+def test_the_whole_model_compiles_without_a_graph_break(kernels: torch.device) -> None:
+    model, frames, masks = model_and_batch(kernels)
+    expected = model(frames, masks).loss
+    expected.backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad(set_to_none=True)
+    loss = torch.compile(model, fullgraph=True, backend="aot_eager")(frames, masks).loss
+    loss.backward()
+    assert torch.allclose(loss, expected)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        assert torch.allclose(parameter.grad, gradient, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_a_step_replays_from_a_cuda_graph(kernels: torch.device) -> None:
+    model, frames, masks = model_and_batch(kernels)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            model.zero_grad(set_to_none=True)
+            model(frames, masks).loss.backward()
+    torch.cuda.current_stream().wait_stream(side)
+    model.zero_grad(set_to_none=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = model(frames, masks).loss
+        captured.backward()
+    frames.copy_(255 - frames)
+    graph.replay()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad(set_to_none=True)
+    expected = model(frames, masks).loss
+    expected.backward()
+    assert torch.allclose(captured, expected)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        assert torch.allclose(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
