@@ -113,19 +113,20 @@ def patch_embed_case(size: Size, device: torch.device) -> Case:
     frames, visible, _ = batch(size, device)
     tokens = size.grid[0] * size.grid[1] * size.grid[2]
     weight = torch.randn(size.width, 3, 2, size.patch, size.patch, device=device) * 0.02
-    leaves = [weight.requires_grad_(), torch.zeros(size.width, device=device).requires_grad_()]
+    bias = torch.zeros(size.width, device=device)
+    leaves = [weight.requires_grad_(), bias.requires_grad_()]
     positions = torch.randn(tokens, size.width, device=device)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1, 1) for values in (MEAN, STD))
 
     def eager() -> torch.Tensor:
         """The usual path: normalise everything, embed everything, then drop what is masked."""
         pixels = (frames.permute(0, 4, 1, 2, 3).float() / 255 - mean) / std
-        embedded = F.conv3d(pixels.to(size.dtype), *(leaf.to(size.dtype) for leaf in leaves), stride=weight.shape[2:])
+        embedded = F.conv3d(pixels.to(size.dtype), weight.to(size.dtype), bias.to(size.dtype), stride=weight.shape[2:])
         embedded = embedded.flatten(2).mT + positions.to(size.dtype)
         return embedded.gather(1, visible[..., None].expand(-1, -1, size.width))
 
     def fused() -> torch.Tensor:
-        return patch_embed(frames, visible, *leaves, positions, MEAN, STD, dtype=size.dtype)
+        return patch_embed(frames, visible, weight, bias, positions, MEAN, STD, dtype=size.dtype)
 
     rows, item = visible.numel(), size.dtype.itemsize
     moved = 2 * rows * size.values + 2 * rows * size.width * item + 3 * weight.numel() * 4 + positions.numel() * 4
@@ -182,8 +183,8 @@ def ema_case(size: Size, device: torch.device) -> Case:
     momentum = torch.full((), 0.999, device=device)
 
     def eager() -> None:
-        torch._foreach_lerp_(targets, sources, 0.001)
-        torch._foreach_copy_(copies, targets)
+        torch._foreach_lerp_(targets, sources, 0.001)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_copy_(copies, targets)  # pyright: ignore[reportPrivateImportUsage]
 
     count = sum(target.numel() for target in targets)
     return Case(lambda: ema(targets, sources, momentum, copies), eager, count * (12 + size.dtype.itemsize), 0)
@@ -209,9 +210,9 @@ def mask_sampler_case(size: Size, device: torch.device) -> Case:
 def rope3d_case(size: Size, device: torch.device) -> Case:
     _, visible, _ = batch(size, device)
     shape = (*visible.shape, size.heads, size.width // size.heads)
-    leaves = [torch.randn(shape, device=device).to(size.dtype).requires_grad_() for _ in range(2)]
+    queries, keys = leaves = [torch.randn(shape, device=device).to(size.dtype).requires_grad_() for _ in range(2)]
     calls = [
-        with_backward(lambda function=function: function(*leaves, visible, size.grid), leaves)
+        with_backward(lambda function=function: function(queries, keys, visible, size.grid), leaves)
         for function in (rope3d, rope3d_reference)
     ]
     return Case(calls[0], calls[1], 8 * leaves[0].numel() * size.dtype.itemsize, 0)

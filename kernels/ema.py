@@ -57,9 +57,9 @@ def _ema_kernel(
     number = tl.load(chunk_tensors + tl.program_id(0))
     start = tl.multiple_of(tl.load(chunk_starts + tl.program_id(0)), 16)
     size = tl.load(sizes + number)
-    target = tl.load(targets + number).to(tl.pointer_type(TARGET))
-    source = tl.load(sources + number).to(tl.pointer_type(SOURCE))
-    copy = tl.load(copies + number).to(tl.pointer_type(COPY))
+    target = tl.load(targets + number).to(tl.pointer_type(TARGET))  # pyright: ignore[reportArgumentType]
+    source = tl.load(sources + number).to(tl.pointer_type(SOURCE))  # pyright: ignore[reportArgumentType]
+    copy = tl.load(copies + number).to(tl.pointer_type(COPY))  # pyright: ignore[reportArgumentType]
     if ALIGNED:
         target, source, copy = tl.multiple_of(target, 16), tl.multiple_of(source, 16), tl.multiple_of(copy, 16)
     weight = 1.0 - tl.load(momentum)

@@ -192,8 +192,7 @@ def rope3d(
     heads too narrow to cut in three (E < 6) or of odd width and, on the CPU, on indices out of range (NaN on a device).
     """
     if queries.ndim == 3:
-        single = [part.unsqueeze(0) for part in (queries, keys, indices)]
-        turned = rope3d(*single, grid)
+        turned = rope3d(queries.unsqueeze(0), keys.unsqueeze(0), indices.unsqueeze(0), grid)
         return turned[0].squeeze(0), turned[1].squeeze(0)
     shape = (None, None, None, None)
     require("queries", queries, dtypes=FLOAT_DTYPES, shape=shape, like=queries, contiguous=False)

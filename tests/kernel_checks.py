@@ -35,14 +35,12 @@ def assert_accurate(
 @contextmanager
 def nan_memory() -> Iterator[None]:
     """torch.empty and its kin hand out NaN (integers: their largest), so that what a kernel fails to write shows."""
-    previous = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    previous = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills uninitialised memory, too
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(previous[0])
-        torch.utils.deterministic.fill_uninitialized_memory = previous[1]
+        torch.use_deterministic_algorithms(previous)
 
 
 @contextmanager

@@ -1,5 +1,9 @@
 """ema: many tensors of many sizes against float64, with copies, misaligned views and a skipped step."""
 
+# Argument tuples are unpacked into calls here, and gradients are known to be there: what pyright cannot see.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false, reportOperatorIssue=false
+# pyright: reportReturnType=false
+
 from __future__ import annotations
 
 import pytest

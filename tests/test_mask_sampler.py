@@ -1,5 +1,9 @@
 """Tube and running cell masks: count, order, purity, uniformity; the kernels against NumPy, bit for bit."""
 
+# Argument tuples are unpacked into calls here, and gradients are known to be there: what pyright cannot see.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false, reportOperatorIssue=false
+# pyright: reportReturnType=false
+
 from __future__ import annotations
 
 import numpy as np
