@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+
+# Read when PyTorch loads OpenMP. Threads that wait actively take the cores from the decoding threads and, where cores are shared
+# with other work, from those they wait for.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from .config import ConfigError
 from .config_file import CONFIGS

@@ -8,6 +8,7 @@ Shapes: B clips, T frames, R x R pixels after the crop; frames are uint8 (B, T, 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
@@ -72,7 +73,10 @@ class ClipLoader:
         self._local = threading.local()
         self._readers: list[OrderedDict[int, VideoReader]] = []
         threads = threads or len(os.sched_getaffinity(0))
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        # On a CPU the training shares the cores: its steps are barriers of many threads, which one decoding thread in the way holds
+        # up, while decoding runs ahead and can wait.
+        behind = _lower_priority if self.device.type == "cpu" else None
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=behind)
         self._ahead: deque[_PendingBatch] = deque()
 
     def __iter__(self) -> Iterator[ClipBatch]:
@@ -215,6 +219,11 @@ class ClipLoader:
             self._local.readers = OrderedDict()
             self._readers.append(self._local.readers)
         return self._local.readers
+
+
+def _lower_priority() -> None:
+    if sys.platform == "linux":  # elsewhere the call would mean the whole process
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 @dataclass(frozen=True)

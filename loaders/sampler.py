@@ -29,7 +29,7 @@ class Clip:
     """One clip to read.
 
     draw, view, spare: what it was drawn for; spare 0 is the draw itself. video: row in the corpus. frames: (T,) frame numbers in
-    display order, ascending. repeated: how many positions at the end repeat the video's last frame because it is too short.
+    display order, ascending. repeated: how many positions at the end lie beyond a short video and show its last frame instead.
     """
 
     draw: int

@@ -111,7 +111,7 @@ def test_says_in_one_line_what_is_missing(house: House) -> None:
         ({"lacks_venv": 1}, "apt install python3.12-venv"),
         ({"too_old": 1}, "Python 3.9.1 is too old; Python 3.10 or later is needed"),
     ]:
-        house.make_python(**change)
+        house.make_python(**change)  # pyright: ignore[reportArgumentType]
         finished = house.set_up()
         assert finished.returncode == 1
         assert message in finished.stderr
