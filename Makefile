@@ -1,4 +1,5 @@
 # make demo    from nothing to a pretrained encoder and its pictures, on a CPU       (VIDEOS=DIR for your own videos)
+# make gpu     the kernels' tests and speeds on an NVIDIA GPU
 # make test    lint, types and all tests                                             (PYTHON=python3.12 picks the interpreter)
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 VIDEOS ?=
 ARGS ?=
 
-.PHONY: help demo test test-slow lint typing setup setup-dev clean
+.PHONY: help demo test test-slow gpu lint typing setup setup-dev clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -21,6 +22,13 @@ test: lint typing
 test-slow: setup-dev
 	$(BIN)/pytest -m slow -s $(ARGS)
 
+# On a machine with an NVIDIA GPU: the kernels' tests on the device, then their speeds.
+gpu: setup-dev
+	$(BIN)/pytest -m "not slow" tests/test_patch_embed.py tests/test_pixel_loss.py tests/test_decoder_tokens.py tests/test_row_sums.py \
+		tests/test_feature_loss.py tests/test_ema.py tests/test_mask_sampler.py tests/test_rope3d.py tests/test_kmeans_assign.py \
+		tests/test_mae_kernels.py tests/test_launch.py tests/test_kernel_compile.py
+	$(BIN)/python -m trocar.bench.kernels $(ARGS)
+
 lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -28,7 +36,7 @@ lint: setup-dev
 # pyright wants folders that are named as the package is: links, so that nothing is copied.
 typing: setup-dev
 	@mkdir -p build/typing/trocar
-	@for folder in configs engine kernels loaders ssl; do ln -sfn ../../../$$folder build/typing/trocar/$$folder; done
+	@for folder in bench configs engine kernels loaders ssl; do ln -sfn ../../../$$folder build/typing/trocar/$$folder; done
 	$(BIN)/pyright
 
 setup: EXTRA :=

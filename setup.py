@@ -2,7 +2,7 @@
 
 from setuptools import setup
 
-FOLDERS = ["configs", "engine", "kernels", "loaders", "ssl"]
+FOLDERS = ["bench", "configs", "engine", "kernels", "loaders", "ssl"]
 
 setup(
     packages=[f"trocar.{folder}" for folder in FOLDERS],

@@ -33,6 +33,7 @@ class Stream(IntEnum):
     SPARE = 3
     CROP = 4
     MASK = 5
+    DECODER_MASK = 6
 
 
 def philox(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint32]:

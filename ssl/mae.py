@@ -67,10 +67,17 @@ class MaskedAutoencoder(nn.Module):
             tokens = block(tokens)
         return self.decoder_head(self.decoder_norm(tokens[:, masks.visible.shape[1] :]))
 
-    def forward(self, frames: torch.Tensor, masks: Masks) -> MAEOutput:
-        """frames: (B, T, H, W, 3) uint8."""
+    def forward(self, frames: torch.Tensor, masks: Masks, loss_scale: float = 1.0) -> MAEOutput:
+        """frames: (B, T, H, W, 3) uint8. loss_scale: factor of the loss, for example 1 / the number of accumulated batches."""
         prediction = self.decode(self.encoder(frames, masks.visible), masks)
         loss, clip_loss = pixel_loss(
-            prediction, frames, masks.masked, self.encoder.tubelet, self.encoder.patch, self.normalization
+            prediction,
+            frames,
+            masks.masked,
+            self.encoder.tubelet,
+            self.encoder.patch,
+            self.normalization,
+            masks.counted,
+            loss_scale,
         )
         return MAEOutput(loss, clip_loss, prediction)

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("configs", "engine", "kernels", "loaders", "ssl")
+FOLDERS = ("bench", "configs", "engine", "kernels", "loaders", "ssl")
 MAY_IMPORT = {
     "kernels": set(),
     "loaders": {"kernels"},
     "ssl": {"kernels"},
     "engine": {"kernels", "loaders", "ssl"},
+    "bench": {"engine", "kernels", "loaders", "ssl"},
 }
 
 

@@ -1,0 +1,80 @@
+"""One measurement is one JSON row: what was measured, on which machine, with which versions, and how far it scattered."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "triton", "timm", "numpy", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "trocar")
+
+
+def versions() -> dict[str, str]:
+    """The installed ones of the packages that decide a speed, and CUDA's."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {**found, "python": platform.python_version(), "cuda": torch.version.cuda or "none"}
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Name, memory, multiprocessors and clocks of a GPU; the processor otherwise."""
+    if device.type != "cuda":
+        return {"device": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "device": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory_bytes": properties.total_memory,
+        "multiprocessors": properties.multi_processor_count,
+        "driver": _driver(),
+    }
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0]
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def commit() -> str:
+    """The source's commit, with + where files differ from it; "unknown" outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def row(benchmark: str, device: torch.device, measured: dict[str, Any]) -> dict[str, Any]:
+    """A measurement with everything needed to judge it later. benchmark: its name, as in `trocar bench NAME`."""
+    return {
+        "benchmark": benchmark,
+        **measured,
+        "machine": machine(device),
+        "versions": versions(),
+        "commit": commit(),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """One row a line; replaces the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in rows)
+    path.write_text(text, encoding="utf-8")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

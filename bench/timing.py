@@ -1,0 +1,90 @@
+"""How long a call takes on a device, and what the device could do at best.
+
+Every time is a median over repeats with the spread beside it. On a GPU each call is timed by events between which the cache was
+emptied, and the ceilings are measured in the same process: a share of a datasheet's figure says little about the card at hand.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+FLUSH_BYTES = 256 * 2**20  # more than the second-level cache of any card of today
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call: median, 10th and 90th percentile, over `repeats` calls."""
+
+    median_seconds: float
+    low_seconds: float
+    high_seconds: float
+    repeats: int
+
+    @property
+    def spread_percent(self) -> float:
+        return 100 * (self.high_seconds - self.low_seconds) / self.median_seconds
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What this device reached here: bytes/s of a large copy (read + written), FLOP/s of a large matrix product in `dtype`."""
+
+    copy_bytes_per_second: float
+    matrix_flops_per_second: float
+    dtype: str
+
+
+def time_call(call: Callable[[], Any], device: torch.device, *, warmup: int = 5, repeats: int = 50) -> Timing:
+    """Times `call`, which must leave its work on `device`."""
+    for _ in range(warmup):
+        call()
+    seconds = _device_seconds(call, device, repeats) if device.type == "cuda" else _host_seconds(call, repeats)
+    low, high = (seconds[0], seconds[0]) if repeats == 1 else _percentiles(seconds)
+    return Timing(statistics.median(seconds), low, high, repeats)
+
+
+def _percentiles(seconds: list[float]) -> tuple[float, float]:
+    deciles = statistics.quantiles(seconds, n=10, method="inclusive")
+    return deciles[0], deciles[-1]
+
+
+def _host_seconds(call: Callable[[], Any], repeats: int) -> list[float]:
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def _device_seconds(call: Callable[[], Any], device: torch.device, repeats: int) -> list[float]:
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
+    pairs = []
+    for _ in range(repeats):
+        flush.zero_()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        pairs.append((start, end))
+    torch.cuda.synchronize(device)
+    return [start.elapsed_time(end) / 1e3 for start, end in pairs]
+
+
+def measure_ceilings(
+    device: torch.device, dtype: torch.dtype, *, copy_bytes: int = 2**30, side: int = 8192, repeats: int = 20
+) -> Ceilings:
+    """Measures both ceilings. copy_bytes: size of the copied buffer. side: of the square matrices."""
+    source = torch.ones(copy_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copy = time_call(lambda: target.copy_(source), device, repeats=repeats)
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    product = time_call(lambda: left @ right, device, repeats=repeats)
+    name = str(dtype).removeprefix("torch.")
+    return Ceilings(2 * copy_bytes / copy.median_seconds, 2 * side**3 / product.median_seconds, name)

@@ -1,0 +1,31 @@
+"""Kernels run in Triton's interpreter where there is no GPU; tests marked `gpu` run where there is one."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault(
+        "TRITON_INTERPRET", "1"
+    )  # Triton reads it when a kernel is defined, hence before the first import
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """The device on which tensors take the Triton kernels: the GPU, or the CPU by way of the interpreter."""
+    pytest.importorskip("triton")
+    from trocar.kernels import launch
+
+    monkeypatch.setattr(launch, "interpret_on_cpu", True)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
