@@ -9,7 +9,6 @@ Shapes: B clips, N = 1568 tokens, K = 1536 values a patch, D width.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -326,25 +325,3 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"{entry['teraflops_per_second']:.0f} | {100 * entry['of_floor']:.0f} % |"
         )
     return "\n".join(lines)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m trocar.bench.kernels [OPERATOR ...] [--size large] [--out FILE]`."""
-    parser = argparse.ArgumentParser(
-        prog="trocar bench kernels", description="The fused operators against their references."
-    )
-    parser.add_argument("operators", nargs="*", metavar="OPERATOR", help=f"default: all of {', '.join(CASES)}")
-    parser.add_argument("--size", default="base", choices=SIZES)
-    parser.add_argument("--out", type=Path, default=Path("bench/results/kernels.jsonl"), metavar="FILE")
-    options = parser.parse_args(arguments)
-    try:
-        rows = bench_kernels(options.operators, size=options.size, out=options.out)
-    except BenchError as error:
-        print(f"trocar: {error}", file=sys.stderr)
-        return 1
-    print(table(rows))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

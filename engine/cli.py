@@ -81,6 +81,14 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example optim.steps=20")
     demo.set_defaults(run=run_demo)
 
+    bench = commands.add_parser("bench", help="measure speeds; on a machine with an NVIDIA GPU")
+    benches = bench.add_subparsers(required=True, metavar="WHAT")
+    kernels = benches.add_parser("kernels", help="each kernel against eager PyTorch and torch.compile")
+    kernels.add_argument("operators", nargs="*", metavar="OPERATOR", help="default: all")
+    kernels.add_argument("--size", default="base", choices=("base", "large"), help="shapes of ViT-B or ViT-L")
+    kernels.add_argument("--out", type=Path, default=Path("bench/results/kernels.jsonl"), metavar="FILE")
+    kernels.set_defaults(run=run_bench_kernels)
+
     doctor = commands.add_parser("doctor", help="what this machine has, and what the absence of the rest costs")
     doctor.set_defaults(run=run_doctor)
     return parser
@@ -129,6 +137,18 @@ def run_demo(options: argparse.Namespace) -> int:
 
     name = Path(options.videos).resolve().name if options.videos else "cpu"
     print("\n".join(demo(options.out or Path("runs") / f"demo_{name}", options.videos, options.overrides)))
+    return 0
+
+
+def run_bench_kernels(options: argparse.Namespace) -> int:
+    from ..bench.kernels import BenchError, bench_kernels, table
+
+    try:
+        rows = bench_kernels(options.operators, size=options.size, out=options.out)
+    except BenchError as error:
+        print(f"trocar: {error}", file=sys.stderr)
+        return 1
+    print(table(rows))
     return 0
 
 

@@ -120,9 +120,10 @@ def train_step(
         waited += time.perf_counter() - asked
         count.add(batch.count)
         with autocast(config, loss.device):
-            output = model(batch.frames, masks(config.run.seed, batch.draws, 0, loss.device))
-        (output.loss / config.optim.accumulation).backward()
-        loss += output.loss.detach() / config.optim.accumulation
+            batch_masks = masks(config.run.seed, batch.draws, 0, loss.device)
+            scaled_loss = model(batch.frames, batch_masks, 1 / config.optim.accumulation).loss
+        scaled_loss.backward()
+        loss += scaled_loss.detach()
 
     learning_rate = schedule(step)
     for group in optimizer.param_groups:

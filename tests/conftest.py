@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before PyTorch loads OpenMP
 import torch
 
 if not torch.cuda.is_available():
-    os.environ.setdefault(
-        "TRITON_INTERPRET", "1"
-    )  # Triton reads it when a kernel is defined, hence before the first import
+    # Triton reads it when a kernel is defined, hence before the first import of one.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
