@@ -67,10 +67,12 @@ class Scene:
         generator = np.random.default_rng(seed)
         y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
         self.x, self.y = x - WIDTH / 2, y - HEIGHT / 2
-        self.field_of_view = np.hypot(self.x, self.y) < 0.62 * WIDTH * generator.uniform(0.75, 1.0)
-        self.light = np.exp(-((np.hypot(self.x, self.y) / (0.75 * WIDTH)) ** 2))
+        radius = np.hypot(self.x, self.y)
+        field_of_view = radius < 0.62 * WIDTH * generator.uniform(0.75, 1.0)
+        self.shade = (np.exp(-((radius / (0.75 * WIDTH)) ** 2)) * field_of_view)[..., None]
         self.texture = smooth_noise(generator, 3 * HEIGHT, 3 * WIDTH)
-        self.tissue = np.array([[1.0, 0.80, 0.66], [0.45, 0.10, 0.10]]) * generator.uniform(0.75, 1.1, (2, 3))
+        colours = np.array([[1.0, 0.80, 0.66], [0.45, 0.10, 0.10]]) * generator.uniform(0.75, 1.1, (2, 3))
+        self.tissue = colours.astype(np.float32)
         self.drift = generator.uniform(-9, 9, 2)
         self.sway = generator.uniform(10, 45, 2)
         self.instruments = [
@@ -95,7 +97,7 @@ class Scene:
         picture = mixing * self.tissue[0] + (1 - mixing) * self.tissue[1]
         for instrument in self.instruments:
             self._draw(picture, instrument, seconds)
-        picture = picture * self.light[..., None] * self.field_of_view[..., None]
+        picture *= self.shade
         return (255 * picture.clip(0, 1)).astype(np.uint8)
 
     def _draw(self, picture: NDArray, instrument: dict, seconds: float) -> None:

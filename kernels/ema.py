@@ -91,7 +91,8 @@ def _triton_type(dtype: torch.dtype):
 def _launches(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor], copies: Sequence[torch.Tensor]):
     """[(device tables, compile-time settings)]: one entry for all tensors of the same dtypes and alignment."""
     triples = list(zip(targets, sources, copies or targets, strict=True))
-    key = tuple((part.data_ptr(), part.numel(), part.dtype) for triple in triples for part in triple)
+    parts = tuple((part.data_ptr(), part.numel(), part.dtype) for triple in triples for part in triple)
+    key = (targets[0].device, parts)
     if key in _tables:
         return _tables[key]
     groups: dict[tuple, list[tuple[torch.Tensor, ...]]] = {}
