@@ -37,7 +37,7 @@ lint: setup-dev
 typing: setup-dev
 	@mkdir -p build/typing/trocar
 	@for folder in bench configs engine kernels loaders ssl; do ln -sfn ../../../$$folder build/typing/trocar/$$folder; done
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml
 
 setup: EXTRA :=
 setup setup-dev:
