@@ -103,6 +103,7 @@ def test_demo_model_looks_at_its_input(split: Split, tmp_path: Path) -> None:
     assert verdict.exchanged > 1.1 * verdict.loss
 
 
+@pytest.mark.slow
 def test_the_same_from_one_long_file(split: Split, tmp_path: Path) -> None:
     long_video = concatenate(split.videos, tmp_path / "long.mp4", MINUTES_30)
     summary = index_corpus([long_video], tmp_path / "corpus", workers=1, progress=False)
@@ -112,6 +113,7 @@ def test_the_same_from_one_long_file(split: Split, tmp_path: Path) -> None:
     assert verdict.exchanged > 1.1 * verdict.loss
 
 
+@pytest.mark.slow
 def test_normalised_targets_beat_predicting_zero(split: Split, tmp_path: Path) -> None:
     """VideoMAE's recipe, 90 % masked: this short, it beats zero; that it looks at its input takes far longer runs."""
     recipe = ("objective.targets=channel", "objective.mask_ratio=0.9", "optim.steps=200")
