@@ -1,8 +1,9 @@
-"""The index of a corpus, read back: `videos.parquet` (a row a video) and `gops.parquet` (a row a GOP, in video order).
+"""The index of a corpus, read back: `videos.parquet` (a row a video), `gops.parquet` (a row a GOP, in video order) and
+`packets.arrow` (a row a packet, in decode order).
 
-Opening reads a few numbers a video; everything else is read when asked for, a row group at a time, and few of them are kept.
-So a corpus of any length costs little memory in every process that opens it. Both tables carry the id of the build that
-wrote them; a pair that does not match is refused.
+Opening reads a few numbers a video; everything else is read when asked for: of the first two a row group at a time, and few of
+them are kept; the last lies on disk as it would in memory and is mapped. So a corpus of any length costs little memory in every
+process that opens it. The tables carry the id of the build that wrote them; what does not match is refused.
 """
 
 from __future__ import annotations
@@ -15,19 +16,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .video import GopTable, VideoFacts
+from .video import GopTable, PacketTable, VideoFacts
 
-FORMAT_VERSION = "1"
-VIDEOS_NAME, GOPS_NAME, QUARANTINE_NAME = "videos.parquet", "gops.parquet", "quarantine.csv"
+FORMAT_VERSION = "2"
+VIDEOS_NAME, GOPS_NAME, PACKETS_NAME = "videos.parquet", "gops.parquet", "packets.arrow"
+QUARANTINE_NAME = "quarantine.csv"
 CACHED_ROW_GROUPS = 16
+PACKETS_PER_BATCH = 65_536
 
-_ARROW_TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+_ARROW_TYPES = {
+    "str": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "bool": pa.bool_(),
+    "bytes": pa.binary(),
+}
 FACT_FIELDS = [pa.field(field.name, _ARROW_TYPES[str(field.type)], nullable=False) for field in fields(VideoFacts)]
 VIDEO_SCHEMA = pa.schema(
     [
@@ -35,9 +44,12 @@ VIDEO_SCHEMA = pa.schema(
         *FACT_FIELDS,
         pa.field("source", pa.string(), nullable=False),
         pa.field("domain", pa.string(), nullable=False),
+        pa.field("original", pa.string(), nullable=False),
+        pa.field("packed_stride", pa.int32(), nullable=False),
         pa.field("boxed", pa.bool_(), nullable=False),
         pa.field("first_gop", pa.int64(), nullable=False),
         pa.field("num_gops", pa.int64(), nullable=False),
+        pa.field("first_packet", pa.int64(), nullable=False),
         pa.field("gops_digest", pa.string(), nullable=False),
     ]
 )
@@ -53,7 +65,17 @@ GOP_SCHEMA = pa.schema(
         pa.field("leading", pa.int32(), nullable=False),
         pa.field("idr", pa.bool_(), nullable=False),
         pa.field("clean", pa.bool_(), nullable=False),
+        pa.field("num_packets", pa.int32(), nullable=False),
         pa.field("crc32", pa.uint32()),
+    ]
+)
+PACKET_SCHEMA = pa.schema(
+    [
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("size", pa.int32(), nullable=False),
+        pa.field("pts", pa.int64(), nullable=False),
+        pa.field("frame", pa.int32(), nullable=False),
+        pa.field("flags", pa.uint8(), nullable=False),
     ]
 )
 
@@ -66,8 +88,10 @@ class CorpusError(Exception):
 class Video:
     """One row of `videos.parquet`.
 
-    `id` is 16 hex digits of the absolute path's hash. `boxed`: the content box was looked for. The video's GOPs are rows
-    first_gop .. first_gop + num_gops - 1 of `gops.parquet`, and `gops_digest` their hash without checksums.
+    `id` is 16 hex digits of the absolute path's hash; a proxy that `trocar pack` made has its original's, the original's path as
+    `original` and, as `packed_stride`, how many of the original's frames one of its own stands for (1 otherwise). `boxed`: the
+    content box was looked for. The video's GOPs are rows first_gop .. first_gop + num_gops - 1 of `gops.parquet`, and
+    `gops_digest` their hash without checksums; its packets begin at row first_packet of `packets.arrow`.
     """
 
     row: int
@@ -75,9 +99,12 @@ class Video:
     facts: VideoFacts
     source: str
     domain: str
+    original: str
+    packed_stride: int
     boxed: bool
     first_gop: int
     num_gops: int
+    first_packet: int
     gops_digest: str
 
 
@@ -112,6 +139,37 @@ class _RowGroups:
         return pa.concat_tables(tables).slice(start - base, stop - start)
 
 
+class _Packets:
+    """`packets.arrow`, mapped into memory. Threads may share it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = pa.ipc.open_file(pa.memory_map(str(path)))
+        self.schema_arrow: pa.Schema = self.file.schema
+
+    def rows(self, start: int, stop: int) -> PacketTable:
+        first, last = start // PACKETS_PER_BATCH, max(stop - 1, start) // PACKETS_PER_BATCH
+        try:
+            batches = [self.file.get_batch(index) for index in range(first, last + 1)]
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise CorpusError(f"{self.path}: damaged ({error}); delete its folder and index again") from error
+        base = first * PACKETS_PER_BATCH
+        parts = [[batch.column(name).to_numpy() for batch in batches] for name in PACKET_SCHEMA.names]
+        columns = [part[0] if len(part) == 1 else np.concatenate(part) for part in parts]
+        return PacketTable(*(column[start - base : stop - base] for column in columns))
+
+
+@dataclass(frozen=True)
+class _VideoPackets:
+    """The packets of the video whose first one is row `first`."""
+
+    packets: _Packets
+    first: int
+
+    def __getitem__(self, rows: slice) -> PacketTable:
+        return self.packets.rows(self.first + rows.start, self.first + rows.stop)
+
+
 class Corpus:
     """An opened index. Safe to share between threads; cheap to open again in another process.
 
@@ -119,18 +177,21 @@ class Corpus:
         path: the folder that holds the tables.
         frames: (V,) int64, the frames of each video.
         fps: (V,) float64, the average frames per second of each video.
+        packed_stride: (V,) int32, how many frames of its original one frame of a proxy stands for; 1 for other videos.
         has_checksums: whether every GOP has a CRC-32.
     """
 
-    def __init__(self, path: Path, videos: _RowGroups, gops: _RowGroups) -> None:
+    def __init__(self, path: Path, videos: _RowGroups, gops: _RowGroups, packets: _Packets) -> None:
         self.path = path
-        self._videos, self._gops = videos, gops
-        columns = ["frames", "fps_numerator", "fps_denominator", "first_gop", "num_gops"]
-        table = videos.file.read(columns, use_threads=False)
-        frames, numerators, denominators, first_gop, num_gops = (table.column(name).to_numpy() for name in columns)
-        self.frames: np.ndarray = frames
-        self.fps: np.ndarray = numerators / denominators
-        self._first_gop, self._num_gops = first_gop, num_gops
+        self._videos, self._gops, self._packets = videos, gops, packets
+        names = ["frames", "fps_numerator", "fps_denominator", "packed_stride", "first_gop", "num_gops", "first_packet"]
+        table = videos.file.read(names, use_threads=False)
+        columns = {name: table.column(name).to_numpy() for name in names}
+        self.frames: np.ndarray = columns["frames"]
+        self.fps: np.ndarray = columns["fps_numerator"] / columns["fps_denominator"]
+        self.packed_stride: np.ndarray = columns["packed_stride"]
+        self._first_gop, self._num_gops = columns["first_gop"], columns["num_gops"]
+        self._first_packet = columns["first_packet"]
         self.has_checksums = _metadata(videos.file, "checksum") == "true"
 
     @classmethod
@@ -143,22 +204,14 @@ class Corpus:
         path = Path(path)
         if not path.is_dir():
             raise CorpusError(f"{path}: no such folder; build it with `trocar index SOURCE --out {path}`")
-        tables = []
-        for name in (VIDEOS_NAME, GOPS_NAME):
-            again = f"build it again with `trocar index SOURCE --out {path}`"
-            try:
-                tables.append(_RowGroups(path / name))
-            except FileNotFoundError as error:
-                raise CorpusError(f"{path / name}: missing; {again}") from error
-            except (pa.ArrowException, OSError) as error:
-                raise CorpusError(f"{path / name}: not a readable Parquet file ({error}); {again}") from error
-            version = _metadata(tables[-1].file, "version")
-            if version != FORMAT_VERSION:
-                raise CorpusError(f"{path / name}: format version {version!r}, expected {FORMAT_VERSION!r}; {again}")
-        builds = [_metadata(table.file, "build") for table in tables]
-        if builds[0] != builds[1]:
-            raise CorpusError(f"{path}: {VIDEOS_NAME} and {GOPS_NAME} are of different builds ({builds}); {again}")
-        return cls(path, *tables)
+        again = f"build it again with `trocar index SOURCE --out {path}`"
+        videos = _open(_RowGroups, path / VIDEOS_NAME, again)
+        gops = _open(_RowGroups, path / GOPS_NAME, again)
+        packets = _open(_Packets, path / PACKETS_NAME, again)
+        builds = [_metadata(file, "build") for file in (videos.file, gops.file, packets)]
+        if len(set(builds)) > 1:
+            raise CorpusError(f"{path}: its tables are of different builds ({builds}); {again}")
+        return cls(path, videos, gops, packets)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -186,7 +239,12 @@ class Corpus:
         arrays = {name: table.column(name) for name in table.column_names if name not in ("video", "crc32")}
         columns = {name: column.to_numpy() for name, column in arrays.items()}
         crc32 = table.column("crc32")
-        return GopTable(**columns, crc32=None if crc32.null_count else crc32.to_numpy())
+        return GopTable(
+            **columns,
+            first_packet=np.cumsum(columns["num_packets"], dtype=np.int64) - columns["num_packets"],
+            packets=_VideoPackets(self._packets, int(self._first_packet[row])),
+            crc32=None if crc32.null_count else crc32.to_numpy(),
+        )
 
     def _check_row(self, row: int) -> None:
         if not 0 <= row < len(self):
@@ -216,6 +274,22 @@ def gops_digest(gops: GopTable) -> str:
     return digest.hexdigest()
 
 
-def _metadata(file: pq.ParquetFile, key: str) -> str | None:
+_Table = TypeVar("_Table", _RowGroups, _Packets)
+
+
+def _open(kind: type[_Table], path: Path, again: str) -> _Table:
+    try:
+        table = kind(path)
+    except FileNotFoundError as error:
+        raise CorpusError(f"{path}: missing; {again}") from error
+    except (pa.ArrowException, OSError) as error:
+        raise CorpusError(f"{path}: not a readable table ({error}); {again}") from error
+    version = _metadata(table.file if isinstance(table, _RowGroups) else table, "version")
+    if version != FORMAT_VERSION:
+        raise CorpusError(f"{path}: format version {version!r}, expected {FORMAT_VERSION!r}; {again}")
+    return table
+
+
+def _metadata(file: pq.ParquetFile | _Packets, key: str) -> str | None:
     value = (file.schema_arrow.metadata or {}).get(key.encode())
     return None if value is None else value.decode()

@@ -10,6 +10,7 @@ import hashlib
 import os
 import uuid
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,40 +23,48 @@ from .corpus import (
     FORMAT_VERSION,
     GOP_SCHEMA,
     GOPS_NAME,
+    PACKET_SCHEMA,
+    PACKETS_NAME,
+    PACKETS_PER_BATCH,
     QUARANTINE_NAME,
     VIDEO_SCHEMA,
     VIDEOS_NAME,
     gops_digest,
 )
 from .sources import SourceFile
-from .video import GopTable, VideoFacts
+from .video import GopTable, PacketTable, VideoFacts
 
 GOPS_PER_ROW_GROUP = 16_384
 VIDEOS_PER_ROW_GROUP = 512
 
 
 class CorpusWriter:
-    """Writes the three files under temporary names; `commit` puts them in place, leaving without it removes them."""
+    """Writes the files under temporary names; `commit` puts them in place, leaving without it removes them."""
 
     def __init__(self, out: Path, checksum: bool) -> None:
-        self._targets = [out / name for name in (QUARANTINE_NAME, GOPS_NAME, VIDEOS_NAME)]
+        self._targets = [out / name for name in (QUARANTINE_NAME, PACKETS_NAME, GOPS_NAME, VIDEOS_NAME)]
         self._temporary = [path.with_name(path.name + ".tmp") for path in self._targets]
-        # One id in both tables, so that a pair torn by a crash between two renames is never taken for an index.
+        # One id in all tables, so that what a crash between two renames leaves is never taken for an index.
         build = {"version": FORMAT_VERSION, "build": uuid.uuid4().hex, "checksum": str(checksum).lower()}
         self._files = ExitStack()
         quarantine = self._temporary[0].open("w", newline="", encoding="utf-8", errors="backslashreplace")
         self._csv = csv.writer(self._files.enter_context(quarantine))
         self._csv.writerow(["path", "reason"])
+        self._packets = self._files.enter_context(
+            pa.ipc.new_file(str(self._temporary[1]), PACKET_SCHEMA.with_metadata(build))
+        )
         plain: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
         self._gops = self._files.enter_context(
-            pq.ParquetWriter(self._temporary[1], GOP_SCHEMA.with_metadata(build), **plain)
+            pq.ParquetWriter(self._temporary[2], GOP_SCHEMA.with_metadata(build), **plain)
         )
         self._videos = self._files.enter_context(
-            pq.ParquetWriter(self._temporary[2], VIDEO_SCHEMA.with_metadata(build), compression="zstd")
+            pq.ParquetWriter(self._temporary[3], VIDEO_SCHEMA.with_metadata(build), compression="zstd")
         )
         self._video_rows: list[dict[str, Any]] = []
         self._gop_tables: list[tuple[int, GopTable]] = []
-        self._buffered_gops = self._num_gops = self._num_videos = 0
+        self._packet_tables: list[PacketTable] = []
+        self._buffered_gops = self._buffered_packets = 0
+        self._num_packets = self._num_gops = self._num_videos = 0
 
     def __enter__(self) -> CorpusWriter:
         return self
@@ -72,24 +81,52 @@ class CorpusWriter:
         num_gops = len(gops)
         if self._buffered_gops + num_gops > GOPS_PER_ROW_GROUP:
             self._flush_gops()
-        self._gop_tables.append((self._num_videos, gops))
+        num_packets = int(gops.num_packets.sum())
+        packets = gops.packets[0:num_packets]
+        self._write_packets(packets)
+        # Packets are many more than GOPs: they must not wait for the GOPs' turn.
+        self._gop_tables.append((self._num_videos, replace(gops, packets=packets[np.arange(0)])))
         self._buffered_gops += num_gops
         self._video_rows.append(
             {
                 **{field.name: getattr(facts, field.name) for field in FACT_FIELDS},
-                "id": hashlib.blake2b(facts.path.encode(), digest_size=8).hexdigest(),
+                "id": entry.id or hashlib.blake2b(facts.path.encode(), digest_size=8).hexdigest(),
                 "source": entry.source,
                 "domain": entry.domain,
+                "original": entry.original,
+                "packed_stride": entry.packed_stride,
                 "boxed": content_box,
                 "first_gop": self._num_gops,
                 "num_gops": num_gops,
+                "first_packet": self._num_packets,
                 "gops_digest": gops_digest(gops),
             }
         )
         self._num_videos += 1
         self._num_gops += num_gops
+        self._num_packets += num_packets
         if len(self._video_rows) == VIDEOS_PER_ROW_GROUP:
             self._flush_videos()
+
+    def _write_packets(self, packets: PacketTable) -> None:
+        """Writes all whole batches; what is left waits for the next video, since a reader finds a row by its batch."""
+        self._packet_tables.append(packets)
+        self._buffered_packets += len(packets)
+        if self._buffered_packets >= PACKETS_PER_BATCH:
+            self._flush_packets(self._buffered_packets // PACKETS_PER_BATCH * PACKETS_PER_BATCH)
+
+    def _flush_packets(self, count: int) -> None:
+        """Writes the first `count` of the buffered packets."""
+        tables = self._packet_tables
+        whole = PacketTable(
+            *(np.concatenate([getattr(table, name) for table in tables]) for name in PACKET_SCHEMA.names)
+        )
+        for start in range(0, count, PACKETS_PER_BATCH):
+            part = whole[start : min(start + PACKETS_PER_BATCH, count)]
+            columns = [pa.array(getattr(part, field.name), field.type) for field in PACKET_SCHEMA]
+            self._packets.write_batch(pa.RecordBatch.from_arrays(columns, schema=PACKET_SCHEMA))
+        rest = whole[np.arange(count, len(whole))]  # a copy, so that what is written can go
+        self._packet_tables, self._buffered_packets = [rest], len(rest)
 
     def _flush_gops(self) -> None:
         if self._gop_tables:
@@ -102,10 +139,12 @@ class CorpusWriter:
 
     def commit(self, has_videos: bool) -> None:
         """Puts the files in place; without any video only the quarantine, and the tables of before stay."""
+        if self._buffered_packets:
+            self._flush_packets(self._buffered_packets)
         self._flush_gops()
         self._flush_videos()
         self._files.close()
-        for temporary, target in list(zip(self._temporary, self._targets, strict=True))[: 3 if has_videos else 1]:
+        for temporary, target in list(zip(self._temporary, self._targets, strict=True))[: None if has_videos else 1]:
             os.replace(temporary, target)
 
 

@@ -1,4 +1,4 @@
-"""What the NAL units of an H.264 or HEVC keyframe say about starting to decode there."""
+"""What the NAL units of an H.264 or HEVC packet say: may decoding start there, does another picture refer to it?"""
 
 from __future__ import annotations
 
@@ -52,6 +52,27 @@ def keyframe_kind(codec: str, data: memoryview, length_size: int) -> tuple[bool,
             elif 1 <= kind <= 5:
                 return kind == 5, kind == 5 or recovers_at_once
     return False, False
+
+
+def discardable_layer(codec: str, data: memoryview, length_size: int) -> int:
+    """-1 where other pictures may refer to that of an H.264 or HEVC packet, else the temporal layer in which none does.
+
+    H.264: nal_ref_idc of every slice is 0 (ITU-T H.264, 7.4.1); its layer is 0. HEVC: sub-layer non-reference pictures (ITU-T
+    H.265, table 7-1) are referred to in higher layers only.
+    """
+    layer = -1
+    for unit in _nal_units(data, length_size):
+        if len(unit) < 2:
+            continue
+        if codec == "hevc":
+            kind = unit[0] >> 1 & 63
+            if kind < 32:
+                return (unit[1] & 7) - 1 if kind < 16 and kind % 2 == 0 else -1
+        elif 1 <= unit[0] & 31 <= 5:
+            if unit[0] >> 5 & 3:
+                return -1
+            layer = 0
+    return layer
 
 
 def _recovers_at_once(sei: bytes) -> bool:

@@ -7,28 +7,37 @@ from __future__ import annotations
 
 import zlib
 from array import array
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
 
-from .nal import keyframe_kind, nal_length_size
-from .video import GopTable, VideoError
+from .nal import discardable_layer, keyframe_kind, nal_length_size
+from .payload import PayloadFinder
+from .video import GopTable, PacketFlag, PacketTable, VideoError
 
-KEY, DISCARD, CORRUPT, HIDDEN = 1, 2, 4, 8
+KEY, DISCARD, CORRUPT, HIDDEN, DISPOSABLE = (int(flag) for flag in PacketFlag)
 
 
 @dataclass
 class Packets:
-    """The packets of one stream in decode order; `crc32`, `idr` and `clean` have one entry a keyframe."""
+    """The packets of one stream in decode order; `crc32`, `idr` and `clean` have one entry a keyframe.
+
+    `pos` is where the container says a packet is, `offset` where its payload stands (-1: nowhere in one piece). `layer` is the
+    temporal layer in which no other picture refers to the packet's, -1 where some may.
+    """
 
     pts: array[int]
     dts: array[int]
     pos: array[int]
     size: array[int]
     flags: array[int]
+    offset: array[int]
+    layer: array[int]
     idr: array[int]
     clean: array[int]
     crc32: array[int]
@@ -37,14 +46,16 @@ class Packets:
     error: str = ""
 
 
-def read_packets(path: str, container: InputContainer, stream: VideoStream, checksum: bool) -> Packets:
-    q = "q"
-    packets = Packets(array(q), array(q), array(q), array(q), array("b"), array("b"), array("b"), array(q), [])
+def read_packets(
+    path: str, container: InputContainer, stream: VideoStream, finder: PayloadFinder, checksum: bool
+) -> Packets:
+    packets = Packets(*(array(kind) for kind in "qqqqBqbbbq"), notes=[])
     codec = stream.codec_context.codec.canonical_name
     nal_codec = codec if codec in ("h264", "hevc") else ""
     length_size = nal_length_size(nal_codec, stream.codec_context.extradata or b"")
     is_vp8 = codec == "vp8"
     all_pts, all_dts, all_pos, all_size, all_flags = packets.pts, packets.dts, packets.pos, packets.size, packets.flags
+    disposable_layer = _disposable_layer(codec)
     try:
         for packet in container.demux(stream):
             size = packet.size
@@ -56,19 +67,21 @@ def read_packets(path: str, container: InputContainer, stream: VideoStream, chec
                 raise VideoError(
                     f"{path}: packet {len(all_pts)} has no timestamp; remux it, e.g. ffmpeg -fflags +genpts -i IN -c copy OUT.mp4"
                 )
-            dts, pos = packet.dts, packet.pos
-            flags = 0
+            dts, pos, payload = packet.dts, packet.pos, memoryview(packet)
+            flags, layer = 0, -1
             if packet.is_keyframe:
                 flags = KEY
-                idr, clean = keyframe_kind(nal_codec, memoryview(packet), length_size) if nal_codec else (True, True)
+                idr, clean = keyframe_kind(nal_codec, payload, length_size) if nal_codec else (True, True)
                 packets.idr.append(idr)
                 packets.clean.append(clean)
                 packets.crc32.append(0)
+            else:
+                layer = disposable_layer(payload, length_size)
             if packet.is_discard:
                 flags |= DISCARD
             if packet.is_corrupt:
                 flags |= CORRUPT
-            if is_vp8 and not shows_vp8_frame(memoryview(packet)):
+            if is_vp8 and not shows_vp8_frame(payload):
                 flags |= HIDDEN
             if checksum and packets.crc32:
                 packets.crc32[-1] = zlib.crc32(packet, packets.crc32[-1])
@@ -77,6 +90,8 @@ def read_packets(path: str, container: InputContainer, stream: VideoStream, chec
             all_pos.append(-1 if pos is None else pos)
             all_size.append(size)
             all_flags.append(flags)
+            packets.offset.append(finder.offset(pos, payload))
+            packets.layer.append(layer)
     except FFmpegError as error:
         packets.error = error.strerror or str(error)
     # PyAV ends every stream with one empty packet that flushes the decoder.
@@ -86,6 +101,25 @@ def read_packets(path: str, container: InputContainer, stream: VideoStream, chec
     return packets
 
 
+def _disposable_layer(codec: str) -> Callable[[memoryview, int], int]:
+    """A function of (payload, NAL length size) that tells the layer as `Packets.layer` has it."""
+    if codec in ("h264", "hevc"):
+        return partial(discardable_layer, codec)
+    if codec == "mpeg4":
+        # The coding type behind the start code of a video object plane (ISO/IEC 14496-2, 6.2.5): 2 is a B-VOP.
+        return lambda payload, _: _first_picture_is(payload, b"\x00\x00\x01\xb6", 0, 6, 3, 2)
+    if codec == "mpeg2video":
+        # The coding type behind the temporal reference in a picture header (ISO/IEC 13818-2, 6.2.3): 3 is a B-picture.
+        return lambda payload, _: _first_picture_is(payload, b"\x00\x00\x01\x00", 1, 3, 7, 3)
+    return lambda *_: -1
+
+
+def _first_picture_is(payload: memoryview, start_code: bytes, byte: int, shift: int, mask: int, kind: int) -> int:
+    header = bytes(payload[:256])
+    at = header.find(start_code) + len(start_code) + byte
+    return 0 if len(start_code) <= at < len(header) and header[at] >> shift & mask == kind else -1
+
+
 def shows_vp8_frame(payload: memoryview) -> bool:
     """The show_frame bit of a VP8 packet (RFC 6386, 9.1)."""
     return bool(payload[0] >> 4 & 1)
@@ -93,7 +127,7 @@ def shows_vp8_frame(payload: memoryview) -> bool:
 
 def number_frames(path: str, packets: Packets, checksum: bool) -> tuple[GopTable, np.ndarray, int]:
     """The GOP table, the frames' pts in display order (F,) and the reorder depth; adds to the packets' notes."""
-    flags = np.array(packets.flags, np.int8)
+    flags = np.array(packets.flags, np.uint8)
     keys = np.flatnonzero(flags & KEY)
     end = len(flags)
     backward = np.flatnonzero(np.diff(np.array(packets.pts, np.int64)[keys]) <= 0)
@@ -107,18 +141,21 @@ def number_frames(path: str, packets: Packets, checksum: bool) -> tuple[GopTable
         keys = keys[: backward[0] + 1]
         packets.notes.append(f"timestamps jump back: the last {len(flags) - end} of {len(flags)} packets are left out")
     run = slice(keys[0], end)
-    pts, dts, pos, size = (
-        np.array(column, np.int64)[run] for column in (packets.pts, packets.dts, packets.pos, packets.size)
+    pts, dts, pos, size, offset, layer = (
+        np.array(column, np.int64)[run]
+        for column in (packets.pts, packets.dts, packets.pos, packets.size, packets.offset, packets.layer)
     )
-    flags = flags[run]
+    # What nothing in its own layer refers to may still be referred to from above it.
+    flags = flags[run] | np.where(layer == max(layer.max(), 0), DISPOSABLE, 0).astype(np.uint8)
     keys = keys - keys[0]
     key_pts = pts[keys]
     lengths = np.diff(np.append(keys, len(pts)))
 
     corrupt = flags & CORRUPT != 0
     usable = ~np.repeat(corrupt[keys], lengths) & ~corrupt
-    shown_pts = pts[usable & (flags & (DISCARD | HIDDEN) == 0) & (pts >= key_pts[0])]
-    frame_pts = np.unique(shown_pts)
+    shown = np.flatnonzero(usable & (flags & (DISCARD | HIDDEN) == 0) & (pts >= key_pts[0]))
+    shown_pts = pts[shown]
+    frame_pts, shows_first = np.unique(shown_pts, return_index=True)
     num_frames = len(frame_pts)
     if num_frames < 2:
         raise VideoError(f"{path}: it shows {num_frames} frame(s), at least 2 are needed; leave it out")
@@ -127,6 +164,9 @@ def number_frames(path: str, packets: Packets, checksum: bool) -> tuple[GopTable
     if not usable.all():
         packets.notes.append(f"corrupt packets: {np.count_nonzero(~usable)}")
 
+    frame = np.full(len(pts), -1)
+    frame[shown[shows_first]] = np.arange(num_frames)
+    table = PacketTable(offset, size.astype(np.int32), pts, frame.astype(np.int32), flags)
     first_frame = np.searchsorted(frame_pts, key_pts)
     no_position = np.minimum.reduceat(pos, keys) < 0
     extent = np.maximum.reduceat(pos + size, keys) - np.minimum.reduceat(pos, keys)
@@ -140,11 +180,15 @@ def number_frames(path: str, packets: Packets, checksum: bool) -> tuple[GopTable
         leading=np.add.reduceat(pts < np.repeat(key_pts, lengths), keys).astype(np.int32),
         idr=np.array(packets.idr[: len(keys)], bool),
         clean=np.array(packets.clean[: len(keys)], bool),
+        first_packet=keys,
+        num_packets=lengths.astype(np.int32),
+        packets=table,
         crc32=np.array(packets.crc32[: len(keys)], np.uint32) if checksum else None,
     )
     kept = ~corrupt[keys]
     if not kept.all():
-        gops = gops[np.flatnonzero(kept)]
+        gops = replace(gops, packets=table[np.repeat(kept, lengths)])[np.flatnonzero(kept)]
+        gops = replace(gops, first_packet=np.cumsum(gops.num_packets) - gops.num_packets)
 
     # The latest packet with a smaller pts than packet i's is the last one whose suffix minimum is smaller.
     suffix_minimum = np.minimum.accumulate(pts[::-1])[::-1]

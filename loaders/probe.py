@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+from contextlib import closing
 from fractions import Fraction
 
 import av
@@ -16,6 +18,7 @@ from av.video.stream import VideoStream
 
 from .content_box import find_content_box, keyframe_lumas
 from .packets import CORRUPT, number_frames, read_packets
+from .payload import PayloadFinder
 from .video import GopTable, VideoError, VideoFacts, open_video
 
 
@@ -40,15 +43,20 @@ def probe_video(
     if status.st_size == 0:
         raise VideoError(f"{path}: the file is empty (0 bytes); copy it again or leave it out")
     try:
-        with open_video(path) as container:
-            return _probe(path, status, container, content_box, checksum)
+        with open(path, "rb") as file, closing(PayloadFinder(file)) as finder, open_video(path) as container:
+            return _probe(path, status, container, finder, content_box, checksum)
     except (FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise VideoError(f"{path}: cannot be opened as a video ({reason}); copy it again or leave it out") from error
 
 
 def _probe(
-    path: str, status: os.stat_result, container: InputContainer, content_box: bool, checksum: bool
+    path: str,
+    status: os.stat_result,
+    container: InputContainer,
+    finder: PayloadFinder,
+    content_box: bool,
+    checksum: bool,
 ) -> tuple[VideoFacts, GopTable]:
     stream = _main_stream(path, container)
     context = stream.codec_context
@@ -56,7 +64,7 @@ def _probe(
         raise VideoError(f"{path}: this FFmpeg has no decoder for its codec; convert it to H.264 or HEVC")
     if context.width <= 0 or context.height <= 0:
         raise VideoError(f"{path}: its picture size is {context.width}x{context.height}; convert or leave it out")
-    packets = read_packets(path, container, stream, checksum)
+    packets = read_packets(path, container, stream, finder, checksum)
     notes = packets.notes
     gops, frame_pts, reorder_depth = number_frames(path, packets, checksum)
     num_frames = len(frame_pts)
@@ -125,6 +133,7 @@ def _probe(
         box_top=box[1],
         box_width=box[2],
         box_height=box[3],
+        header=_header(stream),
         health="; ".join(notes) or "ok",
     )
     return facts, gops
@@ -138,6 +147,24 @@ def _main_stream(path: str, container: InputContainer) -> VideoStream:
         found = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
         raise VideoError(f"{path}: it has no video stream (it holds {found}); leave it out")
     return next((stream for stream in streams if stream.disposition & Disposition.default), streams[0])
+
+
+def _header(stream: VideoStream) -> bytes:
+    """`VideoFacts.header`."""
+    file = io.BytesIO()
+    try:
+        with av.open(file, "w", format="matroska", container_options={"fflags": "bitexact"}) as target:
+            written = target.add_stream_from_template(stream)
+            assert isinstance(written, VideoStream)
+            written.set_display_rotation(0)  # whoever reads the stream turns its pictures by `VideoFacts.rotation`
+            dummy = av.Packet(bytes(8))
+            dummy.stream, dummy.is_keyframe = written, True
+            dummy.pts = dummy.dts = 0
+            dummy.time_base = Fraction(1, 1000)
+            target.mux(dummy)
+    except (FFmpegError, ValueError):  # the codec has no place in Matroska
+        return b""
+    return file.getvalue()
 
 
 def _rotation(container: InputContainer, stream_index: int) -> int:

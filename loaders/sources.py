@@ -20,10 +20,15 @@ VIDEO_SUFFIXES = frozenset([
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
+    """A file to index, what it is tagged with, and what `corpus.Video` says of proxies; `problem`: why it cannot be."""
+
     path: str
     source: str = ""
     domain: str = ""
     problem: str = ""
+    id: str = ""
+    original: str = ""
+    packed_stride: int = 1
 
 
 def list_videos(sources: Sequence[str | os.PathLike[str]]) -> list[SourceFile]:
@@ -114,6 +119,13 @@ def _read_csv(path: str) -> Iterator[SourceFile]:
             for row in reader:
                 if not row["path"]:
                     raise CorpusError(f"{path}, line {reader.line_num}: `path` is empty; fill it in or delete the line")
-                yield _entry(os.path.join(folder, row["path"]), row.get("source") or "", row.get("domain") or "")
+                entry = _entry(os.path.join(folder, row["path"]), row.get("source") or "", row.get("domain") or "")
+                stride = row.get("packed_stride") or "1"
+                if not stride.isdecimal() or int(stride) < 1:
+                    raise CorpusError(
+                        f"{path}, line {reader.line_num}: packed_stride is {stride!r}; give a positive number of frames"
+                    )
+                identity = {"id": row.get("id") or "", "original": row.get("original") or ""}
+                yield replace(entry, packed_stride=int(stride), **identity)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CorpusError(f"{path}: not a readable CSV file in UTF-8 ({error}); correct it") from error

@@ -5,13 +5,14 @@ keyframe: what a decoder hands out, in display order. GOP g is displayed from it
 its bytes are those of the packets from its keyframe to the next one *in decode order*. So the leading pictures of an open
 GOP count as frames of the GOP before, while their bytes lie behind the next keyframe (`GopTable.leading` says how many).
 
-Shapes: G GOPs.
+Shapes: G GOPs, P packets.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from enum import IntFlag
+from typing import Any, Protocol
 
 import av
 import numpy as np
@@ -40,7 +41,9 @@ class VideoFacts:
     degrees counter-clockwise the decoded picture has to be turned to stand upright: `numpy.rot90(picture, rotation // 90)`;
     it is PyAV's `VideoFrame.rotation` modulo 360. The content box is in upright pixels, all four numbers even unless it is the
     whole picture. `fps_*` is the average rate. `start_pts` is the pts of frame 0, in ticks of the time base. After
-    `reorder_depth` further packets in decode order no packet with a smaller pts can come. `health` is "ok" or notes.
+    `reorder_depth` further packets in decode order no packet with a smaller pts can come. `header` is a Matroska file of the
+    stream's parameters and one dummy packet, which tells decoders and muxers what the stream is without opening the video;
+    empty where Matroska cannot hold the codec. `health` is "ok" or notes.
     """
 
     path: str
@@ -66,12 +69,51 @@ class VideoFacts:
     box_top: int
     box_width: int
     box_height: int
+    header: bytes
     health: str
 
     @property
     def upright_size(self) -> tuple[int, int]:
         """(width, height) in pixels after rotation."""
         return (self.height, self.width) if self.rotation % 180 else (self.width, self.height)
+
+
+class PacketFlag(IntFlag):
+    """What the index notes of a packet. `DISPOSABLE`: no other picture refers to its picture."""
+
+    KEY = 1
+    DISCARD = 2
+    CORRUPT = 4
+    HIDDEN = 8
+    DISPOSABLE = 16
+
+
+@dataclass(frozen=True)
+class PacketTable:
+    """Packets in decode order, each field an array of shape (P,).
+
+    `offset` is where the payload stands in the file, byte for byte and in one piece, -1 where it does not; `size` its length.
+    `frame` is the number of the frame that the packet shows, -1 where it shows none that counts. `flags` are PacketFlags.
+    """
+
+    offset: np.ndarray
+    size: np.ndarray
+    pts: np.ndarray
+    frame: np.ndarray
+    flags: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> PacketTable:
+        """The packets of some rows, as NumPy indexes its arrays."""
+        return PacketTable(self.offset[rows], self.size[rows], self.pts[rows], self.frame[rows], self.flags[rows])
+
+
+class PacketSource(Protocol):
+    """The packets of one video, by row."""
+
+    def __getitem__(self, rows: slice, /) -> PacketTable: ...
 
 
 @dataclass(frozen=True)
@@ -83,7 +125,7 @@ class GopTable:
     that range is the packets' payload, in other containers it holds headers as well. `leading` counts the packets behind
     the keyframe that are displayed before it. `idr`: nothing crosses this keyframe. `clean`: exact decoding of everything
     displayed from this keyframe on may start here. `crc32` is over the payloads in decode order, None if not asked for. A GOP
-    that an edit list hides has 0 frames.
+    that an edit list hides has 0 frames. Its packets are rows first_packet .. first_packet + num_packets - 1 of `packets`.
     """
 
     first_frame: np.ndarray
@@ -95,6 +137,9 @@ class GopTable:
     leading: np.ndarray
     idr: np.ndarray
     clean: np.ndarray
+    first_packet: np.ndarray
+    num_packets: np.ndarray
+    packets: PacketSource
     crc32: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -103,8 +148,9 @@ class GopTable:
     def __getitem__(self, rows: slice | np.ndarray) -> GopTable:
         """The GOPs of some rows, as NumPy indexes its arrays."""
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        packets = columns.pop("packets")
         taken: dict[str, Any] = {name: None if column is None else column[rows] for name, column in columns.items()}
-        return GopTable(**taken)
+        return GopTable(**taken, packets=packets)
 
     def locate(self, frame: int) -> int:
         """The row of the GOP that displays `frame` (0-based).
@@ -119,5 +165,10 @@ class GopTable:
 
     def clean_start(self, frame: int) -> int:
         """The last clean GOP at or before `frame`'s, where its exact decoding may start; row 0 when there is none."""
-        clean = np.flatnonzero(self.clean[: self.locate(frame) + 1])
-        return int(clean[-1]) if len(clean) else 0
+        return self.start(self.locate(frame), self.clean)
+
+    def start(self, row: int, fit: np.ndarray) -> int:
+        """The last row at or before `row` that `fit` (G,) marks; row 0 when there is none."""
+        while row > 0 and not fit[row]:
+            row -= 1
+        return row

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from trocar.loaders import corpus_writer, index, probers
-from trocar.loaders.corpus import GOPS_NAME, QUARANTINE_NAME, VIDEOS_NAME, Corpus, CorpusError
+from trocar.loaders.corpus import GOPS_NAME, PACKETS_NAME, QUARANTINE_NAME, VIDEOS_NAME, Corpus, CorpusError
 from trocar.loaders.index import index_corpus
 from trocar.loaders.probe import probe_video
 from trocar.loaders.sources import SourceFile, list_videos
-from trocar.loaders.video import GopTable, VideoError, VideoFacts
+from trocar.loaders.video import GopTable, PacketTable, VideoError, VideoFacts
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,9 @@ def test_the_corpus_holds_what_the_prober_found(videos, tmp_path):
     assert (summary.videos, summary.frames, summary.reused, summary.quarantined) == (3, 75, 0, 0)
     assert summary.hours == pytest.approx(75 / 25 / 3600)
     assert "3 videos, 75 frames" in summary.lines()[0]
-    assert sorted(path.name for path in out.iterdir()) == sorted([VIDEOS_NAME, GOPS_NAME, QUARANTINE_NAME])
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        [VIDEOS_NAME, GOPS_NAME, PACKETS_NAME, QUARANTINE_NAME]
+    )
     corpus = Corpus.open(out)
     assert (len(corpus), corpus.path, corpus.has_checksums) == (3, out, True)
     assert names(out) == ["a.MP4", "b.mkv", "Köln.webm"]
@@ -96,10 +98,15 @@ def test_the_corpus_holds_what_the_prober_found(videos, tmp_path):
         assert len(video.id) == 16
         assert (video.first_gop, video.num_gops) == (first_gop, len(expected))
         first_gop += len(expected)
-        for field in fields(GopTable):
-            stored, found = getattr(gops, field.name), getattr(expected, field.name)
-            assert stored.dtype == found.dtype, field.name
-            assert np.array_equal(stored, found), field.name
+        assert (video.original, video.packed_stride) == ("", 1)
+        count = int(expected.num_packets.sum())
+        stored_packets, found_packets = gops.packets[0:count], expected.packets[0:count]
+        assert len(stored_packets) == facts.frames
+        for stored, found in ((replace(gops, packets=stored_packets), expected), (stored_packets, found_packets)):
+            for name in {field.name for field in fields(stored)} - {"packets"}:
+                columns = getattr(stored, name), getattr(found, name)
+                assert columns[0].dtype == columns[1].dtype, name
+                assert np.array_equal(*columns), name
     assert pq.read_table(out / GOPS_NAME).column("video").to_pylist() == [0] * 3 + [1] * 5 + [2] * 2
     for row in (-1, 3):
         with pytest.raises(IndexError, match=r"not in 0\.\.2"):
@@ -300,10 +307,10 @@ def test_mismatched_missing_damaged_and_old_tables_are_refused(videos, tmp_path,
 
     table = pq.read_table(out / VIDEOS_NAME)
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"version": b"0"}), out / VIDEOS_NAME)
-    with pytest.raises(CorpusError, match="format version '0', expected '1'"):
+    with pytest.raises(CorpusError, match="format version '0', expected '2'"):
         Corpus.open(out)
     (out / VIDEOS_NAME).write_bytes(b"PAR1 not really")
-    with pytest.raises(CorpusError, match="not a readable Parquet file"):
+    with pytest.raises(CorpusError, match="not a readable table"):
         Corpus.open(out)
     (out / VIDEOS_NAME).unlink()
     with pytest.raises(CorpusError, match=r"videos\.parquet: missing"):
@@ -355,9 +362,15 @@ def cheap_probe(path, **_):
     ticks = first_frame.astype(np.int64)
     flags = np.ones(40, bool)
     some = np.full(40, 25, np.int32)
-    gops = GopTable(first_frame, some, ticks, ticks, ticks * 999, ticks + 9, some * 0, flags, flags)
+    every = np.arange(1000)
+    packets = PacketTable(
+        every * 99, every.astype(np.int32), every, every.astype(np.int32), (every * 0).astype(np.uint8)
+    )
+    gops = GopTable(
+        first_frame, some, ticks, ticks, ticks * 999, ticks + 9, some * 0, flags, flags, ticks, some, packets
+    )
     numbers = {field.name: 1 for field in fields(VideoFacts)}
-    texts = {"path": path, "container": "mp4", "codec": "h264", "pix_fmt": "yuv420p", "health": "ok"}
+    texts = {"path": path, "container": "mp4", "codec": "h264", "pix_fmt": "yuv420p", "header": b"", "health": "ok"}
     facts = VideoFacts(**{**numbers, **texts, "frames": 1000, "duration_seconds": 40.0, "variable_rate": False})  # pyright: ignore[reportArgumentType]
     return facts, gops
 

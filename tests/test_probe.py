@@ -7,6 +7,8 @@ import os
 import shutil
 import time
 import zlib
+from contextlib import closing
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from av.stream import Disposition
 from trocar.loaders import content_box, probe
 from trocar.loaders.content_box import find_content_box
 from trocar.loaders.packets import KEY, Packets, number_frames, read_packets
+from trocar.loaders.payload import PayloadFinder
 from trocar.loaders.probe import probe_video
 from trocar.loaders.video import GopTable, VideoError, VideoFacts
 
@@ -141,10 +144,7 @@ def test_locate_and_clean_start(tmp_path):
     for frame in (-1, 30):
         with pytest.raises(IndexError, match=r"0\.\.29"):
             gops.locate(frame)
-    columns = {
-        name: getattr(gops, name) for name in ("first_frame", "frames", "pts", "dts", "byte_offset", "num_bytes")
-    }
-    unclean = GopTable(**columns, leading=gops.leading, idr=gops.idr, clean=np.array([False, True, False]))
+    unclean = replace(gops, clean=np.array([False, True, False]))
     assert [unclean.clean_start(frame) for frame in (3, 13, 29)] == [0, 1, 1]
     assert unclean[1:].clean.tolist() == [True, False]
 
@@ -348,9 +348,11 @@ def test_no_keyframe(tmp_path):
     clips.write_numbered(tmp_path / "a.mp4", 12)
     with (
         av.open(str(tmp_path / "a.mp4")) as container,
+        (tmp_path / "a.mp4").open("rb") as file,
+        closing(PayloadFinder(file)) as finder,
         pytest.raises(VideoError, match="none of its 12 packets is a keyframe"),
     ):
-        read_packets("a.mp4", WithoutKeyframes(), container.streams.video[0], checksum=False)  # pyright: ignore[reportArgumentType]
+        read_packets("a.mp4", WithoutKeyframes(), container.streams.video[0], finder, checksum=False)  # pyright: ignore[reportArgumentType]
 
 
 def test_unusual_names(tmp_path, monkeypatch):
@@ -451,9 +453,9 @@ def test_flipped_bytes_end_in_facts_or_a_video_error(tmp_path, seed):
 
 
 def test_one_reorder_depth_by_hand():
-    packets = Packets(*([] for _ in range(8)), notes=[])  # pyright: ignore[reportArgumentType]
+    packets = Packets(*([] for _ in range(10)), notes=[])  # pyright: ignore[reportArgumentType]
     packets.pts = [0, 4, 2, 1, 3, 8, 6, 5, 7]  # pyright: ignore[reportAttributeAccessIssue]
-    packets.dts = packets.pos = packets.size = packets.pts
+    packets.dts = packets.pos = packets.size = packets.offset = packets.layer = packets.pts
     packets.flags = [KEY, *[0] * 8]  # pyright: ignore[reportAttributeAccessIssue]
     packets.idr = packets.clean = [1]  # pyright: ignore[reportAttributeAccessIssue]
     _, frame_pts, depth = number_frames("x", packets, checksum=False)
