@@ -11,6 +11,7 @@ import torch
 from ..loaders.augment import CropRecipe
 from ..loaders.corpus import Corpus
 from ..loaders.cpu import ClipLoader
+from ..loaders.order import ClipOrder
 from ..loaders.sampler import Sampler
 from ..ssl.encoder import SIZES, VideoEncoder
 from ..ssl.mae import MaskedAutoencoder
@@ -87,13 +88,15 @@ def build_sampler(config: Config, corpus: Corpus) -> Sampler:
 
 
 def build_loader(
-    config: Config, corpus: Corpus, sampler: Sampler, draws: Iterator[np.ndarray], device: torch.device
+    config: Config, corpus: Corpus, sampler: Sampler, numbers: Iterator[np.ndarray], device: torch.device
 ) -> ClipLoader:
+    """The loader of the clips `numbers`, a batch each."""
     return ClipLoader(
         corpus,
         sampler,
         CropRecipe(config.data.crop_scale, config.data.crop_ratio, config.data.flip),
-        draws,
+        numbers,
+        order=build_order(config),
         resolution=config.data.resolution,
         resize=config.data.resize,
         content_box=config.data.content_box,
@@ -101,7 +104,14 @@ def build_loader(
         prefetch=config.data.prefetch,
         device=device,
         failure_budget=config.data.failure_budget,
+        # On a CPU the training shares the cores: its steps are barriers of many threads, which one decoding thread in the way holds
+        # up, while decoding runs ahead and can wait.
+        background=device.type == "cpu",
     )
+
+
+def build_order(config: Config) -> ClipOrder:
+    return ClipOrder(config.data.views_per_span, config.data.pool_spans, config.data.lanes, config.run.seed)
 
 
 def check_same_corpus(config: Config, corpus: Corpus, fingerprint: str) -> None:

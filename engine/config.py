@@ -55,8 +55,11 @@ class DataConfig:
     corpus: folder that `trocar index` wrote. frames: T. stride: decoded frames from one clip frame to the next; sample_fps:
     clip frames a second instead, for corpora of mixed frame rates. resolution: side of the clip in pixels. crop_scale: least and
     largest share of the picture's area, crop_ratio: least and largest width / height. flip: probability of mirroring. content_box:
-    crop inside the black border. threads: decoding threads, all cores where None. prefetch: batches decoded ahead. failure_budget:
-    share of the draws that may fail before the run stops. allow_changed_corpus: resume although the corpus is another one.
+    crop inside the black border. views_per_span: clips that are made of every span that is decoded, each with its own offset, crop
+    and mask. pool_spans: decoded spans of which clips wait on the device, over all ranks, a multiple of lanes; where 0, the clips
+    of a span stand in one batch. lanes: independent parts of the pool; the number of ranks has to divide it. threads: decoding
+    threads, all cores where None. prefetch: batches decoded ahead. failure_budget: share of the spans that may fail before the run
+    stops. allow_changed_corpus: resume although the corpus is another one.
     """
 
     corpus: str
@@ -70,6 +73,9 @@ class DataConfig:
     resize: Resize = "fast"
     content_box: bool = True
     loader: Literal["auto", "cpu"] = "auto"
+    views_per_span: int = 1
+    pool_spans: int = 0
+    lanes: int = 24
     threads: int | None = None
     prefetch: int = 2
     failure_budget: float = 0.1
@@ -96,6 +102,12 @@ class DataConfig:
         )
         low, high = self.crop_ratio
         require(0 < low <= high, "data.crop_ratio", self.crop_ratio, "[least, largest] with 0 < least <= largest")
+        require(1 <= self.views_per_span <= 64, "data.views_per_span", self.views_per_span, "1 .. 64")
+        require(self.lanes > 0, "data.lanes", self.lanes, "a positive number")
+        accepted = f"0 or a multiple of data.lanes ({self.lanes})"
+        require(
+            self.pool_spans >= 0 and self.pool_spans % self.lanes == 0, "data.pool_spans", self.pool_spans, accepted
+        )
         require(0 <= self.flip <= 1, "data.flip", self.flip, "a probability, 0 .. 1")
         require(0 <= self.failure_budget <= 1, "data.failure_budget", self.failure_budget, "a share, 0 .. 1")
 

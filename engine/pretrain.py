@@ -2,8 +2,8 @@
 
     corpus -> sampler -> loader -> masks -> model -> optimizer -> metrics, checkpoints
 
-Nothing here is drawn from a running generator: step s of a batch of B clips takes draws s * B .. s * B + B - 1, and the draw
-number keys the clip, its crop and its mask. So resuming needs the step alone, and a run killed anywhere ends bit-identical to one
+Nothing here is drawn from a running generator: step s of a batch of B clips takes clips s * B .. s * B + B - 1, and a clip's
+number keys its draw, its crop and its mask. So resuming needs the step alone, and a run killed anywhere ends bit-identical to one
 that was not.
 """
 
@@ -72,13 +72,13 @@ def pretrain(config: Config, *, progress: bool = True) -> PretrainResult:
 
     micro_batch = config.optim.batch // config.optim.accumulation
     micro_steps = range(first_step * config.optim.accumulation, steps * config.optim.accumulation)
-    draws = (np.arange(number * micro_batch, (number + 1) * micro_batch) for number in micro_steps)
+    numbers = (np.arange(number * micro_batch, (number + 1) * micro_batch) for number in micro_steps)
     checkpoint_path = saved[-1] if saved else run_dir
     if progress:
         print(describe(config, model, corpus, sampler, steps, first_step, device), file=sys.stderr)
     pending: list[dict[str, Any]] = []
     with (
-        build_loader(config, corpus, sampler, draws, device) as loader,
+        build_loader(config, corpus, sampler, numbers, device) as loader,
         MetricsLog(run_dir, first_step, config.run.tensorboard) as log,
         QuarantineLog(run_dir, loader.total.failures) as quarantine,
         StepProgress(first_step, steps, enabled=progress) as bar,
@@ -120,7 +120,7 @@ def train_step(
         waited += time.perf_counter() - asked
         count.add(batch.count)
         with autocast(config, loss.device):
-            batch_masks = masks(config.run.seed, batch.draws, 0, loss.device)
+            batch_masks = masks(config.run.seed, batch.numbers, 0, loss.device)
             scaled_loss = model(batch.frames, batch_masks, 1 / config.optim.accumulation).loss
         scaled_loss.backward()
         loss += scaled_loss.detach()
@@ -136,13 +136,15 @@ def train_step(
         "loss": loss,
         "learning_rate": learning_rate,
         "gradient_norm": gradient_norm,
-        "first_draw": step * config.optim.batch,
+        "first_clip": step * config.optim.batch,
         "amplification": count.amplification,
+        "bytes_per_clip": count.bytes_read / count.clips,
         "repeated_frames_percent": 100 * count.repeated_frames / (count.clips * config.data.frames),
         "replaced_clips": len({failure.draw for failure in count.failures}),
         "started": started,
         "waited": waited,
         "clips": count.clips,
+        "spans": count.spans,
     }
 
 
@@ -158,6 +160,7 @@ def read_back(pending: list[dict[str, Any]]) -> list[dict[str, Any]]:
         seconds = end - row.pop("started")
         row = {"step": row.pop("step"), **row, "loss": loss, "gradient_norm": gradient_norm}
         row["clips_per_second"] = row.pop("clips") / seconds
+        row["spans_per_second"] = row.pop("spans") / seconds
         row["data_wait_percent"] = 100 * row.pop("waited") / seconds
         rows.append(row)
     return rows

@@ -41,7 +41,7 @@ def view_reconstruction(
     draws = np.arange(FIRST_UNSEEN_DRAW, FIRST_UNSEEN_DRAW + clips)
     with build_loader(config, opened, build_sampler(config, opened), iter([draws]), torch.device("cpu")) as loader:
         batch = next(loader)
-    masks = mask(config.run.seed, batch.draws, 0)
+    masks = mask(config.run.seed, batch.numbers, 0)
     with torch.no_grad():
         prediction = model(batch.frames, masks).prediction
     shown = np.linspace(0, config.data.frames - 1, frames).round().astype(int)

@@ -34,6 +34,7 @@ class Stream(IntEnum):
     CROP = 4
     MASK = 5
     DECODER_MASK = 6
+    POOL = 7
 
 
 def philox(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint32]:

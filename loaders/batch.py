@@ -6,6 +6,7 @@ Shapes: B clips, T frames, R x R pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,13 +25,18 @@ class Failure:
 
 @dataclass
 class LoaderCount:
-    """What a batch cost. frames_used counts distinct frames; repeated_frames the positions that repeat a short video's last one."""
+    """What a batch cost.
+
+    spans: windows that were decoded for it. clips: clips in it, several of a span where spans are reused. frames_used: distinct
+    frames of the spans that clips show. repeated_frames: positions in clips that repeat a short video's last frame.
+    """
 
     packets_decoded: int = 0
     frames_decoded: int = 0
     frames_used: int = 0
     repeated_frames: int = 0
     bytes_read: int = 0
+    spans: int = 0
     clips: int = 0
     failures: list[Failure] = field(default_factory=list)
 
@@ -40,6 +46,7 @@ class LoaderCount:
         self.frames_used += other.frames_used
         self.repeated_frames += other.repeated_frames
         self.bytes_read += other.bytes_read
+        self.spans += other.spans
         self.clips += other.clips
         self.failures += other.failures
 
@@ -51,12 +58,19 @@ class LoaderCount:
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """frames: uint8 (B, T, R, R, 3) on the loader's device. draws: (B,) int64. videos: (B,) rows of the corpus, int64.
-    frame_numbers: (B, T) int64, in display order. pts_seconds: (B, T) float64, from the start of each video. count: its cost."""
+    """B clips.
+
+    frames: uint8 (B, T, R, R, 3) on the loader's device. numbers: (B,) int64, the clips' places in the run. draws, views: (B,)
+    int64, what the sampler was asked for. videos: (B,) int64, rows of the corpus. frame_numbers: (B, T) int64, in display order.
+    pts_seconds: (B, T) float64, from the start of each video. labels: whatever came with each clip. count: what the batch cost.
+    """
 
     frames: torch.Tensor
+    numbers: NDArray[np.int64]
     draws: NDArray[np.int64]
+    views: NDArray[np.int64]
     videos: NDArray[np.int64]
     frame_numbers: NDArray[np.int64]
     pts_seconds: NDArray[np.float64]
+    labels: list[Any]
     count: LoaderCount

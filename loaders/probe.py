@@ -153,16 +153,15 @@ def _header(stream: VideoStream) -> bytes:
     """`VideoFacts.header`."""
     file = io.BytesIO()
     try:
-        with av.open(file, "w", format="matroska", container_options={"fflags": "bitexact"}) as target:
+        with av.open(file, "w", format="nut", container_options={"fflags": "bitexact"}) as target:
             written = target.add_stream_from_template(stream)
             assert isinstance(written, VideoStream)
-            written.set_display_rotation(0)  # whoever reads the stream turns its pictures by `VideoFacts.rotation`
             dummy = av.Packet(bytes(8))
             dummy.stream, dummy.is_keyframe = written, True
             dummy.pts = dummy.dts = 0
             dummy.time_base = Fraction(1, 1000)
             target.mux(dummy)
-    except (FFmpegError, ValueError):  # the codec has no place in Matroska
+    except (FFmpegError, ValueError):  # the codec has no place in NUT
         return b""
     return file.getvalue()
 

@@ -9,6 +9,7 @@ Shapes: H W pixels of the decoded picture, R x R pixels of the result.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Literal, get_args
 
 import numpy as np
@@ -22,6 +23,9 @@ from .augment import Crop
 
 Resize = Literal["fast", "exact"]
 
+# Chroma of these has half the width, so that they may be scaled before it is doubled again: swscale's RGB conversion at an
+# unchanged size is several times faster than the one that scales as well, and nearer to "exact".
+SUBSAMPLED = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p")
 # Counter-clockwise degrees to the filters that turn a picture by them.
 TURNS = {0: (), 90: ("cclock",), 180: ("clock", "clock"), 270: ("clock",)}
 
@@ -56,11 +60,14 @@ class Resizer:
         graph = Graph()
         graph.threads = 1  # the loader's threads work on different clips
         steps = [
-            graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
+            graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 25))
         ]
         steps += [graph.add("transpose", f"dir={turn}") for turn in TURNS[self.rotation]]
         steps.append(graph.add("crop", f"w={box.width}:h={box.height}:x={box.left}:y={box.top}"))
         steps.append(graph.add("scale", f"w={size}:h={size}:flags=bilinear"))
+        if frame.format.name in SUBSAMPLED:
+            steps.append(graph.add("format", "pix_fmts=yuv422p"))
+            steps.append(graph.add("scale", "flags=bilinear"))
         steps.append(graph.add("format", "pix_fmts=rgb24"))
         steps.append(graph.add("buffersink"))
         graph.link_nodes(*steps).configure()

@@ -11,6 +11,7 @@ Draw n is the same on 1 or 1,000 ranks, and resuming is one integer. Replacement
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +21,7 @@ from ..kernels.philox import Stream, below, philox, random_words
 # Below this size a permutation is the argsort of random keys: a Feistel network of a few bits is far from uniform.
 SORTED_PERMUTATION_LIMIT = 64
 FEISTEL_ROUNDS = 6
+MAX_SPARES = 64
 
 Integers = NDArray[np.int64]
 
@@ -30,6 +32,7 @@ class Clip:
 
     draw, view, spare: what it was drawn for; spare 0 is the draw itself. video: row in the corpus. frames: (T,) frame numbers in
     display order, ascending. repeated: how many positions at the end lie beyond a short video and show its last frame instead.
+    label: whatever belongs to it, handed through.
     """
 
     draw: int
@@ -38,9 +41,10 @@ class Clip:
     video: int
     frames: Integers
     repeated: int
+    label: Any = None
 
 
-def feistel(values: Integers, bits: int, seed: int, cycles: Integers) -> Integers:
+def feistel(values: Integers, bits: int, seed: int, cycles: Integers, stream: Stream) -> Integers:
     """A keyed permutation of 0 .. 2**bits - 1: a Feistel network whose round function is Philox (Luby and Rackoff 1988).
 
     values, cycles: (B,). The halves have bits // 2 and bits - bits // 2 bits and change places every round.
@@ -53,27 +57,29 @@ def feistel(values: Integers, bits: int, seed: int, cycles: Integers) -> Integer
     for round_number in range(FEISTEL_ROUNDS):
         counter[..., 0] = right
         counter[..., 2] = (cycles >> 32) | (round_number << 16)
-        counter[..., 3] = Stream.PERMUTATION
+        counter[..., 3] = stream
         mixed = philox(counter, (seed & 0xFFFFFFFF, seed >> 32))[..., 0].astype(np.int64)
         left, right = right, left ^ (mixed & ((1 << left_bits) - 1))
         left_bits, right_bits = right_bits, left_bits
     return (left << right_bits) | right
 
 
-def permute(positions: Integers, size: int, seed: int, cycles: Integers) -> Integers:
-    """Where `positions` go under the permutations of 0 .. size - 1 that (seed, cycle) key.
+def permute(
+    positions: Integers, size: int, seed: int, cycles: Integers, stream: Stream = Stream.PERMUTATION
+) -> Integers:
+    """Where `positions` go under the permutations of 0 .. size - 1 that (seed, cycle, stream) key.
 
     positions: (B,) in 0 .. size - 1. cycles: (B,), 0 .. 2**48 - 1. Returns (B,).
     """
     if size <= SORTED_PERMUTATION_LIMIT:
         distinct, which = np.unique(cycles, return_inverse=True)
-        keys = random_words(seed, distinct, 0, Stream.PERMUTATION, size)
+        keys = random_words(seed, distinct, 0, stream, size)
         return np.argsort(keys, axis=-1, kind="stable")[which, positions]
     bits = (size - 1).bit_length()
-    result = feistel(positions, bits, seed, cycles)
+    result = feistel(positions, bits, seed, cycles, stream)
     outside = np.flatnonzero(result >= size)
     while outside.size:  # cycle walking keeps it a permutation of the smaller set; two steps on average at most
-        result[outside] = feistel(result[outside], bits, seed, cycles[outside])
+        result[outside] = feistel(result[outside], bits, seed, cycles[outside], stream)
         outside = outside[result[outside] >= size]
     return result
 
@@ -85,6 +91,8 @@ class Sampler:
     and sample_fps (clip frames a second, for corpora of mixed frame rates; needs video_fps (V,); of a video with variable frame
     rate its mean rate counts). seed: 0 .. 2**64 - 1. Raises ValueError on values out of range.
     """
+
+    max_spares = MAX_SPARES
 
     def __init__(
         self,
@@ -119,6 +127,10 @@ class Sampler:
         self._first_span = np.concatenate([[0], np.cumsum(spans)])
 
     @property
+    def num_videos(self) -> int:
+        return len(self.video_frames)
+
+    @property
     def num_spans(self) -> int:
         return int(self._first_span[-1])
 
@@ -134,8 +146,8 @@ class Sampler:
         """
         draw = np.asarray(draws, dtype=np.int64)
         if spare:
-            words = random_words(self.seed, draw, spare, Stream.SPARE, 2)
-            span, offset_word = below(words[:, 0], self.num_spans), words[:, 1]
+            words = random_words(self.seed, draw, spare, Stream.SPARE, 2 + view)
+            span, offset_word = below(words[:, 0], self.num_spans), words[:, 1 + view]
         else:
             span = permute(draw % self.num_spans, self.num_spans, self.seed, draw // self.num_spans)
             offset_word = random_words(self.seed, draw, view, Stream.JITTER, 1)[:, 0]

@@ -15,6 +15,7 @@ from enum import IntFlag
 from typing import Any, Protocol
 
 import av
+import fsspec
 import numpy as np
 from av.container import InputContainer
 
@@ -24,13 +25,17 @@ class VideoError(Exception):
 
 
 def open_video(path: str) -> InputContainer:
-    """Opens the file at an absolute path; raises FFmpegError or OSError.
+    """Opens the file at an absolute path or a URL that fsspec knows; raises FFmpegError or OSError.
 
     Whoever goes by an index has to open a file as the prober did, or its timestamps differ.
     """
+    if "://" in path:
+        return av.open(
+            fsspec.open(path, "rb").open(), container_options={"fflags": "+genpts"}, metadata_errors="replace"
+        )
     # The list keeps names with colons and playlists from reaching beyond local files.
     options = {"fflags": "+genpts", "protocol_whitelist": "file"}
-    return av.open(path, container_options=options, metadata_errors="replace")
+    return av.open(path, "r", container_options=options, metadata_errors="replace")
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,9 @@ class VideoFacts:
     degrees counter-clockwise the decoded picture has to be turned to stand upright: `numpy.rot90(picture, rotation // 90)`;
     it is PyAV's `VideoFrame.rotation` modulo 360. The content box is in upright pixels, all four numbers even unless it is the
     whole picture. `fps_*` is the average rate. `start_pts` is the pts of frame 0, in ticks of the time base. After
-    `reorder_depth` further packets in decode order no packet with a smaller pts can come. `header` is a Matroska file of the
+    `reorder_depth` further packets in decode order no packet with a smaller pts can come. `header` is a NUT file of the
     stream's parameters and one dummy packet, which tells decoders and muxers what the stream is without opening the video;
-    empty where Matroska cannot hold the codec. `health` is "ok" or notes.
+    empty where NUT cannot hold the codec. `health` is "ok" or notes.
     """
 
     path: str

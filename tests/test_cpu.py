@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 import torch
 
-from trocar.loaders import cpu
+from trocar.loaders import span
 from trocar.loaders.augment import CropRecipe
 from trocar.loaders.batch import ClipBatch
 from trocar.loaders.corpus import Corpus
 from trocar.loaders.cpu import ClipLoader
 from trocar.loaders.index import index_corpus
-from trocar.loaders.reader import VideoReader
 from trocar.loaders.sampler import Sampler
 from trocar.loaders.video import VideoError
+from trocar.loaders.window import WindowReader
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -91,7 +91,7 @@ def test_every_frame_of_every_batch(shared_corpus):
             assert batch.frames.dtype == torch.uint8
             assert batch.draws.tolist() == list(itertools.islice(expected, 4))
             for row, (video, numbers) in enumerate(zip(batch.videos, batch.frame_numbers, strict=True)):
-                (clip,) = loader.sampler.clips([batch.draws[row]])
+                (clip,) = loader.recipe.sampler.clips([batch.draws[row]])
                 assert (clip.video, clip.frames.tolist()) == (video, numbers.tolist())
                 gaps = [1, 1, 2, 4] if VIDEOS[video][2].get("variable_rate") else [1]
                 ticks = np.concatenate([[0], np.cumsum(np.resize(gaps, 100))])
@@ -101,7 +101,7 @@ def test_every_frame_of_every_batch(shared_corpus):
             used += sum(len(set(numbers.tolist())) for numbers in batch.frame_numbers)
     assert next(expected, None) is None
     assert seen == set(range(len(VIDEOS)))
-    assert len(VIDEOS) > cpu.OPEN_READERS_PER_THREAD
+    assert len(VIDEOS) > span.OPEN_VIDEOS_PER_THREAD
     total = loader.total
     assert (total.clips, total.failures) == (64, [])
     assert total.frames_used == used
@@ -128,10 +128,10 @@ def test_batches_wait_for_slow_clips(shared_corpus, monkeypatch):
     """The first clip finishes last; nothing overtakes it in the output."""
     read = ClipLoader._read
 
-    def slow_read(self, clip, output):
-        if clip.draw % 4 == 0:
+    def slow_read(self, wanted, output):
+        if wanted.draw % 4 == 0:
             time.sleep(0.05)
-        return read(self, clip, output)
+        return read(self, wanted, output)
 
     monkeypatch.setattr(ClipLoader, "_read", slow_read)
     with load(shared_corpus, in_batches(0, 6), threads=3) as loader:
@@ -153,7 +153,7 @@ def test_decoding_runs_a_bounded_distance_ahead(shared_corpus):
             next(loader)
             assert len(taken) == number + 4
             # A slow consumer: all that is ahead gets decoded meanwhile, and nothing more.
-            assert all(work.exception(timeout=30) is None for batch in loader._ahead for work in batch.work)
+            assert all(work.exception(timeout=30) is None for plan in loader._ahead for work in plan.block.work)
         assert len(loader._ahead) == 3
 
 
@@ -256,17 +256,14 @@ class Patients:
             self.restored_mtime()
             return "changed since it was indexed"
         data = bytearray(self.path.read_bytes())
-        if how == "headless":
-            data[:64] = bytes(64)
-        else:
-            gops = self.corpus.gops(1)
-            for row in range(1, len(gops)):
-                start, length = int(gops.byte_offset[row]), int(gops.num_bytes[row])
-                noise = np.random.default_rng(0).bytes(length // 2)
-                data[start + length // 4 : start + length // 4 + len(noise)] = noise
+        gops = self.corpus.gops(1)
+        for row in range(1, len(gops)):
+            start, length = int(gops.byte_offset[row]), int(gops.num_bytes[row])
+            noise = np.random.default_rng(0).bytes(length // 2)
+            data[start + length // 4 : start + length // 4 + len(noise)] = noise
         self.path.write_bytes(data)
         self.restored_mtime()
-        return "cannot be opened" if how == "headless" else "re-encode it"
+        return "re-encode it"
 
 
 @pytest.fixture
@@ -275,7 +272,7 @@ def patients(tmp_path) -> Patients:
     return Patients(corpus, tmp_path / "videos" / "1.mp4")
 
 
-@pytest.mark.parametrize("how", ["deleted", "touched", "grown", "headless", "damaged"])
+@pytest.mark.parametrize("how", ["deleted", "touched", "grown", "damaged"])
 def test_clips_that_fail_are_replaced_and_reported(patients, how):
     with load(patients.corpus, in_batches(0, 10)) as loader:
         before = [(batch.draws, batch.videos, batch.frames) for batch in loader]
@@ -299,7 +296,7 @@ def test_clips_that_fail_are_replaced_and_reported(patients, how):
                 spares = [failure.spare for failure in batch.count.failures if failure.draw == draw]
                 assert spares == list(range(len(spares)))
                 if draw in replaced:
-                    (clip,) = loader.sampler.clips([draw], spare=len(spares))
+                    (clip,) = loader.recipe.sampler.clips([draw], spare=len(spares))
                     assert (clip.video, clip.frames.tolist()) == (batch.videos[row], batch.frame_numbers[row].tolist())
                 else:
                     assert torch.equal(batch.frames[row], frames[row])
@@ -387,27 +384,27 @@ def test_any_error_closes_the_loader(shared_corpus, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("no video's fault")
 
-    monkeypatch.setattr(ClipLoader, "_decode", broken)
+    monkeypatch.setattr(span.SpanReader, "decode", broken)
     loader = load(shared_corpus, in_batches(0, 3))
     with pytest.raises(ZeroDivisionError, match="no video's fault"):
         next(loader)
     assert (decoding_threads(), open_descriptors(), next(loader, None)) == (0, descriptors, None)
 
 
-def test_few_readers_stay_open(shared_corpus, monkeypatch):
+def test_few_videos_stay_open(shared_corpus, monkeypatch):
     opened = []
-    init = VideoReader.__init__
+    init = WindowReader.__init__
 
     def counted(self, video):
         opened.append(video.path)
         init(self, video)
 
-    monkeypatch.setattr(VideoReader, "__init__", counted)
+    monkeypatch.setattr(WindowReader, "__init__", counted)
     with load(shared_corpus, in_batches(0, 20), threads=1) as loader:
         descriptors = open_descriptors()
         for _ in loader:
-            assert sum(len(readers) for readers in loader._readers) <= cpu.OPEN_READERS_PER_THREAD
-            assert open_descriptors() <= descriptors + cpu.OPEN_READERS_PER_THREAD + 1
+            # A transport stream is open twice: it is demuxed.
+            assert open_descriptors() <= descriptors + span.OPEN_VIDEOS_PER_THREAD + 2
     # Ten videos, eight places: most clips find their video open.
     assert len(VIDEOS) <= len(opened) < 80 * 0.6
 

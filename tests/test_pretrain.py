@@ -42,7 +42,7 @@ TINY = [
     "run.threads=1",
     "run.tensorboard=false",
 ]
-TIMINGS = {"clips_per_second", "data_wait_percent"}
+TIMINGS = {"clips_per_second", "spans_per_second", "data_wait_percent"}
 
 
 @pytest.fixture(scope="module")
@@ -135,15 +135,17 @@ def test_metrics_say_what_happened(corpus: Path, tmp_path: Path) -> None:
     pretrain(config, progress=False)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert [row["first_draw"] for row in rows] == [0, 4, 8, 12, 16, 20]
+    assert [row["first_clip"] for row in rows] == [0, 4, 8, 12, 16, 20]
     for row in rows:
         assert row.keys() == {
             "step", "loss", "learning_rate", "gradient_norm", "clips_per_second", "amplification", "data_wait_percent",
-            "first_draw", "repeated_frames_percent", "replaced_clips",
+            "first_clip", "spans_per_second", "bytes_per_clip", "repeated_frames_percent", "replaced_clips",
         }  # fmt: skip
         assert row["loss"] > 0
         assert row["gradient_norm"] > 0
         assert row["clips_per_second"] > 0
+        assert row["spans_per_second"] == row["clips_per_second"]
+        assert row["bytes_per_clip"] > 0
         assert 1 < row["amplification"] < 8
         assert 0 <= row["data_wait_percent"] <= 100
         assert row["replaced_clips"] == 0

@@ -1,0 +1,120 @@
+"""A window's packets -> exactly the wanted frames, by FFmpeg's decoders on the CPU."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+
+from .video import VideoError, VideoFacts, open_video
+from .window import Window, padded_packet
+
+
+@dataclass
+class DecodeCount:
+    """What the decoder did: packets it was fed, frames it returned."""
+
+    packets: int = 0
+    frames: int = 0
+
+
+class WindowDecoder:
+    """A decoder for one video. Not thread-safe: one thread at a time.
+
+    Raises VideoError where FFmpeg cannot open it.
+    """
+
+    def __init__(self, video: VideoFacts) -> None:
+        self.video = video
+        self._containers: dict[bool, InputContainer] = {}
+
+    def close(self) -> None:
+        while self._containers:
+            self._containers.popitem()[1].close()
+
+    def _codec(self, idr: bool) -> VideoCodecContext:
+        """The decoder for windows that begin with an IDR picture, or for others."""
+        if idr not in self._containers:
+            self._containers[idr] = self._open()
+        streams = self._containers[idr].streams.video
+        codec = next(s for s in streams if self.video.header or s.index == self.video.stream_index).codec_context
+        if not codec.is_open:
+            codec.thread_count, codec.thread_type = 1, "NONE"
+            # strict: where a stream does not say how far its pictures are reordered, as many recorders leave it, hold them
+            # back as long as its size and level allow; else the first ones may come out of order. explode: report damage
+            # rather than conceal it; where only the keyframe itself is clean, pictures are missing that are named, not used.
+            codec.options = {"strict": "1", **({"err_detect": "explode"} if idr else {})}
+        return codec
+
+    def _open(self) -> InputContainer:
+        try:
+            # A header says what the stream is; without one only the file does.
+            return av.open(io.BytesIO(self.video.header), "r") if self.video.header else open_video(self.video.path)
+        except (FFmpegError, OSError) as error:
+            reason = error.strerror or str(error)
+            raise VideoError(
+                f"{self.video.path}: cannot be opened ({reason}); copy it again or leave it out"
+            ) from error
+
+    def frames(self, window: Window, count: DecodeCount) -> Iterator[tuple[int, VideoFrame]]:
+        """Yields (index of the wanted frame, decoded frame) in display order.
+
+        Adds to `count`. Raises VideoError where a wanted frame does not come out of the decoder, or comes out damaged or of another
+        size. The decoder may be used again after an error, and after a caller that stopped half-way.
+        """
+        wanted = {int(window.order[packet]): index for index, packet in enumerate(window.packet_of.tolist())}
+        numbers, codec = window.frames, self._codec(window.idr)
+        returned = 0
+        try:
+            for index, (payload, place) in enumerate(zip(window.payloads, window.order.tolist(), strict=True)):
+                packet = padded_packet(payload)
+                packet.pts, packet.dts, packet.is_keyframe = place, index, bool(window.keys[index])
+                # A picture nobody wants and nobody refers to costs a parse, not a decode.
+                codec.skip_frame = "DEFAULT" if place in wanted else "NONREF"
+                count.packets += 1
+                for frame in codec.decode(packet):
+                    returned += 1
+                    yield from self._wanted_frame(frame, wanted, numbers)
+            for frame in codec.decode(None):
+                returned += 1
+                yield from self._wanted_frame(frame, wanted, numbers)
+        except FFmpegError as error:
+            self.close()  # some decoders do not recover
+            reason = error.strerror or str(error)
+            raise VideoError(
+                f"{self.video.path}: frames {numbers[0]} to {numbers[-1]} do not decode ({reason}); re-encode it or leave it out"
+            ) from error
+        finally:
+            count.frames += returned
+            if self._containers:
+                codec.flush_buffers()
+        if wanted:
+            missing = numbers[min(wanted.values())]
+            raise VideoError(
+                f"{self.video.path}: the decoder did not return frame {missing} ({len(wanted)} are missing of {len(numbers)}); "
+                "re-encode it or leave it out"
+            )
+
+    def _wanted_frame(
+        self, frame: VideoFrame, wanted: dict[int, int], numbers: np.ndarray
+    ) -> Iterator[tuple[int, VideoFrame]]:
+        index = None if frame.pts is None else wanted.pop(frame.pts, None)
+        if index is None:
+            return
+        if frame.is_corrupt:
+            raise VideoError(
+                f"{self.video.path}: frame {numbers[index]} is damaged; copy the file again or re-encode it"
+            )
+        if (frame.width, frame.height) != (self.video.width, self.video.height):
+            raise VideoError(
+                f"{self.video.path}: frame {numbers[index]} is {frame.width}x{frame.height}, not {self.video.width}x"
+                f"{self.video.height} as the first; re-encode it to one size"
+            )
+        yield index, frame

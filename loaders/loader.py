@@ -1,0 +1,237 @@
+"""What all loaders share: order, decoding ahead, replaced clips, reused spans, the failure budget, stalls.
+
+A loader plans a few batches ahead. Planning a batch starts the decoding of those spans in it that were not planned before; a span
+gives all its clips at once, and those of later batches wait on the device. So the pool of decoded spans is no more than clips that
+wait, and how many wait follows from the order alone (`order.py`).
+
+Shapes: B clips of a batch, S spans of a block, V views, T frames, R x R pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from .batch import ClipBatch, LoaderCount
+from .order import ClipOrder
+from .span import Recipe, SpanReader, SpanResult
+from .video import VideoError
+
+LISTED_FAILURES = 20
+Block = TypeVar("Block")
+Value = TypeVar("Value")
+log = logging.getLogger("trocar.loaders")
+
+
+@dataclass(eq=False)
+class Span:
+    """A draw of which some views are to be decoded. due: how many are not planned yet. frames: those that wait for their batch."""
+
+    draw: int
+    views: tuple[int, ...]
+    due: int
+    result: SpanResult | None = None
+    frames: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class _Plan(Generic[Block]):
+    """A batch to come: the spans that are decoded for it, how far that is, and (span, view) of its clips."""
+
+    numbers: NDArray[np.int64]
+    spans: list[Span]
+    block: Block
+    clips: list[tuple[Span, int]]
+
+
+class BaseClipLoader(ABC, Generic[Block]):
+    """Iterates over batches of clips; subclasses say how a block of spans is decoded.
+
+    recipe: what a clip is. numbers: one array of clip numbers per batch, in the order wanted; may be endless. order: which draw and
+    view a number is; where None, number n is draw n. threads: reading threads, all cores where None. prefetch: batches that are
+    decoded while the caller works on one, at least 1. device: where batches and waiting clips are. failure_budget: share of the
+    spans that may fail; a failed one is replaced and reported in the batch's count. stall_seconds: how long a batch may take
+    before a warning names the files that are being read. Raises VideoError, listing the failures, once the budget is exceeded
+    (never before `failure_floor` failures), or where all replacements of a draw fail; a clip that has none is left out of its
+    batch. It closes itself at the end and on any error.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        numbers: Iterable[ArrayLike],
+        *,
+        order: ClipOrder | None,
+        threads: int | None,
+        prefetch: int,
+        device: torch.device | str,
+        failure_budget: float,
+        failure_floor: int,
+        stall_seconds: float,
+    ) -> None:
+        if prefetch < 1 or (threads is not None and threads < 1):
+            raise ValueError(f"prefetch and threads must be at least 1, got {prefetch} and {threads}")
+        if recipe.sampler.num_videos != len(recipe.videos):
+            raise ValueError(f"the sampler knows {recipe.sampler.num_videos} videos, the corpus {len(recipe.videos)}")
+        self.recipe, self.order = recipe, order or ClipOrder()
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self.prefetch, self.device = prefetch, torch.device(device)
+        self.failure_budget, self.failure_floor = failure_budget, failure_floor
+        self.stall_seconds = stall_seconds
+        self.total = LoaderCount()
+        self._numbers = iter(numbers)
+        self._ahead: deque[_Plan[Block]] = deque()
+        self._due: dict[int, Span] = {}
+        self._local = threading.local()
+        self._readers: list[SpanReader] = []
+
+    @abstractmethod
+    def _start(self, spans: list[Span]) -> Block:
+        """Begins to decode spans."""
+
+    @abstractmethod
+    def _finish(self, block: Block) -> tuple[torch.Tensor, list[SpanResult]]:
+        """Waits for a block: its clips (sum of views, T, R, R, 3) uint8, span by span, and what became of each span."""
+
+    @abstractmethod
+    def _stop(self) -> None:
+        """Ends all decoding."""
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        return self
+
+    def __next__(self) -> ClipBatch:
+        try:
+            while len(self._ahead) <= self.prefetch and (numbers := next(self._numbers, None)) is not None:
+                self._ahead.append(self._plan(np.asarray(numbers, dtype=np.int64)))
+            if not self._ahead:
+                raise StopIteration
+            return self._batch(self._ahead.popleft())
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> BaseClipLoader[Block]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops the threads and closes the files. Batches decoded ahead are dropped, and there are no further ones."""
+        self._numbers = iter(())
+        self._ahead.clear()
+        self._due.clear()
+        self._stop()
+        while self._readers:
+            self._readers.pop().close()
+
+    def _plan(self, numbers: NDArray[np.int64]) -> _Plan[Block]:
+        spans: list[Span] = []
+        clips: list[tuple[Span, int]] = []
+        draws, views = self.order.clips(numbers)
+        for draw, view in zip(draws.tolist(), views.tolist(), strict=True):
+            span = self._due.get(draw)
+            if span is None:
+                # Views before this one were served before the run was interrupted.
+                due = tuple(range(view, self.order.views_per_span))
+                span = self._due[draw] = Span(draw, due, len(due))
+                spans.append(span)
+            span.due -= 1
+            if not span.due:
+                del self._due[draw]
+            clips.append((span, view))
+        return _Plan(numbers, spans, self._start(spans), clips)
+
+    def _batch(self, plan: _Plan[Block]) -> ClipBatch:
+        frames, results = self._finish(plan.block)
+        count = LoaderCount()
+        for span, result in zip(plan.spans, results, strict=True):
+            span.result = result
+            count.add(result.count)
+        count.clips = len(plan.clips)
+        self.total.add(count)
+        self._check_budget(any_lost=any(result.is_lost for result in results))
+        frames = self._gather(plan, frames)
+        picked = [(span.result, view - span.views[0]) for span, view in plan.clips if span.result is not None]
+        kept = [row for row, (result, _) in enumerate(picked) if not result.is_lost]
+        if len(kept) < len(picked):
+            frames, picked = frames[kept], [picked[row] for row in kept]
+        clips = [result.clips[index] for result, index in picked]
+        return ClipBatch(
+            frames=frames,
+            numbers=plan.numbers[kept],
+            draws=np.array([clip.draw for clip in clips], dtype=np.int64),
+            views=np.array([clip.view for clip in clips], dtype=np.int64),
+            videos=np.array([clip.video for clip in clips], dtype=np.int64),
+            frame_numbers=np.array([clip.frames for clip in clips], dtype=np.int64),
+            pts_seconds=np.array([result.pts_seconds[index] for result, index in picked], dtype=np.float64),
+            labels=[clip.label for clip in clips],
+            count=count,
+        )
+
+    def _gather(self, plan: _Plan[Block], frames: torch.Tensor) -> torch.Tensor:
+        """The batch's clips, of this block and of earlier ones; the rest of the block waits."""
+        if [(span, view) for span in plan.spans for view in span.views] == plan.clips:
+            return frames.to(self.device, non_blocking=True)
+        rows = iter(frames)
+        for span in plan.spans:
+            # Copies, so that a clip that waits does not hold its whole block.
+            span.frames = {view: next(rows).to(self.device, non_blocking=True, copy=True) for view in span.views}
+        return torch.stack([span.frames.pop(view) for span, view in plan.clips])
+
+    def _check_budget(self, any_lost: bool) -> None:
+        failures, spans = self.total.failures, self.total.spans
+        any_lost = any_lost and self.recipe.sampler.max_spares > 0  # else there is nothing to replace it with
+        if not any_lost and len(failures) <= max(self.failure_floor, self.failure_budget * spans):
+            return
+        videos = {failure.path: failure.reason for failure in failures}
+        listed = "\n".join(f"  {reason}" for reason in list(videos.values())[:LISTED_FAILURES])
+        verdict = f"above the budget of {self.failure_budget:.0%}"
+        if any_lost:
+            verdict = f"a draw and its {self.recipe.sampler.max_spares} replacements failed"
+        raise VideoError(
+            f"{len(failures)} failures in {spans} draws, {verdict}, in {len(videos)} videos:\n"
+            f"{listed}\nmend or remove them and run `trocar index` again, or raise data.failure_budget"
+        )
+
+    def _reader(self) -> SpanReader:
+        """This thread's."""
+        if not hasattr(self._local, "reader"):
+            self._local.reader = SpanReader(self.recipe)
+            self._readers.append(self._local.reader)
+        return self._local.reader
+
+    def _wait(self, future: Future[Value]) -> Value:
+        """The future's result; a warning names what is being read whenever it takes long."""
+        while True:
+            try:
+                return future.result(timeout=self.stall_seconds)
+            except FutureTimeoutError:
+                if future.done():  # the work itself raised it
+                    raise
+                reading = sorted({reader.reading for reader in self._readers} - {""})
+                log.warning(
+                    "no batch for %g seconds; %s",
+                    self.stall_seconds,
+                    f"still reading {', '.join(reading)}" if reading else "decoding is slow",
+                )
+
+
+def clip_numbers(batch: int, first: int = 0) -> Iterator[NDArray[Any]]:
+    """Endless batches of consecutive clip numbers, from `first` on."""
+    while True:
+        yield np.arange(first, first + batch)
+        first += batch
