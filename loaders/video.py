@@ -30,9 +30,10 @@ def open_video(path: str) -> InputContainer:
     Whoever goes by an index has to open a file as the prober did, or its timestamps differ.
     """
     if "://" in path:
-        return av.open(
-            fsspec.open(path, "rb").open(), container_options={"fflags": "+genpts"}, metadata_errors="replace"
-        )
+        file: Any = fsspec.open(path, "rb")
+        container = av.open(file.open(), "r", container_options={"fflags": "+genpts"}, metadata_errors="replace")
+        assert isinstance(container, InputContainer)
+        return container
     # The list keeps names with colons and playlists from reaching beyond local files.
     options = {"fflags": "+genpts", "protocol_whitelist": "file"}
     return av.open(path, "r", container_options=options, metadata_errors="replace")
