@@ -116,6 +116,7 @@ def _probe(
         codec=context.codec.canonical_name,
         # PyAV 17 crashes on `context.pix_fmt` where damaged headers leave it unknown.
         pix_fmt=context.format.name if context.format else "",
+        colorspace=int(context.colorspace),
         width=context.width,
         height=context.height,
         rotation=rotation,
