@@ -44,7 +44,12 @@ class WindowDecoder:
         if idr not in self._containers:
             self._containers[idr] = self._open()
         streams = self._containers[idr].streams.video
-        codec = next(s for s in streams if self.video.header or s.index == self.video.stream_index).codec_context
+        streams = [stream for stream in streams if self.video.header or stream.index == self.video.stream_index]
+        if not streams:
+            raise VideoError(
+                f"{self.video.path}: no video in stream {self.video.stream_index}; run `trocar index` again"
+            )
+        codec = streams[0].codec_context
         if not codec.is_open:
             codec.thread_count, codec.thread_type = 1, "NONE"
             # strict: where a stream does not say how far its pictures are reordered, as many recorders leave it, hold them

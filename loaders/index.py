@@ -25,6 +25,7 @@ from .corpus import GOPS_NAME, QUARANTINE_NAME, VIDEOS_NAME, Corpus, CorpusError
 from .corpus_writer import CorpusWriter
 from .probers import ProbeResult, Probers, Probing
 from .sources import SourceFile, list_videos
+from .storage import stored_version
 from .video import GopTable, VideoFacts
 
 FILES_PER_WORKER = 8
@@ -71,7 +72,7 @@ def index_corpus(
     Args:
         sources: folders (searched with their subfolders for known video suffixes, hidden files left out), files of any
             suffix, glob patterns (`**` reaches into subfolders), and CSV files with a column `path` (relative ones from
-            the CSV's folder) and optional columns `source` and `domain`.
+            the CSV's folder) and optional columns `source` and `domain`; each a local path or a URL that fsspec knows.
         out: made if missing; an index in it is brought up to date: files of the same size and modification time are not
             probed again unless they lack a checksum or content box asked for.
         workers: probing processes; 1 probes in this process; None takes as many as there are cores, if the files are many.
@@ -176,10 +177,10 @@ class _OldIndex:
             return None
         row, known = self._next
         try:
-            status = os.stat(path)
+            version = stored_version(path)
         except OSError:
             return None
-        same = (status.st_size, status.st_mtime_ns, self._content_box)
+        same = (*version, self._content_box)
         return row if same == (known["size_bytes"], known["mtime_ns"], known["boxed"]) else None
 
     def read(self, row: int) -> tuple[VideoFacts, GopTable]:

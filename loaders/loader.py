@@ -37,7 +37,11 @@ log = logging.getLogger("trocar.loaders")
 
 @dataclass(eq=False)
 class Span:
-    """A draw of which some views are to be decoded. due: how many are not planned yet. frames: those that wait for their batch."""
+    """A draw whose views are decoded together. due: how many are not planned yet. frames: those that wait for their batch.
+
+    All views are decoded, also where a run that resumes serves only some of them: what is replaced, and by what, must not depend
+    on where a run was interrupted.
+    """
 
     draw: int
     views: tuple[int, ...]
@@ -146,8 +150,8 @@ class BaseClipLoader(ABC, Generic[Block]):
             span = self._due.get(draw)
             if span is None:
                 # Views before this one were served before the run was interrupted.
-                due = tuple(range(view, self.order.views_per_span))
-                span = self._due[draw] = Span(draw, due, len(due))
+                views_per_span = self.order.views_per_span
+                span = self._due[draw] = Span(draw, tuple(range(views_per_span)), views_per_span - view)
                 spans.append(span)
             span.due -= 1
             if not span.due:
@@ -165,7 +169,7 @@ class BaseClipLoader(ABC, Generic[Block]):
         self.total.add(count)
         self._check_budget(any_lost=any(result.is_lost for result in results))
         frames = self._gather(plan, frames)
-        picked = [(span.result, view - span.views[0]) for span, view in plan.clips if span.result is not None]
+        picked = [(span.result, view) for span, view in plan.clips if span.result is not None]
         kept = [row for row, (result, _) in enumerate(picked) if not result.is_lost]
         if len(kept) < len(picked):
             frames, picked = frames[kept], [picked[row] for row in kept]
@@ -186,10 +190,14 @@ class BaseClipLoader(ABC, Generic[Block]):
         """The batch's clips, of this block and of earlier ones; the rest of the block waits."""
         if [(span, view) for span in plan.spans for view in span.views] == plan.clips:
             return frames.to(self.device, non_blocking=True)
+        first_views = {id(span): view for span, view in reversed(plan.clips)}
         rows = iter(frames)
         for span in plan.spans:
-            # Copies, so that a clip that waits does not hold its whole block.
-            span.frames = {view: next(rows).to(self.device, non_blocking=True, copy=True) for view in span.views}
+            for view in span.views:
+                clip = next(rows)
+                if view >= first_views[id(span)]:
+                    # Copies, so that a clip that waits does not hold its whole block.
+                    span.frames[view] = clip.to(self.device, non_blocking=True, copy=True)
         return torch.stack([span.frames.pop(view) for span, view in plan.clips])
 
     def _check_budget(self, any_lost: bool) -> None:

@@ -55,7 +55,7 @@ def keyframe_kind(codec: str, data: memoryview, length_size: int) -> tuple[bool,
 
 
 def discardable_layer(codec: str, data: memoryview, length_size: int) -> int:
-    """-1 where other pictures may refer to that of an H.264 or HEVC packet, else the temporal layer in which none does.
+    """The temporal layer of an H.264 or HEVC packet's picture if none in it refers to that, else -1 - layer.
 
     H.264: nal_ref_idc of every slice is 0 (ITU-T H.264, 7.4.1); its layer is 0. HEVC: sub-layer non-reference pictures (ITU-T
     H.265, table 7-1) are referred to in higher layers only.
@@ -67,7 +67,8 @@ def discardable_layer(codec: str, data: memoryview, length_size: int) -> int:
         if codec == "hevc":
             kind = unit[0] >> 1 & 63
             if kind < 32:
-                return (unit[1] & 7) - 1 if kind < 16 and kind % 2 == 0 else -1
+                layer = (unit[1] & 7) - 1
+                return layer if kind < 16 and kind % 2 == 0 else -1 - layer
         elif 1 <= unit[0] & 31 <= 5:
             if unit[0] >> 5 & 3:
                 return -1

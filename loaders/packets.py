@@ -28,7 +28,7 @@ class Packets:
     """The packets of one stream in decode order; `crc32`, `idr` and `clean` have one entry a keyframe.
 
     `pos` is where the container says a packet is, `offset` where its payload stands (-1: nowhere in one piece). `layer` is the
-    temporal layer in which no other picture refers to the packet's, -1 where some may.
+    temporal layer of the packet's picture if no other in it refers to that, -1 - layer if some may.
     """
 
     pts: array[int]
@@ -146,14 +146,23 @@ def number_frames(path: str, packets: Packets, checksum: bool) -> tuple[GopTable
         for column in (packets.pts, packets.dts, packets.pos, packets.size, packets.offset, packets.layer)
     )
     # What nothing in its own layer refers to may still be referred to from above it.
-    flags = flags[run] | np.where(layer == max(layer.max(), 0), DISPOSABLE, 0).astype(np.uint8)
+    highest_layer = np.maximum(layer, -1 - layer).max()
+    flags = flags[run] | np.where(layer == highest_layer, DISPOSABLE, 0).astype(np.uint8)
     keys = keys - keys[0]
     key_pts = pts[keys]
     lengths = np.diff(np.append(keys, len(pts)))
 
     corrupt = flags & CORRUPT != 0
-    usable = ~np.repeat(corrupt[keys], lengths) & ~corrupt
-    shown = np.flatnonzero(usable & (flags & (DISCARD | HIDDEN) == 0) & (pts >= key_pts[0]))
+    idr, clean = np.array(packets.idr[: len(keys)], bool), np.array(packets.clean[: len(keys)], bool)
+    kept = _decodable_gops(corrupt[keys], clean)
+    if not kept.any():
+        raise VideoError(f"{path}: its keyframes are damaged; copy the file again or leave it out")
+    # Pictures that lead a keyframe refer to the GOP before.
+    lead_from_nothing = np.append(False, ~kept[:-1]) & ~idr
+    orphans = np.repeat(lead_from_nothing, lengths) & (pts < np.repeat(key_pts, lengths))
+    flags |= np.where(orphans, DISPOSABLE, 0).astype(np.uint8)
+    usable = np.repeat(kept, lengths) & ~corrupt & ~orphans
+    shown = np.flatnonzero(usable & (flags & (DISCARD | HIDDEN) == 0) & (pts >= key_pts[kept][0]))
     shown_pts = pts[shown]
     frame_pts, shows_first = np.unique(shown_pts, return_index=True)
     num_frames = len(frame_pts)
@@ -178,14 +187,13 @@ def number_frames(path: str, packets: Packets, checksum: bool) -> tuple[GopTable
         byte_offset=np.where(no_position, -1, np.minimum.reduceat(pos, keys)),
         num_bytes=np.where(no_position, np.add.reduceat(size, keys), extent),
         leading=np.add.reduceat(pts < np.repeat(key_pts, lengths), keys).astype(np.int32),
-        idr=np.array(packets.idr[: len(keys)], bool),
-        clean=np.array(packets.clean[: len(keys)], bool),
+        idr=idr,
+        clean=clean,
         first_packet=keys,
         num_packets=lengths.astype(np.int32),
         packets=table,
         crc32=np.array(packets.crc32[: len(keys)], np.uint32) if checksum else None,
     )
-    kept = ~corrupt[keys]
     if not kept.all():
         gops = replace(gops, packets=table[np.repeat(kept, lengths)])[np.flatnonzero(kept)]
         gops = replace(gops, first_packet=np.cumsum(gops.num_packets) - gops.num_packets)
@@ -194,3 +202,13 @@ def number_frames(path: str, packets: Packets, checksum: bool) -> tuple[GopTable
     suffix_minimum = np.minimum.accumulate(pts[::-1])[::-1]
     lag = np.searchsorted(suffix_minimum, pts) - 1 - np.arange(len(pts))
     return gops, frame_pts, max(0, int(lag.max()))
+
+
+def _decodable_gops(damaged: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """(G,) which GOPs decode: those with a damaged keyframe do not, nor, up to the next clean one, those behind them."""
+    kept = ~damaged
+    for row in np.flatnonzero(damaged):
+        if kept[:row].any():
+            next_clean = np.flatnonzero(clean[row + 1 :])
+            kept[row : row + 1 + next_clean[0] if len(next_clean) else None] = False
+    return kept

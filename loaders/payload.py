@@ -1,31 +1,32 @@
 """Where in its file a packet's payload stands, so that it can be read again without the container.
 
 MP4 and MOV say so themselves. Matroska, WebM and AVI name the block or chunk, whose header is a few bytes long; MPEG-TS scatters
-payloads over packets of 188 bytes. So the claim is checked against the bytes of the file, whatever the container.
+payloads over packets of 188 bytes. So every claim is checked against the bytes of the file, whatever the container: all of them,
+since pictures with long runs of equal bytes begin and end alike also where something else stands in the middle.
 """
 
 from __future__ import annotations
 
 import mmap
-from typing import BinaryIO
+from typing import Any
+
+from .video import is_remote
 
 LONGEST_HEADER = 40
 SAMPLE_BYTES = 32
 
 
 class PayloadFinder:
-    """Finds the payloads of one file's packets.
+    """Finds the payloads of one file's packets. file: open for reading at `path`; its position stays what it is."""
 
-    Every distance between a packet's claimed position and its payload is proven by comparing one whole packet; from then on the
-    ends of a payload have to be where that distance puts them.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._proven: list[int] = []
+    def __init__(self, path: str, file: Any) -> None:
+        self._file = file
+        self._bytes = None if is_remote(path) else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._distances: list[int] = []
 
     def close(self) -> None:
-        self._bytes.close()
+        if self._bytes is not None:
+            self._bytes.close()
 
     def offset(self, position: int | None, payload: memoryview) -> int:
         """The offset of `payload` in the file, -1 where it does not stand there in one piece.
@@ -35,20 +36,24 @@ class PayloadFinder:
         if position is None or position < 0:
             return -1
         size = len(payload)
-        head, tail = bytes(payload[:SAMPLE_BYTES]), bytes(payload[-SAMPLE_BYTES:])
-        for distance in self._proven:
-            start = position + distance
-            if (
-                self._bytes[start : start + len(head)] == head
-                and self._bytes[start + size - len(tail) : start + size] == tail
-            ):
-                return start
-        near = self._bytes[position : position + LONGEST_HEADER + len(head)]
-        distance = near.find(head)
+        claimed = self._read(position, position + LONGEST_HEADER + size)
+        for distance in self._distances:
+            if claimed[distance : distance + size] == payload:
+                return position + distance
+        head = bytes(payload[:SAMPLE_BYTES])
+        distance = claimed.find(head, 0, LONGEST_HEADER + len(head))
         while distance >= 0:
-            start = position + distance
-            if self._bytes[start : start + size] == payload:
-                self._proven.insert(0, distance)
-                return start
-            distance = near.find(head, distance + 1)
+            if claimed[distance : distance + size] == payload:
+                self._distances.insert(0, distance)
+                return position + distance
+            distance = claimed.find(head, distance + 1, LONGEST_HEADER + len(head))
         return -1
+
+    def _read(self, start: int, stop: int) -> bytes:
+        if self._bytes is not None:
+            return self._bytes[start:stop]
+        position = self._file.tell()
+        self._file.seek(start)
+        data = self._file.read(stop - start)
+        self._file.seek(position)
+        return data

@@ -19,7 +19,8 @@ from av.video.stream import VideoStream
 from .content_box import find_content_box, keyframe_lumas
 from .packets import CORRUPT, number_frames, read_packets
 from .payload import PayloadFinder
-from .video import GopTable, VideoError, VideoFacts, open_video
+from .storage import open_remote, stored_version
+from .video import GopTable, VideoError, VideoFacts, is_remote, open_video
 
 
 def probe_video(
@@ -28,23 +29,29 @@ def probe_video(
     """Reads every packet of the file's main video stream once.
 
     Args:
-        path: a local file.
+        path: a local file, or a URL that fsspec knows.
         content_box: look for the picture inside the black border, which decodes up to 8 keyframes; else the whole picture.
         checksum: take each GOP's CRC-32, to tell silent damage later.
 
     Raises:
         VideoError: there is no such file, or no video in it from which at least two frames can be read.
     """
-    path = os.path.abspath(os.fspath(path))
+    path = os.fspath(path)
+    path = path if is_remote(path) else os.path.abspath(path)
     try:
-        status = os.stat(path)
+        version = stored_version(path)
     except OSError as error:
-        raise VideoError(f"{path}: cannot be read ({error.strerror}); correct the path or its permissions") from error
-    if status.st_size == 0:
+        reason = error.strerror or str(error)
+        raise VideoError(f"{path}: cannot be read ({reason}); correct the path or its permissions") from error
+    if version[0] == 0:
         raise VideoError(f"{path}: the file is empty (0 bytes); copy it again or leave it out")
     try:
-        with open(path, "rb") as file, closing(PayloadFinder(file)) as finder, open_video(path) as container:
-            return _probe(path, status, container, finder, content_box, checksum)
+        with (
+            open_remote(path) if is_remote(path) else open(path, "rb") as file,
+            closing(PayloadFinder(path, file)) as finder,
+            open_video(path, file if is_remote(path) else None) as container,
+        ):
+            return _probe(path, version, container, finder, content_box, checksum)
     except (FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise VideoError(f"{path}: cannot be opened as a video ({reason}); copy it again or leave it out") from error
@@ -52,7 +59,7 @@ def probe_video(
 
 def _probe(
     path: str,
-    status: os.stat_result,
+    version: tuple[int, int],
     container: InputContainer,
     finder: PayloadFinder,
     content_box: bool,
@@ -110,8 +117,8 @@ def _probe(
             box = (left, top, min(2 * half[2], (upright[0] - left) & ~1), min(2 * half[3], (upright[1] - top) & ~1))
     facts = VideoFacts(
         path=path,
-        size_bytes=status.st_size,
-        mtime_ns=status.st_mtime_ns,
+        size_bytes=version[0],
+        mtime_ns=version[1],
         container=container.format.name,
         codec=context.codec.canonical_name,
         # PyAV 17 crashes on `context.pix_fmt` where damaged headers leave it unknown.

@@ -28,7 +28,11 @@ class DemuxReader:
         except (FFmpegError, OSError) as error:
             reason = error.strerror or str(error)
             raise VideoError(f"{video.path}: cannot be opened ({reason}); copy it again or leave it out") from error
-        self.stream = next(stream for stream in self.container.streams.video if stream.index == video.stream_index)
+        streams = [stream for stream in self.container.streams.video if stream.index == video.stream_index]
+        if not streams:
+            self.container.close()
+            raise VideoError(f"{video.path}: no video in stream {video.stream_index}; run `trocar index` again")
+        self.stream = streams[0]
 
     def close(self) -> None:
         self.container.close()
@@ -36,54 +40,55 @@ class DemuxReader:
     def payloads(self, gop: int, gops: GopTable, table: PacketTable) -> list[bytes]:
         """The payloads of the packets in `table`, which begins with the keyframe of row `gop`.
 
-        Raises VideoError where the file does not decode to those packets.
+        Raises VideoError where the file does not demux to those packets.
         """
-        payloads: list[bytes] = []
+        wanted = list(zip(table.pts.tolist(), table.size.tolist(), strict=True))
+        most, found = 0, False
         try:
-            for packet, pts, size in zip(
-                self._packets_from(gop, gops), table.pts.tolist(), table.size.tolist(), strict=False
-            ):
-                if (packet.pts, packet.size) != (pts, size):
-                    break
-                payloads.append(bytes(packet))
-        except FFmpegError as error:
+            for _ in self._seeks(gop, gops):
+                payloads: list[bytes] = []
+                for packet in self._packets_from(wanted[0][0]):
+                    found = True
+                    if (packet.pts, packet.size) != wanted[len(payloads)]:
+                        break
+                    payloads.append(bytes(packet))
+                    if len(payloads) == len(wanted):
+                        return payloads
+                most = max(most, len(payloads))
+        except (FFmpegError, OSError) as error:
             reason = error.strerror or str(error)
             raise VideoError(f"{self.video.path}: cannot be read ({reason}); copy it again or leave it out") from error
-        if len(payloads) < len(table):
-            pts, size = table.pts[len(payloads)], table.size[len(payloads)]
-            raise VideoError(
-                f"{self.video.path}: no packet of {size} bytes at timestamp {pts}; the file differs from its index, "
-                "run `trocar index` again"
-            )
-        return payloads
-
-    def _packets_from(self, gop: int, gops: GopTable) -> Iterator[Packet]:
-        """The packets that an index counts, in decode order, starting with the keyframe of `gop`."""
-        key_pts = int(gops.pts[gop])
-        for _ in self._seeks(gop, gops):
-            for packet in self.container.demux(self.stream):
-                if packet.pts is not None and packet.size and packet.is_keyframe and packet.pts >= key_pts:
-                    break
-            else:
-                continue
-            if packet.pts == key_pts:
-                yield packet
-                for packet in self.container.demux(self.stream):
-                    if packet.pts is not None and packet.size:
-                        yield packet
-                return
+        pts, size = wanted[most]
+        missing = f"packet of {size} bytes" if found else "keyframe"
         raise VideoError(
-            f"{self.video.path}: no keyframe at timestamp {key_pts}; the file differs from its index, run `trocar index` again"
+            f"{self.video.path}: no {missing} at timestamp {pts}; the file differs from its index, run `trocar index` again"
         )
 
+    def _packets_from(self, key_pts: int) -> Iterator[Packet]:
+        """The packets that an index counts, in decode order, from the keyframe at `key_pts` on; none where it is not ahead."""
+        is_reached = is_left_out = False
+        for packet in self.container.demux(self.stream):
+            if packet.pts is None or not packet.size:
+                continue
+            if packet.is_keyframe:
+                is_left_out = packet.is_corrupt
+                if not is_reached and packet.pts > key_pts:
+                    return
+                is_reached = is_reached or packet.pts == key_pts
+            if is_reached and not is_left_out:
+                yield packet
+
     def _seeks(self, gop: int, gops: GopTable) -> Iterator[None]:
-        """Goes to `gop`, then, while the caller has not found it, further and further before it."""
-        if self.video.container == "mpegts":
-            # FFmpeg finds a time in such a stream by bisection over decode times, which lands late or, where recordings are
-            # joined, in the wrong one. The byte is known.
-            self.container.seek(int(gops.byte_offset[gop]), stream=self.stream, unsupported_byte_offset=True)
-            yield
-            return
+        """Goes to `gop`, then, while the caller does not find its packets, further and further before it.
+
+        Where a packet of the container holds the end of one picture and the beginning of the next, as in MPEG-PS, what follows
+        a seek has other sizes and times than it has in passing.
+        """
         for earlier in dict.fromkeys(max(gop - steps, 0) for steps in (0, 1, 4, 16, 64, gop)):
-            self.container.seek(int(gops.pts[earlier]), stream=self.stream)
+            if self.video.container == "mpegts":
+                # FFmpeg finds a time in such a stream by bisection over decode times, which lands late or, where recordings
+                # are joined, in the wrong one. The byte is known.
+                self.container.seek(int(gops.byte_offset[earlier]), stream=self.stream, unsupported_byte_offset=True)
+            else:
+                self.container.seek(int(gops.pts[earlier]), stream=self.stream)
             yield

@@ -6,9 +6,15 @@ import csv
 import glob
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import Any
+
+import fsspec
 
 from .corpus import CorpusError
+from .storage import as_os_error
+from .video import is_remote
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset([
@@ -45,7 +51,7 @@ def list_videos(sources: Sequence[str | os.PathLike[str]]) -> list[SourceFile]:
             raise CorpusError(f"{text}: no video found there; known suffixes are {' '.join(sorted(VIDEO_SUFFIXES))}")
         for entry in found:
             # Links may lead to one file twice; a tagged mention says more than an untagged one.
-            key = os.path.realpath(entry.path)
+            key = entry.path if is_remote(entry.path) else os.path.realpath(entry.path)
             known = entries.get(key)
             if known is None or ((entry.source or entry.domain) and not (known.source or known.domain)):
                 entries[key] = entry
@@ -55,10 +61,12 @@ def list_videos(sources: Sequence[str | os.PathLike[str]]) -> list[SourceFile]:
 
 
 def _expand(source: str) -> Iterator[SourceFile]:
-    if os.path.isdir(source):
-        yield from _walk(source)
-    elif source.lower().endswith(".csv"):
+    if source.lower().endswith(".csv"):
         yield from _read_csv(source)
+    elif is_remote(source):
+        yield from _list_remote(source)
+    elif os.path.isdir(source):
+        yield from _walk(source)
     elif os.path.exists(source):
         yield _entry(source)
     elif glob.has_magic(source):
@@ -74,8 +82,26 @@ def _expand(source: str) -> Iterator[SourceFile]:
         raise CorpusError(f"{source}: no such file or folder; correct the path")
 
 
+def _list_remote(url: str) -> Iterator[SourceFile]:
+    try:
+        with as_os_error():
+            system, name = fsspec.url_to_fs(url)
+            # Web servers have no folders, and asking for one would fetch the file.
+            if "*" in name:
+                names = [found for found in system.glob(name) if _is_video(found)]
+            elif system.isfile(name):
+                names = [name]
+            elif system.isdir(name):
+                names = [found for found in system.find(name) if _is_video(found)]
+            else:
+                raise CorpusError(f"{url}: no such file or folder; correct the URL")
+            yield from (_entry(system.unstrip_protocol(found)) for found in names)
+    except OSError as error:
+        raise CorpusError(f"{url}: cannot be listed ({error}); correct the URL or your access to it") from error
+
+
 def _entry(path: str, source: str = "", domain: str = "") -> SourceFile:
-    path = os.path.abspath(path)
+    path = path if is_remote(path) else os.path.abspath(path)
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -107,10 +133,17 @@ def _walk(root: str) -> Iterator[SourceFile]:
     yield from problems
 
 
+def _open_text(path: str) -> AbstractContextManager[Any]:
+    if is_remote(path):
+        with as_os_error():
+            return fsspec.open(path, "r", newline="", encoding="utf-8-sig").open()
+    return open(path, newline="", encoding="utf-8-sig")
+
+
 def _read_csv(path: str) -> Iterator[SourceFile]:
-    folder = os.path.dirname(os.path.abspath(path))
+    folder = os.path.dirname(path if is_remote(path) else os.path.abspath(path))
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with _open_text(path) as file:
             reader = csv.DictReader(file)
             if "path" not in (reader.fieldnames or []):
                 raise CorpusError(
@@ -119,7 +152,8 @@ def _read_csv(path: str) -> Iterator[SourceFile]:
             for row in reader:
                 if not row["path"]:
                     raise CorpusError(f"{path}, line {reader.line_num}: `path` is empty; fill it in or delete the line")
-                entry = _entry(os.path.join(folder, row["path"]), row.get("source") or "", row.get("domain") or "")
+                name = row["path"] if is_remote(row["path"]) else os.path.join(folder, row["path"])
+                entry = _entry(name, row.get("source") or "", row.get("domain") or "")
                 stride = row.get("packed_stride") or "1"
                 if not stride.isdecimal() or int(stride) < 1:
                     raise CorpusError(

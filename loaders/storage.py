@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import fsspec
 
-from .video import VideoError, VideoFacts
+from .video import VideoError, VideoFacts, is_remote
 
-
-def is_remote(path: str) -> bool:
-    """Whether `path` is a URL such as s3://bucket/name rather than a local path."""
-    return "://" in path
+# By falling trust; what a listing says and what the object itself says have to agree, hence not all that is known.
+VERSION_KEYS = (
+    "ETag",
+    "etag",
+    "Content-MD5",
+    "mtime",
+    "Last-Modified",
+    "LastModified",
+    "modified",
+    "updated",
+    "created",
+)
+REMOTE_BLOCK_BYTES = 4 << 20
+REMOTE_BLOCKS = 16
 
 
 def stored_version(path: str) -> tuple[int, int]:
@@ -24,8 +36,29 @@ def stored_version(path: str) -> tuple[int, int]:
     if not is_remote(path):
         status = os.stat(path)
         return status.st_size, status.st_mtime_ns
-    system, name = fsspec.url_to_fs(path)
-    return int(system.info(name)["size"]), zlib.crc32(system.ukey(name).encode())
+    with as_os_error():
+        system, name = fsspec.url_to_fs(path)
+        told = system.info(name)
+        version = next((str(told[key]) for key in VERSION_KEYS if told.get(key)), "")
+        return int(told["size"]), zlib.crc32(version.encode())
+
+
+def open_remote(path: str) -> Any:
+    """A remote file that keeps the blocks read last, to be read from several places in turns. Raises OSError."""
+    options: dict[str, Any] = {"cache_type": "blockcache", "cache_options": {"maxblocks": REMOTE_BLOCKS}}
+    with as_os_error():
+        return fsspec.open(path, "rb", block_size=REMOTE_BLOCK_BYTES, **options).open()
+
+
+@contextmanager
+def as_os_error() -> Iterator[None]:
+    """Every store has errors of its own."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 class StoredFile:
@@ -37,8 +70,8 @@ class StoredFile:
         self._system: Any = None
         try:
             if is_remote(video.path):
-                self._system, self._name = fsspec.url_to_fs(video.path)
                 self._check(stored_version(video.path))
+                self._system, self._name = fsspec.url_to_fs(video.path)
             else:
                 self._descriptor = os.open(video.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
                 self._check_descriptor()
@@ -52,7 +85,8 @@ class StoredFile:
         """
         try:
             if self._system is not None:
-                data = self._system.cat_file(self._name, start=start, end=stop)
+                with as_os_error():
+                    data = self._system.cat_file(self._name, start=start, end=stop)
             else:
                 self._check_descriptor()
                 data = os.pread(self._descriptor, stop - start, start)

@@ -24,17 +24,25 @@ class VideoError(Exception):
     """A video that cannot be used; the message names the path, what was found and the fix."""
 
 
-def open_video(path: str) -> InputContainer:
+def is_remote(path: str) -> bool:
+    """Whether `path` is a URL such as s3://bucket/name rather than a local path."""
+    return "://" in path
+
+
+def open_video(path: str, file: Any = None) -> InputContainer:
     """Opens the file at an absolute path or a URL that fsspec knows; raises FFmpegError or OSError.
 
-    Whoever goes by an index has to open a file as the prober did, or its timestamps differ.
+    file: the file itself, if it is open already. Whoever goes by an index has to open a file as the prober did, or its timestamps
+    differ.
     """
-    if "://" in path:
-        file: Any = fsspec.open(path, "rb")
-        container = av.open(file.open(), "r", container_options={"fflags": "+genpts"}, metadata_errors="replace")
+    if file is not None or is_remote(path):
+        opened: Any = fsspec.open(path, "rb").open() if file is None else file
+        # The list keeps playlists from reaching beyond the file.
+        options = {"fflags": "+genpts", "protocol_whitelist": ""}
+        container = av.open(opened, "r", container_options=options, metadata_errors="replace")
         assert isinstance(container, InputContainer)
         return container
-    # The list keeps names with colons and playlists from reaching beyond local files.
+    # As above, and for names with colons.
     options = {"fflags": "+genpts", "protocol_whitelist": "file"}
     return av.open(path, "r", container_options=options, metadata_errors="replace")
 

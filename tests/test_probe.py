@@ -349,7 +349,7 @@ def test_no_keyframe(tmp_path):
     with (
         av.open(str(tmp_path / "a.mp4")) as container,
         (tmp_path / "a.mp4").open("rb") as file,
-        closing(PayloadFinder(file)) as finder,
+        closing(PayloadFinder(str(tmp_path / "a.mp4"), file)) as finder,
         pytest.raises(VideoError, match="none of its 12 packets is a keyframe"),
     ):
         read_packets("a.mp4", WithoutKeyframes(), container.streams.video[0], finder, checksum=False)  # pyright: ignore[reportArgumentType]
