@@ -1,0 +1,387 @@
+"""DALI's graph returns exactly the wanted frames, cut as the CPU loader cuts them; runs end in memory of their own."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import av
+import clips
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from av.video.frame import VideoFrame
+
+pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'trocar[dali]'")
+
+from trocar.loaders.augment import Box, Crop
+from trocar.loaders.dali_pipeline import (
+    DataNode,
+    DecodingPipeline,
+    Sample,
+    ViewCut,
+    clip_pipeline,
+    color_correction,
+    cut_view,
+    decode_windows,
+    fn,
+    pipeline_def,
+    types,
+    view_cut,
+)
+from trocar.loaders.resize import Resizer
+
+pytestmark = pytest.mark.timeout(120)
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+DEVICES = [CPU, pytest.param(CUDA, marks=pytest.mark.gpu)]
+# How DALI converts on the CPU: FFmpeg's SWS_BILINEAR, SWS_FULL_CHR_H_INT and SWS_ACCURATE_RND.
+ACCURATE = 0x2 | 0x2000 | 0x40000
+FRAMES, RESOLUTION = 4, 64
+# NVDEC needs 256 pixels for some codecs.
+WIDTH, HEIGHT = 320, 256
+# A codec's place is the id of its video.
+CONTAINERS = {"libvpx-vp9": "mp4", "libvpx": "webm", "mjpeg": "mp4", "libx264": "mp4", "libx265": "mp4", "mpeg4": "mp4"}
+ON_CPU = ["libvpx-vp9", "libvpx", "mjpeg"]
+
+
+def read_bytes(path: Path) -> np.ndarray:
+    return np.fromfile(path, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory) -> dict[str, np.ndarray]:
+    """By codec, a video of 60 numbered frames."""
+    folder = tmp_path_factory.mktemp("numbered")
+    for video_id, (codec, suffix) in enumerate(CONTAINERS.items()):
+        path = folder / f"{codec}.{suffix}"
+        clips.write_numbered(path, 60, video_id=video_id, width=WIDTH, height=HEIGHT, gop=20, codec=codec)
+    return {path.stem: read_bytes(path) for path in folder.iterdir()}
+
+
+def build(device: torch.device = CPU, definition: Any = clip_pipeline, **options: Any) -> DecodingPipeline:
+    defaults = {"views": 1, "resolution": RESOLUTION, "largest_run": 8, "threads": 2}
+    return DecodingPipeline(definition, device=device, **{**defaults, **options})
+
+
+def whole(order: Any) -> ViewCut:
+    return ViewCut(0, 0, HEIGHT, WIDTH, np.array(order, np.int32))
+
+
+def sample(window: np.ndarray, ranks: Any, *orders: Any) -> Sample:
+    """Whole pictures: one view for each order, or one that shows every rank."""
+    views = [whole(order) for order in orders or [range(len(ranks))]]
+    return Sample(views, window=window, ranks=np.array(ranks, np.int32))
+
+
+def numbers(clip: torch.Tensor) -> list[tuple[int, int]]:
+    """(video id, number) of each frame."""
+    return [clips.read_number(picture) for picture in clip.cpu().numpy()]
+
+
+@pytest.mark.parametrize(
+    ("device", "codec"),
+    [(CPU, codec) for codec in ON_CPU] + [pytest.param(CUDA, codec, marks=pytest.mark.gpu) for codec in CONTAINERS],
+)
+def test_exactly_the_wanted_frames(numbered, codec, device):
+    """Of windows in which other numbers of frames are wanted, in any order and repeatedly; three runs ahead, of any size."""
+    pipeline = build(device)
+    wanted = [
+        [([0, 1, 2, 59], [0, 1, 2, 3]), ([21, 40], [1, 1, 0, 1]), ([7], [0, 0, 0, 0])],
+        [([3, 13, 23, 33, 43, 53], [5, 0, 3, 2])],
+        [([start, start + 4, start + 8, start + 12], [0, 1, 2, 3]) for start in range(8)],
+    ]
+    for run in wanted:
+        pipeline.submit([sample(numbered[codec], ranks, order) for ranks, order in run])
+    for run in wanted:
+        (clip_batch,) = pipeline.result()
+        assert clip_batch.shape == (len(run), FRAMES, RESOLUTION, RESOLUTION, 3)
+        assert (clip_batch.dtype, clip_batch.device.type) == (torch.uint8, device.type)
+        for clip, (ranks, order) in zip(clip_batch, run, strict=True):
+            video_id = list(CONTAINERS).index(codec)
+            assert numbers(clip) == [(video_id, ranks[index]) for index in order]
+
+
+def test_several_views_share_one_decoded_window(numbered):
+    pipeline = build(views=3)
+    orders = [([0, 2, 4, 6], [1, 3, 5, 7], [0, 0, 7, 7]), ([0, 1, 2, 3], [3, 2, 1, 0], [1, 1, 1, 1])]
+    ranks = [[10, 11, 14, 15, 18, 19, 22, 23], [0, 20, 40, 59]]
+    pipeline.submit([sample(numbered["mjpeg"], kept, *order) for kept, order in zip(ranks, orders, strict=True)])
+    views = pipeline.result()
+    assert len(views) == 3
+    for view, clip_batch in enumerate(views):
+        for clip, kept, order in zip(clip_batch, ranks, orders, strict=True):
+            assert [number for _, number in numbers(clip)] == [kept[index] for index in order[view]]
+
+
+def test_pictures_decoded_elsewhere_take_the_same_way(numbered):
+    pictures = np.stack([clips.number_picture(9, number, WIDTH, HEIGHT) for number in range(5)])
+    ready = Sample([whole([4, 3, 3, 0])], pictures=pictures)
+    corner = np.ascontiguousarray(pictures[:4, :RESOLUTION, :RESOLUTION])
+    small = Sample([ViewCut(0, 0, RESOLUTION, RESOLUTION, np.arange(4, dtype=np.int32))], pictures=corner)
+    decoded = sample(numbered["mjpeg"], [1, 2, 3, 4])
+    pipeline = build()
+    for run in ([ready], [decoded, ready, decoded], [ready, ready], [small]):
+        pipeline.submit(run)
+    assert numbers(pipeline.result()[0][0]) == [(9, 4), (9, 3), (9, 3), (9, 0)]
+    mixed = pipeline.result()[0]
+    assert numbers(mixed[1]) == [(9, 4), (9, 3), (9, 3), (9, 0)]
+    assert [number for _, number in numbers(mixed[2])] == [1, 2, 3, 4]
+    assert len(pipeline.result()[0]) == 2
+    # What has the clip's size already passes unchanged.
+    assert torch.equal(pipeline.result()[0][0], torch.from_numpy(corner))
+
+
+def scene(number: int, width: int, height: int) -> np.ndarray:
+    """A picture with smooth areas and hard edges, in muted colours."""
+    rows, columns = np.mgrid[:height, :width]
+    light = 110 + 40 * np.sin((rows + 3 * number) / 9) * np.cos((columns - 2 * number) / 17)
+    tints = [14 * np.sin((rows + columns) / (25 + 10 * channel)) for channel in range(3)]
+    picture = light[:, :, None] + (30, 0, -10) + np.stack(tints, axis=-1)
+    picture[height // 5 : height // 3, width // 4 : width // 2] += 40
+    return picture.astype(np.uint8)
+
+
+def rgb(frame: VideoFrame) -> np.ndarray:
+    return frame.to_ndarray(format="rgb24", interpolation=ACCURATE)
+
+
+def exact(frame: VideoFrame, crop: Crop, rotation: int, resolution: int) -> np.ndarray:
+    """The picture as `Resizer` resizes it exactly, after a conversion to RGB that interpolates the chroma."""
+    box = crop.box
+    cut = np.rot90(rgb(frame), rotation // 90)[box.top : box.top + box.height, box.left : box.left + box.width]
+    planes = torch.from_numpy(np.ascontiguousarray(cut)).permute(2, 0, 1)[None]
+    resized = F.interpolate(planes, size=(resolution, resolution), mode="bilinear", antialias=True, align_corners=False)
+    picture = resized[0].permute(1, 2, 0).numpy()
+    return picture[:, ::-1] if crop.flip else picture
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return np.abs(first.astype(int) - second.astype(int))
+
+
+def write_scene(path: Path, codec: str, pix_fmt: str, width: int, height: int) -> list[VideoFrame]:
+    """Writes three frames and returns what PyAV decodes of them."""
+    options = {"crf": "12", "b": "4M"} if "vpx" in codec else None
+    pictures = [scene(number, width, height) for number in range(3)]
+    clips.write_pictures(path, pictures, codec=codec, pix_fmt=pix_fmt, options=options)
+    with av.open(str(path)) as container:
+        return list(container.decode(video=0))
+
+
+SCENES = [
+    ("libvpx-vp9", "mp4", "yuv420p", 320, 240),
+    ("libvpx-vp9", "mp4", "yuv420p", 319, 239),  # a width that is no multiple of 32 takes another way in DALI
+    ("libvpx-vp9", "mp4", "yuv444p", 322, 180),
+    ("libvpx", "webm", "yuv420p", 320, 240),
+    ("mjpeg", "mp4", "yuvj420p", 320, 240),
+    ("mjpeg", "mp4", "yuvj422p", 322, 180),
+]
+CROPS = [
+    Box(0, 0, 320, 240), Box(20, 30, 120, 96), Box(40, 10, 50, 40), Box(100, 60, 64, 64), Box(6, 2, 170, 100),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("codec", "suffix", "pix_fmt", "width", "height"), SCENES)
+def test_cut_as_the_cpu_loader_cuts(tmp_path, codec, suffix, pix_fmt, width, height, device):
+    """Every rotation, mirrored or not; crops that are shrunk and crops that are enlarged."""
+    path = tmp_path / f"scene.{suffix}"
+    frames = write_scene(path, codec, pix_fmt, width, height)
+    resolution = 56
+    cases = []
+    for index, box in enumerate(CROPS):
+        for rotation in (0, 90, 180, 270):
+            upright = (height, width) if rotation % 180 else (width, height)
+            left, top = min(box.left, upright[0] - 2), min(box.top, upright[1] - 2)
+            fitting = Box(left, top, min(box.width, upright[0] - left), min(box.height, upright[1] - top))
+            cases.append((Crop(fitting, flip=bool((index + rotation // 90) % 2)), rotation))
+    pipeline = build(device, resolution=resolution, largest_run=len(cases))
+    order, ranks = np.array([0, 1], np.int32), np.array([1, 2], np.int32)
+    views = [view_cut(crop, rotation, width, height, order) for crop, rotation in cases]
+    pipeline.submit([Sample([view], window=read_bytes(path), ranks=ranks) for view in views])
+    clip_batch = pipeline.result()[0].cpu().numpy()
+    fast = []
+    for clip, (crop, rotation) in zip(clip_batch, cases, strict=True):
+        for picture, frame in zip(clip, frames[1:], strict=True):
+            off = difference(picture, exact(frame, crop, rotation, resolution))
+            assert off[1:-1, 1:-1].max() <= 2, (crop, rotation)
+            # Where the filter reaches over the edge, an eighth of its weight, DALI repeats the last pixel; PyTorch leaves it out.
+            assert off.max() <= 8, (crop, rotation)
+            fast.append(difference(picture, Resizer(crop, rotation, resolution, "fast")(frame)))
+    assert len(fast) == 2 * len(CROPS) * 4
+    # FFmpeg's short way from YUV to RGB is darker by one or two all over.
+    assert np.mean(fast) <= 2
+    assert np.percentile(fast, 99) <= 8
+
+
+def test_mirroring_is_exact(numbered):
+    straight = whole([0, 1, 2, 3])
+    mirrored = ViewCut(0, 0, HEIGHT, WIDTH, straight.order, is_mirrored=True)
+    upended = ViewCut(0, 0, HEIGHT, WIDTH, straight.order, is_upended=True)
+    pipeline = build()
+    ranks = np.arange(4, dtype=np.int32)
+    pipeline.submit([Sample([view], window=numbered["mjpeg"], ranks=ranks) for view in (straight, mirrored, upended)])
+    first, second, third = pipeline.result()[0]
+    assert torch.equal(first.flip(2), second)
+    assert torch.equal(first.flip(1), third)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("colorspace", [1, 9])
+def test_colors_follow_the_tag(tmp_path, colorspace):
+    """DALI takes BT.709 and BT.2020 for BT.601; the graph turns the colours to what PyAV makes of the tag."""
+    frames = write_scene(tmp_path / "scene.mp4", "libvpx-vp9", "yuv420p", 160, 96)
+    order = ranks = np.arange(3, dtype=np.int32)
+    crop = Crop(Box(0, 0, 160, 96), flip=False)
+    pipeline = build()
+    matrices = [None, color_correction(colorspace)]
+    pipeline.submit(
+        [
+            Sample([view_cut(crop, 0, 160, 96, order, colors)], window=read_bytes(tmp_path / "scene.mp4"), ranks=ranks)
+            for colors in matrices
+        ]
+    )
+    plain, corrected = pipeline.result()[0].numpy()
+    for frame in frames:
+        frame.colorspace = colorspace
+    tagged = np.stack([exact(frame, crop, 0, RESOLUTION) for frame in frames])
+    inside = np.s_[:, 1:-1, 1:-1]
+    assert difference(corrected, tagged)[inside].max() <= 3
+    assert difference(plain, tagged)[inside].mean() > 2.5 * difference(corrected, tagged)[inside].mean()
+    assert [color_correction(other) for other in (2, 5, 6)] == [None] * 3
+
+
+def test_a_graph_with_operators_and_inputs_of_its_own(numbered):
+    @pipeline_def(enable_conditionals=True)
+    def darkened(device: str, views: int, resolution: int) -> tuple[DataNode, ...]:
+        video = decode_windows(device)
+        brightness = fn.external_source(name="brightness", dtype=types.FLOAT, ndim=0)
+        return tuple(fn.brightness(cut_view(video, view, resolution), brightness=brightness) for view in range(views))
+
+    plain = sample(numbered["mjpeg"], [0, 1, 2, 3])
+    samples = [
+        Sample(plain.views, window=plain.window, ranks=plain.ranks, inputs={"brightness": np.float32(share)})
+        for share in (1, 0.5)
+    ]
+    pipeline = build(definition=darkened)
+    pipeline.submit(samples)
+    full, half = pipeline.result()[0].float()
+    assert full.max() > 200
+    assert (full / 2 - half).abs().max() <= 1
+
+
+def test_clips_are_dalis_memory_and_stay(numbered, monkeypatch):
+    """Nothing is copied, nothing is overwritten by later runs, and the pipeline may go."""
+    handed_over = []
+    from_dlpack = torch.from_dlpack
+
+    def recorded(tensor: Any) -> torch.Tensor:
+        handed_over.append(tensor.data_ptr())
+        return from_dlpack(tensor)
+
+    monkeypatch.setattr(torch, "from_dlpack", recorded)
+    pipeline = build()
+    kept, copies = [], []
+    for start in range(12):
+        pipeline.submit([sample(numbered["libvpx-vp9"], range(start, start + FRAMES))] * (1 + start % 3))
+        kept += pipeline.result()
+        copies.append(kept[-1].clone())
+    assert [clip.data_ptr() for clip in kept] == handed_over
+    assert len(set(handed_over)) == 12
+    del pipeline
+    gc.collect()
+    for start, (clip, copy) in enumerate(zip(kept, copies, strict=True)):
+        assert torch.equal(clip, copy)
+        assert [number for _, number in numbers(clip[-1])] == list(range(start, start + FRAMES))
+
+
+def test_queued_runs_decode_while_the_caller_does_something_else(numbered):
+    pipeline = build()
+    start = time.process_time()
+    for _ in range(3):
+        pipeline.submit([sample(numbered["libvpx-vp9"], [0, 20, 40, 59])] * 8)
+    before, now = start, time.process_time()
+    for _ in range(200):
+        time.sleep(0.1)
+        before, now = now, time.process_time()
+        if now - before < 0.002:
+            break
+    ahead = now - start
+    for _ in range(3):
+        pipeline.result()
+    assert time.process_time() - now < ahead / 5
+
+
+def test_a_run_that_fails_says_so_and_another_pipeline_goes_on(numbered):
+    good = sample(numbered["libvpx-vp9"], [5, 6, 7, 8])
+    noisy = numbered["libvpx-vp9"].copy()
+    third = len(noisy) // 3
+    noisy[third : 2 * third] = np.frombuffer(np.random.default_rng(0).bytes(third), np.uint8)
+    broken = [
+        sample(noisy, [20, 30, 40, 50]),
+        sample(numbered["mjpeg"][:5000], [0, 1, 2, 3]),
+        sample(np.zeros(1000, np.uint8), [0, 1, 2, 3]),
+        sample(numbered["libvpx-vp9"], [5, 6, 7, 60]),  # a rank behind the end, which must not come out black
+        sample(numbered["libvpx-vp9"], [-1, 5, 6, 7]),
+    ]
+    for bad in broken:
+        pipeline = build()
+        for run in ([good], [good, bad, good], [good]):
+            pipeline.submit(run)
+        assert [number for _, number in numbers(pipeline.result()[0][0])] == [5, 6, 7, 8]
+        with pytest.raises(RuntimeError, match="pipeline"):
+            pipeline.result()
+        other = build()
+        other.submit([good, good])
+        del pipeline  # with a run in it that nobody fetched
+        assert [number for _, number in numbers(other.result()[0][1])] == [5, 6, 7, 8]
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("runs", [200, pytest.param(2500, marks=pytest.mark.slow)])
+def test_memory_descriptors_and_threads_stay_flat(numbered, runs):
+    """Over many runs of changing size, and over many pipelines that failed."""
+    good = sample(numbered["mjpeg"], [0, 10, 20, 30])
+    bad = sample(np.zeros(1000, np.uint8), [0, 1, 2, 3])
+
+    def use(count: int) -> None:
+        pipeline = build()
+        for run in range(count):
+            pipeline.submit([good] * (1 + run % 8))
+            pipeline.result()
+        for _ in range(count // 40):
+            pipeline = build()
+            for samples in ([good], [good, bad], [good]):
+                pipeline.submit(samples)
+            pipeline.result()
+            with pytest.raises(RuntimeError):
+                pipeline.result()
+
+    def held() -> tuple[int, int, int]:
+        gc.collect()
+        return resident_bytes(), len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+    use(100)
+    memory, descriptors, threads = held()
+    use(runs)
+    more_memory, more_descriptors, more_threads = held()
+    print(f"\n{runs} runs, {runs // 40} failures: resident memory grew by {(more_memory - memory) / 1e6:.1f} MB")
+    assert more_memory - memory < 24e6
+    assert (more_descriptors, more_threads) == (descriptors, threads)
+
+
+def test_without_dali_the_extra_is_named():
+    program = "import sys; sys.modules['nvidia.dali'] = None; import trocar.loaders.dali_pipeline"
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert process.returncode
+    assert "ImportError: DALI is not installed: pip install 'trocar[dali]'" in process.stderr
