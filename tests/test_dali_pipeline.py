@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from av.video.frame import VideoFrame
 pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'trocar[dali]'")
 
 from trocar.loaders.augment import Box, Crop
+from trocar.loaders.dali_decoder import DecodingPipeline
 from trocar.loaders.dali_pipeline import (
     DataNode,
-    DecodingPipeline,
     Sample,
     ViewCut,
     clip_pipeline,
@@ -34,6 +35,7 @@ from trocar.loaders.dali_pipeline import (
     pipeline_def,
     types,
     view_cut,
+    view_input,
 )
 from trocar.loaders.resize import Resizer
 
@@ -262,16 +264,13 @@ def test_a_graph_with_operators_and_inputs_of_its_own(numbered):
     @pipeline_def(enable_conditionals=True)
     def darkened(device: str, views: int, resolution: int) -> tuple[DataNode, ...]:
         video = decode_windows(device)
-        brightness = fn.external_source(name="brightness", dtype=types.FLOAT, ndim=0)
-        return tuple(fn.brightness(cut_view(video, view, resolution), brightness=brightness) for view in range(views))
+        shares = [view_input("share", view, types.FLOAT, 0) for view in range(views)]
+        return tuple(fn.brightness(cut_view(video, view, resolution), brightness=shares[view]) for view in range(views))
 
-    plain = sample(numbered["mjpeg"], [0, 1, 2, 3])
-    samples = [
-        Sample(plain.views, window=plain.window, ranks=plain.ranks, inputs={"brightness": np.float32(share)})
-        for share in (1, 0.5)
-    ]
+    views = [replace(whole(range(4)), inputs={"share": np.float32(share)}) for share in (1, 0.5)]
+    ranks = np.arange(4, dtype=np.int32)
     pipeline = build(definition=darkened)
-    pipeline.submit(samples)
+    pipeline.submit([Sample([view], window=numbered["mjpeg"], ranks=ranks) for view in views])
     full, half = pipeline.result()[0].float()
     assert full.max() > 200
     assert (full / 2 - half).abs().max() <= 1
@@ -348,7 +347,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.parametrize("runs", [200, pytest.param(2500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [200, pytest.param(2500, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
 def test_memory_descriptors_and_threads_stay_flat(numbered, runs):
     """Over many runs of changing size, and over many pipelines that failed."""
     good = sample(numbered["mjpeg"], [0, 10, 20, 30])

@@ -1,0 +1,272 @@
+"""ClipLoader on DALI: windows are cut on the CPU, decoded by NVDEC, cropped and resized on the GPU; batches come in order.
+
+Reading threads turn spans into windows, which DALI decodes ahead of the training loop (`dali_decoder.py`), with many decoder
+sessions in one process, by a graph that anyone may extend (`dali_pipeline.py`). The clips stay in DALI's memory, which PyTorch
+uses uncopied. With device "cpu" the same graph runs without a GPU, for VP8, VP9 and Motion JPEG.
+
+What DALI cannot decode, the CPU does, in the reading threads; it enters the graph behind the decoder. Where DALI fails unforeseen,
+the CPU takes over; no clip is lost or changes its place.
+
+Shapes: S spans of a block, V views, T frames, R x R pixels; frames are uint8, RGB.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from .batch import LoaderCount
+from .cpu import _lower_priority
+from .dali_decoder import AheadDecoder, Clips, DecodingPipeline
+from .dali_pipeline import Sample, ViewCut, clip_pipeline, color_correction, view_cut
+from .loader import BaseClipLoader, Span
+from .order import ClipOrder
+from .resize import Resize
+from .sampler import Clip
+from .span import ClipSource, CropSource, Cut, Recipe, SpanReader, SpanResult, VideoSource
+from .video import VideoError, VideoFacts
+from .window import Window
+
+# What DALI decodes, by type of device: codecs, and the pixel formats that come out right (None: all). Motion JPEG is not for GPUs:
+# DALI goes by a mark of the full range that its bitstream lacks.
+YUV_420 = ("yuv420p", "yuvj420p")
+DECODABLE: dict[str, dict[str, tuple[str, ...] | None]] = {
+    "cpu": {"vp8": None, "vp9": None, "mjpeg": None},
+    "cuda": {
+        "h264": YUV_420,
+        "hevc": (*YUV_420, "yuv420p10le"),
+        "av1": YUV_420,
+        "mpeg4": YUV_420,
+        "vp8": YUV_420,
+        "vp9": YUV_420,
+    },
+}
+# In DALI's words: not this window is at fault, but all videos of its kind.
+REFUSALS = ("not supported on this GPU", "Video is too small", "Video is too large")
+log = logging.getLogger("trocar.loaders")
+
+
+@dataclass(eq=False)
+class _Prepared:
+    """A span on its way through DALI. sample: its window, or its clips if they are decoded already."""
+
+    span: Span
+    result: SpanResult
+    sample: Sample
+
+
+@dataclass(frozen=True)
+class _Block:
+    spans: list[Future[_Prepared]]
+    clips: Future[list[Clips]]
+
+
+class ClipLoader(BaseClipLoader[_Block]):
+    """Iterates over batches of clips, `ClipBatch`.
+
+    corpus, sampler, crops, draws, order, resolution, content_box, background: as for the CPU's ClipLoader. device: where spans are
+    decoded and batches are. resize: how the CPU resizes what it has to decode; DALI's way is "exact" but for the outermost pixels.
+    pipeline: the graph, `clip_pipeline` or one of one's own; inputs: what that is fed besides for a clip, by name. decoders: spans
+    decoded at the same time, each by a decoder session of its own. spans_per_run: how many DALI is given at once; its memory
+    grows with this, by 8 pictures of full size for each and one more for each frame. For everything else see BaseClipLoader.
+    """
+
+    def __init__(
+        self,
+        corpus: VideoSource,
+        sampler: ClipSource,
+        crops: CropSource,
+        draws: Iterable[ArrayLike],
+        *,
+        resolution: int,
+        resize: Resize = "fast",
+        content_box: bool = True,
+        order: ClipOrder | None = None,
+        threads: int | None = None,
+        prefetch: int = 2,
+        device: torch.device | str = "cuda",
+        failure_budget: float = 0.1,
+        failure_floor: int = 20,
+        stall_seconds: float = 60.0,
+        background: bool = False,
+        pipeline: Callable[..., Any] = clip_pipeline,
+        inputs: Callable[[Clip], Mapping[str, ArrayLike]] | None = None,
+        decoders: int = 16,
+        spans_per_run: int = 32,
+    ) -> None:
+        super().__init__(
+            Recipe(corpus, sampler, crops, resolution, resize, content_box),
+            draws,
+            order=order,
+            threads=threads,
+            prefetch=prefetch,
+            device=device,
+            failure_budget=failure_budget,
+            failure_floor=failure_floor,
+            stall_seconds=stall_seconds,
+        )
+        if decoders < 1 or spans_per_run < 1:
+            raise ValueError(f"decoders and spans_per_run must be at least 1, got {decoders} and {spans_per_run}")
+        if self.device.type not in DECODABLE:
+            raise ValueError(f"DALI decodes on {' or '.join(DECODABLE)}, not on {self.device}")
+        self._inputs = inputs or (lambda clip: {})
+        # Rows of the corpus and kinds of video that DALI has failed at.
+        self._unfit: set[int | tuple[Any, ...]] = set()
+        priority = _lower_priority if background else None
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="window", initializer=priority)
+        self._decoder = AheadDecoder(
+            lambda: DecodingPipeline(
+                pipeline,
+                views=self.order.views_per_span,
+                resolution=resolution,
+                device=self.device,
+                largest_run=spans_per_run,
+                threads=decoders,
+            ),
+            self._take_over,
+            jobs_per_run=spans_per_run,
+            initializer=priority,
+        )
+
+    def _start(self, spans: list[Span]) -> _Block:
+        prepared = [self._pool.submit(self._prepare, span) for span in spans]
+        return _Block(prepared, self._decoder.decode(prepared))
+
+    def _finish(self, block: _Block) -> tuple[torch.Tensor, list[SpanResult]]:
+        parts = self._wait(block.clips)
+        prepared = [future.result() for future in block.spans]
+        results = [span.result for span in prepared]
+        if not parts:
+            return torch.empty((0, *self._clip_shape), dtype=torch.uint8, device=self.device), results
+        views = parts[0] if len(parts) == 1 else [torch.cat(part) for part in zip(*parts, strict=True)]
+        if len(views) == 1:
+            return views[0], results
+        due = [row * len(views) + view for row, span in enumerate(prepared) for view in range(len(span.result.clips))]
+        frames = torch.stack(views, dim=1).flatten(0, 1)
+        return frames if len(due) == len(frames) else frames[due], results
+
+    def _stop(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._decoder.close()
+
+    @property
+    def _clip_shape(self) -> tuple[int, int, int, int]:
+        return self.recipe.sampler.num_frames, self.recipe.resolution, self.recipe.resolution, 3
+
+    def _prepare(self, span: Span) -> _Prepared:
+        """Reads a span, or its first replacement that can be read; in a reading thread."""
+        reader = self._reader()
+        result = SpanResult([], np.zeros((len(span.views), 0)), LoaderCount(spans=1))
+        for spare in range(self.recipe.sampler.max_spares + 1):
+            result.clips = self.recipe.clips(span.draw, span.views, spare)
+            try:
+                cut = reader.cut(result.clips, result.count)
+                sample = self._sample(cut, reader, result.count)
+            except VideoError as error:
+                reader.note_failure(result.clips[0], error, result.count)
+            else:
+                result.pts_seconds = cut.pts_seconds()
+                return _Prepared(span, result, sample)
+        result.is_lost = True
+        pictures = np.zeros((len(span.views), *self._clip_shape), np.uint8)
+        return _Prepared(span, result, self._ready(result.clips, pictures))
+
+    def _sample(self, cut: Cut, reader: SpanReader, count: LoaderCount) -> Sample:
+        """A span for DALI, or decoded, if that is not for DALI. Raises VideoError."""
+        window, video = cut.window, cut.window.video
+        file = self._file(cut)
+        if file is None:
+            pictures = np.empty((len(cut.clips), *self._clip_shape), np.uint8)
+            reader.decode(cut, pictures, count)
+            return self._ready(cut.clips, pictures)
+        count.packets_decoded += len(window.payloads)
+        count.frames_decoded += int(window.shows.sum())
+        count.frames_used += len(window.frames)
+        count.repeated_frames += sum(clip.repeated for clip in cut.clips)
+        colors = color_correction(video.colorspace)
+        views = [
+            view_cut(crop, video.rotation, video.width, video.height, places, colors, self._inputs(clip))
+            for clip, crop, places in zip(cut.clips, cut.crops, cut.places.astype(np.int32), strict=True)
+        ]
+        return Sample(self._all_views(views), window=file, ranks=window.ranks)
+
+    def _file(self, cut: Cut) -> NDArray[np.uint8] | None:
+        """The window as a video for DALI; None: the CPU has to decode it."""
+        is_unfit = not self._unfit.isdisjoint((cut.clips[0].video, _kind(cut.window.video)))
+        if is_unfit or not can_decode(cut.window, self.device):
+            return None
+        try:
+            return cut.window.mux()
+        except VideoError:  # a stream that no container takes may decode all the same
+            return None
+
+    def _ready(self, clips: list[Clip], pictures: NDArray[np.uint8]) -> Sample:
+        """pictures: (V, T, R, R, 3)."""
+        num_frames, resolution, *_ = self._clip_shape
+        orders = np.arange(len(clips) * num_frames, dtype=np.int32).reshape(len(clips), num_frames)
+        views = [
+            ViewCut(0, 0, resolution, resolution, order, inputs=self._inputs(clip))
+            for clip, order in zip(clips, orders, strict=True)
+        ]
+        return Sample(self._all_views(views), pictures=pictures.reshape(-1, resolution, resolution, 3))
+
+    def _all_views(self, views: list[ViewCut]) -> list[ViewCut]:
+        """As many as the graph has: of a span that was begun before the run was interrupted, fewer are due."""
+        return views + [views[-1]] * (self.order.views_per_span - len(views))
+
+    def _take_over(self, prepared: _Prepared, error: RuntimeError) -> None:
+        """Decodes a span on the CPU, or its first replacement that can be read, and leaves such videos to the CPU from now on."""
+        clip, span, failed = prepared.result.clips[0], prepared.span, prepared.result.count
+        video = self.recipe.videos.video(clip.video).facts
+        is_refused = any(words in str(error) for words in REFUSALS)
+        self._unfit.add(_kind(video) if is_refused else clip.video)
+        log.warning("%s: decoded on the CPU from now on, as DALI does not: %s", video.path, _reason(error))
+        pictures = np.zeros((len(span.views), *self._clip_shape), np.uint8)
+        result = self._reader().read(span.draw, span.views, pictures, first_spare=clip.spare)
+        result.count.failures[:0] = failed.failures
+        result.count.bytes_read += failed.bytes_read
+        result.count.packets_decoded += failed.packets_decoded
+        result.count.frames_decoded += failed.frames_decoded
+        prepared.result, prepared.sample = result, self._ready(result.clips, pictures)
+
+
+def can_decode(window: Window, device: torch.device) -> bool:
+    """Whether DALI on this device returns exactly the window's frames, as far as that is known beforehand."""
+    video = window.video
+    if not video.header or video.codec not in DECODABLE[device.type]:
+        return False
+    pix_fmts = DECODABLE[device.type][video.codec]
+    if pix_fmts is not None and video.pix_fmt not in pix_fmts:
+        return False
+    if device.type == "cpu":
+        return True
+    if video.codec == "av1":
+        # NVDEC has it since Ampere, but not in A100 and H100.
+        capability = torch.cuda.get_device_capability(device)
+        return capability >= (8, 6) and capability != (9, 0)
+    # NVDEC hands out pictures that are not to be shown as well, and DALI counts them as frames.
+    hides = not window.shows.all() or (video.codec == "vp9" and any(_is_superframe(data) for data in window.payloads))
+    return not hides
+
+
+def _is_superframe(payload: memoryview) -> bool:
+    """Whether a VP9 packet holds several pictures (VP9 bitstream specification, annex B)."""
+    return payload[-1] & 0xE0 == 0xC0
+
+
+def _kind(video: VideoFacts) -> tuple[Any, ...]:
+    """What NVDEC may refuse."""
+    return video.codec, video.pix_fmt, video.width, video.height
+
+
+def _reason(error: RuntimeError) -> str:
+    """What DALI reports, without the account of its graph."""
+    _, _, report = str(error).partition("encountered:")
+    return (report.strip() or str(error)).splitlines()[0]
