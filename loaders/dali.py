@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -199,11 +199,15 @@ class ClipLoader(BaseClipLoader[_Block]):
 
     def _file(self, cut: Cut) -> NDArray[np.uint8] | None:
         """The window as a video for DALI; None: the CPU has to decode it."""
-        is_unfit = not self._unfit.isdisjoint((cut.clips[0].video, _kind(cut.window.video)))
-        if is_unfit or not can_decode(cut.window, self.device):
+        window, video = cut.window, cut.window.video
+        is_unfit = not self._unfit.isdisjoint((cut.clips[0].video, _kind(video)))
+        if is_unfit or not can_decode(window, self.device):
             return None
+        if video.codec == "vp9":
+            # An MP4 has to describe VP9 beyond what the header tells: WebM, as for VP8.
+            window = replace(window, video=replace(video, codec="vp8"))
         try:
-            return cut.window.mux()
+            return window.mux()
         except VideoError:  # a stream that no container takes may decode all the same
             return None
 
