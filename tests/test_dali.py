@@ -6,6 +6,7 @@ import gc
 import itertools
 import os
 import threading
+import time
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
@@ -137,7 +138,7 @@ def write_scene(path: Path, rotation: int = 0, **encoding: Any) -> None:
     def picture(number: int) -> np.ndarray:
         rows, columns = np.mgrid[:180, :240]
         waves = [
-            np.sin((rows + 3 * number) / 25 + channel / 4) + np.cos((columns - 2 * number) / 40) for channel in range(3)
+            np.sin((rows + 3 * number) / 25 + channel) + np.cos((columns - 2 * number) / 40) for channel in range(3)
         ]
         return (110 + 40 * np.stack(waves, axis=-1)).astype(np.uint8)
 
@@ -235,6 +236,28 @@ def test_decoding_goes_on_while_nobody_waits(shared_corpus):
             assert len(taken) == number + 4
             for plan in loader._ahead:
                 assert plan.block.clips.exception(timeout=60) is None
+
+
+def test_runs_wait_in_dali_for_one_another(shared_corpus, monkeypatch):
+    """So that its decoders have work when a run ends."""
+    waiting, most = [0], [0]
+
+    class SlowPipeline(DecodingPipeline):
+        def submit(self, samples: Any) -> None:
+            waiting[0] += 1
+            most[0] = max(most[0], waiting[0])
+            super().submit(samples)
+
+        def result(self) -> list[torch.Tensor]:
+            time.sleep(0.1)
+            waiting[0] -= 1
+            return super().result()
+
+    monkeypatch.setattr(dali, "DecodingPipeline", SlowPipeline)
+    with load(shared_corpus, in_batches(0, 12, 1), prefetch=4) as loader:
+        for batch in loader:
+            check_frames(batch)
+    assert most[0] >= 3
 
 
 def test_labels_and_inputs_of_a_graph_of_ones_own(shared_corpus):
