@@ -232,9 +232,7 @@ def test_torchcodec_picks_the_same_frames_from_files_in_memory(tmp_path, case):
 
 @pytest.mark.parametrize("batches", [8, pytest.param(64, marks=pytest.mark.slow)])
 def test_the_loader_delivers_the_right_frames_of_every_kind_of_video(tmp_path, batches):
-    sources = []
-    for case in range(len(CASES)):
-        sources.append(write_case(tmp_path, case))
+    sources = [write_case(tmp_path, case) for case in range(len(CASES))]
     index_corpus([tmp_path], tmp_path / "corpus", workers=1, progress=False)
     corpus = Corpus.open(tmp_path / "corpus")
     by_path = {source.facts.path: source for source in sources}
@@ -443,3 +441,200 @@ def test_parameters_that_change_on_the_way_come_with_the_packets(tmp_path, name,
     assert source.facts.frames == 96
     wanted = [np.arange(50, 60), np.arange(3, 20), np.arange(40, 56), np.array([90]), np.array([2, 30, 70])]
     assert len(check_windows(source, iter(wanted))) == 5
+
+
+@dataclass
+class Asked:
+    """What the storage was asked for, in the order of the requests: bytes each."""
+
+    sizes: list[int]
+
+
+@pytest.fixture
+def preads(monkeypatch) -> Asked:
+    asked, pread = Asked([]), os.pread
+
+    def counted(descriptor: int, size: int, offset: int) -> bytes:
+        asked.sizes.append(size)
+        return pread(descriptor, size, offset)
+
+    monkeypatch.setattr(storage.os, "pread", counted)
+    return asked
+
+
+def gop_bytes(gops: GopTable, frames: NDArray[np.int64]) -> int:
+    """The bytes of the GOPs that display the frames, and of the next one where that holds the last ones' packets."""
+    shown = {gops.locate(frame) for frame in range(int(frames[0]), int(frames[-1]) + 1)}
+    packets = gops.packets[0 : int(gops.num_packets.sum())]
+    last_packet = np.flatnonzero(packets.frame == frames[-1])[0]
+    shown.add(int(np.searchsorted(gops.first_packet, last_packet, side="right")) - 1)
+    return int(gops.num_bytes[sorted(shown)].sum())
+
+
+@pytest.mark.parametrize("checksum", [False, True])
+@pytest.mark.parametrize("open_gop", [False, True])
+@pytest.mark.parametrize("gop", [12, 30, 250])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_a_window_is_one_read_of_hardly_more_than_its_gops(tmp_path, preads, name, gop, open_gop, checksum):
+    clips.write_numbered(tmp_path / name, 520, gop=gop, b_frames=2, open_gop=open_gop, audio=name == "a.mp4")
+    facts, gops = probe_video(tmp_path / name, content_box=False, checksum=checksum)
+    reader = WindowReader(facts)
+    asked = allowed = 0
+    for start in np.random.default_rng(gop).integers(0, 520 - 61, 20):
+        frames = start + 4 * np.arange(16)
+        preads.sizes.clear()
+        window = reader.window(frames, gops)
+        assert preads.sizes == [window.bytes_read]
+        assert window.bytes_read <= 1.1 * gop_bytes(gops, frames)
+        if checksum:
+            assert window.bytes_read >= 0.9 * gop_bytes(gops, frames)
+        asked, allowed = asked + window.bytes_read, allowed + gop_bytes(gops, frames)
+    reader.close()
+    print(f"\n{name}, GOP {gop}, open {open_gop}, checksums {checksum}: {asked / allowed:.1%} of the bytes of its GOPs")
+
+
+def test_gops_far_apart_are_read_one_by_one(tmp_path, preads, monkeypatch):
+    from trocar.loaders import window as window_module
+
+    monkeypatch.setattr(window_module, "LARGEST_GAP", 0)
+    source = numbered(tmp_path / "a.mp4", 96, gop=6)
+    (window,) = check_windows(source, iter([np.array([2, 50, 90])]))
+    assert len(preads.sizes) == 3
+    assert sum(preads.sizes) == window.bytes_read == sum(map(len, window.payloads))
+
+
+@pytest.fixture
+def bucket() -> Iterator[Any]:
+    """A store that answers to memory://bucket; counts ranged requests as `ranges`."""
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+    yield system
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+
+
+def put(system: Any, folder: Path, name: str, frames: int, **encoding: Any) -> str:
+    path = folder / name
+    clips.write_numbered(path, frames, first_number=100, **encoding)
+    system.pipe_file(f"/bucket/{name}", path.read_bytes())
+    return f"memory://bucket/{name}"
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"),
+    [("a.mp4", OPEN), ("a.mkv", {**HEVC, "b_frames": 2}), ("a.webm", VP9), ("a.avi", MPEG4), ("a.ts", {"b_frames": 2})],
+)
+def test_a_remote_file_has_the_same_index_and_windows_as_a_local_one(tmp_path, bucket, monkeypatch, name, encoding):
+    url = put(bucket, tmp_path, name, 90, video_id=4, gop=12, **encoding)
+    local = Source(*probe_video(tmp_path / name, checksum=True), 4, 100 + np.arange(90))
+    remote = Source(*probe_video(url, checksum=True), 4, 100 + np.arange(90))
+    assert replace(remote.facts, path=local.facts.path, mtime_ns=local.facts.mtime_ns) == local.facts
+    assert np.array_equal(all_packets(remote).offset, all_packets(local).offset)
+    assert (all_packets(remote).offset >= 0).all() or name == "a.ts"
+    assert np.array_equal(np.asarray(remote.gops.crc32), np.asarray(local.gops.crc32))
+    requests, cat_file = [], type(bucket).cat_file
+
+    def counted(self: Any, path: str, start: Any = None, end: Any = None, **options: Any) -> bytes:
+        requests.append(end - start)
+        return cat_file(self, path, start=start, end=end, **options)
+
+    monkeypatch.setattr(type(bucket), "cat_file", counted)
+    windows = check_windows(remote, random_clips(np.random.default_rng(0), 90, 8))
+    assert len(windows) == 8
+    if name != "a.ts":
+        assert requests == [window.bytes_read for window in windows]
+
+
+def test_a_remote_file_that_changed_or_went_is_noticed(tmp_path, bucket):
+    url = put(bucket, tmp_path, "a.mp4", 30, gop=12)
+    facts, gops = probe_video(url)
+    bucket.pipe_file("/bucket/a.mp4", (tmp_path / "a.mp4").read_bytes())  # same bytes, later
+    with pytest.raises(VideoError, match=r"memory://bucket/a\.mp4: changed since it was indexed"):
+        WindowReader(facts)
+    facts, gops = probe_video(url)
+    reader = WindowReader(facts)
+    bucket.rm("/bucket/a.mp4")
+    with pytest.raises(VideoError, match=r"memory://bucket/a\.mp4: .*restore the file"):
+        reader.window(np.arange(4), gops)
+    with pytest.raises(VideoError, match=r"memory://bucket/a\.mp4: .*restore the file"):
+        WindowReader(facts)
+    with pytest.raises(VideoError, match=r"memory://bucket/a\.mp4: cannot be read"):
+        probe_video(url)
+
+
+def test_stores_fail_in_ways_of_their_own(tmp_path, bucket, monkeypatch):
+    url = put(bucket, tmp_path, "a.mp4", 30, gop=12)
+    facts, gops = probe_video(url)
+    reader = WindowReader(facts)
+
+    def failing(*_: Any, **__: Any) -> bytes:
+        raise RuntimeError("503 slow down")
+
+    monkeypatch.setattr(type(bucket), "cat_file", failing)
+    with pytest.raises(VideoError, match=r"a\.mp4: RuntimeError: 503 slow down; restore the file"):
+        reader.window(np.arange(4), gops)
+    with pytest.raises(VideoError, match=r"nostore://x/a\.mp4: cannot be read \(ValueError: Protocol not known"):
+        probe_video("nostore://x/a.mp4")
+
+
+def test_urls_of_files_folders_and_patterns_are_indexed(tmp_path, bucket):
+    urls = [put(bucket, tmp_path, name, 30, video_id=row, gop=12) for row, name in enumerate(["a.mp4", "b.mkv"])]
+    bucket.pipe_file("/bucket/deep/c.mp4", (tmp_path / "a.mp4").read_bytes())
+    bucket.pipe_file("/bucket/notes.txt", b"no video")
+
+    def found(*sources: str) -> list[str]:
+        return [entry.path.removeprefix("memory://").strip("/") for entry in list_videos(sources)]
+
+    assert found(*urls) == found("memory://bucket/*.m*") == ["bucket/a.mp4", "bucket/b.mkv"]
+    assert found("memory://bucket", urls[0]) == found("memory://bucket/**") == [
+        "bucket/a.mp4", "bucket/b.mkv", "bucket/deep/c.mp4"
+    ]  # fmt: skip
+    (tmp_path / "list.csv").write_text(f"path,source\n{urls[1]},ours\na.mp4,theirs\n")
+    assert [entry.source for entry in list_videos([tmp_path / "list.csv"])] == ["theirs", "ours"]
+    bucket.pipe_file("/bucket/list.csv", b"path\na.mp4\ndeep/c.mp4\n")
+    assert found("memory://bucket/list.csv") == ["bucket/a.mp4", "bucket/deep/c.mp4"]
+    for missing, reason in [
+        ("memory://bucket/gone.mp4", "no such file or folder"),
+        ("memory://bucket/*.ogv", "no video found there"),
+        ("nostore://x/a.mp4", "Protocol not known"),
+    ]:
+        with pytest.raises(CorpusError, match=reason):
+            list_videos([missing])
+
+    summary = index_corpus(["memory://bucket"], tmp_path / "corpus", workers=1, progress=False)
+    assert (summary.videos, summary.quarantined) == (3, 0)
+    assert index_corpus(["memory://bucket"], tmp_path / "corpus", workers=1, progress=False).reused == 3
+    corpus = Corpus.open(tmp_path / "corpus")
+    sampler = Sampler(corpus.frames, num_frames=4, stride=2)
+    crops = CropRecipe((1, 1), (4 / 3, 4 / 3), 0)
+    with ClipLoader(corpus, sampler, crops, [np.arange(8)], resolution=64, threads=2) as loader:
+        (batch,) = loader
+    ids = [[0, 1, 0][video] for video in batch.videos]
+    assert len(set(batch.videos.tolist())) > 1
+    for clip, video_id, frames in zip(batch.frames.numpy(), ids, batch.frame_numbers, strict=True):
+        assert [clips.read_number(picture) for picture in clip] == [(video_id, 100 + frame) for frame in frames]
+    bucket.rm("/bucket/b.mkv")
+    assert index_corpus(["memory://bucket"], tmp_path / "corpus", workers=1, progress=False).videos == 2
+
+
+@pytest.mark.skipif("TROCAR_TEST_VIDEOS" not in os.environ, reason="TROCAR_TEST_VIDEOS names no folder of real videos")
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, 8))])
+def test_no_good_file_is_refused_and_every_frame_is_the_plain_decoders(part):
+    compared = 0
+    for path in sorted(Path(os.environ["TROCAR_TEST_VIDEOS"]).glob("*.mp4"))[part::8]:
+        facts, gops = probe_video(path, content_box=False)
+        reader, decoder = WindowReader(facts), WindowDecoder(facts)
+        with av.open(str(path)) as container:
+            plain = container.decode(video=0)
+            for start in range(0, facts.frames, 50):
+                window = reader.window(np.arange(start, min(start + 50, facts.frames)), gops)
+                for frame in from_packets(decoder, window):
+                    expected = next(plain)
+                    assert planes(frame) == planes(expected)
+                    compared += 1
+            assert next(plain, None) is None
+        compared -= facts.frames
+        reader.close()
+        decoder.close()
+    assert compared == 0
