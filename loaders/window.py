@@ -60,7 +60,8 @@ class Window:
         return np.searchsorted(shown, self.order[self.packet_of]).astype(np.int32)
 
     def mux(self) -> NDArray[np.uint8]:
-        """The window as a file in memory, (bytes,) uint8: MP4, or WebM for VP8, which MP4 cannot hold.
+        """The window as a file in memory, (bytes,) uint8: MP4, or WebM for VP8, which MP4 cannot hold, and VP9,
+        whose MP4 header would need what only its pictures tell.
 
         The file's clock is synthetic: one frame lasts 40 ms, and decoding begins as late as display order allows. Raises
         VideoError where the codec fits neither container.
@@ -72,7 +73,7 @@ class Window:
         try:
             with (
                 av.open(io.BytesIO(self.video.header)) as source,
-                av.open(file, "w", format="webm" if self.video.codec == "vp8" else "mp4") as target,
+                av.open(file, "w", format="webm" if self.video.codec in ("vp8", "vp9") else "mp4") as target,
             ):
                 stream = target.add_stream_from_template(source.streams.video[0])
                 for index, payload in enumerate(self.payloads):
