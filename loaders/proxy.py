@@ -6,18 +6,21 @@ Nothing but pictures and their times is carried over: no sound, no subtitles, no
 from __future__ import annotations
 
 import os
-from contextlib import closing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
+from .decode import DecodeCount
 from .pack_settings import PackSettings
 from .proxy_check import Expected, check_proxy, thumbnail
 from .proxy_encoder import ProxyEncoder
-from .reader import DecodeCount, VideoReader
+from .sequence import read_frames
+from .storage import StoredFile
 from .video import GopTable, VideoError, VideoFacts
 
 
@@ -55,34 +58,40 @@ def write_proxy(video: VideoFacts, gops: GopTable, path: Path, settings: PackSet
 
 
 def _encode(video: VideoFacts, gops: GopTable, path: Path, settings: PackSettings) -> tuple[Expected, str]:
+    """Writes the file. Returns what it has to hold, and why it ends early."""
     ticks, time_base = display_times(video, gops, settings.stride)
-    least = max(2, settings.keyframe_interval)
     if len(ticks) < 2:
         raise VideoError(
             f"{video.path}: of {video.frames} frames a stride of {settings.stride} keeps {len(ticks)}, at least 2 are "
             "needed; pack with a smaller stride or leave it out"
         )
+    durations = np.diff(ticks, append=2 * ticks[-1] - ticks[-2])
+    wanted = np.arange(0, video.frames, settings.stride)
     thumbnails: list[NDArray[np.uint8]] = []
-    damage = ""
-    with closing(VideoReader(video)) as reader, ProxyEncoder(path, video, settings, time_base) as encoder:
-        encoder.pixel_aspect = reader.stream.sample_aspect_ratio or Fraction(1)
-        frames = reader.frames(np.arange(0, video.frames, settings.stride), gops, DecodeCount())
-        try:
-            for number, frame in frames:
-                index = number // settings.stride
-                duration = (
-                    ticks[index + 1] - ticks[index] if index + 1 < len(ticks) else ticks[index] - ticks[index - 1]
-                )
-                thumbnails.append(thumbnail(encoder.write(frame, int(ticks[index]), int(duration))))
-        except VideoError as error:
-            if len(thumbnails) < least:
-                raise
-            damage = f"only its first {len(thumbnails) * settings.stride} of {video.frames} frames are packed: {error}"
-    status = os.stat(video.path)
-    if (status.st_size, status.st_mtime_ns) != (video.size_bytes, video.mtime_ns):
-        raise VideoError(f"{video.path}: changed while it was packed; run `trocar index` again, then pack again")
+    errors: list[VideoError] = []
+    with ProxyEncoder(str(path), video, settings, time_base) as encoder:
+        for _, _, frame in _until_damage(read_frames(video, gops, wanted, DecodeCount()), errors):
+            index = len(thumbnails)
+            thumbnails.append(thumbnail(encoder.write(frame, int(ticks[index]), int(durations[index]))))
+        if errors and len(thumbnails) < max(2, settings.keyframe_interval):
+            raise errors[0]
+    StoredFile(video).close()  # it may have changed on the way
+    damage = "".join(
+        f"only the first {len(thumbnails) * settings.stride} of its {video.frames} frames are packed: {error}"
+        for error in errors
+    )
     kept = ticks[: len(thumbnails)]
     return Expected(encoder.scaler.width, encoder.scaler.height, kept, time_base, np.stack(thumbnails)), damage
+
+
+def _until_damage(
+    frames: Iterator[tuple[int, int, VideoFrame]], errors: list[VideoError]
+) -> Iterator[tuple[int, int, VideoFrame]]:
+    """What comes before the first VideoError, which is added to `errors`."""
+    try:
+        yield from frames
+    except VideoError as error:
+        errors.append(error)
 
 
 def display_times(video: VideoFacts, gops: GopTable, stride: int) -> tuple[NDArray[np.int64], Fraction]:

@@ -5,7 +5,6 @@ Shapes: F frames, S x S blocks of a thumbnail.
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,9 +13,10 @@ import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
+from .decode import DecodeCount
 from .pack_settings import PackSettings
 from .probe import probe_video
-from .reader import DecodeCount, VideoReader
+from .sequence import read_frames
 from .video import VideoError
 
 THUMBNAIL_SIDE = 16
@@ -40,7 +40,7 @@ class Expected:
 def thumbnail(frame: VideoFrame) -> NDArray[np.uint8]:
     """Mean luma of S x S blocks of a planar YUV frame, (S, S)."""
     plane = frame.planes[0]
-    luma = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
+    luma = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
     rows, columns = (np.arange(THUMBNAIL_SIDE) * side // THUMBNAIL_SIDE for side in luma.shape)
     sums = np.add.reduceat(np.add.reduceat(luma, rows, axis=0, dtype=np.uint32), columns, axis=1)
     heights, widths = np.diff(rows, append=luma.shape[0]), np.diff(columns, append=luma.shape[1])
@@ -74,14 +74,11 @@ def check_proxy(path: Path, expected: Expected, settings: PackSettings) -> None:
     require(facts.reorder_depth == 0, f"pictures are reordered by {facts.reorder_depth}")
     tick = Fraction(facts.time_base_numerator, facts.time_base_denominator)
     thumbnails = expected.thumbnails.astype(np.int16)
-    with closing(VideoReader(facts)) as reader:
-        for number, frame in reader.frames(np.arange(num_frames), gops, DecodeCount()):
-            assert frame.pts is not None
-            wanted = int(expected.ticks[number]) * expected.time_base
-            late = (frame.pts - facts.start_pts) * tick - wanted
-            require(abs(late) <= tick, f"frame {number} is shown {float(late):.4f} seconds late")
-            near = thumbnails[max(number - 1, 0) : number + 2]
-            errors = np.abs(near - thumbnail(frame)).mean(axis=(1, 2))
-            own = float(errors[min(number, 1)])
-            require(own <= LARGEST_ERROR, f"frame {number} differs from its source by {own:.1f} of 255")
-            require(own <= errors.min() + ORDER_MARGIN, f"frame {number} shows one of its neighbours")
+    for number, pts, frame in read_frames(facts, gops, np.arange(num_frames), DecodeCount()):
+        late = (pts - facts.start_pts) * tick - int(expected.ticks[number]) * expected.time_base
+        require(abs(late) <= tick, f"frame {number} is shown {float(late):.4f} seconds late")
+        near = thumbnails[max(number - 1, 0) : number + 2]
+        errors = np.abs(near - thumbnail(frame)).mean(axis=(1, 2))
+        own = float(errors[min(number, 1)])
+        require(own <= LARGEST_ERROR, f"frame {number} differs from its source by {own:.1f} of 255")
+        require(own <= errors.min() + ORDER_MARGIN, f"frame {number} shows one of its neighbours")

@@ -8,6 +8,7 @@ proxy that does not either, with the same numbers in it, so that a decoder makes
 from __future__ import annotations
 
 import errno
+import io
 from fractions import Fraction
 from typing import IO
 
@@ -19,8 +20,9 @@ from av.video.stream import VideoStream
 
 from .augment import TURNS
 from .pack_settings import PackSettings
-from .video import VideoError, VideoFacts
+from .video import VideoError, VideoFacts, open_video
 
+UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
 # Without accurate_rnd swscale's bicubic kernel darkens: 39.6 instead of 45.3 dB against scaling to 224 pixels in one step.
 SCALING = "bicubic+accurate_rnd+full_chroma_int"
 
@@ -47,7 +49,9 @@ class PictureScaler:
     def _build_graph(self, frame: VideoFrame) -> Graph:
         video, graph = self.video, Graph()
         graph.threads = 1
-        colours = f"colorspace={frame.colorspace}:range={frame.color_range}"
+        # A container may name the matrix where the stream does not.
+        space = video.colorspace if frame.colorspace == UNSPECIFIED else frame.colorspace
+        colours = f"colorspace={space}:range={frame.color_range}"
         source = f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000:{colours}"
         matrix = ":out_color_matrix=bt709" if frame.format.is_rgb else ""
         steps = [graph.add("buffer", source)]
@@ -66,16 +70,19 @@ class PictureScaler:
 class ProxyEncoder:
     """Writes a proxy, MP4, into a path or a file object. Leaving it without an error finishes the file.
 
-    pixel_aspect: width / height of the original's pixels as decoded, to be set before the first frame. Raises VideoError where a
-    frame cannot be converted or encoded, OSError where the file cannot be written.
+    encoded_bytes: those of the pictures, so far; the last of them come out when it is left.
+
+    Raises VideoError where a frame cannot be converted or encoded, OSError where the file cannot be written.
     """
 
     def __init__(self, target: str | IO[bytes], video: VideoFacts, settings: PackSettings, time_base: Fraction) -> None:
         self.video, self.settings, self.time_base = video, settings, time_base
         self.scaler = PictureScaler(video, settings)
-        self.pixel_aspect = Fraction(1)
+        self.encoded_bytes = 0
         self._durations: dict[int, int] = {}
-        self._container = av.open(target, "w", format="mp4", container_options={"movflags": "+faststart"})
+        # The table of the samples in front lets a remote file be opened with one request. FFmpeg moves it there by name.
+        options = {"movflags": "+faststart"} if isinstance(target, str) else {}
+        self._container = av.open(target, "w", format="mp4", container_options=options)
         self._stream: VideoStream | None = None
 
     def __enter__(self) -> ProxyEncoder:
@@ -86,7 +93,10 @@ class ProxyEncoder:
             if kind is None and self._stream is not None:
                 self._mux(None)
         finally:
-            self._container.close()
+            try:
+                self._container.close()
+            except FFmpegError as error:
+                raise self._failure(error) from error
 
     def write(self, frame: VideoFrame, ticks: int, duration: int) -> VideoFrame:
         """Encodes a decoded frame to be shown at `ticks` for `duration`, both of the time base. Returns the picture encoded."""
@@ -110,11 +120,15 @@ class ProxyEncoder:
                 # Without durations a muxer guesses the last one, and an edit list may then hide the last frame.
                 assert packet.pts is not None
                 packet.duration = self._durations.pop(packet.pts)
+                self.encoded_bytes += packet.size
                 self._container.mux(packet)
         except FFmpegError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
-                raise OSError(error.errno, f"{error.strerror}, while a proxy was written") from error
-            raise VideoError(f"{self.video.path}: cannot be encoded as {self.settings.codec} ({error})") from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: FFmpegError) -> Exception:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
+            return OSError(error.errno, f"{error.strerror}, while the proxy of {self.video.path} was written")
+        return VideoError(f"{self.video.path}: cannot be encoded as {self.settings.codec} ({error})")
 
     def _open_stream(self, picture: VideoFrame, original: VideoFrame) -> VideoStream:
         settings, video = self.settings, self.video
@@ -133,9 +147,11 @@ class ProxyEncoder:
         return stream
 
     def _pixel_aspect(self, picture: VideoFrame) -> Fraction:
-        """Of the proxy's pixels; 1 where they are nearly square."""
+        """Width / height of the proxy's pixels; 1 where they are nearly square."""
         video = self.video
-        upright = 1 / self.pixel_aspect if video.rotation % 180 else self.pixel_aspect
-        scaled = Fraction(video.box_width, picture.width) / Fraction(video.box_height, picture.height)
-        exact = upright * scaled
+        with av.open(io.BytesIO(video.header), "r") if video.header else open_video(video.path) as container:
+            stream = next(s for s in container.streams.video if video.header or s.index == video.stream_index)
+            original = stream.sample_aspect_ratio or Fraction(1)
+        upright = 1 / original if video.rotation % 180 else original
+        exact = upright * Fraction(video.box_width, picture.width) / Fraction(video.box_height, picture.height)
         return exact.limit_denominator(255) if abs(exact - 1) > 0.02 else Fraction(1)
