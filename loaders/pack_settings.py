@@ -31,9 +31,9 @@ class Encoder:
 
 
 ENCODERS: dict[str, Encoder] = {
-    "h264": Encoder("libx264", 23, 1, 40),
-    "hevc": Encoder("libx265", 23, 1, 40),
-    "vp9": Encoder("libvpx-vp9", 24, 1, 60, whole_quality=True),
+    "h264": Encoder("libx264", 23, 1, 34),
+    "hevc": Encoder("libx265", 23, 1, 34),
+    "vp9": Encoder("libvpx-vp9", 24, 1, 52, whole_quality=True),
     "mjpeg": Encoder("mjpeg", 3, 2, 31, whole_quality=True, pix_fmt="yuvj420p"),
 }
 

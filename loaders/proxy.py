@@ -70,7 +70,7 @@ def _encode(video: VideoFacts, gops: GopTable, path: Path, settings: PackSetting
     thumbnails: list[NDArray[np.uint8]] = []
     errors: list[VideoError] = []
     with ProxyEncoder(str(path), video, settings, time_base) as encoder:
-        for _, _, frame in _until_damage(read_frames(video, gops, wanted, DecodeCount()), errors):
+        for frame in _until_damage(video, gops, wanted, errors):
             index = len(thumbnails)
             thumbnails.append(thumbnail(encoder.write(frame, int(ticks[index]), int(durations[index]))))
         if errors and len(thumbnails) < max(2, settings.keyframe_interval):
@@ -85,11 +85,14 @@ def _encode(video: VideoFacts, gops: GopTable, path: Path, settings: PackSetting
 
 
 def _until_damage(
-    frames: Iterator[tuple[int, int, VideoFrame]], errors: list[VideoError]
-) -> Iterator[tuple[int, int, VideoFrame]]:
-    """What comes before the first VideoError, which is added to `errors`."""
+    video: VideoFacts, gops: GopTable, wanted: NDArray[np.int64], errors: list[VideoError]
+) -> Iterator[VideoFrame]:
+    """The wanted frames before the first that cannot be had; why is added to `errors`."""
     try:
-        yield from frames
+        for expected, (number, _, frame) in zip(wanted, read_frames(video, gops, wanted, DecodeCount()), strict=True):
+            if number != expected:
+                raise VideoError(f"{video.path}: the decoder did not return frame {expected}")
+            yield frame
     except VideoError as error:
         errors.append(error)
 

@@ -22,7 +22,7 @@ from .video import VideoError
 THUMBNAIL_SIDE = 16
 # In levels of 255, averaged over a thumbnail. docs/performance.md, "Proxies", says what was measured: at the coarsest accepted
 # quality a frame differs from its source by less than the first, and is nearer to a neighbour's by less than the second.
-LARGEST_ERROR = 6.0
+LARGEST_ERROR = 4.0
 ORDER_MARGIN = 0.75
 
 

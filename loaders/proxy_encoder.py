@@ -1,14 +1,13 @@
 """Decoded frames of one video -> the packets of its proxy: turned upright, cropped, scaled, encoded.
 
 Colours keep their matrix, primaries and transfer, and their tags; RGB gets BT.709's matrix. The range becomes limited, which every
-decoder takes for granted, except for MJPEG, whose range is full by definition. An original that does not name its matrix yields a
-proxy that does not either, with the same numbers in it, so that a decoder makes the same RGB of both.
+decoder takes for granted. MJPEG has full range and BT.601's matrix by definition. An original that does not name its matrix
+yields a proxy that does not either, with the same numbers in it, so that a decoder makes the same RGB of both.
 """
 
 from __future__ import annotations
 
 import errno
-import io
 from fractions import Fraction
 from typing import IO
 
@@ -53,12 +52,14 @@ class PictureScaler:
         space = video.colorspace if frame.colorspace == UNSPECIFIED else frame.colorspace
         colours = f"colorspace={space}:range={frame.color_range}"
         source = f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000:{colours}"
-        matrix = ":out_color_matrix=bt709" if frame.format.is_rgb else ""
+        # JPEG has no place for a matrix: it is BT.601's.
+        is_jpeg = self.pix_fmt == "yuvj420p"
+        matrix = ":out_color_matrix=bt601" if is_jpeg else ":out_color_matrix=bt709" if frame.format.is_rgb else ""
         steps = [graph.add("buffer", source)]
         steps += [graph.add("transpose", f"dir={turn}") for turn in TURNS[video.rotation]]
         box = f"w={video.box_width}:h={video.box_height}:x={video.box_left}:y={video.box_top}"
         steps.append(graph.add("crop", box))
-        out_range = "pc" if self.pix_fmt == "yuvj420p" else "tv"
+        out_range = "pc" if is_jpeg else "tv"
         scaled = f"w={self.width}:h={self.height}:flags={SCALING}:out_range={out_range}{matrix}"
         steps.append(graph.add("scale", scaled))
         steps.append(graph.add("format", f"pix_fmts={self.pix_fmt}"))
@@ -149,8 +150,8 @@ class ProxyEncoder:
     def _pixel_aspect(self, picture: VideoFrame) -> Fraction:
         """Width / height of the proxy's pixels; 1 where they are nearly square."""
         video = self.video
-        with av.open(io.BytesIO(video.header), "r") if video.header else open_video(video.path) as container:
-            stream = next(s for s in container.streams.video if video.header or s.index == video.stream_index)
+        with open_video(video.path) as container:
+            stream = next(stream for stream in container.streams.video if stream.index == video.stream_index)
             original = stream.sample_aspect_ratio or Fraction(1)
         upright = 1 / original if video.rotation % 180 else original
         exact = upright * Fraction(video.box_width, picture.width) / Fraction(video.box_height, picture.height)
