@@ -77,14 +77,44 @@ def build_model(config: Config) -> tuple[MaskedAutoencoder, TubeMask]:
 
 
 def build_sampler(config: Config, corpus: Corpus) -> Sampler:
+    """The sampler of originals and proxies alike: data.stride counts frames of the originals.
+
+    Raises ConfigError where the proxies hold too few frames or pixels for what is asked.
+    """
+    data, packed = config.data, corpus.packed_stride
+    _check_proxies(config, corpus)
     return Sampler(
         corpus.frames,
-        num_frames=config.data.frames,
-        stride=config.data.stride,
-        sample_fps=config.data.sample_fps,
+        num_frames=data.frames,
+        stride=None if data.stride is None else data.stride // packed,
+        sample_fps=data.sample_fps,
         video_fps=corpus.fps,
         seed=config.run.seed,
     )
+
+
+def _check_proxies(config: Config, corpus: Corpus) -> None:
+    data, packed = config.data, corpus.packed_stride
+    if data.stride is not None and (unfit := packed[data.stride % packed != 0]).size:
+        raise ConfigError(
+            f"data.stride: {data.stride} is not a multiple of {unfit[0]}, the stride with which {corpus.path} was packed; give a "
+            f"multiple, or pack the originals again: trocar pack --stride {data.stride}"
+        )
+    if data.sample_fps is not None:
+        slow = np.flatnonzero((packed > 1) & (corpus.fps < data.sample_fps * 0.999))
+        if slow.size:
+            raise ConfigError(
+                f"data.sample_fps: {data.sample_fps:g} is more than the {corpus.fps[slow].min():g} frames a second that proxies in "
+                f"{corpus.path} hold; give less, or pack the originals again with a smaller trocar pack --stride"
+            )
+    sides = [min(v["width"], v["height"]) for v in corpus.scan("original", "width", "height") if v["original"]]
+    # Proxies are no larger than their originals, so a few small ones say nothing.
+    if sides and max(sides) < data.resolution:
+        raise ConfigError(
+            f"data.resolution: {data.resolution} is more than the {max(sides)} pixels of the largest proxy's short side in "
+            f"{corpus.path}; set data.resolution={max(sides)}, or pack larger originals again: trocar pack --short-side "
+            f"{data.resolution + data.resolution % 2}"
+        )
 
 
 def build_loader(

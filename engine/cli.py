@@ -54,6 +54,17 @@ def build_parser() -> argparse.ArgumentParser:
     index.add_argument("--checksum", action="store_true", help="a CRC-32 for every GOP, so that damage shows when read")
     index.set_defaults(run=run_index)
 
+    pack = commands.add_parser("pack", help="make small proxies of a corpus, from which training reads at full speed")
+    pack.add_argument("corpus", metavar="CORPUS", help="folder that `trocar index` wrote")
+    pack.add_argument("--out", required=True, metavar="PACKED", help="folder of the proxies and their tables")
+    pack.add_argument("--short-side", type=int, metavar="PIXELS", help="of a proxy's shorter side (default: 256)")
+    pack.add_argument("--stride", type=int, metavar="FRAMES", help="every how many frames one is kept (default: 4)")
+    pack.add_argument("--gop", type=int, metavar="FRAMES", help="from keyframe to keyframe (default: 8)")
+    pack.add_argument("--codec", help="h264, hevc, vp9 or mjpeg (default: h264)")
+    pack.add_argument("--quality", type=float, help="of the encoder, lower is better (default: the codec's)")
+    pack.add_argument("--workers", type=int, help="packing processes (default: one per core)")
+    pack.set_defaults(run=run_pack)
+
     shipped = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
     pretrain = commands.add_parser("pretrain", help="train, or resume, what a config describes")
     pretrain.add_argument("config", metavar="CONFIG", help=f"a YAML file, or one of ours: {shipped}")
@@ -81,13 +92,22 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example optim.steps=20")
     demo.set_defaults(run=run_demo)
 
-    bench = commands.add_parser("bench", help="measure speeds; on a machine with an NVIDIA GPU")
+    bench = commands.add_parser("bench", help="measure speeds")
     benches = bench.add_subparsers(required=True, metavar="WHAT")
-    kernels = benches.add_parser("kernels", help="each kernel against eager PyTorch and torch.compile")
+    kernels = benches.add_parser(
+        "kernels", help="each kernel against eager PyTorch and torch.compile, on an NVIDIA GPU"
+    )
     kernels.add_argument("operators", nargs="*", metavar="OPERATOR", help="default: all")
     kernels.add_argument("--size", default="base", choices=("base", "large"), help="shapes of ViT-B or ViT-L")
     kernels.add_argument("--out", type=Path, default=Path("bench/results/kernels.jsonl"), metavar="FILE")
     kernels.set_defaults(run=run_bench_kernels)
+
+    proxies = benches.add_parser("proxies", help="bytes, speed and likeness of proxies; on any machine")
+    proxies.add_argument("videos", nargs="+", metavar="VIDEO")
+    proxies.add_argument("--short-side", type=int, default=256, metavar="PIXELS", help="default: 256")
+    proxies.add_argument("--stride", type=int, default=4, metavar="FRAMES", help="default: 4")
+    proxies.add_argument("--out", type=Path, default=Path("bench/results/proxies.jsonl"), metavar="FILE")
+    proxies.set_defaults(run=run_bench_proxies)
 
     doctor = commands.add_parser("doctor", help="what this machine has, and what the absence of the rest costs")
     doctor.set_defaults(run=run_doctor)
@@ -105,6 +125,22 @@ def run_index(options: argparse.Namespace) -> int:
         checksum=options.checksum,
     )
     print("\n".join(summary.lines()))
+    return 0
+
+
+def run_pack(options: argparse.Namespace) -> int:
+    from ..bench.packed import compare_loading, table
+    from ..loaders.pack import pack_corpus
+    from ..loaders.pack_settings import PackSettings
+
+    given = {name: getattr(options, name) for name in ("short_side", "stride", "gop", "codec", "quality")}
+    try:
+        settings = PackSettings(**{name: value for name, value in given.items() if value is not None})
+    except ValueError as error:
+        raise ConfigError(f"trocar pack: {error}") from error
+    summary = pack_corpus(options.corpus, options.out, settings, workers=options.workers)
+    print("\n".join(summary.lines()))
+    print(table(compare_loading(options.corpus, options.out, settings.stride)))
     return 0
 
 
@@ -149,6 +185,21 @@ def run_bench_kernels(options: argparse.Namespace) -> int:
         print(f"trocar: {error}", file=sys.stderr)
         return 1
     print(table(rows))
+    return 0
+
+
+def run_bench_proxies(options: argparse.Namespace) -> int:
+    from ..bench.proxies import HEADER, bench_proxies
+
+    def tell(line: str) -> None:
+        print(line, flush=True)
+
+    print(HEADER)
+    sizes = {"short_side": options.short_side, "stride": options.stride}
+    try:
+        bench_proxies(options.videos, **sizes, out=options.out, tell=tell)
+    except ValueError as error:
+        raise ConfigError(f"trocar bench proxies: {error}") from error
     return 0
 
 

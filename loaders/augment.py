@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from ..kernels.philox import Stream, random_words, unit
 
 ATTEMPTS = 10
+# Counter-clockwise degrees to the directions in which FFmpeg's transpose filter turns a picture by them.
+TURNS = {0: (), 90: ("cclock",), 180: ("clock", "clock"), 270: ("clock",)}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ one that kills its prober, becomes a row of the quarantine with the reason.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,18 +17,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
-
 from .corpus import GOPS_NAME, QUARANTINE_NAME, VIDEOS_NAME, Corpus, CorpusError
 from .corpus_writer import CorpusWriter
 from .probers import ProbeResult, Probers, Probing
+from .progress import FileProgress
 from .sources import SourceFile, list_videos
 from .storage import stored_version
 from .video import GopTable, VideoFacts
 
 FILES_PER_WORKER = 8
-SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,7 @@ def index_corpus(
     videos = frames = reused = quarantined = 0
     seconds = 0.0
     first_reasons: list[str] = []
-    with CorpusWriter(out, checksum) as writer, _Progress(len(entries), progress) as report:
+    with CorpusWriter(out, checksum) as writer, FileProgress(len(entries), progress, "indexing") as report:
         for entry, result, is_reused in _results(entries, out, workers, content_box, checksum):
             if isinstance(result, str):
                 quarantined += 1
@@ -106,7 +102,7 @@ def index_corpus(
                 reused += is_reused
                 frames += facts.frames
                 seconds += facts.duration_seconds
-            report.advance(videos, quarantined)
+            report.advance(f"{videos:,} videos, {quarantined:,} refused")
         writer.commit(has_videos=videos > 0)
     if not videos:
         reasons = "\n  ".join(first_reasons)
@@ -187,34 +183,3 @@ class _OldIndex:
         assert self._corpus is not None
         gops = self._corpus.gops(row)
         return self._corpus.video(row).facts, gops if self._checksum else replace(gops, crc32=None)
-
-
-class _Progress:
-    """A bar on a terminal, a line every few seconds elsewhere, nothing if not wanted; on stderr."""
-
-    def __init__(self, total: int, wanted: bool) -> None:
-        self._total, self._wanted, self._done = total, wanted, 0
-        self._bar: Progress | None = Progress(console=Console(stderr=True)) if wanted and sys.stderr.isatty() else None
-        self._task = self._bar.add_task("indexing", total=total) if self._bar else None
-        self._last_line = time.monotonic()
-
-    def __enter__(self) -> _Progress:
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def advance(self, videos: int, quarantined: int) -> None:
-        self._done += 1
-        if self._bar and self._task is not None:
-            self._bar.update(
-                self._task, completed=self._done, description=f"{videos:,} videos, {quarantined:,} refused"
-            )
-        elif self._wanted and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            print(
-                f"{self._done:,} of {self._total:,} files: {videos:,} videos, {quarantined:,} refused", file=sys.stderr
-            )

@@ -19,15 +19,13 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from .augment import Crop
+from .augment import TURNS, Crop
 
 Resize = Literal["fast", "exact"]
 
 # Chroma of these has half the width, so that they may be scaled before it is doubled again: swscale's RGB conversion at an
 # unchanged size is several times faster than the one that scales as well, and nearer to "exact".
 SUBSAMPLED = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p")
-# Counter-clockwise degrees to the filters that turn a picture by them.
-TURNS = {0: (), 90: ("cclock",), 180: ("clock", "clock"), 270: ("clock",)}
 
 
 class Resizer:

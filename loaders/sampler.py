@@ -87,9 +87,9 @@ def permute(
 class Sampler:
     """Draws clips from a corpus.
 
-    video_frames: (V,) frames of each video. num_frames: T. Exactly one of stride (decoded frames from one clip frame to the next)
-    and sample_fps (clip frames a second, for corpora of mixed frame rates; needs video_fps (V,); of a video with variable frame
-    rate its mean rate counts). seed: 0 .. 2**64 - 1. Raises ValueError on values out of range.
+    video_frames: (V,) frames of each video. num_frames: T. Exactly one of stride (decoded frames from one clip frame to the next,
+    one number or (V,)) and sample_fps (clip frames a second, for corpora of mixed frame rates; needs video_fps (V,); of a video
+    with variable frame rate its mean rate counts). seed: 0 .. 2**64 - 1. Raises ValueError on values out of range.
     """
 
     max_spares = MAX_SPARES
@@ -99,7 +99,7 @@ class Sampler:
         video_frames: ArrayLike,
         *,
         num_frames: int,
-        stride: int | None = None,
+        stride: ArrayLike | None = None,
         sample_fps: float | None = None,
         video_fps: ArrayLike | None = None,
         seed: int = 0,
@@ -113,9 +113,9 @@ class Sampler:
         if (stride is None) == (sample_fps is None):
             raise ValueError(f"give exactly one of stride and sample_fps, got stride={stride}, sample_fps={sample_fps}")
         if stride is not None:
-            if stride < 1:
+            if np.min(stride) < 1:
                 raise ValueError(f"stride must be at least 1, got {stride}")
-            self.stride = np.full(len(self.video_frames), float(stride))
+            self.stride = np.full(len(self.video_frames), stride, dtype=np.float64)
         else:
             if video_fps is None or sample_fps is None or sample_fps <= 0:
                 raise ValueError(

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trocar.loaders import corpus_writer, index, probers
+from trocar.loaders import corpus_writer, index, probers, progress
 from trocar.loaders.corpus import GOPS_NAME, PACKETS_NAME, QUARANTINE_NAME, VIDEOS_NAME, Corpus, CorpusError
 from trocar.loaders.index import index_corpus
 from trocar.loaders.probe import probe_video
@@ -448,7 +448,7 @@ def test_threads_may_share_a_corpus(tmp_path, monkeypatch):
 
 
 def test_progress_prints_lines_where_there_is_no_terminal(videos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(index, "SECONDS_BETWEEN_LINES", -1.0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
     index_corpus([videos], tmp_path / "out", workers=1)
     assert capsys.readouterr().err.splitlines()[-1] == "3 of 3 files: 3 videos, 0 refused"
     build(videos, out=tmp_path / "out")

@@ -1,0 +1,238 @@
+"""`trocar bench proxies`: what a proxy's codec, GOP length and quality cost in bytes, decoding time and likeness.
+
+Every variant is packed as `trocar pack` does, hence verified frame by frame. Then random 16-frame clips are read from it, cropped
+and resized to 224 pixels by the CPU loader's own reader on one core, and all its frames are compared with the original's as
+training sees both (`likeness.py`). The last variant keeps uncompressed RGB in a memory-mapped file: the ceiling of likeness.
+
+Shapes: F frames of the proxy, R = 224 pixels; pictures are uint8 RGB, (F, R, R, 3).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from ..loaders.augment import Box, Crop, CropRecipe
+from ..loaders.batch import LoaderCount
+from ..loaders.corpus import Video
+from ..loaders.decode import DecodeCount
+from ..loaders.pack_settings import PackSettings
+from ..loaders.probe import probe_video
+from ..loaders.proxy import write_proxy
+from ..loaders.proxy_encoder import PictureScaler
+from ..loaders.resize import Resizer
+from ..loaders.sampler import Clip
+from ..loaders.sequence import read_frames
+from ..loaders.span import Recipe, SpanReader
+from ..loaders.video import GopTable, VideoError, VideoFacts
+from .likeness import RESOLUTION, Pictures, likeness, pictures
+from .report import row, write_rows
+
+CLIP_FRAMES, MOST_CLIPS, PASSES = 16, 64, 3
+
+
+@dataclass(frozen=True)
+class Variant(PackSettings):
+    """Settings of a proxy, and options that its encoder gets beside those of `trocar pack`."""
+
+    more: str = ""
+
+    def encoder_options(self) -> dict[str, str]:
+        options = super().encoder_options()
+        if self.more:
+            options["x264-params"] += f":{self.more}"
+        return options
+
+    @property
+    def label(self) -> str:
+        more = f" {self.more.replace(':', ' ')}" if self.more else ""
+        return f"{self.codec} gop {self.keyframe_interval} quality {self.encoder_quality:g}{more}"
+
+
+def variants(short_side: int, stride: int) -> list[Variant]:
+    """What is compared."""
+    common: dict[str, Any] = {"short_side": short_side, "stride": stride}
+    rows = [Variant(gop=gop, **common) for gop in (1, 4, 8, 12, 16)]
+    rows += [Variant(quality=quality, **common) for quality in (17, 20, 26, 29)]
+    rows += [Variant(gop=1, quality=20, **common)]
+    rows += [Variant(more=more, **common) for more in ("no-deblock=0", "cabac=1", "cabac=1:no-deblock=0")]
+    rows += [Variant(codec="hevc", quality=quality, **common) for quality in (20, 23, 26)]
+    rows += [Variant(codec="vp9", quality=quality, **common) for quality in (16, 24, 32)]
+    rows += [Variant(codec="mjpeg", quality=quality, **common) for quality in (2, 3, 5, 8)]
+    return rows
+
+
+@dataclass(frozen=True)
+class _OneVideo:
+    """A corpus of one video, without a folder."""
+
+    facts: VideoFacts
+    table: GopTable
+
+    def __len__(self) -> int:
+        return 1
+
+    def video(self, row: int) -> Video:
+        return Video(row, "", self.facts, "", "", "", 1, False, 0, len(self.table), 0, "")
+
+    def gops(self, row: int) -> GopTable:
+        return self.table
+
+
+@dataclass
+class _RandomClips:
+    """Clips of consecutive frames that start anywhere in a video, each start at most once."""
+
+    num_video_frames: int
+    num_frames: int = CLIP_FRAMES
+    seed: int = 0
+    max_spares: int = 0
+    num_videos: int = 1
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        last = self.num_video_frames - self.num_frames
+        return np.random.default_rng(self.seed).permutation(last + 1)[:MOST_CLIPS]
+
+    def clips(self, draws: ArrayLike, *, view: int = 0, spare: int = 0) -> list[Clip]:
+        frames = np.arange(self.num_frames)
+        return [Clip(int(n), view, spare, 0, self.starts[int(n)] + frames, 0) for n in np.asarray(draws)]
+
+
+def bench_proxies(
+    paths: Sequence[str | Path],
+    *,
+    short_side: int = 256,
+    stride: int = 4,
+    out: Path | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[dict[str, Any]]:
+    """Measures all variants on each video and writes the rows to `out`. tell: called with each row of the table as it is measured.
+
+    Raises VideoError where a video cannot be read or is too short for a clip, ValueError on settings out of range.
+    """
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for path in paths:
+            video, gops = probe_video(path)
+            if -(-video.frames // stride) < CLIP_FRAMES:
+                raise VideoError(
+                    f"{path}: {video.frames} frames at stride {stride} hold no clip of {CLIP_FRAMES}; name a longer video"
+                )
+            original = pictures(video, gops, stride)
+            named = {"video": Path(path).name, "width": video.width, "height": video.height, "stride": stride}
+            for variant in variants(short_side, stride):
+                measured = measure_proxy(video, gops, original, variant, Path(folder) / "proxy.mp4")
+                rows.append(row("proxies", torch.device("cpu"), {**named, "variant": variant.label, **measured}))
+                tell(table_line(rows[-1]))
+            measured = measure_raw(video, gops, original, variants(short_side, stride)[0], Path(folder) / "raw")
+            rows.append(row("proxies", torch.device("cpu"), {**named, "variant": "uncompressed RGB", **measured}))
+            tell(table_line(rows[-1]))
+    if out is not None:
+        write_rows(out, rows)
+    return rows
+
+
+def measure_proxy(
+    video: VideoFacts, gops: GopTable, original: Pictures, settings: PackSettings, path: Path
+) -> dict[str, Any]:
+    """Packs one variant, reads clips from it and compares it with `original`, (F, R, R, 3)."""
+    began = time.process_time()
+    proxy = write_proxy(video, gops, path, settings)
+    packing_seconds = time.process_time() - began
+    facts, table = probe_video(path, content_box=False)
+    clips = _RandomClips(facts.frames)
+    count = LoaderCount()
+    output = np.empty((1, CLIP_FRAMES, RESOLUTION, RESOLUTION, 3), np.uint8)
+    with closing(SpanReader(Recipe(_OneVideo(facts, table), clips, CropRecipe(), RESOLUTION))) as reader:
+
+        def read_all() -> None:
+            for draw in range(len(clips.starts)):
+                result = reader.read(draw, (0,), output)
+                if result.is_lost:
+                    raise VideoError(result.count.failures[0].reason)
+                count.add(result.count)
+
+        speed = _speed(read_all, len(clips.starts))
+    return {
+        "bytes_per_frame": proxy.size_bytes / proxy.frames,
+        "amplification": count.amplification,
+        **speed,
+        "packing_cpu_seconds_per_original_frame": packing_seconds / video.frames,
+        **likeness(original, pictures(facts, table, 1)),
+    }
+
+
+def measure_raw(
+    video: VideoFacts, gops: GopTable, original: Pictures, settings: PackSettings, path: Path
+) -> dict[str, Any]:
+    """The same of uncompressed frames at the proxy's size in a memory-mapped file."""
+    scaler = PictureScaler(video, settings)
+    wanted = np.arange(0, video.frames, settings.stride)
+    shape = (len(wanted), scaler.height, scaler.width, 3)
+    stored = np.memmap(path, np.uint8, "w+", shape=shape)
+    for index, (_, _, frame) in enumerate(read_frames(video, gops, wanted, DecodeCount())):
+        stored[index] = scaler(frame).to_ndarray(format="rgb24")
+    content = Box(0, 0, scaler.width, scaler.height)
+    clips = _RandomClips(len(wanted))
+
+    def read_all() -> None:
+        for draw, start in enumerate(clips.starts):
+            resizer = Resizer(CropRecipe().crop(content, seed=0, draw=draw), 0, RESOLUTION)
+            for picture in stored[start : start + CLIP_FRAMES]:
+                resizer(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24"))
+
+    speed = _speed(read_all, len(clips.starts))
+    whole = Resizer(Crop(content, False), 0, RESOLUTION)
+    resized = np.stack([whole(av.VideoFrame.from_ndarray(np.ascontiguousarray(p), "rgb24")) for p in stored])
+    return {
+        "bytes_per_frame": math.prod(shape[1:]),
+        "amplification": 1.0,
+        **speed,
+        "packing_cpu_seconds_per_original_frame": None,
+        **likeness(original, resized),
+    }
+
+
+def _speed(read_all: Callable[[], None], num_clips: int) -> dict[str, Any]:
+    """CPU time, since other work on the machine would count in wall time."""
+    read_all()  # files are opened and caches warm
+    seconds = []
+    for _ in range(PASSES):
+        began = time.process_time()
+        read_all()
+        seconds.append(time.process_time() - began)
+    median = statistics.median(seconds)
+    return {
+        "clips": num_clips,
+        "frames_per_core_second": num_clips * CLIP_FRAMES / median,
+        "clips_per_core_second": num_clips / median,
+        "spread_percent": 100 * (max(seconds) - min(seconds)) / median,
+        "passes": PASSES,
+    }
+
+
+HEADER = (
+    "| video | proxy | KiB a frame | decoded per used | frames/s a core | clips/s a core | PSNR | SSIM |\n"
+    "|---|---|---|---|---|---|---|---|"
+)
+
+
+def table_line(entry: dict[str, Any]) -> str:
+    return (
+        f"| {entry['video']} | {entry['variant']} | {entry['bytes_per_frame'] / 1024:.1f} | {entry['amplification']:.2f} | "
+        f"{entry['frames_per_core_second']:.0f} | {entry['clips_per_core_second']:.0f} +- {entry['spread_percent'] / 2:.0f} % | "
+        f"{entry['psnr_db']:.1f} dB | {entry['ssim']:.3f} |"
+    )
