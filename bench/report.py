@@ -12,7 +12,18 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "triton", "timm", "numpy", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "trocar")
+PACKAGES = (
+    "torch",
+    "triton",
+    "timm",
+    "numpy",
+    "av",
+    "torchcodec",
+    "decord",
+    "nvidia-dali-cuda120",
+    "nvidia-dali-cuda130",
+    "trocar",
+)
 
 
 def versions() -> dict[str, str]:

@@ -95,12 +95,31 @@ def build_parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure speeds")
     benches = bench.add_subparsers(required=True, metavar="WHAT")
     kernels = benches.add_parser(
-        "kernels", help="each kernel against eager PyTorch and torch.compile, on an NVIDIA GPU"
+        "kernels", help="each kernel against eager PyTorch and torch.compile; needs an NVIDIA GPU"
     )
     kernels.add_argument("operators", nargs="*", metavar="OPERATOR", help="default: all")
     kernels.add_argument("--size", default="base", choices=("base", "large"), help="shapes of ViT-B or ViT-L")
     kernels.add_argument("--out", type=Path, default=Path("bench/results/kernels.jsonl"), metavar="FILE")
     kernels.set_defaults(run=run_bench_kernels)
+    loading = benches.add_parser("loading", help="our loaders against torchcodec, decord, PyAV and DALI's reader")
+    clips_from = loading.add_mutually_exclusive_group(required=True)
+    clips_from.add_argument("corpus", nargs="?", type=Path, metavar="CORPUS", help="an index of original videos")
+    clips_from.add_argument(
+        "--make-1080p",
+        nargs=2,
+        type=Path,
+        metavar=("DIR", "VIDEO"),
+        help="the standard case: a minute of H.264, GOP 250, made in DIR of a 1080p video",
+    )
+    loading.add_argument("--packed", type=Path, metavar="CORPUS", help="an index of proxies of the same videos")
+    loading.add_argument("--clips", type=int, default=32, help="clips a round (default: 32)")
+    loading.add_argument("--rounds", type=int, default=7, help="how often each arm runs, in turns (default: 7)")
+    loading.add_argument(
+        "--stride", type=int, default=4, help="frames from one frame of a clip to the next (default: 4)"
+    )
+    loading.add_argument("--arms", nargs="+", metavar="ARM", help="default: all that run here")
+    loading.add_argument("--json", type=Path, default=Path("bench/results/loading.jsonl"), metavar="FILE")
+    loading.set_defaults(run=run_bench_loading)
 
     proxies = benches.add_parser("proxies", help="bytes, speed and likeness of proxies; on any machine")
     proxies.add_argument("videos", nargs="+", metavar="VIDEO")
@@ -200,6 +219,30 @@ def run_bench_proxies(options: argparse.Namespace) -> int:
         bench_proxies(options.videos, **sizes, out=options.out, tell=tell)
     except ValueError as error:
         raise ConfigError(f"trocar bench proxies: {error}") from error
+    return 0
+
+
+def run_bench_loading(options: argparse.Namespace) -> int:
+    from ..bench.loading import ARMS, LoadingBenchError, bench_loading
+    from ..bench.loading_case import CaseError, make_1080p
+    from ..bench.loading_table import table
+    from ..bench.report import write_rows
+
+    try:
+        corpus = make_1080p(*options.make_1080p) if options.make_1080p else options.corpus
+        rows = bench_loading(
+            corpus,
+            packed=options.packed,
+            clips=options.clips,
+            rounds=options.rounds,
+            stride=options.stride,
+            arms=options.arms or tuple(ARMS),
+        )
+    except (CaseError, LoadingBenchError) as error:
+        print(f"trocar: {error}", file=sys.stderr)
+        return 1
+    write_rows(options.json, rows)
+    print(table(rows))
     return 0
 
 
