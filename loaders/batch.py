@@ -5,7 +5,7 @@ Shapes: B clips, T frames, R x R pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -74,3 +74,7 @@ class ClipBatch:
     pts_seconds: NDArray[np.float64]
     labels: list[Any]
     count: LoaderCount
+
+    def to(self, device: torch.device | str) -> ClipBatch:
+        """The same batch with its frames on `device`."""
+        return replace(self, frames=self.frames.to(device, non_blocking=True))

@@ -216,6 +216,10 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.frames)
 
+    def video_path(self, row: int) -> str:
+        """Where video `row` is: an absolute path or a URL. Raises IndexError where there is no such row."""
+        return self.video(row).facts.path
+
     def video(self, row: int) -> Video:
         """What is known of video `row`.
 

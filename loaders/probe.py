@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import threading
 from contextlib import closing
 from fractions import Fraction
 
@@ -21,6 +22,9 @@ from .packets import CORRUPT, number_frames, read_packets
 from .payload import PayloadFinder
 from .storage import open_remote, stored_version
 from .video import GopTable, VideoError, VideoFacts, is_remote, open_video
+
+# FFmpeg's log level is the process's.
+LOG_LEVEL_LOCK = threading.Lock()
 
 
 def probe_video(
@@ -176,12 +180,13 @@ def _header(stream: VideoStream) -> bytes:
 
 def _rotation(container: InputContainer, stream_index: int) -> int:
     # PyAV hands out a stream's display matrix only with decoded frames; FFmpeg's description of the file names it as well.
-    level = av.logging.get_level()
-    av.logging.set_level(av.logging.INFO)
-    try:
-        description = container.dumps_format()  # pyright: ignore[reportAttributeAccessIssue]
-    finally:
-        av.logging.set_level(level)
+    with LOG_LEVEL_LOCK:
+        level = av.logging.get_level()
+        av.logging.set_level(av.logging.INFO)
+        try:
+            description = container.dumps_format()  # pyright: ignore[reportAttributeAccessIssue]
+        finally:
+            av.logging.set_level(level)
     for section in description.split("Stream #0:")[1:]:
         angle = re.search(r"rotation of (-?[\d.]+) degrees", section)
         if angle and re.match(rf"{stream_index}\b", section):

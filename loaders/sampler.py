@@ -32,7 +32,7 @@ class Clip:
 
     draw, view, spare: what it was drawn for; spare 0 is the draw itself. video: row in the corpus. frames: (T,) frame numbers in
     display order, ascending. repeated: how many positions at the end lie beyond a short video and show its last frame instead.
-    label: whatever belongs to it, handed through.
+    label: whatever belongs to it, handed through. problem: why it cannot be read, where that is known before any frame is.
     """
 
     draw: int
@@ -42,6 +42,7 @@ class Clip:
     frames: Integers
     repeated: int
     label: Any = None
+    problem: str = ""
 
 
 def feistel(values: Integers, bits: int, seed: int, cycles: Integers, stream: Stream) -> Integers:

@@ -31,6 +31,7 @@ class VideoSource(Protocol):
     """Videos by row, as a `Corpus` has them."""
 
     def __len__(self) -> int: ...
+    def video_path(self, row: int) -> str: ...
     def video(self, row: int) -> Video: ...
     def gops(self, row: int) -> GopTable: ...
 
@@ -174,6 +175,9 @@ class SpanReader:
 
     def cut(self, clips: list[Clip], count: LoaderCount) -> Cut:
         """The window of some clips of one video, with their crops. Raises VideoError."""
+        for clip in clips:
+            if clip.problem:
+                raise VideoError(clip.problem)
         row = clips[0].video
         video = self.recipe.videos.video(row).facts
         self.reading = video.path
@@ -214,7 +218,7 @@ class SpanReader:
 
     def note_failure(self, clip: Clip, error: VideoError, count: LoaderCount) -> None:
         """Adds a failure to the count and closes the video: the file may have changed under it."""
-        path = self.recipe.videos.video(clip.video).facts.path
+        path = self.recipe.videos.video_path(clip.video)
         count.failures.append(Failure(clip.draw, clip.spare, path, str(error)))
         self._windows.drop(clip.video)
         self._decoders.drop(clip.video)

@@ -1,0 +1,161 @@
+"""From a corpus or a list of (video, start, label) to batches of clips, in one call.
+
+    from trocar.loaders.clip_loader import clip_loader
+
+    for batch in clip_loader([("a.mp4", 2.5, "cut")], batch=1, num_frames=16, stride=4):
+        batch.frames, batch.labels
+
+It puts together what can be had one by one: which clips (`sampler.py`, `clip_list.py`), in which order (`order.py`), cut how
+(`augment.py`, `evaluation_crops.py`), decoded by what (`cpu.py`, `dali.py`), an epoch at a time (`epochs.py`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .augment import CropRecipe
+from .clip_list import ClipList
+from .corpus import Corpus
+from .epochs import EpochLoader
+from .evaluation_crops import EvaluationCrops
+from .loader import BaseClipLoader
+from .order import ClipOrder
+from .sampler import MAX_SPARES, Sampler
+from .span import CropSource
+from .video_files import VideoFiles
+
+Loader = Literal["auto", "cpu", "dali"]
+
+
+def clip_loader(
+    clips: Corpus | Iterable[Sequence[Any]],
+    *,
+    batch: int,
+    num_frames: int,
+    stride: int | None = None,
+    sample_fps: float | None = None,
+    resolution: int = 224,
+    training: bool = True,
+    segments: int = 1,
+    crops: CropSource | int | None = None,
+    order: ClipOrder | None = None,
+    videos: Corpus | VideoFiles | None = None,
+    content_box: bool = True,
+    seed: int = 0,
+    shuffle: bool | None = None,
+    drop_last: bool | None = None,
+    epochs: int | None = 1,
+    first_number: int = 0,
+    rank: int | None = None,
+    ranks: int | None = None,
+    loader: Loader = "auto",
+    device: torch.device | str | None = None,
+    **options: Any,
+) -> EpochLoader:
+    """Batches of clips, `ClipBatch`, for training or for evaluation.
+
+    clips: a corpus, of which all spans are drawn, or rows (video, start, label) or (video, start, label, end) as `ClipList` takes
+    them, from `videos`. batch: clips of a batch, on each rank. num_frames, and either stride or sample_fps: see `ClipList`.
+    resolution: pixels of a clip's sides.
+
+    training: each item once an epoch, shuffled, at a random place, with a random crop; what cannot be read is replaced; a last
+    batch that is not full is left out. `crops` is a CropSource, CropRecipe() where None; `order` may have several views of a span.
+    Else: each item in `segments` x `crops` views (1 x 1 by default), one after the other, always the same, all of them; the
+    first that cannot be read ends it with a VideoError, unless options say otherwise (failure_budget, failure_floor).
+
+    shuffle, drop_last: as `training` says where None. epochs: passes of one iteration; None: endless. first_number: where to
+    resume, `EpochLoader.number` of the run before. rank, ranks: torch.distributed's where None, else 0 of 1. loader: "dali", "cpu",
+    or "auto", DALI where it is installed and the device is a GPU. device: where batches are; None: the current GPU if there is one.
+    content_box: cut the black border off. options: of the ClipLoader, as threads, prefetch, resize, failure_budget.
+
+    Raises ValueError and TypeError on what cannot be, ImportError where DALI is asked for and missing.
+    """
+    device = _device(device)
+    kind = _kind(loader, device)
+    inspect.signature(kind).bind(None, None, None, None, resolution=resolution, **options)
+    timing: dict[str, Any] = {"num_frames": num_frames, "stride": stride, "sample_fps": sample_fps, "seed": seed}
+    if training:
+        if segments != 1 or isinstance(crops, int):
+            raise ValueError(
+                f"segments={segments} and crops={crops} are views for evaluation; set training=False, or crops to a CropRecipe"
+            )
+        shuffle = True if shuffle is None else shuffle
+        chosen, order = crops or CropRecipe(), order or ClipOrder()
+    else:
+        if order is not None or shuffle or epochs != 1:
+            raise ValueError("order, shuffle and epochs are for training; evaluation goes through the list once")
+        chosen = EvaluationCrops(1 if crops is None else crops) if crops is None or isinstance(crops, int) else crops
+        order = ClipOrder(views_per_span=chosen.crops if isinstance(chosen, EvaluationCrops) else 1)
+        options = {"failure_budget": 0.0, "failure_floor": 0, **options}
+    if isinstance(clips, Corpus) and training:
+        if videos is not None or not shuffle:
+            raise ValueError(
+                "a corpus is drawn from in random order, and is the videos; videos and shuffle=False go with a list"
+            )
+        videos = clips
+        source = Sampler(clips.frames, video_fps=clips.fps, **timing)
+        draws = source.num_spans
+    else:
+        if isinstance(clips, Corpus):
+            videos, clips = clips, [(row, None, None) for row in range(len(clips))]
+        source = ClipList(
+            clips,
+            videos,
+            segments=0 if training else segments,
+            shuffle=bool(shuffle),
+            max_spares=MAX_SPARES if training else 0,
+            content_box=content_box,
+            **timing,
+        )
+        videos, draws = source.videos, source.num_draws
+
+    def open_loader(numbers: Iterator[NDArray[np.int64]]) -> BaseClipLoader:
+        fixed = {"resolution": resolution, "content_box": content_box, "order": order, "device": device}
+        return kind(videos, source, chosen, numbers, **fixed, **options)
+
+    rank, ranks = _place(rank, ranks)
+    return EpochLoader(
+        open_loader,
+        clips_per_epoch=draws * order.views_per_span,
+        order=order,
+        batch=batch,
+        rank=rank,
+        ranks=ranks,
+        epochs=epochs,
+        drop_last=training if drop_last is None else drop_last,
+        is_repeated=not training,
+        first_number=first_number,
+    )
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    # The current device is a thread's own, and loaders have threads.
+    return torch.device("cuda", torch.cuda.current_device()) if chosen == torch.device("cuda") else chosen
+
+
+def _kind(loader: Loader, device: torch.device) -> Any:
+    """The ClipLoader class."""
+    if loader not in ("auto", "cpu", "dali"):
+        raise ValueError(f'loader must be "auto", "cpu" or "dali", got {loader!r}')
+    if loader == "auto":
+        loader = "dali" if device.type == "cuda" and find_spec("nvidia") and find_spec("nvidia.dali") else "cpu"
+    return import_module(f".{loader}", __package__).ClipLoader
+
+
+def _place(rank: int | None, ranks: int | None) -> tuple[int, int]:
+    if (rank is None) != (ranks is None):
+        raise ValueError(f"give both rank and ranks or neither, got rank={rank}, ranks={ranks}")
+    if rank is not None and ranks is not None:
+        return rank, ranks
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

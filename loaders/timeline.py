@@ -1,0 +1,61 @@
+"""Seconds of one video <-> its frame numbers, exactly, at constant and at variable frame rates; from the index alone.
+
+Seconds count from the video's first frame. They are taken to be right to a millisecond, as tables of annotations write them: a
+frame that begins half a millisecond later counts as begun.
+
+Shapes: T moments.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .video import GopTable, VideoError, VideoFacts
+
+TOLERANCE_SECONDS = 0.0005
+
+
+class Timeline:
+    """When the frames of one video are on screen. last: its last frame's number. Raises VideoError where the index is damaged."""
+
+    def __init__(self, video: VideoFacts, gops: GopTable) -> None:
+        self.video, self.gops = video, gops
+        self.last = video.frames - 1
+        self._tick_seconds = video.time_base_numerator / video.time_base_denominator
+
+    def seconds(self, frame: int) -> float:
+        """When `frame`, 0 .. last, begins."""
+        return float(self._pts(frame, frame + 1)[0] - self.video.start_pts) * self._tick_seconds
+
+    def shown(self, seconds: float) -> int:
+        """The frame that is on screen at `seconds`: the last one that has begun; the first one before that."""
+        first, pts, ticks = self._around([seconds])
+        return first + int(np.searchsorted(pts[1:], ticks[0], side="right"))
+
+    def nearest(self, seconds: ArrayLike) -> NDArray[np.int64]:
+        """(T,) the frames that begin nearest to `seconds` (T,), the later one of two."""
+        first, pts, ticks = self._around(seconds)
+        return first + np.searchsorted((pts[:-1] + pts[1:]) / 2, ticks, side="right")
+
+    def _around(self, seconds: ArrayLike) -> tuple[int, NDArray[np.int64], NDArray[np.float64]]:
+        """(a frame before all of `seconds`, the pts from it to a frame behind them, `seconds` as pts); as far as there are such."""
+        moments = np.asarray(seconds, np.float64) + TOLERANCE_SECONDS
+        ticks = moments / self._tick_seconds + self.video.start_pts
+        gops = self.gops
+        rows = np.searchsorted(gops.pts, [ticks.min(), ticks.max()], side="right") - 1
+        low, high = (int(row) for row in np.maximum(rows, 0))
+        first = min(max(int(gops.first_frame[low]) - 1, 0), self.last)
+        stop = min(int(gops.first_frame[high] + gops.frames[high]) + 1, self.last + 1)
+        return first, self._pts(first, stop), ticks
+
+    def _pts(self, first: int, stop: int) -> NDArray[np.int64]:
+        """The pts of the frames first .. stop - 1."""
+        gops = self.gops
+        # Some frames of a GOP are the leading pictures behind the next keyframe.
+        low, high = gops.locate(first), min(gops.locate(stop - 1) + 1, len(gops) - 1)
+        packets = gops.packets[int(gops.first_packet[low]) : int(gops.first_packet[high] + gops.num_packets[high])]
+        packets = packets[(packets.frame >= first) & (packets.frame < stop)]
+        if len(packets) != stop - first:
+            raise VideoError(f"{self.video.path}: its GOPs and packets contradict each other; run `trocar index` again")
+        return packets.pts[np.argsort(packets.frame, kind="stable")].astype(np.int64)
