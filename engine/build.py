@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 
-from ..loaders.augment import CropRecipe
 from ..loaders.corpus import Corpus
-from ..loaders.cpu import ClipLoader
-from ..loaders.order import ClipOrder
 from ..loaders.sampler import Sampler
 from ..ssl.encoder import SIZES, VideoEncoder
 from ..ssl.mae import MaskedAutoencoder
@@ -115,33 +111,6 @@ def _check_proxies(config: Config, corpus: Corpus) -> None:
             f"{corpus.path}; set data.resolution={max(sides)}, or pack larger originals again: trocar pack --short-side "
             f"{data.resolution + data.resolution % 2}"
         )
-
-
-def build_loader(
-    config: Config, corpus: Corpus, sampler: Sampler, numbers: Iterator[np.ndarray], device: torch.device
-) -> ClipLoader:
-    """The loader of the clips `numbers`, a batch each."""
-    return ClipLoader(
-        corpus,
-        sampler,
-        CropRecipe(config.data.crop_scale, config.data.crop_ratio, config.data.flip),
-        numbers,
-        order=build_order(config),
-        resolution=config.data.resolution,
-        resize=config.data.resize,
-        content_box=config.data.content_box,
-        threads=config.data.threads,
-        prefetch=config.data.prefetch,
-        device=device,
-        failure_budget=config.data.failure_budget,
-        # On a CPU the training shares the cores: its steps are barriers of many threads, which one decoding thread in the way holds
-        # up, while decoding runs ahead and can wait.
-        background=device.type == "cpu",
-    )
-
-
-def build_order(config: Config) -> ClipOrder:
-    return ClipOrder(config.data.views_per_span, config.data.pool_spans, config.data.lanes, config.run.seed)
 
 
 def check_same_corpus(config: Config, corpus: Corpus, fingerprint: str) -> None:

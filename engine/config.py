@@ -55,11 +55,12 @@ class DataConfig:
     corpus: folder that `trocar index` wrote. frames: T. stride: decoded frames from one clip frame to the next; sample_fps:
     clip frames a second instead, for corpora of mixed frame rates. resolution: side of the clip in pixels. crop_scale: least and
     largest share of the picture's area, crop_ratio: least and largest width / height. flip: probability of mirroring. content_box:
-    crop inside the black border. views_per_span: clips that are made of every span that is decoded, each with its own offset, crop
-    and mask. pool_spans: decoded spans of which clips wait on the device, over all ranks, a multiple of lanes; where 0, the clips
-    of a span stand in one batch. lanes: independent parts of the pool; the number of ranks has to divide it. threads: decoding
-    threads, all cores where None. prefetch: batches decoded ahead. failure_budget: share of the spans that may fail before the run
-    stops. allow_changed_corpus: resume although the corpus is another one.
+    crop inside the black border. loader: "auto" measures what decodes each kind of video faster where there is a GPU. decoders:
+    how many spans DALI decodes at the same time. views_per_span: clips that are made of every span that is decoded, each with its
+    own offset, crop and mask. pool_spans: decoded spans of which clips wait on the device, over all ranks, a multiple of lanes;
+    where 0, the clips of a span stand in one batch. lanes: independent parts of the pool; the number of ranks has to divide it.
+    threads: decoding threads, all cores where None. prefetch: batches decoded ahead. failure_budget: share of the spans that may
+    fail before the run stops. allow_changed_corpus: resume although the corpus is another one.
     """
 
     corpus: str
@@ -72,7 +73,8 @@ class DataConfig:
     flip: float = 0.5
     resize: Resize = "fast"
     content_box: bool = True
-    loader: Literal["auto", "cpu"] = "auto"
+    loader: Literal["auto", "cpu", "dali"] = "auto"
+    decoders: int = 16
     views_per_span: int = 1
     pool_spans: int = 0
     lanes: int = 24
@@ -93,7 +95,7 @@ class DataConfig:
             "a positive number of frames",
         )
         require(self.sample_fps is None or self.sample_fps > 0, "data.sample_fps", self.sample_fps, "a positive rate")
-        for key in ("frames", "resolution", "prefetch"):
+        for key in ("frames", "resolution", "prefetch", "decoders"):
             require(getattr(self, key) > 0, f"data.{key}", getattr(self, key), "a positive number")
         require(self.threads is None or self.threads > 0, "data.threads", self.threads, "a positive number or null")
         low, high = self.crop_scale

@@ -23,10 +23,11 @@ from ..loaders.batch import ClipBatch, LoaderCount
 from ..loaders.corpus import Corpus
 from ..ssl.mae import MaskedAutoencoder
 from ..ssl.masks import TubeMask
-from .build import autocast, build_loader, build_model, build_sampler, check_same_corpus, choose_device, describe
+from .build import autocast, build_model, build_sampler, check_same_corpus, choose_device, describe
 from .checkpoint import checkpoints, load_checkpoint, remove_unfinished, restore, save_checkpoint
 from .config import Config
 from .config_file import CONFIG_FILE
+from .loading import build_loader
 from .metrics import MetricsLog, QuarantineLog
 from .optim import Schedule, build_optimizer, build_schedule
 from .progress import StepProgress
@@ -78,7 +79,7 @@ def pretrain(config: Config, *, progress: bool = True) -> PretrainResult:
         print(describe(config, model, corpus, sampler, steps, first_step, device), file=sys.stderr)
     pending: list[dict[str, Any]] = []
     with (
-        build_loader(config, corpus, sampler, numbers, device) as loader,
+        build_loader(config, corpus, sampler, numbers, device, report=progress) as loader,
         MetricsLog(run_dir, first_step, config.run.tensorboard) as log,
         QuarantineLog(run_dir, loader.total.failures) as quarantine,
         StepProgress(first_step, steps, enabled=progress) as bar,

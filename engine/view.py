@@ -13,10 +13,11 @@ from ..kernels.pixel_loss import patch_targets
 from ..loaders.corpus import Corpus
 from ..ssl.mae import MaskedAutoencoder
 from ..ssl.masks import Masks
-from .build import build_loader, build_model, build_sampler
+from .build import build_model, build_sampler
 from .checkpoint import CheckpointError, checkpoints, load_checkpoint
 from .config import Config
 from .config_file import CONFIG_FILE, load_config
+from .loading import build_loader
 from .metrics import read_metrics
 
 FIRST_UNSEEN_DRAW = 2**40  # far beyond any run: other offsets, crops and masks than the model was trained on

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .batch import LoaderCount
+from .choose import Kind
 from .cpu import _lower_priority
 from .dali_decoder import AheadDecoder, Clips, DecodingPipeline
 from .dali_pipeline import Sample, ViewCut, clip_pipeline, color_correction, view_cut
@@ -31,7 +32,7 @@ from .order import ClipOrder
 from .resize import Resize
 from .sampler import Clip
 from .span import ClipSource, CropSource, Cut, Recipe, SpanReader, SpanResult, VideoSource
-from .video import VideoError, VideoFacts
+from .video import VideoError
 from .window import Window
 
 # What DALI decodes, by type of device: codecs, and the pixel formats that come out right (None: all). Motion JPEG is not for GPUs:
@@ -75,7 +76,8 @@ class ClipLoader(BaseClipLoader[_Block]):
     decoded and batches are. resize: how the CPU resizes what it has to decode; DALI's way is "exact" but for the outermost pixels.
     pipeline: the graph, `clip_pipeline` or one of one's own; inputs: what that is fed besides for a clip, by name. decoders: spans
     decoded at the same time, each by a decoder session of its own. spans_per_run: how many DALI is given at once; its memory
-    grows with this, by 8 pictures of full size for each and one more for each frame. For everything else see BaseClipLoader.
+    grows with this, by 8 pictures of full size for each and one more for each frame. on_cpu: kinds of video that the CPU is to
+    decode. For everything else see BaseClipLoader.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class ClipLoader(BaseClipLoader[_Block]):
         inputs: Callable[[Clip], Mapping[str, ArrayLike]] | None = None,
         decoders: int = 16,
         spans_per_run: int = 32,
+        on_cpu: Iterable[Kind] = (),
     ) -> None:
         super().__init__(
             Recipe(corpus, sampler, crops, resolution, resize, content_box),
@@ -118,7 +121,7 @@ class ClipLoader(BaseClipLoader[_Block]):
             raise ValueError(f"DALI decodes on {' or '.join(DECODABLE)}, not on {self.device}")
         self._inputs = inputs or (lambda clip: {})
         # Rows of the corpus and kinds of video that DALI has failed at.
-        self._unfit: set[int | tuple[Any, ...]] = set()
+        self._unfit: set[int | Kind] = set(on_cpu)
         priority = _lower_priority if background else None
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="window", initializer=priority)
         self._decoder = AheadDecoder(
@@ -200,12 +203,9 @@ class ClipLoader(BaseClipLoader[_Block]):
     def _file(self, cut: Cut) -> NDArray[np.uint8] | None:
         """The window as a video for DALI; None: the CPU has to decode it."""
         window, video = cut.window, cut.window.video
-        is_unfit = not self._unfit.isdisjoint((cut.clips[0].video, _kind(video)))
+        is_unfit = not self._unfit.isdisjoint((cut.clips[0].video, Kind.of(video)))
         if is_unfit or not can_decode(window, self.device):
             return None
-        if video.codec == "vp9":
-            # An MP4 has to describe VP9 beyond what the header tells: WebM, as for VP8.
-            window = replace(window, video=replace(video, codec="vp8"))
         try:
             return window.mux()
         except VideoError:  # a stream that no container takes may decode all the same
@@ -230,7 +230,8 @@ class ClipLoader(BaseClipLoader[_Block]):
         clip, span, failed = prepared.result.clips[0], prepared.span, prepared.result.count
         video = self.recipe.videos.video(clip.video).facts
         is_refused = any(words in str(error) for words in REFUSALS)
-        self._unfit.add(_kind(video) if is_refused else clip.video)
+        self._unfit.add(Kind.of(video) if is_refused else clip.video)
+        self.taken_over[video.path] = _reason(error)
         log.warning("%s: decoded on the CPU from now on, as DALI does not: %s", video.path, _reason(error))
         pictures = np.zeros((len(span.views), *self._clip_shape), np.uint8)
         result = self._reader().read(span.draw, span.views, pictures, first_spare=clip.spare)
@@ -263,11 +264,6 @@ def can_decode(window: Window, device: torch.device) -> bool:
 def _is_superframe(payload: memoryview) -> bool:
     """Whether a VP9 packet holds several pictures (VP9 bitstream specification, annex B)."""
     return payload[-1] & 0xE0 == 0xC0
-
-
-def _kind(video: VideoFacts) -> tuple[Any, ...]:
-    """What NVDEC may refuse."""
-    return video.codec, video.pix_fmt, video.width, video.height
 
 
 def _reason(error: RuntimeError) -> str:

@@ -67,7 +67,8 @@ class BaseClipLoader(ABC, Generic[Block]):
     view a number is; where None, number n is draw n. threads: reading threads, all cores where None. prefetch: batches that are
     decoded while the caller works on one, at least 1. device: where batches and waiting clips are. failure_budget: share of the
     spans that may fail; a failed one is replaced and reported in the batch's count. stall_seconds: how long a batch may take
-    before a warning names the files that are being read. Raises VideoError, listing the failures, once the budget is exceeded
+    before a warning names the files that are being read. taken_over: why the CPU decodes a video (its path) instead of what this
+    loader is for. Raises VideoError, listing the failures, once the budget is exceeded
     (never before `failure_floor` failures), or where all replacements of a draw fail; a clip that has none is left out of its
     batch. It closes itself at the end and on any error.
     """
@@ -95,6 +96,7 @@ class BaseClipLoader(ABC, Generic[Block]):
         self.failure_budget, self.failure_floor = failure_budget, failure_floor
         self.stall_seconds = stall_seconds
         self.total = LoaderCount()
+        self.taken_over: dict[str, str] = {}
         self._numbers = iter(numbers)
         self._ahead: deque[_Plan[Block]] = deque()
         self._due: dict[int, Span] = {}

@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-from trocar.engine.build import build_loader, build_model, build_sampler
+from trocar.engine.build import build_model, build_sampler
 from trocar.engine.checkpoint import load_checkpoint
 from trocar.engine.config import Config
 from trocar.engine.config_file import load_config
 from trocar.engine.demo import make_videos
+from trocar.engine.loading import build_loader
 from trocar.engine.pretrain import pretrain
 from trocar.kernels.pixel_loss import pixel_loss
 from trocar.loaders.corpus import Corpus
