@@ -22,6 +22,7 @@ pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'trocar[dali]
 from trocar.loaders import cpu, dali
 from trocar.loaders.augment import CropRecipe
 from trocar.loaders.batch import ClipBatch
+from trocar.loaders.choose import Kind
 from trocar.loaders.corpus import Corpus
 from trocar.loaders.dali import ClipLoader, can_decode
 from trocar.loaders.dali_decoder import DecodingPipeline
@@ -418,7 +419,7 @@ def test_a_kind_of_video_that_the_gpu_refuses_is_not_tried_again(shared_corpus, 
     with load(shared_corpus, in_batches(0, 10)) as loader:
         for batch in loader:
             check_frames(batch)
-    assert loader._unfit == {("mjpeg", "yuvj420p", 160, 160)}
+    assert loader._unfit == {Kind("mjpeg", "yuvj420p", 160, 160)}
 
 
 def test_an_error_of_the_graph_itself_ends_the_run(shared_corpus):

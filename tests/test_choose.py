@@ -1,0 +1,140 @@
+"""Where a run decodes is measured, compared and said."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import clips
+import numpy as np
+import pytest
+import torch
+
+from trocar.engine.config import ConfigError
+from trocar.engine.config_file import load_config
+from trocar.engine.loading import build_loader
+from trocar.loaders import choose, cpu
+from trocar.loaders.augment import CropRecipe
+from trocar.loaders.choose import Kind, choose_decoders
+from trocar.loaders.corpus import Corpus
+from trocar.loaders.index import index_corpus
+from trocar.loaders.sampler import Sampler
+
+CROPS = CropRecipe((1, 1), (1, 1), 0)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    folder = tmp_path_factory.mktemp("choose")
+    (folder / "videos").mkdir()
+    for number, (name, codec) in enumerate([("0.mp4", "libx264"), ("1.webm", "libvpx-vp9"), ("2.webm", "libvpx-vp9")]):
+        clips.write_numbered(folder / "videos" / name, 60, video_id=number, gop=12, codec=codec)
+    index_corpus([folder / "videos"], folder / "corpus", workers=1, progress=False)
+    return Corpus.open(folder / "corpus")
+
+
+def sampler_of(corpus: Corpus) -> Sampler:
+    return Sampler(corpus.frames, num_frames=4, stride=2, seed=0)
+
+
+class Doctored(cpu.ClipLoader):
+    """A CPU loader that stands for another one, and shows H.264 upside down."""
+
+    def __init__(self, *arguments: Any, refuses: str = "", **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if refuses:
+            self.taken_over["a.mp4"] = refuses
+
+    def _finish(self, block: Any) -> Any:
+        frames, results = super()._finish(block)
+        for row, result in enumerate(results):
+            if result.clips[0].video == 0:
+                frames[row] = frames[row].flip(1)
+        return frames, results
+
+
+def test_every_kind_is_compared(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_cpu = partial(cpu.ClipLoader, corpus, sampler_of(corpus), CROPS, resolution=64, threads=1)
+    make_other = partial(Doctored, corpus, sampler_of(corpus), CROPS, resolution=64, threads=1)
+    rates = iter([50.0, 400.0] * 2)
+    run = choose._run
+    monkeypatch.setattr(choose, "_run", lambda loader, clips: (*run(loader, clips)[:1], next(rates), ""))
+    found = choose_decoders(corpus, sampler_of(corpus), make_cpu, make_other, repeats=1)
+    assert [choice.kind for choice in found] == [
+        Kind("vp9", "yuv420p", 128, 96),
+        Kind("h264", "yuv420p", 128, 96),
+    ]
+    assert sum(choice.share for choice in found) == pytest.approx(1)
+    assert [choice.uses_dali for choice in found] == [True, False]
+    assert "400 clips/s with DALI, 50 on the CPU" in str(found[0])
+    assert "clips differ from the CPU's by" in str(found[1])
+
+
+def test_the_slower_and_the_failing_are_not_taken(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_cpu = partial(cpu.ClipLoader, corpus, sampler_of(corpus), CROPS, resolution=64, threads=1)
+    run = choose._run
+    rates = iter([400.0, 50.0] * 2)
+    monkeypatch.setattr(choose, "_run", lambda loader, clips: (*run(loader, clips)[:1], next(rates), ""))
+    assert not any(choice.uses_dali for choice in choose_decoders(corpus, sampler_of(corpus), make_cpu, make_cpu))
+    monkeypatch.setattr(choose, "_run", run)
+    make_refusing = partial(Doctored, *make_cpu.args, refuses="no such codec", **make_cpu.keywords)
+    found = choose_decoders(corpus, sampler_of(corpus), make_cpu, make_refusing, repeats=1)
+    assert {(choice.uses_dali, choice.reason) for choice in found} == {(False, "as DALI fails: no such codec")}
+
+
+def test_rare_kinds_stay_on_the_cpu_unmeasured(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "MEASURED_KINDS", 0)
+    refused = partial(pytest.fail, "nothing is measured")
+    found = choose_decoders(corpus, sampler_of(corpus), refused, refused)  # pyright: ignore[reportArgumentType]
+    assert [choice.reason for choice in found] == ["too few clips to measure it"] * 2
+
+
+def settings(corpus: Corpus, loader: str) -> Any:
+    overrides = [
+        f"data.corpus={corpus.path}",
+        f"data.loader={loader}",
+        "data.frames=4",
+        "data.resolution=64",
+        "data.threads=1",
+    ]
+    return load_config("demo_cpu", overrides)
+
+
+def test_what_was_chosen_is_said(corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
+    batches = [np.arange(4)]
+    for loader, said in (("auto", "as training is on the CPU"), ("cpu", "as data.loader says")):
+        config = settings(corpus, loader)
+        with build_loader(config, corpus, sampler_of(corpus), batches, torch.device("cpu"), report=True) as built:
+            assert isinstance(built, cpu.ClipLoader)
+            assert len(next(built).frames) == 4
+        assert capsys.readouterr().err == f"loader: PyAV on 1 threads, {said}\n"
+    with build_loader(config, corpus, sampler_of(corpus), batches, torch.device("cpu")):
+        assert capsys.readouterr().err == ""
+
+
+def test_dali_by_name(corpus: Corpus, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    from trocar.loaders import dali
+
+    config = settings(corpus, "dali")
+    with build_loader(config, corpus, sampler_of(corpus), [np.arange(8)], torch.device("cpu"), report=True) as built:
+        assert isinstance(built, dali.ClipLoader)
+        assert next(built).count.failures == []
+    assert capsys.readouterr().err == "loader: DALI, as data.loader says\n"
+    monkeypatch.setattr("trocar.engine.loading.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"data\.loader: 'dali' is asked for, but DALI is not installed; pip install"):
+        build_loader(config, corpus, sampler_of(corpus), [], torch.device("cpu"))
+
+
+def test_measuring_with_dali_itself(corpus: Corpus, tmp_path: Path) -> None:
+    """VP9 is decoded by DALI's CPU backend, H.264 is left to the CPU's own loader: equal frames both ways."""
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    from trocar.loaders import dali
+
+    make_cpu = partial(cpu.ClipLoader, corpus, sampler_of(corpus), CROPS, resolution=64, threads=1)
+    make_dali = partial(
+        dali.ClipLoader, corpus, sampler_of(corpus), CROPS, resolution=64, threads=1, device="cpu", decoders=1
+    )
+    for choice in choose_decoders(corpus, sampler_of(corpus), make_cpu, make_dali, repeats=1):
+        assert "clips/s with DALI" in choice.reason
