@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..engine.config import ConfigError
 from ..engine.config_file import load_config
 from ..engine.metrics import read_metrics
 from ..engine.pretrain import pretrain
@@ -32,8 +33,11 @@ def bench_data_wait(
 ) -> list[dict[str, Any]]:
     """Trains `config` for some steps on each corpus, and on the last of them once more with span reuse; one row each.
 
-    corpora: a name and a folder for each. overrides: settings such as "optim.batch=64", for all arms.
+    corpora: a name and a folder for each. overrides: settings such as "optim.batch=64", for all arms. Raises ConfigError where the
+    config does not fit, and CorpusError.
     """
+    if steps < 2:
+        raise ConfigError(f"steps={steps}: at least 2 are needed, as the first half does not count")
     arms = [(name, path, 1) for name, path in corpora.items()]
     name, path, _ = arms[-1]
     arms.append((f"{name}, {views_per_span} views a span", path, views_per_span))

@@ -20,14 +20,14 @@ import av
 import numpy as np
 import torch
 
-from ..loaders.augment import CropRecipe
+from ..loaders.augment import Box, Crop, CropRecipe
 from ..loaders.batch import LoaderCount
 from ..loaders.corpus import Corpus
 from ..loaders.dali import ClipLoader
-from ..loaders.dali_pipeline import DataNode, clip_pipeline, decode_windows, fn, pipeline_def
 from ..loaders.index import index_corpus
 from ..loaders.loader import clip_numbers
 from ..loaders.sampler import Sampler
+from ..loaders.span import CropSource
 from .report import row
 
 ENCODERS = {
@@ -35,7 +35,7 @@ ENCODERS = {
     "hevc": ("libx265", {"preset": "ultrafast"}),
     "vp9": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
 }
-CORNER = 16
+CORNER, RESOLUTION = 16, 224
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,11 @@ class Scale:
 ON_CPU = Scale(("vp9",), ((160, 96),), (12,), frames=40, videos=2, seconds=0.2, sessions=(1, 2), batch=2, clip_frames=4)
 
 
-@pipeline_def(enable_conditionals=True)
-def decode_only(device: str, views: int, resolution: int) -> tuple[DataNode, ...]:
-    """Decodes, and hands out a corner of every picture: what is left when nothing is cut or resized."""
-    return (fn.crop(decode_windows(device), crop=(resolution, resolution), crop_pos_x=0.0, crop_pos_y=0.0),)
+class CornerCrops:
+    """The same few pixels of every picture, so that next to nothing is left to do behind the decoder."""
+
+    def crop(self, content: Box, *, seed: int, draw: int, view: int = 0) -> Crop:
+        return Crop(Box(content.left, content.top, CORNER, CORNER), flip=False)
 
 
 def bench_decode(device: torch.device, scale: Scale | None = None) -> list[dict[str, Any]]:
@@ -117,15 +118,15 @@ def _ceiling(corpus: Corpus, device: torch.device, scale: Scale, sessions: int) 
     """Pictures decoded per second by so many sessions at once."""
     shortest = int(corpus.frames.min())
     sampler = Sampler(corpus.frames, num_frames=2, stride=shortest - 1, seed=0)
-    count, seconds = _run(corpus, sampler, device, scale, decode_only, CORNER, sessions, batch=sessions)
+    count, seconds = _run(corpus, sampler, device, scale, CornerCrops(), sessions, batch=sessions)
     return count.packets_decoded / seconds
 
 
 def _windows(corpus: Corpus, device: torch.device, scale: Scale, sessions: int, ceiling: float) -> dict[str, Any]:
     sampler = Sampler(corpus.frames, num_frames=scale.clip_frames, stride=scale.stride, seed=0)
-    decoded, decode_seconds = _run(corpus, sampler, device, scale, decode_only, CORNER, sessions, scale.batch)
+    decoded, decode_seconds = _run(corpus, sampler, device, scale, CornerCrops(), sessions, scale.batch)
     with Utilization(device) as utilization:
-        clips, clip_seconds = _run(corpus, sampler, device, scale, clip_pipeline, 224, sessions, scale.batch)
+        clips, clip_seconds = _run(corpus, sampler, device, scale, CropRecipe(), sessions, scale.batch)
     decode_rate, clip_rate = decoded.packets_decoded / decode_seconds, clips.packets_decoded / clip_seconds
     return {
         "decoded_frames_per_second": decode_rate,
@@ -146,8 +147,7 @@ def _run(
     sampler: Sampler,
     device: torch.device,
     scale: Scale,
-    pipeline: Any,
-    resolution: int,
+    crops: CropSource,
     sessions: int,
     batch: int,
 ) -> tuple[LoaderCount, float]:
@@ -156,11 +156,10 @@ def _run(
     with ClipLoader(
         corpus,
         sampler,
-        CropRecipe(),
+        crops,
         clip_numbers(batch),
-        resolution=resolution,
+        resolution=CORNER if isinstance(crops, CornerCrops) else RESOLUTION,
         device=device,
-        pipeline=pipeline,
         decoders=sessions,
         spans_per_run=batch,
         prefetch=3,

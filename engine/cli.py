@@ -128,6 +128,18 @@ def build_parser() -> argparse.ArgumentParser:
     proxies.add_argument("--out", type=Path, default=Path("bench/results/proxies.jsonl"), metavar="FILE")
     proxies.set_defaults(run=run_bench_proxies)
 
+    decode = benches.add_parser("decode", help="DALI's decoding of windows against the decoder's own ceiling")
+    decode.add_argument("--out", type=Path, default=Path("bench/results/decode.jsonl"), metavar="FILE")
+    decode.set_defaults(run=run_bench_decode)
+    wait = benches.add_parser("data-wait", help="how long training waits on originals, on proxies, and with span reuse")
+    wait.add_argument("corpora", nargs="+", metavar="NAME=CORPUS", help="for example originals=corpus proxies=packed")
+    wait.add_argument("--config", default="surgrec_mae", help="what is trained (default: surgrec_mae)")
+    wait.add_argument("--steps", type=int, default=60, help="steps of each run (default: 60)")
+    wait.add_argument("--views", type=int, default=4, help="views of a span where spans are reused (default: 4)")
+    wait.add_argument("--set", nargs="*", default=[], metavar="section.key=value", help="settings for all runs")
+    wait.add_argument("--out", type=Path, default=Path("bench/results/data_wait.jsonl"), metavar="FILE")
+    wait.set_defaults(run=run_bench_data_wait)
+
     doctor = commands.add_parser("doctor", help="what this machine has, and what the absence of the rest costs")
     doctor.set_defaults(run=run_doctor)
     return parser
@@ -242,6 +254,39 @@ def run_bench_loading(options: argparse.Namespace) -> int:
         print(f"trocar: {error}", file=sys.stderr)
         return 1
     write_rows(options.json, rows)
+    print(table(rows))
+    return 0
+
+
+def run_bench_decode(options: argparse.Namespace) -> int:
+    import torch
+
+    from ..bench.decode import bench_decode, table
+    from ..bench.report import write_rows
+
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cpu":
+        print("no NVIDIA GPU: a small run on DALI's CPU backend, which says nothing about one", file=sys.stderr)
+    rows = bench_decode(device)
+    write_rows(options.out, rows)
+    print(table(rows))
+    return 0
+
+
+def run_bench_data_wait(options: argparse.Namespace) -> int:
+    import torch
+
+    from ..bench.data_wait import bench_data_wait, table
+    from ..bench.report import write_rows
+
+    pairs = [text.partition("=") for text in options.corpora]
+    if any(not (name and path) for name, _, path in pairs):
+        raise ConfigError(f"trocar bench data-wait: {' '.join(options.corpora)}: give each corpus as NAME=FOLDER")
+    corpora = {name: Path(path) for name, _, path in pairs}
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    numbers = {"views_per_span": options.views, "steps": options.steps}
+    rows = bench_data_wait(device, corpora, config=options.config, overrides=options.set, **numbers)
+    write_rows(options.out, rows)
     print(table(rows))
     return 0
 
