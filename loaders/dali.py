@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from .batch import LoaderCount
 from .choose import Kind
 from .cpu import _lower_priority
+from .dali_codecs import DECODABLE, can_decode, is_refusal
 from .dali_decoder import AheadDecoder, Clips, DecodingPipeline
 from .dali_pipeline import Sample, ViewCut, clip_pipeline, color_correction, view_cut
 from .loader import BaseClipLoader, Span
@@ -33,24 +34,9 @@ from .resize import Resize
 from .sampler import Clip
 from .span import ClipSource, CropSource, Cut, Recipe, SpanReader, SpanResult, VideoSource
 from .video import VideoError
-from .window import Window
 
-# What DALI decodes, by type of device: codecs, and the pixel formats that come out right (None: all). Motion JPEG is not for GPUs:
-# DALI goes by a mark of the full range that its bitstream lacks.
-YUV_420 = ("yuv420p", "yuvj420p")
-DECODABLE: dict[str, dict[str, tuple[str, ...] | None]] = {
-    "cpu": {"vp8": None, "vp9": None, "mjpeg": None},
-    "cuda": {
-        "h264": YUV_420,
-        "hevc": (*YUV_420, "yuv420p10le"),
-        "av1": YUV_420,
-        "mpeg4": YUV_420,
-        "vp8": YUV_420,
-        "vp9": YUV_420,
-    },
-}
-# In DALI's words: not this window is at fault, but all videos of its kind.
-REFUSALS = ("not supported on this GPU", "Video is too small", "Video is too large")
+# Decoder sessions on a GPU: about two for each of its engines, as a session waits for the end of every picture.
+SESSIONS = 16
 log = logging.getLogger("trocar.loaders")
 
 
@@ -75,9 +61,9 @@ class ClipLoader(BaseClipLoader[_Block]):
     corpus, sampler, crops, draws, order, resolution, content_box, background: as for the CPU's ClipLoader. device: where spans are
     decoded and batches are. resize: how the CPU resizes what it has to decode; DALI's way is "exact" but for the outermost pixels.
     pipeline: the graph, `clip_pipeline` or one of one's own; inputs: what that is fed besides for a clip, by name. decoders: spans
-    decoded at the same time, each by a decoder session of its own. spans_per_run: how many DALI is given at once; its memory
-    grows with this, by 8 pictures of full size for each and one more for each frame. on_cpu: kinds of video that the CPU is to
-    decode. For everything else see BaseClipLoader.
+    decoded at the same time, each by a decoder session of its own; None: 16 on a GPU, else as many as threads. spans_per_run: how
+    many DALI is given at once; its memory grows with this, by 8 pictures of full size for each and one more for each frame.
+    on_cpu: kinds of video that the CPU is to decode. For everything else see BaseClipLoader.
     """
 
     def __init__(
@@ -100,7 +86,7 @@ class ClipLoader(BaseClipLoader[_Block]):
         background: bool = False,
         pipeline: Callable[..., Any] = clip_pipeline,
         inputs: Callable[[Clip], Mapping[str, ArrayLike]] | None = None,
-        decoders: int = 16,
+        decoders: int | None = None,
         spans_per_run: int = 32,
         on_cpu: Iterable[Kind] = (),
     ) -> None:
@@ -115,6 +101,8 @@ class ClipLoader(BaseClipLoader[_Block]):
             failure_floor=failure_floor,
             stall_seconds=stall_seconds,
         )
+        if decoders is None:
+            decoders = SESSIONS if self.device.type == "cuda" else self.threads
         if decoders < 1 or spans_per_run < 1:
             raise ValueError(f"decoders and spans_per_run must be at least 1, got {decoders} and {spans_per_run}")
         if self.device.type not in DECODABLE:
@@ -149,11 +137,7 @@ class ClipLoader(BaseClipLoader[_Block]):
         if not parts:
             return torch.empty((0, *self._clip_shape), dtype=torch.uint8, device=self.device), results
         views = parts[0] if len(parts) == 1 else [torch.cat(part) for part in zip(*parts, strict=True)]
-        if len(views) == 1:
-            return views[0], results
-        due = [row * len(views) + view for row, span in enumerate(prepared) for view in range(len(span.result.clips))]
-        frames = torch.stack(views, dim=1).flatten(0, 1)
-        return frames if len(due) == len(frames) else frames[due], results
+        return views[0] if len(views) == 1 else torch.stack(views, dim=1).flatten(0, 1), results
 
     def _stop(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -198,7 +182,7 @@ class ClipLoader(BaseClipLoader[_Block]):
             view_cut(crop, video.rotation, video.width, video.height, places, colors, self._inputs(clip))
             for clip, crop, places in zip(cut.clips, cut.crops, cut.places.astype(np.int32), strict=True)
         ]
-        return Sample(self._all_views(views), window=file, ranks=window.ranks)
+        return Sample(views, window=file, ranks=window.ranks)
 
     def _file(self, cut: Cut) -> NDArray[np.uint8] | None:
         """The window as a video for DALI; None: the CPU has to decode it."""
@@ -219,18 +203,13 @@ class ClipLoader(BaseClipLoader[_Block]):
             ViewCut(0, 0, resolution, resolution, order, inputs=self._inputs(clip))
             for clip, order in zip(clips, orders, strict=True)
         ]
-        return Sample(self._all_views(views), pictures=pictures.reshape(-1, resolution, resolution, 3))
-
-    def _all_views(self, views: list[ViewCut]) -> list[ViewCut]:
-        """As many as the graph has: of a span that was begun before the run was interrupted, fewer are due."""
-        return views + [views[-1]] * (self.order.views_per_span - len(views))
+        return Sample(views, pictures=pictures.reshape(-1, resolution, resolution, 3))
 
     def _take_over(self, prepared: _Prepared, error: RuntimeError) -> None:
         """Decodes a span on the CPU, or its first replacement that can be read, and leaves such videos to the CPU from now on."""
         clip, span, failed = prepared.result.clips[0], prepared.span, prepared.result.count
         video = self.recipe.videos.video(clip.video).facts
-        is_refused = any(words in str(error) for words in REFUSALS)
-        self._unfit.add(Kind.of(video) if is_refused else clip.video)
+        self._unfit.add(Kind.of(video) if is_refusal(error) else clip.video)
         self.taken_over[video.path] = _reason(error)
         log.warning("%s: decoded on the CPU from now on, as DALI does not: %s", video.path, _reason(error))
         pictures = np.zeros((len(span.views), *self._clip_shape), np.uint8)
@@ -240,30 +219,6 @@ class ClipLoader(BaseClipLoader[_Block]):
         result.count.packets_decoded += failed.packets_decoded
         result.count.frames_decoded += failed.frames_decoded
         prepared.result, prepared.sample = result, self._ready(result.clips, pictures)
-
-
-def can_decode(window: Window, device: torch.device) -> bool:
-    """Whether DALI on this device returns exactly the window's frames, as far as that is known beforehand."""
-    video = window.video
-    if not video.header or video.codec not in DECODABLE[device.type]:
-        return False
-    pix_fmts = DECODABLE[device.type][video.codec]
-    if pix_fmts is not None and video.pix_fmt not in pix_fmts:
-        return False
-    if device.type == "cpu":
-        return True
-    if video.codec == "av1":
-        # NVDEC has it since Ampere, but not in A100 and H100.
-        capability = torch.cuda.get_device_capability(device)
-        return capability >= (8, 6) and capability != (9, 0)
-    # NVDEC hands out pictures that are not to be shown as well, and DALI counts them as frames.
-    hides = not window.shows.all() or (video.codec == "vp9" and any(_is_superframe(data) for data in window.payloads))
-    return not hides
-
-
-def _is_superframe(payload: memoryview) -> bool:
-    """Whether a VP9 packet holds several pictures (VP9 bitstream specification, annex B)."""
-    return payload[-1] & 0xE0 == 0xC0
 
 
 def _reason(error: RuntimeError) -> str:

@@ -42,7 +42,6 @@ from trocar.loaders.resize import Resizer
 pytestmark = pytest.mark.timeout(120)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-DEVICES = [CPU, pytest.param(CUDA, marks=pytest.mark.gpu)]
 # How DALI converts on the CPU: FFmpeg's SWS_BILINEAR, SWS_FULL_CHR_H_INT and SWS_ACCURATE_RND.
 ACCURATE = 0x2 | 0x2000 | 0x40000
 FRAMES, RESOLUTION = 4, 64
@@ -190,9 +189,12 @@ CROPS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("codec", "suffix", "pix_fmt", "width", "height"), SCENES)
-def test_cut_as_the_cpu_loader_cuts(tmp_path, codec, suffix, pix_fmt, width, height, device):
+@pytest.mark.parametrize(
+    ("device", "codec", "suffix", "pix_fmt", "width", "height"),
+    [(CPU, *scene) for scene in SCENES]
+    + [pytest.param(CUDA, "libx264", "mp4", "yuv420p", 320, 240, marks=pytest.mark.gpu)],
+)
+def test_cut_as_the_cpu_loader_cuts(tmp_path, device, codec, suffix, pix_fmt, width, height):
     """Every rotation, mirrored or not; crops that are shrunk and crops that are enlarged."""
     path = tmp_path / f"scene.{suffix}"
     frames = write_scene(path, codec, pix_fmt, width, height)
@@ -213,8 +215,9 @@ def test_cut_as_the_cpu_loader_cuts(tmp_path, codec, suffix, pix_fmt, width, hei
     for clip, (crop, rotation) in zip(clip_batch, cases, strict=True):
         for picture, frame in zip(clip, frames[1:], strict=True):
             off = difference(picture, exact(frame, crop, rotation, resolution))
-            assert off[1:-1, 1:-1].max() <= 2, (crop, rotation)
             # Where the filter reaches over the edge, an eighth of its weight, DALI repeats the last pixel; PyTorch leaves it out.
+            # A GPU has a conversion to RGB of its own.
+            assert off[1:-1, 1:-1].max() <= (2 if device == CPU else 8), (crop, rotation)
             assert off.max() <= 8, (crop, rotation)
             fast.append(difference(picture, Resizer(crop, rotation, resolution, "fast")(frame)))
     assert len(fast) == 2 * len(CROPS) * 4
