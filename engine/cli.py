@@ -160,7 +160,6 @@ def run_index(options: argparse.Namespace) -> int:
 
 
 def run_pack(options: argparse.Namespace) -> int:
-    from ..bench.packed import compare_loading, table
     from ..loaders.pack import pack_corpus
     from ..loaders.pack_settings import PackSettings
 
@@ -170,7 +169,9 @@ def run_pack(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise ConfigError(f"trocar pack: {error}") from error
     summary = pack_corpus(options.corpus, options.out, settings, workers=options.workers)
-    print("\n".join(summary.lines()))
+    print("\n".join(summary.lines()), flush=True)
+    from ..bench.packed import compare_loading, table
+
     print(table(compare_loading(options.corpus, options.out, settings.stride)))
     return 0
 

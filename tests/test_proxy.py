@@ -201,14 +201,14 @@ def test_windows_are_short_and_miss_nothing(tmp_path: Path, monkeypatch: pytest.
 
 
 def ruin(path: Path, frame: int) -> None:
-    """Overwrites the payload of a packet; neither container nor index can tell."""
+    """Overwrites a slice behind its header; neither container nor index can tell."""
     with av.open(str(path)) as container:
         positions = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
     position, size = positions[frame]
     with open(path, "r+b") as file:
         assert position is not None
-        file.seek(position + 4)
-        file.write(b"\xff" * (size - 4))
+        file.seek(position + 12)
+        file.write(bytes(size - 12))
 
 
 def test_a_damaged_original_is_packed_up_to_the_damage(tmp_path: Path) -> None:
