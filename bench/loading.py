@@ -15,20 +15,18 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..loaders.corpus import Corpus
-from ..loaders.cpu import ClipLoader
-from ..loaders.sampler import Sampler
 from .loading_arms import Arm, Job, Request
-from .loading_check import Frames, Reference, Verdict, judge
+from .loading_check import Reference, Verdict, judge
+from .loading_clips import LoadingBenchError, draw_requests, packed_job, reference
 from .loading_gpu_peers import DaliReader, TorchcodecCuda
-from .loading_ours import ListedClips, TrocarCpu, TrocarDali, WholePicture
+from .loading_ours import TrocarCpu, TrocarDali
 from .loading_peers import Decord, Pyav, TorchcodecApproximate, TorchcodecExact
 from .loading_worker import ArmError, Delivery, Ready, Worker
 from .ratios import median_interval
@@ -46,10 +44,6 @@ ARMS: dict[str, type[Arm]] = {
     "DALI reader": DaliReader,
     "torchcodec CUDA": TorchcodecCuda,
 }
-
-
-class LoadingBenchError(Exception):
-    """A comparison that cannot be made."""
 
 
 @dataclass
@@ -90,22 +84,24 @@ def bench_loading(
     clips from there, their starts rounded down to a multiple of the stride. Tells the progress on stderr. Raises LoadingBenchError
     where there is nothing to compare, CorpusError and VideoError where a corpus cannot be read.
     """
-    _check_arguments(arms, clips, rounds, packed)
+    _check_arguments(arms, clips, rounds)
     corpus = Corpus.open(corpus_path)
-    requests = _draw(corpus, clips, num_frames, stride, seed)
+    requests = draw_requests(corpus, clips, num_frames, stride, seed)
     job = Job(str(corpus_path), requests, batch, resolution, stride, len(os.sched_getaffinity(0)))
+    _say(f"decoding {clips} clips and their neighbours to compare with")
+    tasks = dict.fromkeys(ARMS, (job, reference(job, requests, gap=1, content_box=False)))
+    if packed is None:
+        del tasks[PACKED]
+    elif PACKED in arms:
+        tasks[PACKED] = packed_job(job, corpus, packed)
+    entries: list[_Entry] = []
     with tempfile.TemporaryDirectory(prefix="trocar_bench_") as folder:
-        _say(f"decoding {len(requests)} clips and their neighbours to compare with")
-        reference = _reference(job, requests, gap=1, content_box=False)
-        entries = []
         try:
-            for name in [name for name in ARMS if name in arms and (name != PACKED or packed)]:
-                its_job, its_reference = job, reference
-                if name == PACKED and packed is not None:
-                    its_job, its_reference = _packed(job, corpus, packed)
-                worker = Worker(name, ARMS[name], its_job, Path(folder))
-                # One after the other: what they try out is timed.
-                entries.append(_prepare(_Entry(name, worker, its_reference, its_job.requests)))
+            for name, (its_job, wanted) in tasks.items():
+                if name in arms:
+                    worker = Worker(name, ARMS[name], its_job, Path(folder))
+                    entries.append(_Entry(name, worker, wanted, its_job.requests))
+                    _prepare(entries[-1])  # one arm after the other: what they try out is timed
             _measure(entries, rounds)
             facts = {
                 "clips": len(requests),
@@ -123,7 +119,7 @@ def bench_loading(
                 entry.worker.close()
 
 
-def _check_arguments(arms: Sequence[str], clips: int, rounds: int, packed: Path | None) -> None:
+def _check_arguments(arms: Sequence[str], clips: int, rounds: int) -> None:
     unknown = [name for name in arms if name not in ARMS]
     if unknown:
         raise LoadingBenchError(f"unknown arm {', '.join(unknown)}; there are {', '.join(ARMS)}")
@@ -131,59 +127,8 @@ def _check_arguments(arms: Sequence[str], clips: int, rounds: int, packed: Path 
         raise LoadingBenchError(f"clips and rounds must be at least 1, got {clips} and {rounds}")
 
 
-def _draw(corpus: Corpus, clips: int, num_frames: int, stride: int, seed: int) -> tuple[Request, ...]:
-    """The first draws whose clip lies whole in its video: not every library repeats a last frame."""
-    sampler = Sampler(corpus.frames, num_frames=num_frames, stride=stride, seed=seed)
-    drawn = [clip for clip in sampler.clips(np.arange(16 * clips)) if not clip.repeated][:clips]
-    if len(drawn) < clips:
-        span = (num_frames - 1) * stride + 1
-        raise LoadingBenchError(f"{corpus.path}: too few videos of at least {span} frames for {clips} clips")
-    return tuple(Request(clip.video, corpus.video(clip.video).facts.path, clip.frames) for clip in drawn)
-
-
-def _reference(job: Job, requests: Sequence[Request], gap: int, content_box: bool) -> Reference:
-    corpus = Corpus.open(job.corpus)
-    shifted = [_decode(corpus, job, requests, shift, content_box) for shift in (0, -gap, gap)]
-    return Reference(*shifted, gap=gap)
-
-
-def _decode(corpus: Corpus, job: Job, requests: Sequence[Request], shift: int, content_box: bool) -> Frames:
-    moved = [
-        replace(request, frames=np.clip(request.frames + shift, 0, corpus.frames[request.row] - 1))
-        for request in requests
-    ]
-    with ClipLoader(
-        corpus,
-        ListedClips(corpus, moved),
-        WholePicture(),
-        [np.array(part) for part in job.split(range(len(moved)))],
-        resolution=job.resolution,
-        content_box=content_box,
-        failure_budget=0.0,
-        failure_floor=0,
-    ) as loader:
-        return np.concatenate([batch.frames.numpy() for batch in loader])
-
-
-def _packed(job: Job, originals: Corpus, packed: Path) -> tuple[Job, Reference]:
-    """The same clips of proxies, and what of the originals they have to show."""
-    proxies = Corpus.open(packed)
-    expected = -(-originals.frames // job.stride)
-    if not np.array_equal(proxies.frames, expected):
-        raise LoadingBenchError(
-            f"{packed}: its videos have {proxies.frames[:5].tolist()} ... frames, those of {originals.path} make "
-            f"{expected[:5].tolist()} ... at stride {job.stride}; pack that corpus with that stride"
-        )
-    onto = [replace(request, frames=request.frames // job.stride * job.stride) for request in job.requests]
-    there = [
-        Request(request.row, proxies.video(request.row).facts.path, request.frames // job.stride) for request in onto
-    ]
-    # Proxies hold the picture inside the black border.
-    reference = _reference(job, onto, gap=job.stride, content_box=True)
-    return replace(job, corpus=str(packed), requests=tuple(there), stride=1), reference
-
-
-def _prepare(entry: _Entry) -> _Entry:
+def _prepare(entry: _Entry) -> None:
+    """Waits for an arm and compares its frames; gives the reason where it is not to be timed."""
     _say(f"{entry.name}: starting")
     try:
         entry.ready = entry.worker.ready()
@@ -198,7 +143,6 @@ def _prepare(entry: _Entry) -> _Entry:
             entry.reason = f"wrong frames: {request.path}, frame {frame} {entry.verdict.reason}"
     if entry.reason:
         _say(f"{entry.name}: {entry.reason}")
-    return entry
 
 
 def _measure(entries: Sequence[_Entry], rounds: int) -> None:

@@ -236,8 +236,9 @@ def run_bench_proxies(options: argparse.Namespace) -> int:
 
 
 def run_bench_loading(options: argparse.Namespace) -> int:
-    from ..bench.loading import ARMS, LoadingBenchError, bench_loading
+    from ..bench.loading import ARMS, bench_loading
     from ..bench.loading_case import CaseError, make_1080p
+    from ..bench.loading_clips import LoadingBenchError
     from ..bench.loading_table import table
     from ..bench.report import write_rows
 

@@ -1,0 +1,82 @@
+"""The clips of `trocar bench loading`, and what they look like to us: what every arm's frames are compared with.
+
+Shapes: N clips, T frames, R x R pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..loaders.corpus import Corpus
+from ..loaders.cpu import ClipLoader
+from ..loaders.sampler import Sampler
+from .loading_arms import Job, Request
+from .loading_check import Frames, Reference
+from .loading_ours import ListedClips, WholePicture
+
+
+class LoadingBenchError(Exception):
+    """A comparison that cannot be made."""
+
+
+def draw_requests(corpus: Corpus, clips: int, num_frames: int, stride: int, seed: int) -> tuple[Request, ...]:
+    """The first draws whose clip lies whole in its video: not every library repeats a last frame.
+
+    Raises LoadingBenchError where too few do.
+    """
+    sampler = Sampler(corpus.frames, num_frames=num_frames, stride=stride, seed=seed)
+    drawn = [clip for clip in sampler.clips(np.arange(16 * clips)) if not clip.repeated][:clips]
+    if len(drawn) < clips:
+        span = (num_frames - 1) * stride + 1
+        raise LoadingBenchError(f"{corpus.path}: too few videos of at least {span} frames for {clips} clips")
+    return tuple(Request(clip.video, corpus.video(clip.video).facts.path, clip.frames) for clip in drawn)
+
+
+def reference(job: Job, requests: Sequence[Request], *, gap: int, content_box: bool) -> Reference:
+    """The clips as ClipLoader decodes them, with the frames `gap` before and behind; content_box: inside the black border."""
+    corpus = Corpus.open(job.corpus)
+    shifted = [_decode(corpus, job, requests, shift, content_box) for shift in (0, -gap, gap)]
+    return Reference(*shifted, gap=gap)
+
+
+def _decode(corpus: Corpus, job: Job, requests: Sequence[Request], shift: int, content_box: bool) -> Frames:
+    moved = [
+        replace(request, frames=np.clip(request.frames + shift, 0, corpus.frames[request.row] - 1))
+        for request in requests
+    ]
+    with ClipLoader(
+        corpus,
+        ListedClips(corpus, moved),
+        WholePicture(),
+        [np.array(part) for part in job.split(range(len(moved)))],
+        resolution=job.resolution,
+        content_box=content_box,
+        failure_budget=0.0,
+        failure_floor=0,
+    ) as loader:
+        return np.concatenate([batch.frames.numpy() for batch in loader])
+
+
+def packed_job(job: Job, originals: Corpus, packed: Path) -> tuple[Job, Reference]:
+    """The same clips of proxies, starts rounded down to a multiple of the stride, and what of the originals they have to show.
+
+    Raises LoadingBenchError where the corpus of proxies is not one of these originals.
+    """
+    proxies = Corpus.open(packed)
+    expected = -(-originals.frames // job.stride)
+    if not np.array_equal(proxies.frames, expected):
+        raise LoadingBenchError(
+            f"{packed}: its videos have {proxies.frames[:5].tolist()} ... frames, those of {originals.path} make "
+            f"{expected[:5].tolist()} ... at stride {job.stride}; pack that corpus with that stride"
+        )
+    onto = [replace(request, frames=request.frames // job.stride * job.stride) for request in job.requests]
+    there = [
+        Request(request.row, proxies.video(request.row).facts.path, request.frames // job.stride) for request in onto
+    ]
+    # Proxies hold the picture inside the black border.
+    wanted = reference(job, onto, gap=job.stride, content_box=True)
+    return replace(job, corpus=str(packed), requests=tuple(there), stride=1), wanted
