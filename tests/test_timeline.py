@@ -88,5 +88,7 @@ def test_a_contradictory_index_is_refused(tmp_path):
     packets = gops.packets
     assert isinstance(packets, PacketTable)
     broken = replace(gops, packets=replace(packets, frame=np.full_like(packets.frame, -1)))
-    with pytest.raises(VideoError, match=r"a\.mp4: its GOPs and packets contradict each other; run `trocar index` again"):
+    with pytest.raises(
+        VideoError, match=r"a\.mp4: its GOPs and packets contradict each other; run `trocar index` again"
+    ):
         Timeline(facts, broken).shown(0.5)
