@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .corpus import Corpus
-from .storage import is_remote
+from .video import is_remote
 from .video_files import VideoFiles
 
 

@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import fields, replace
-from pathlib import PurePosixPath
+from dataclasses import fields
 
-import fsspec
 import numpy as np
 
 from .corpus import Video, gops_digest
 from .probe import probe_video
-from .storage import is_remote, stored_version
-from .video import GopTable, PacketTable, VideoError, VideoFacts
+from .video import GopTable, PacketTable, is_remote
 
 KEPT_BYTES = 1 << 30
 
@@ -30,10 +26,9 @@ KEPT_BYTES = 1 << 30
 class VideoFiles:
     """Videos by row, as a `Corpus` has them, of files that nobody indexed. Threads may share it.
 
-    paths: files or URLs that fsspec knows; more can be added, and a path keeps its row. A URL is copied to a temporary file to be
-    probed. content_box: look for the picture inside a black border, which decodes up to 8 keyframes a video; else the whole
-    picture. kept_bytes: tables in memory; where they take more, the least recently used are probed again when next asked for.
-    A file that cannot be probed is tried again when next asked for.
+    paths: files or URLs that fsspec knows; more can be added, and a path keeps its row. content_box: look for the picture inside a
+    black border, which decodes up to 8 keyframes a video; else the whole picture. kept_bytes: tables in memory; where they take
+    more, the least recently used are dropped. What was dropped, and what could not be probed, is probed again when asked for.
     """
 
     def __init__(
@@ -97,8 +92,7 @@ class VideoFiles:
 
     def _probe(self, row: int) -> tuple[Video, GopTable]:
         path = self._paths[row]
-        probe = _probe_remote if is_remote(path) else probe_video
-        facts, gops = probe(path, content_box=self.content_box)
+        facts, gops = probe_video(path, content_box=self.content_box)
         video = Video(
             row=row,
             id=hashlib.blake2b(path.encode(errors="surrogateescape"), digest_size=8).hexdigest(),
@@ -114,23 +108,6 @@ class VideoFiles:
             gops_digest=gops_digest(gops),
         )
         return video, gops
-
-
-def _probe_remote(path: str, *, content_box: bool) -> tuple[VideoFacts, GopTable]:
-    with tempfile.TemporaryDirectory(prefix="trocar-") as folder:
-        try:
-            size_bytes, version = stored_version(path)
-            system, name = fsspec.url_to_fs(path)
-            copy = os.path.join(folder, f"video{PurePosixPath(name).suffix}")
-            system.get_file(name, copy)
-        except OSError as error:
-            reason = error.strerror or error
-            raise VideoError(f"{path}: cannot be read ({reason}); correct the URL or its permissions") from error
-        try:
-            facts, gops = probe_video(copy, content_box=content_box)
-        except VideoError as error:
-            raise VideoError(str(error).replace(copy, path)) from error
-    return replace(facts, path=path, size_bytes=size_bytes, mtime_ns=version), gops
 
 
 def _table_bytes(gops: GopTable) -> int:
