@@ -36,10 +36,12 @@ def open_video(path: str, file: Any = None) -> InputContainer:
     differ.
     """
     if file is not None or is_remote(path):
-        opened: Any = fsspec.open(path, "rb").open() if file is None else file
+        if file is None:
+            system, name = fsspec.url_to_fs(path)
+            file = system.open(name, "rb")
         # The list keeps playlists from reaching beyond the file.
         options = {"fflags": "+genpts", "protocol_whitelist": ""}
-        container = av.open(opened, "r", container_options=options, metadata_errors="replace")
+        container = av.open(file, "r", container_options=options, metadata_errors="replace")
         assert isinstance(container, InputContainer)
         return container
     # As above, and for names with colons.
