@@ -8,7 +8,7 @@ from __future__ import annotations
 import zlib
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -128,7 +128,14 @@ def shows_vp8_frame(payload: memoryview) -> bool:
 def number_frames(path: str, packets: Packets, checksum: bool) -> tuple[GopTable, np.ndarray, int]:
     """The GOP table, the frames' pts in display order (F,) and the reorder depth; adds to the packets' notes."""
     flags = np.array(packets.flags, np.uint8)
+    # FFmpeg's parsers hand out a picture when they see the next one, with the flag of what they see.
+    flags[1:] |= flags[:-1] & CORRUPT
     keys = np.flatnonzero(flags & KEY)
+    undamaged = np.flatnonzero(flags[keys] & CORRUPT == 0)
+    if not len(undamaged):
+        raise VideoError(f"{path}: its keyframes are damaged; copy the file again or leave it out")
+    first_gop = int(undamaged[0])
+    keys = keys[first_gop:]
     end = len(flags)
     backward = np.flatnonzero(np.diff(np.array(packets.pts, np.int64)[keys]) <= 0)
     if len(backward):
@@ -153,16 +160,13 @@ def number_frames(path: str, packets: Packets, checksum: bool) -> tuple[GopTable
     lengths = np.diff(np.append(keys, len(pts)))
 
     corrupt = flags & CORRUPT != 0
-    idr, clean = np.array(packets.idr[: len(keys)], bool), np.array(packets.clean[: len(keys)], bool)
+    gop_rows = slice(first_gop, first_gop + len(keys))
+    idr, clean = np.array(packets.idr[gop_rows], bool), np.array(packets.clean[gop_rows], bool)
     kept = _decodable_gops(corrupt[keys], clean)
-    if not kept.any():
-        raise VideoError(f"{path}: its keyframes are damaged; copy the file again or leave it out")
     # Pictures that lead a keyframe refer to the GOP before.
-    lead_from_nothing = np.append(False, ~kept[:-1]) & ~idr
-    orphans = np.repeat(lead_from_nothing, lengths) & (pts < np.repeat(key_pts, lengths))
-    flags |= np.where(orphans, DISPOSABLE, 0).astype(np.uint8)
+    orphans = np.repeat(np.append(False, ~kept[:-1]), lengths) & (pts < np.repeat(key_pts, lengths))
     usable = np.repeat(kept, lengths) & ~corrupt & ~orphans
-    shown = np.flatnonzero(usable & (flags & (DISCARD | HIDDEN) == 0) & (pts >= key_pts[kept][0]))
+    shown = np.flatnonzero(usable & (flags & (DISCARD | HIDDEN) == 0) & (pts >= key_pts[0]))
     shown_pts = pts[shown]
     frame_pts, shows_first = np.unique(shown_pts, return_index=True)
     num_frames = len(frame_pts)
@@ -187,17 +191,13 @@ def number_frames(path: str, packets: Packets, checksum: bool) -> tuple[GopTable
         byte_offset=np.where(no_position, -1, np.minimum.reduceat(pos, keys)),
         num_bytes=np.where(no_position, np.add.reduceat(size, keys), extent),
         leading=np.add.reduceat(pts < np.repeat(key_pts, lengths), keys).astype(np.int32),
-        idr=idr,
-        clean=clean,
+        idr=idr & kept,
+        clean=clean & kept,
         first_packet=keys,
         num_packets=lengths.astype(np.int32),
         packets=table,
-        crc32=np.array(packets.crc32[: len(keys)], np.uint32) if checksum else None,
+        crc32=np.array(packets.crc32[gop_rows], np.uint32) if checksum else None,
     )
-    if not kept.all():
-        gops = replace(gops, packets=table[np.repeat(kept, lengths)])[np.flatnonzero(kept)]
-        gops = replace(gops, first_packet=np.cumsum(gops.num_packets) - gops.num_packets)
-
     # The latest packet with a smaller pts than packet i's is the last one whose suffix minimum is smaller.
     suffix_minimum = np.minimum.accumulate(pts[::-1])[::-1]
     lag = np.searchsorted(suffix_minimum, pts) - 1 - np.arange(len(pts))
@@ -208,7 +208,6 @@ def _decodable_gops(damaged: np.ndarray, clean: np.ndarray) -> np.ndarray:
     """(G,) which GOPs decode: those with a damaged keyframe do not, nor, up to the next clean one, those behind them."""
     kept = ~damaged
     for row in np.flatnonzero(damaged):
-        if kept[:row].any():
-            next_clean = np.flatnonzero(clean[row + 1 :])
-            kept[row : row + 1 + next_clean[0] if len(next_clean) else None] = False
+        next_clean = np.flatnonzero(clean[row + 1 :])
+        kept[row : row + 1 + next_clean[0] if len(next_clean) else None] = False
     return kept

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from av.error import FFmpegError
-from av.packet import Packet
 
 from .storage import StoredFile
 from .video import GopTable, PacketTable, VideoError, VideoFacts, open_video
@@ -43,40 +42,36 @@ class DemuxReader:
         Raises VideoError where the file does not demux to those packets.
         """
         wanted = list(zip(table.pts.tolist(), table.size.tolist(), strict=True))
-        most, found = 0, False
+        most = 0
         try:
             for _ in self._seeks(gop, gops):
-                payloads: list[bytes] = []
-                for packet in self._packets_from(wanted[0][0]):
-                    found = True
-                    if (packet.pts, packet.size) != wanted[len(payloads)]:
-                        break
-                    payloads.append(bytes(packet))
-                    if len(payloads) == len(wanted):
-                        return payloads
+                payloads = self._matching(wanted)
+                if len(payloads) == len(wanted):
+                    return payloads
                 most = max(most, len(payloads))
         except (FFmpegError, OSError) as error:
             reason = error.strerror or str(error)
             raise VideoError(f"{self.video.path}: cannot be read ({reason}); copy it again or leave it out") from error
         pts, size = wanted[most]
-        missing = f"packet of {size} bytes" if found else "keyframe"
         raise VideoError(
-            f"{self.video.path}: no {missing} at timestamp {pts}; the file differs from its index, run `trocar index` again"
+            f"{self.video.path}: no packet of {size} bytes at timestamp {pts}; the file differs from its index, "
+            "run `trocar index` again"
         )
 
-    def _packets_from(self, key_pts: int) -> Iterator[Packet]:
-        """The packets that an index counts, in decode order, from the keyframe at `key_pts` on; none where it is not ahead."""
-        is_reached = is_left_out = False
+    def _matching(self, wanted: list[tuple[int, int]]) -> list[bytes]:
+        """The payloads of the packets from here on that are (pts, size) of `wanted`, up to the first that is not there."""
+        payloads: list[bytes] = []
         for packet in self.container.demux(self.stream):
             if packet.pts is None or not packet.size:
                 continue
-            if packet.is_keyframe:
-                is_left_out = packet.is_corrupt
-                if not is_reached and packet.pts > key_pts:
-                    return
-                is_reached = is_reached or packet.pts == key_pts
-            if is_reached and not is_left_out:
-                yield packet
+            pts, size = wanted[len(payloads)]
+            if (packet.pts, packet.size) == (pts, size) and (payloads or packet.is_keyframe):
+                payloads.append(bytes(packet))
+            elif payloads or (packet.is_keyframe and packet.pts > pts):
+                break
+            if len(payloads) == len(wanted):
+                break
+        return payloads
 
     def _seeks(self, gop: int, gops: GopTable) -> Iterator[None]:
         """Goes to `gop`, then, while the caller does not find its packets, further and further before it.

@@ -142,7 +142,8 @@ class GopTable:
     that range is the packets' payload, in other containers it holds headers as well. `leading` counts the packets behind
     the keyframe that are displayed before it. `idr`: nothing crosses this keyframe. `clean`: exact decoding of everything
     displayed from this keyframe on may start here. `crc32` is over the payloads in decode order, None if not asked for. A GOP
-    that an edit list hides has 0 frames. Its packets are rows first_packet .. first_packet + num_packets - 1 of `packets`.
+    that an edit list hides has 0 frames, as has one that damage makes unusable, which is neither `idr` nor `clean`. Its packets
+    are rows first_packet .. first_packet + num_packets - 1 of `packets`.
     """
 
     first_frame: np.ndarray

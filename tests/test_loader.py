@@ -99,7 +99,7 @@ def all_rows(loader: ClipLoader) -> list[Row]:
 @pytest.mark.parametrize("order", ORDERS, ids=str)
 def test_a_run_resumed_at_any_clip_goes_on_bit_by_bit(corpus, order):
     """Also in the middle of a round or a span, and where damage fails some views of a span and not others."""
-    stop = 120
+    stop = 96
     loader = load(corpus, batches(0, stop, order), order)
     reference = all_rows(loader)
     assert [row[0] for row in reference] == list(range(stop))
@@ -107,7 +107,7 @@ def test_a_run_resumed_at_any_clip_goes_on_bit_by_bit(corpus, order):
     assert [row[1:3] for row in reference] == list(zip(draws.tolist(), views.tolist(), strict=True))
     failed = {failure.draw for failure in loader.total.failures}
     assert failed
-    for first in (1, 5, 6, 17, 29, 40, 83):
+    for first in (1, 17, 40, 83):
         resumed = load(corpus, batches(first, stop, order), order, threads=1 + first % 3, prefetch=1 + first % 4)
         assert all_rows(resumed) == reference[first:]
 
@@ -115,7 +115,7 @@ def test_a_run_resumed_at_any_clip_goes_on_bit_by_bit(corpus, order):
 @pytest.mark.parametrize("order", ORDERS[:3], ids=str)
 def test_a_replacement_does_not_depend_on_where_the_run_was_interrupted(corpus, order):
     """Resumed before a view that could be read by itself, while the span it belongs to could not."""
-    stop = 120
+    stop = 96
     loader = load(corpus, batches(0, stop, order), order)
     reference = all_rows(loader)
     failed = {failure.draw for failure in loader.total.failures}
@@ -162,7 +162,7 @@ def test_a_view_is_the_same_whether_its_span_serves_one_clip_or_many(corpus, ord
         assert np.array_equal(result.pts_seconds[0], batch.pts_seconds[row])
         compared += 1
     reader.close()
-    assert compared > 40
+    assert compared > 30
 
 
 def test_every_picture_of_every_view_is_the_right_one(corpus):

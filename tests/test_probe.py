@@ -384,7 +384,7 @@ def test_repeated_and_backward_timestamps(tmp_path):
     with open(tmp_path / "joined.ts", "wb") as joined:
         joined.write((tmp_path / "a.ts").read_bytes() * 2)
     facts, gops = probe_video(tmp_path / "joined.ts")
-    assert facts.frames >= 35
+    assert facts.frames >= 34
     assert "timestamps jump back" in facts.health
     assert (np.diff(gops.pts) > 0).all()
 
