@@ -236,11 +236,13 @@ def test_a_killed_pack_goes_on(tmp_path: Path) -> None:
     corpus = write_originals(tmp_path, 200, count=8)
     whole, out = tmp_path / "whole", tmp_path / "out"
     pack(corpus, whole, workers=2)
-    command = [sys.executable, "-m", "trocar.engine.cli", "pack", str(corpus), "--out", str(out), "--workers", "2"]
-    settings = ["--short-side", "64", "--stride", "2", "--gop", "4"]
+    code = (
+        "from trocar.loaders.pack import *; from trocar.loaders.pack_settings import *; "
+        f"pack_corpus({str(corpus)!r}, {str(out)!r}, {SETTINGS!r}, workers=2, progress=False)"
+    )
     kills = 0
     for wanted in (2, 5):
-        process = subprocess.Popen([*command, *settings], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, "-c", code])
         while process.poll() is None and len(list(out.glob("videos/*/*.json"))) < wanted:
             time.sleep(0.01)
         children = children_of(process.pid)
