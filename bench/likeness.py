@@ -16,6 +16,7 @@ from fractions import Fraction
 import av
 import numpy as np
 from av.filter import Graph
+from av.filter.context import FilterContext
 from numpy.typing import NDArray
 
 from ..loaders.augment import Box, Crop
@@ -46,27 +47,34 @@ def likeness(first: Pictures, second: Pictures) -> dict[str, float]:
 def _filtered(name: str, key: str, first: Pictures, second: Pictures) -> list[float]:
     """What the filter says of each frame."""
     assert first.shape == second.shape, (first.shape, second.shape)
-    with tempfile.NamedTemporaryFile("r", encoding="ascii") as statistics_file:
-        graph = Graph()
-        graph.threads = 1
-        height, width = first.shape[1:3]
-        compare, sink = graph.add(name, f"stats_file={statistics_file.name}"), graph.add("buffersink")
-        sources = []
-        for pad in range(2):
-            sources.append(graph.add_buffer(width=width, height=height, format="rgb24", time_base=Fraction(1, 25)))
-            planar = graph.add("format", "pix_fmts=gbrp")
-            sources[-1].link_to(planar)
-            planar.link_to(compare, 0, pad)
-        compare.link_to(sink)
-        graph.configure()
-        for index, pair in enumerate(zip(first, second, strict=True)):
-            for source, picture in zip(sources, pair, strict=True):
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")
-                frame.pts, frame.time_base = index, Fraction(1, 25)
-                source.push(frame)
-            sink.pull()
-        # The filter writes its file out when it is freed.
-        del graph, compare, sink, sources, planar, source
-        values = [float(value) for value in re.findall(rf"\b{key}:([\d.]+)", statistics_file.read())]
+    with tempfile.NamedTemporaryFile("r", encoding="ascii") as file:
+        _run_filter(f"{name}=stats_file={file.name}", first, second)
+        values = [float(value) for value in re.findall(rf"\b{key}:([\d.]+)", file.read())]
     assert len(values) == len(first), f"{name} wrote {len(values)} lines for {len(first)} frames"
     return values
+
+
+def _run_filter(description: str, first: Pictures, second: Pictures) -> None:
+    """Feeds both to a filter of two inputs, which has written its file out when its graph is freed, hence on return."""
+    graph = Graph()
+    graph.threads = 1
+    name, _, options = description.partition("=")
+    compare, sink = graph.add(name, options), graph.add("buffersink")
+    sources = [_source(graph, first.shape), _source(graph, first.shape)]
+    for pad, source in enumerate(sources):
+        planar = graph.add("format", "pix_fmts=gbrp")
+        source.link_to(planar)
+        planar.link_to(compare, 0, pad)
+    compare.link_to(sink)
+    graph.configure()
+    for index, pair in enumerate(zip(first, second, strict=True)):
+        for source, picture in zip(sources, pair, strict=True):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            source.push(frame)
+        sink.pull()
+
+
+def _source(graph: Graph, shape: tuple[int, ...]) -> FilterContext:
+    size = f"video_size={shape[2]}x{shape[1]}"
+    return graph.add("buffer", f"{size}:pix_fmt=rgb24:time_base=1/25")

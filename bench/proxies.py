@@ -26,7 +26,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..loaders.augment import Box, Crop, CropRecipe
 from ..loaders.batch import LoaderCount
-from ..loaders.corpus import Video
 from ..loaders.decode import DecodeCount
 from ..loaders.pack_settings import PackSettings
 from ..loaders.probe import probe_video
@@ -37,6 +36,7 @@ from ..loaders.sampler import Clip
 from ..loaders.sequence import read_frames
 from ..loaders.span import Recipe, SpanReader
 from ..loaders.video import GopTable, VideoError, VideoFacts
+from ..loaders.video_files import VideoFiles
 from .likeness import RESOLUTION, Pictures, likeness, pictures
 from .report import row, write_rows
 
@@ -72,23 +72,6 @@ def variants(short_side: int, stride: int) -> list[Variant]:
     rows += [Variant(codec="vp9", quality=quality, **common) for quality in (16, 24, 32)]
     rows += [Variant(codec="mjpeg", quality=quality, **common) for quality in (2, 3, 5, 8)]
     return rows
-
-
-@dataclass(frozen=True)
-class _OneVideo:
-    """A corpus of one video, without a folder."""
-
-    facts: VideoFacts
-    table: GopTable
-
-    def __len__(self) -> int:
-        return 1
-
-    def video(self, row: int) -> Video:
-        return Video(row, "", self.facts, "", "", "", 1, False, 0, len(self.table), 0, "")
-
-    def gops(self, row: int) -> GopTable:
-        return self.table
 
 
 @dataclass
@@ -152,11 +135,11 @@ def measure_proxy(
     began = time.process_time()
     proxy = write_proxy(video, gops, path, settings)
     packing_seconds = time.process_time() - began
-    facts, table = probe_video(path, content_box=False)
-    clips = _RandomClips(facts.frames)
+    files = VideoFiles([path], content_box=False)
+    clips = _RandomClips(proxy.frames)
     count = LoaderCount()
     output = np.empty((1, CLIP_FRAMES, RESOLUTION, RESOLUTION, 3), np.uint8)
-    with closing(SpanReader(Recipe(_OneVideo(facts, table), clips, CropRecipe(), RESOLUTION))) as reader:
+    with closing(SpanReader(Recipe(files, clips, CropRecipe(), RESOLUTION))) as reader:
 
         def read_all() -> None:
             for draw in range(len(clips.starts)):
@@ -171,7 +154,7 @@ def measure_proxy(
         "amplification": count.amplification,
         **speed,
         "packing_cpu_seconds_per_original_frame": packing_seconds / video.frames,
-        **likeness(original, pictures(facts, table, 1)),
+        **likeness(original, pictures(files.video(0).facts, files.gops(0), 1)),
     }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 # with other work, from those they wait for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from .config import ConfigError
+from .config_error import ConfigError
 from .config_file import CONFIGS
 
 # Heavy imports stand inside the subcommands, so that `trocar --help` and a refused argument answer at once.

@@ -11,15 +11,7 @@ import yaml
 from ..kernels.pixel_loss import Normalization
 from ..loaders.resize import Resize
 from ..ssl.encoder import SIZES, Positions
-
-
-class ConfigError(Exception):
-    """A setting that cannot be used; the message names the key, the value, what is accepted and the fix."""
-
-
-def require(condition: bool, key: str, value: object, accepted: str) -> None:
-    if not condition:
-        raise ConfigError(f"{key}: {value!r} is not accepted; give {accepted}")
+from .config_error import ConfigError, require
 
 
 @dataclass(frozen=True)

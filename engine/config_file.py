@@ -11,11 +11,14 @@ import math
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from .config import Config, ConfigError
+from .config_error import ConfigError
+
+if TYPE_CHECKING:
+    from .config import Config
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CONFIG_FILE = "config.yaml"  # in a run's directory
@@ -27,6 +30,8 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     source: path of a YAML file, or the name of one of ours ("demo_cpu"). overrides: "section.key=value", the value in YAML.
     Raises ConfigError.
     """
+    from .config import Config  # brings PyTorch along
+
     path = config_path(source)
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))

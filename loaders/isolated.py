@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -50,7 +50,7 @@ def _end_with_parent(watched: Connection) -> None:
 
 def run_isolated(
     function: Callable[..., Result], jobs: Iterable[tuple[Any, ...]], workers: int
-) -> Iterator[tuple[tuple[Any, ...], Result | Exception]]:
+) -> Generator[tuple[tuple[Any, ...], Result | Exception], None, None]:
     """Calls `function(*job)` for every job and yields (job, what it returned or raised) as they end, in any order.
 
     A job that ends its process yields ProcessDied. workers: processes, at least 1. Whoever stops iterating ends the jobs in flight

@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,8 +143,9 @@ def _pack_all(
     if rows and progress:
         print("\n".join(expected_gain(corpus, rows, settings, workers).lines()), file=sys.stderr, flush=True)
     jobs = [(str(corpus.path), row, str(out), settings) for row in rows]
-    with FileProgress(len(rows), progress, "packing") as report:
-        for (_, row, _, _), result in run_isolated(pack_video, jobs, min(workers, len(rows))):
+    results = run_isolated(pack_video, jobs, min(workers, len(rows)))
+    with closing(results), FileProgress(len(rows), progress, "packing") as report:
+        for (_, row, _, _), result in results:
             if isinstance(result, Proxy):
                 proxies[row] = result
             elif isinstance(result, OSError):

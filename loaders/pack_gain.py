@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -65,11 +66,12 @@ def expected_gain(corpus: Corpus, rows: Sequence[int], settings: PackSettings, w
     tried = chosen[np.linspace(0, len(chosen) - 1, min(TRIED_VIDEOS, len(chosen))).round().astype(int)].tolist()
     jobs = [(str(corpus.path), row, settings) for row in tried]
     trials: list[tuple[float, float]] = []
-    for _, result in run_isolated(try_video, jobs, min(workers, len(jobs))):
-        if isinstance(result, tuple):
-            trials.append(result)
-        elif not isinstance(result, (VideoError, ProcessDied)):  # packing will say of these what is wrong with them
-            raise result
+    with closing(run_isolated(try_video, jobs, min(workers, len(jobs)))) as results:
+        for _, result in results:
+            if isinstance(result, tuple):
+                trials.append(result)
+            elif not isinstance(result, (VideoError, ProcessDied)):  # packing will say what is wrong with these
+                raise result
     bytes_per_frame, seconds_per_frame = np.mean(trials, axis=0) if trials else (None, None)
     span = (CLIP_FRAMES - 1) * settings.stride + 1
     counted = chosen[np.linspace(0, len(chosen) - 1, min(COUNTED_VIDEOS, len(chosen))).round().astype(int)].tolist()

@@ -103,6 +103,13 @@ def test_module_and_script_are_the_same_program(tmp_path: Path) -> None:
         assert shown.stdout.strip() == version
 
 
+def test_processes_that_import_the_command_line_stay_small(tmp_path: Path) -> None:
+    """Those of `trocar index` and `trocar pack` import the module that started them."""
+    code = "import trocar.engine.cli, sys; print([name for name in ('torch', 'timm', 'pyarrow', 'av') if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
 def test_made_videos_show_their_scene(tmp_path: Path) -> None:
     paths = make_videos(tmp_path, num_videos=2, seconds=0.4)
     assert len(paths) == 2
