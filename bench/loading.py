@@ -159,12 +159,16 @@ def _measure(entries: Sequence[_Entry], rounds: int) -> None:
 
 
 def _describe(corpus: Corpus, requests: Sequence[Request]) -> list[str]:
-    """Codec, size and GOP of the videos that the clips come from, each kind once."""
-    kinds = set()
+    """Codec and size of the videos that the clips come from, with the range of their mean GOPs."""
+    gops: dict[str, list[float]] = {}
     for row_number in {request.row for request in requests}:
-        facts, gops = corpus.video(row_number).facts, corpus.gops(row_number)
-        kinds.add(f"{facts.codec} {facts.width}x{facts.height}, {facts.frames / len(gops):.0f} frames a GOP")
-    return sorted(kinds)
+        facts = corpus.video(row_number).facts
+        mean_gop = facts.frames / len(corpus.gops(row_number))
+        gops.setdefault(f"{facts.codec} {facts.width}x{facts.height}", []).append(mean_gop)
+    return [
+        f"{kind}, {min(values):.0f}{f' to {max(values):.0f}' if max(values) > min(values) else ''} frames a GOP"
+        for kind, values in sorted(gops.items())
+    ]
 
 
 def _row(entry: _Entry, entries: Sequence[_Entry], facts: dict[str, Any]) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 Frames = NDArray[np.uint8]
 
-# In levels of 255, averaged over a frame. Between two frames that differ by less than the first nothing is decided.
+# In levels of 255, averaged over a frame. Between two frames that differ by less than the first nothing is decided. Above the
+# second colours or view are wrong, which neighbours do not show: docs/performance.md, "Loading", has what was measured.
 LEAST_MOTION = 0.5
-LARGEST_DIFFERENCE = 6.0
+LARGEST_DIFFERENCE = 4.0
 
 
 @dataclass(frozen=True)

@@ -88,11 +88,7 @@ class Worker:
     def close(self) -> None:
         """Ends the process. How it ends does not matter: some libraries crash while they unload."""
         self._connection.close()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._status()
 
     def _send(self, order: str) -> None:
         try:
@@ -119,9 +115,17 @@ class Worker:
         return [line.strip() for line in lines if line.strip()]
 
     def _epitaph(self) -> str:
-        status = self._process.wait(timeout=10)
+        status = self._status()
         last = (self.messages() or ["it wrote nothing"])[-1]
         return f"its process ended with status {status}: {last}"
+
+    def _status(self) -> int:
+        """Waits for the process to end, not for long; its exit status."""
+        try:
+            return self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
 
 
 def serve(descriptor: int) -> None:
