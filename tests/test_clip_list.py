@@ -202,7 +202,8 @@ def test_videos_by_path_id_and_row(folder, corpus, monkeypatch):
 )
 @pytest.mark.parametrize("timing", [{"stride": 2}, {"stride": None, "sample_fps": 12.5}])
 def test_segments_are_spaced_evenly(folder, segments, row, timing):
-    name, start, _, end = (*row, None)[:4]
+    name, start, _, *rest = row
+    end = rest[0] if rest else None
     begins = BEGINS[name]
     first = shown(name, start or 0)
     last = shown(name, begins[-1] if end is None else end)
@@ -377,6 +378,7 @@ def test_lists_that_cannot_be(folder, corpus):
     for options in wrong:
         with pytest.raises(ValueError, match="give either stride, at least 1, or sample_fps, above 0"):
             ClipList(rows, **{"num_frames": FRAMES, "stride": 2, **options})
-    for options in ({"num_frames": 0}, {"segments": -1}, {"max_spares": -1}):
+    too_few: list[dict[str, Any]] = [{"num_frames": 0}, {"segments": -1}, {"max_spares": -1}]
+    for options in too_few:
         with pytest.raises(ValueError, match="num_frames must be at least 1, segments and max_spares at least 0"):
             ClipList(rows, **{"num_frames": FRAMES, "stride": 2, **options})

@@ -166,6 +166,7 @@ def test_an_iteration_that_is_left_early(rows):
     training, evaluation = load(rows), load(rows, training=False)
     for number in range(3):
         for loader in (training, evaluation):
+            first: list[int] = []
             for batch in loader:
                 first = batch.numbers.tolist()
                 break
