@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from enum import IntFlag
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import av
 import fsspec
@@ -36,10 +36,10 @@ def open_video(path: str, file: Any = None) -> InputContainer:
     differ.
     """
     if file is not None or is_remote(path):
-        opened: Any = fsspec.open(path, "rb").open() if file is None else file
+        file = file or cast(Any, fsspec.open(path, "rb")).open()
         # The list keeps playlists from reaching beyond the file.
         options = {"fflags": "+genpts", "protocol_whitelist": ""}
-        container = av.open(opened, "r", container_options=options, metadata_errors="replace")
+        container = av.open(file, "r", container_options=options, metadata_errors="replace")
         assert isinstance(container, InputContainer)
         return container
     # As above, and for names with colons.
