@@ -52,7 +52,8 @@ def read_packets(
     packets = Packets(*(array(kind) for kind in "qqqqBqbbbq"), notes=[])
     codec = stream.codec_context.codec.canonical_name
     nal_codec = codec if codec in ("h264", "hevc") else ""
-    length_size = nal_length_size(nal_codec, stream.codec_context.extradata or b"")
+    extradata = stream.codec_context.extradata or b""
+    length_size = nal_length_size(nal_codec, extradata)
     is_vp8 = codec == "vp8"
     all_pts, all_dts, all_pos, all_size, all_flags = packets.pts, packets.dts, packets.pos, packets.size, packets.flags
     disposable_layer = _disposable_layer(codec)
@@ -70,6 +71,10 @@ def read_packets(
             dts, pos, payload = packet.dts, packet.pos, memoryview(packet)
             flags, layer = 0, -1
             if packet.is_keyframe:
+                if packet.has_sidedata("new_extradata") and bytes(packet.get_sidedata("new_extradata")) != extradata:
+                    raise VideoError(
+                        f"{path}: its coding parameters change at packet {len(all_pts)}, outside of packets; split or re-encode it"
+                    )
                 flags = KEY
                 idr, clean = keyframe_kind(nal_codec, payload, length_size) if nal_codec else (True, True)
                 packets.idr.append(idr)

@@ -106,7 +106,7 @@ class Patient:
         self.whole = self.path.read_bytes()
         self.source: Any = corpus
 
-    def write(self, data: bytes, hide: bool) -> None:
+    def write(self, data: bytes | bytearray, hide: bool) -> None:
         self.path.write_bytes(data)
         if hide:
             os.utime(self.path, ns=(0, self.facts.mtime_ns))

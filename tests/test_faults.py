@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import json
 import logging
 import os
@@ -12,9 +14,11 @@ import time
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import clips
+import fsspec
 import numpy as np
 import pytest
 from damage import Patient
@@ -219,6 +223,55 @@ def test_clips_on_both_sides_of_a_damaged_keyframe_are_right(tmp_path, open_gop)
 
 def decoding_threads() -> int:
     return sum(thread.name.startswith("decode") for thread in threading.enumerate())
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("count", [400, pytest.param(5000, marks=pytest.mark.slow)])
+def test_memory_and_descriptors_stay_flat_on_every_way_in(tmp_path, count):
+    """Windows by place, of one picture each, demuxed and remote ones, and clips that fail among them."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    ways: list[tuple[str, dict[str, Any]]] = [
+        ("0.mp4", {"gop": 12, "b_frames": 2}), ("1.avi", {"gop": 1, "codec": "mjpeg"}), ("2.ts", {"gop": 12}),
+        ("3.mp4", {"gop": 12}),
+    ]  # fmt: skip
+    for row, (name, encoding) in enumerate(ways):
+        clips.write_numbered(folder / name, 60, video_id=row, **encoding)
+    store = fsspec.filesystem("memory")
+    store.pipe_file("/flat/4.mp4", (folder / "0.mp4").read_bytes())
+    sources = [folder, "memory://flat"]
+    index_corpus(sources, tmp_path / "index", workers=1, content_box=False, checksum=True, progress=False)
+    corpus = Corpus.open(tmp_path / "index")
+    assert len(corpus) == 5
+    damaged = next(corpus.video(row).facts for row in range(5) if corpus.video(row).facts.path.endswith("3.mp4"))
+    data = bytearray((folder / "3.mp4").read_bytes())
+    data[len(data) // 3] ^= 1
+    (folder / "3.mp4").write_bytes(data)
+    os.utime(folder / "3.mp4", ns=(0, damaged.mtime_ns))
+    sampler = Sampler(corpus.frames, num_frames=8, stride=3, seed=1)
+    numbers = [np.arange(4) + 4 * batch for batch in range(count // 4)]
+    videos: set[int] = set()
+    with ClipLoader(
+        corpus, sampler, WHOLE, numbers, resolution=64, content_box=False, threads=2, failure_budget=1.0
+    ) as loader:
+        for batch in itertools.islice(loader, count // 16):
+            videos |= set(batch.videos.tolist())
+        gc.collect()
+        memory, descriptors = resident_bytes(), len(os.listdir("/proc/self/fd"))
+        for _ in loader:
+            pass
+        gc.collect()
+        growth = resident_bytes() - memory
+    assert len(videos) == 5
+    assert loader.total.failures
+    assert loader.total.clips == count
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
+    store.rm("/flat", recursive=True)
+    print(f"\n{count} clips: resident memory grew by {growth / 1e6:.1f} MB after the first quarter")
+    assert growth < 24e6
 
 
 def test_nothing_stays_open_after_failures(tmp_path):

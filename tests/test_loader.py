@@ -17,6 +17,7 @@ from trocar.loaders.batch import ClipBatch
 from trocar.loaders.corpus import Corpus
 from trocar.loaders.cpu import ClipLoader
 from trocar.loaders.index import index_corpus
+from trocar.loaders.loader import BaseClipLoader
 from trocar.loaders.order import ClipOrder
 from trocar.loaders.sampler import Sampler
 from trocar.loaders.span import SpanReader
@@ -225,7 +226,7 @@ def test_the_count_tells_spans_from_clips_and_counts_the_widened_window(corpus, 
     assert total.amplification == total.packets_decoded / used
 
 
-def waiting_clips(loader: ClipLoader) -> int:
+def waiting_clips(loader: BaseClipLoader[Any]) -> int:
     spans = {id(span): span for span in loader._due.values()}
     for plan in loader._ahead:
         spans |= {id(span): span for span, _ in plan.clips}

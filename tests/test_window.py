@@ -34,8 +34,8 @@ pytestmark = pytest.mark.timeout(300)
 
 HIDDEN = {"hidden_frames": True}
 OPEN = {"b_frames": 3, "open_gop": True}
-HEVC, VP8, VP9 = ({"codec": codec} for codec in ("libx265", "libvpx", "libvpx-vp9"))
-MPEG4, MJPEG = {"codec": "mpeg4"}, {"codec": "mjpeg"}
+HEVC, VP8, VP9 = (dict[str, Any](codec=codec) for codec in ("libx265", "libvpx", "libvpx-vp9"))
+MPEG4, MJPEG = (dict[str, Any](codec=codec) for codec in ("mpeg4", "mjpeg"))
 
 
 def x264(gop: int, rest: str) -> dict[str, Any]:
@@ -168,9 +168,12 @@ def test_packets_and_files_in_memory_give_the_same_right_frames(tmp_path, case, 
 def from_dali(windows: list[Window]) -> list[np.ndarray]:
     """(F, H, W, 3) of each window, by DALI's decoder on the CPU."""
     pytest.importorskip("nvidia.dali")
-    from nvidia.dali import fn, pipeline_def
+    from nvidia.dali import fn
+    from nvidia.dali.pipeline import pipeline_def
 
-    @pipeline_def(batch_size=len(windows), num_threads=1, device_id=None)
+    options: dict[str, Any] = {"batch_size": len(windows), "num_threads": 1, "device_id": None}
+
+    @pipeline_def(**options)
     def decoding() -> Any:
         files = [window.mux() for window in windows], [window.ranks for window in windows]
         data, ranks = fn.external_source(source=lambda: files, num_outputs=2)
@@ -179,7 +182,7 @@ def from_dali(windows: list[Window]) -> list[np.ndarray]:
     pipeline = decoding()
     pipeline.build()
     (pictures,) = pipeline.run()
-    return [pictures.at(index) for index in range(len(windows))]
+    return [np.asarray(pictures.at(index)) for index in range(len(windows))]
 
 
 DALI_CASES = [row for row, (_, _, encoding) in enumerate(CASES) if encoding.get("codec", "")[:5] in ("libvp", "mjpeg")]
@@ -219,7 +222,7 @@ def test_hidden_pictures_of_vp8_are_decoded_and_not_counted(tmp_path, gop):
 
 @pytest.mark.parametrize("case", range(0, len(CASES), 3), ids=lambda case: str(CASES[case]))
 def test_torchcodec_picks_the_same_frames_from_files_in_memory(tmp_path, case):
-    decoders = pytest.importorskip("torchcodec.decoders", exc_type=(ImportError, RuntimeError))
+    decoders = pytest.importorskip("torchcodec.decoders", exc_type=ImportError)
     source = write_case(tmp_path, case)
     reader = WindowReader(source.facts)
     for frames in random_clips(np.random.default_rng(case), source.facts.frames, 3):
@@ -323,15 +326,15 @@ def without_usability_information(unit: bytes) -> bytes:
     bits.take(16)
     bits.golomb()
     if profile >= 100:
-        assert bits.golomb() == 1
-        bits.golomb(), bits.golomb()
+        assert [bits.golomb() for _ in range(3)] == [1, 0, 0]
         assert bits.take(2) == 0
     bits.golomb()
     if bits.golomb() == 0:
         bits.golomb()
     bits.golomb()
     bits.take(1)
-    bits.golomb(), bits.golomb()
+    for _ in range(2):
+        bits.golomb()
     assert bits.take(1) == 1
     bits.take(1)
     if bits.take(1):
@@ -441,6 +444,25 @@ def test_parameters_that_change_on_the_way_come_with_the_packets(tmp_path, name,
     assert source.facts.frames == 96
     wanted = [np.arange(50, 60), np.arange(3, 20), np.arange(40, 56), np.array([90]), np.array([2, 30, 70])]
     assert len(check_windows(source, iter(wanted))) == 5
+
+
+def test_parameters_that_change_outside_of_the_packets_are_refused(tmp_path):
+    """FLV sends new ones as a tag of their own, which a window would not hold."""
+    for part, rest in enumerate(["cabac=0:ref=4", "cabac=1:ref=1"]):
+        options = x264(12, f"bframes=0:{rest}")
+        clips.write_numbered(tmp_path / f"{part}.flv", 36, first_number=36 * part, **options)
+    joined, data, at = bytearray((tmp_path / "0.flv").read_bytes()), bytearray((tmp_path / "1.flv").read_bytes()), 13
+    while at < len(data):
+        size, milliseconds = int.from_bytes(data[at + 1 : at + 4], "big"), int.from_bytes(data[at + 4 : at + 7], "big")
+        data[at + 4 : at + 7] = (milliseconds + 36 * 40).to_bytes(3, "big")
+        end = at + 11 + size + 4
+        if data[at] == 9 and size > 5:  # pictures and parameters, no end of sequence
+            joined += data[at:end]
+        at = end
+    (tmp_path / "a.flv").write_bytes(joined)
+    assert probe_video(tmp_path / "0.flv")[0].frames == 36
+    with pytest.raises(VideoError, match=r"a\.flv: its coding parameters change at packet 36"):
+        probe_video(tmp_path / "a.flv")
 
 
 @dataclass
