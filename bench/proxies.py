@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from ..loaders.video_files import VideoFiles
 from .likeness import RESOLUTION, Pictures, likeness, pictures
 from .report import row, write_rows
 
-CLIP_FRAMES, MOST_CLIPS, PASSES = 16, 64, 3
+CLIP_FRAMES, MOST_CLIPS, ROUNDS = 16, 64, 5
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,15 @@ class _RandomClips:
         return [Clip(int(n), view, spare, 0, self.starts[int(n)] + frames, 0) for n in np.asarray(draws)]
 
 
+@dataclass(frozen=True)
+class Arm:
+    """One way to store a video: what is known of it, its number of clips, and what reads all of these once."""
+
+    figures: dict[str, Any]
+    clips: int
+    read_all: Callable[[], object]
+
+
 def bench_proxies(
     paths: Sequence[str | Path],
     *,
@@ -102,108 +111,113 @@ def bench_proxies(
     out: Path | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
-    """Measures all variants on each video and writes the rows to `out`. tell: called with each row of the table as it is measured.
+    """Measures all variants on each video and writes the rows to `out`. tell: called with each line of the table.
 
     Raises VideoError where a video cannot be read or is too short for a clip, ValueError on settings out of range.
     """
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for path in paths:
-            video, gops = probe_video(path)
-            if -(-video.frames // stride) < CLIP_FRAMES:
-                raise VideoError(
-                    f"{path}: {video.frames} frames at stride {stride} hold no clip of {CLIP_FRAMES}; name a longer video"
-                )
-            original = pictures(video, gops, stride)
-            named = {"video": Path(path).name, "width": video.width, "height": video.height, "stride": stride}
-            for variant in variants(short_side, stride):
-                measured = measure_proxy(video, gops, original, variant, Path(folder) / "proxy.mp4")
-                rows.append(row("proxies", torch.device("cpu"), {**named, "variant": variant.label, **measured}))
+    chosen = variants(short_side, stride)
+    for path in paths:
+        video, gops = probe_video(path)
+        if -(-video.frames // stride) < CLIP_FRAMES:
+            raise VideoError(
+                f"{path}: {video.frames} frames at stride {stride} hold no clip of {CLIP_FRAMES}; name a longer video"
+            )
+        original = pictures(video, gops, stride)
+        named = {"video": Path(path).name, "width": video.width, "height": video.height, "stride": stride}
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
+            arms = [
+                proxy_arm(video, gops, original, variant, Path(folder) / f"{number}.mp4", opened)
+                for number, variant in enumerate(chosen)
+            ]
+            arms.append(uncompressed_arm(video, gops, original, chosen[0], Path(folder) / "uncompressed"))
+            for arm, speed in zip(arms, measure_speeds(arms), strict=True):
+                rows.append(row("proxies", torch.device("cpu"), {**named, **arm.figures, **speed}))
                 tell(table_line(rows[-1]))
-            measured = measure_raw(video, gops, original, variants(short_side, stride)[0], Path(folder) / "raw")
-            rows.append(row("proxies", torch.device("cpu"), {**named, "variant": "uncompressed RGB", **measured}))
-            tell(table_line(rows[-1]))
     if out is not None:
         write_rows(out, rows)
     return rows
 
 
-def measure_proxy(
-    video: VideoFacts, gops: GopTable, original: Pictures, settings: PackSettings, path: Path
-) -> dict[str, Any]:
-    """Packs one variant, reads clips from it and compares it with `original`, (F, R, R, 3)."""
+def proxy_arm(
+    video: VideoFacts, gops: GopTable, original: Pictures, variant: Variant, path: Path, opened: ExitStack
+) -> Arm:
+    """Packs one variant into `path` and compares it with `original`, (F, R, R, 3). opened: closes its reader."""
     began = time.process_time()
-    proxy = write_proxy(video, gops, path, settings)
+    proxy = write_proxy(video, gops, path, variant)
     packing_seconds = time.process_time() - began
     files = VideoFiles([path], content_box=False)
     clips = _RandomClips(proxy.frames)
-    count = LoaderCount()
+    reader = opened.enter_context(closing(SpanReader(Recipe(files, clips, CropRecipe(), RESOLUTION))))
     output = np.empty((1, CLIP_FRAMES, RESOLUTION, RESOLUTION, 3), np.uint8)
-    with closing(SpanReader(Recipe(files, clips, CropRecipe(), RESOLUTION))) as reader:
 
-        def read_all() -> None:
-            for draw in range(len(clips.starts)):
-                result = reader.read(draw, (0,), output)
-                if result.is_lost:
-                    raise VideoError(result.count.failures[0].reason)
-                count.add(result.count)
+    def read_all() -> LoaderCount:
+        count = LoaderCount()
+        for draw in range(len(clips.starts)):
+            result = reader.read(draw, (0,), output)
+            if result.is_lost:
+                raise VideoError(result.count.failures[0].reason)
+            count.add(result.count)
+        return count
 
-        speed = _speed(read_all, len(clips.starts))
-    return {
+    figures = {
+        "variant": variant.label,
         "bytes_per_frame": proxy.size_bytes / proxy.frames,
-        "amplification": count.amplification,
-        **speed,
+        "amplification": read_all().amplification,
         "packing_cpu_seconds_per_original_frame": packing_seconds / video.frames,
         **likeness(original, pictures(files.video(0).facts, files.gops(0), 1)),
     }
+    return Arm(figures, len(clips.starts), read_all)
 
 
-def measure_raw(
-    video: VideoFacts, gops: GopTable, original: Pictures, settings: PackSettings, path: Path
-) -> dict[str, Any]:
-    """The same of uncompressed frames at the proxy's size in a memory-mapped file."""
+def uncompressed_arm(video: VideoFacts, gops: GopTable, original: Pictures, settings: PackSettings, path: Path) -> Arm:
+    """RGB frames at the proxy's size in a memory-mapped file, cropped and resized by the same filters."""
     scaler = PictureScaler(video, settings)
     wanted = np.arange(0, video.frames, settings.stride)
-    shape = (len(wanted), scaler.height, scaler.width, 3)
-    stored = np.memmap(path, np.uint8, "w+", shape=shape)
+    stored = np.memmap(path, np.uint8, "w+", shape=(len(wanted), scaler.height, scaler.width, 3))
     for index, (_, _, frame) in enumerate(read_frames(video, gops, wanted, DecodeCount())):
         stored[index] = scaler(frame).to_ndarray(format="rgb24")
     content = Box(0, 0, scaler.width, scaler.height)
-    clips = _RandomClips(len(wanted))
+    starts = _RandomClips(len(wanted)).starts
+
+    def resized(first: int, stop: int, crop: Crop) -> Pictures:
+        resizer = Resizer(crop, 0, RESOLUTION)
+        frames = (av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24") for picture in stored[first:stop])
+        return np.stack([resizer(frame) for frame in frames])
 
     def read_all() -> None:
-        for draw, start in enumerate(clips.starts):
-            resizer = Resizer(CropRecipe().crop(content, seed=0, draw=draw), 0, RESOLUTION)
-            for picture in stored[start : start + CLIP_FRAMES]:
-                resizer(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24"))
+        for draw, start in enumerate(starts.tolist()):
+            resized(start, start + CLIP_FRAMES, CropRecipe().crop(content, seed=0, draw=draw))
 
-    speed = _speed(read_all, len(clips.starts))
-    whole = Resizer(Crop(content, False), 0, RESOLUTION)
-    resized = np.stack([whole(av.VideoFrame.from_ndarray(np.ascontiguousarray(p), "rgb24")) for p in stored])
-    return {
-        "bytes_per_frame": math.prod(shape[1:]),
+    figures = {
+        "variant": "uncompressed RGB",
+        "bytes_per_frame": math.prod(stored.shape[1:]),
         "amplification": 1.0,
-        **speed,
         "packing_cpu_seconds_per_original_frame": None,
-        **likeness(original, resized),
+        **likeness(original, resized(0, len(stored), Crop(content, False))),
     }
+    return Arm(figures, len(starts), read_all)
 
 
-def _speed(read_all: Callable[[], None], num_clips: int) -> dict[str, Any]:
-    """CPU time, since other work on the machine would count in wall time."""
-    read_all()  # files are opened and caches warm
-    seconds = []
-    for _ in range(PASSES):
-        began = time.process_time()
-        read_all()
-        seconds.append(time.process_time() - began)
+def measure_speeds(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """CPU time of reading all clips of each arm. They take turns, so that whatever else the machine does meets all of them."""
+    seconds: list[list[float]] = [[] for _ in arms]
+    for _ in range(ROUNDS):
+        for arm, measured in zip(arms, seconds, strict=True):
+            began = time.process_time()
+            arm.read_all()
+            measured.append(time.process_time() - began)
+    return [_speed(arm, measured) for arm, measured in zip(arms, seconds, strict=True)]
+
+
+def _speed(arm: Arm, seconds: list[float]) -> dict[str, Any]:
     median = statistics.median(seconds)
     return {
-        "clips": num_clips,
-        "frames_per_core_second": num_clips * CLIP_FRAMES / median,
-        "clips_per_core_second": num_clips / median,
+        "clips": arm.clips,
+        "rounds": len(seconds),
+        "clips_per_core_second": arm.clips / median,
+        "frames_per_core_second": arm.clips * CLIP_FRAMES / median,
         "spread_percent": 100 * (max(seconds) - min(seconds)) / median,
-        "passes": PASSES,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,15 @@ from trocar.bench import proxies as bench
 from trocar.bench.likeness import likeness, pictures
 from trocar.bench.packed import compare_loading, measure_loading
 from trocar.bench.packed import table as loading_table
-from trocar.bench.proxies import Variant, bench_proxies, measure_proxy, measure_raw, table_line, variants
+from trocar.bench.proxies import (
+    Variant,
+    bench_proxies,
+    measure_speeds,
+    proxy_arm,
+    table_line,
+    uncompressed_arm,
+    variants,
+)
 from trocar.bench.report import read_rows
 from trocar.engine.cli import main
 from trocar.loaders.corpus import Corpus
@@ -35,7 +44,14 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def measured(original: Path, folder: Path, variant: Variant) -> dict[str, Any]:
     video, gops = probe_video(original)
-    return measure_proxy(video, gops, pictures(video, gops, variant.stride), variant, folder / "p.mp4")
+    with ExitStack() as opened:
+        arm = proxy_arm(video, gops, pictures(video, gops, variant.stride), variant, folder / "p.mp4", opened)
+        return {**arm.figures, **measure_speeds([arm])[0]}
+
+
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "ROUNDS", 2)
 
 
 @pytest.mark.parametrize("gop", [1, 4, 8])
@@ -60,7 +76,7 @@ def test_better_quality_is_more_alike_and_larger(original: Path, tmp_path: Path)
 def test_uncompressed_frames_differ_by_scaling_alone(original: Path, tmp_path: Path) -> None:
     video, gops = probe_video(original)
     seen = pictures(video, gops, 2)
-    figures = measure_raw(video, gops, seen, PackSettings(short_side=96, stride=2), tmp_path / "raw")
+    figures = uncompressed_arm(video, gops, seen, PackSettings(short_side=96, stride=2), tmp_path / "raw").figures
     assert figures["bytes_per_frame"] == 128 * 96 * 3
     assert figures["amplification"] == 1
     assert figures["psnr_db"] > 40
@@ -98,7 +114,7 @@ def test_rows_and_table(original: Path, tmp_path: Path, monkeypatch: pytest.Monk
     rows = read_rows(out)
     assert [row["variant"] for row in rows] == ["h264 gop 8 quality 23", "mjpeg gop 1 quality 3", "uncompressed RGB"]
     assert {row["benchmark"] for row in rows} == {"proxies"}
-    assert {"machine", "versions", "commit", "spread_percent", "passes", "clips"} <= set(rows[0])
+    assert {"machine", "versions", "commit", "spread_percent", "rounds", "clips"} <= set(rows[0])
     lines = capsys.readouterr().out.splitlines()
     assert lines[2:] == [table_line(row) for row in rows]
     assert len({line.count("|") for line in lines}) == 1
