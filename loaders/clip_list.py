@@ -33,14 +33,16 @@ class ClipList:
     between the two; where it is longer, it starts at the start. A start of None is the video's first frame, and then an end of None
     is its last; so is an end behind it. A clip that reaches beyond the video repeats its last frame. label: anything.
 
-    videos: a corpus, or VideoFiles that several lists share; None: the files are probed when they are first needed. num_frames: T.
-    Exactly one of stride (frames from one clip frame to the next) and sample_fps (clip frames a second, each the frame nearest in
-    time). segments: 0 for training, where a clip lies at random (keyed by seed, draw and view), else S; one lies in the middle,
-    several reach from the start to the end. shuffle: items in another order in each pass. max_spares: how many other items, one
-    after the other, stand in for one that cannot be read; 0 leaves it out. content_box: for files that are probed, see VideoFiles.
+    videos: a corpus, or VideoFiles that several lists share; None: the files are probed when they are first needed. In a corpus of
+    proxies the originals' paths are known as well. num_frames: T. Exactly one of stride (frames from one clip frame to the next, of
+    the original where a video is a proxy) and sample_fps (clip frames a second, each the frame nearest in time). segments: 0 for
+    training, where a clip lies at random (keyed by seed, draw and view), else S; one lies in the middle, several reach from the
+    start to the end. shuffle: items in another order in each pass. max_spares: how many other items, one after the other, stand in
+    for one that cannot be read; 0 leaves it out. content_box: for files that are probed, see VideoFiles.
 
-    Raises ValueError, which names the item, where a row is not such a one. What only the file can tell, as that it is missing or
-    ends before the start, becomes the clip's `problem`, which loaders treat as they do a file that cannot be read.
+    Raises ValueError, which names the item, where a row is not such a one, and where proxies hold too few frames. What only the
+    file can tell, as that it is missing or ends before the start, becomes the clip's `problem`, which loaders treat as they do a
+    file that cannot be read.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class ClipList:
         self.num_frames, self.segments, self.shuffle = num_frames, segments, shuffle
         self.max_spares, self.seed = max_spares, seed
         self._list = ClipRows.read(clips, self.videos, need_ends=segments > 1)
+        if isinstance(videos, Corpus):
+            check_proxies(videos, np.unique(self._list.videos), stride=stride, sample_fps=sample_fps)
 
     def __len__(self) -> int:
         """N, the items of the list."""
@@ -117,16 +121,18 @@ class ClipList:
     def _clip(self, draw: int, item: int, word: NDArray[np.uint32], view: int, spare: int) -> Clip:
         row, label = int(self._list.videos[item]), self._list.labels[item]
         try:
-            timeline = Timeline(self.videos.video(row).facts, self.videos.gops(row))
-            first, latest = self._range(timeline, item)
+            video = self.videos.video(row)
+            timeline = Timeline(video.facts, self.videos.gops(row))
+            steps = self._steps if self._by_time else self._steps // video.packed_stride
+            first, latest = self._range(timeline, item, steps)
             begin = first + self._offset(max(latest - first, 0), draw, word)
-            frames, repeated = self._frames(timeline, begin)
+            frames, repeated = self._frames(timeline, begin, steps)
         except VideoError as error:
             nothing = np.zeros(self.num_frames, np.int64)
             return Clip(draw, view, spare, row, nothing, 0, label, problem=f"{error} (item {item} of the list)")
         return Clip(draw, view, spare, row, frames, repeated, label)
 
-    def _range(self, timeline: Timeline, item: int) -> tuple[int, int]:
+    def _range(self, timeline: Timeline, item: int, steps: NDArray[Any]) -> tuple[int, int]:
         """The first and the last frame at which a clip of the item may start; the last is below the first where none fits."""
         start, end, video = self._list.starts[item], self._list.ends[item], timeline.video
         if start >= video.duration_seconds:
@@ -138,8 +144,8 @@ class ClipList:
             return first, first
         last = timeline.last if math.isnan(end) else timeline.shown(end)
         if self._by_time:
-            return first, timeline.shown(timeline.seconds(last) - self._steps[-1])
-        return first, last - int(self._steps[-1])
+            return first, timeline.shown(timeline.seconds(last) - steps[-1])
+        return first, last - int(steps[-1])
 
     def _offset(self, room: int, draw: int, word: NDArray[np.uint32]) -> int:
         """Where a clip starts that may start 0 .. room frames behind its first frame."""
@@ -148,11 +154,28 @@ class ClipList:
         gaps = self.segments - 1
         return (2 * room * (draw % self.segments) + gaps) // (2 * gaps) if gaps else room // 2
 
-    def _frames(self, timeline: Timeline, begin: int) -> tuple[NDArray[np.int64], int]:
+    def _frames(self, timeline: Timeline, begin: int, steps: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
         """(T,) the frames of a clip that starts at frame `begin`, and how many of them repeat the video's last one."""
         if self._by_time:
-            seconds = timeline.seconds(begin) + self._steps
+            seconds = timeline.seconds(begin) + steps
             half_way_out = (timeline.seconds(timeline.last) + timeline.video.duration_seconds) / 2
             return timeline.nearest(seconds), int((seconds >= half_way_out).sum())
-        frames = begin + self._steps
+        frames = begin + steps
         return np.minimum(frames, timeline.last), int((frames > timeline.last).sum())
+
+
+def check_proxies(
+    corpus: Corpus, rows: NDArray[np.int64] | slice, *, stride: int | None, sample_fps: float | None
+) -> None:
+    """Raises ValueError where some of these videos are proxies that lack frames of a clip."""
+    packed, fps = corpus.packed_stride[rows], corpus.fps[rows]
+    if stride is not None and (unfit := packed[stride % packed != 0]).size:
+        raise ValueError(
+            f"stride {stride} is not a multiple of {unfit[0]}, the stride with which videos of {corpus.path} were packed; give a "
+            f"multiple, or pack the originals again: trocar pack --stride {stride}"
+        )
+    if sample_fps is not None and (slow := fps[(packed > 1) & (fps < sample_fps * 0.999)]).size:
+        raise ValueError(
+            f"sample_fps {sample_fps:g} is more than the {slow.min():g} frames a second of proxies in {corpus.path}; give less, or "
+            "pack the originals again with a smaller trocar pack --stride"
+        )

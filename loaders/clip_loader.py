@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from .augment import CropRecipe
-from .clip_list import ClipList
+from .clip_list import ClipList, check_proxies
 from .corpus import Corpus
 from .epochs import EpochLoader
 from .evaluation_crops import EvaluationCrops
@@ -101,7 +101,9 @@ def clip_loader(
                 "a corpus is drawn from in random order, and is the videos; videos and shuffle=False go with a list"
             )
         videos = clips
-        source = Sampler(clips.frames, video_fps=clips.fps, **timing)
+        check_proxies(clips, slice(None), stride=stride, sample_fps=sample_fps)
+        own_stride = None if stride is None else stride // clips.packed_stride
+        source = Sampler(clips.frames, video_fps=clips.fps, **{**timing, "stride": own_stride})
         draws = source.num_spans
     else:
         if isinstance(clips, Corpus):

@@ -84,7 +84,9 @@ def _row_finder(videos: Corpus | VideoFiles) -> Callable[[Any, str], int]:
             return videos.add(video)
 
         return add
-    rows = {name: row for row, known in enumerate(videos.scan("id", "path")) for name in (known["id"], known["path"])}
+    rows: dict[str, int] = {}
+    for name in ("original", "id", "path"):
+        rows.update({known[name]: row for row, known in enumerate(videos.scan(name)) if known[name]})
 
     def find(video: Any, named: str) -> int:
         if isinstance(video, (int, np.integer)) and not isinstance(video, bool) and 0 <= video < len(videos):

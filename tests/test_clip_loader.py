@@ -21,6 +21,8 @@ from trocar.loaders.corpus import Corpus
 from trocar.loaders.epochs import EpochLoader
 from trocar.loaders.index import index_corpus
 from trocar.loaders.order import ClipOrder
+from trocar.loaders.pack import pack_corpus
+from trocar.loaders.pack_settings import PackSettings
 from trocar.loaders.video import VideoError
 
 pytestmark = pytest.mark.timeout(120)
@@ -34,6 +36,13 @@ def folder(tmp_path_factory) -> Path:
     for number in range(2):
         clips.write_numbered(folder / f"{number}.mp4", 60, video_id=number, gop=12, b_frames=2)
     return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(folder: Path, tmp_path_factory) -> Corpus:
+    out = tmp_path_factory.mktemp("corpus")
+    index_corpus([folder], out, workers=1, progress=False)
+    return Corpus.open(out)
 
 
 @pytest.fixture(scope="module")
@@ -211,9 +220,19 @@ def test_training_replaces_what_cannot_be_read(rows, tmp_path):
     assert len(loader.total.failures) >= 3
 
 
-def test_a_corpus(folder, tmp_path):
-    index_corpus([folder], tmp_path / "corpus", workers=1, progress=False)
-    corpus = Corpus.open(tmp_path / "corpus")
+def test_a_corpus_of_proxies(corpus, tmp_path):
+    pack_corpus(
+        corpus.path, tmp_path / "packed", PackSettings(short_side=64, stride=2, gop=4), workers=1, progress=False
+    )
+    packed = Corpus.open(tmp_path / "packed")
+    batches = list(load(packed))
+    assert len(batches) == 15  # spans of 2 frames: 15 of each proxy
+    assert all((np.diff(batch.frame_numbers) == 1).all() for batch in batches)
+    with pytest.raises(ValueError, match="stride 3 is not a multiple of 2"):
+        load(packed, stride=3)
+
+
+def test_a_corpus(corpus):
     loader = load(corpus)
     assert len(loader) == 20  # spans of 3 frames: 20 of each video
     for _ in range(2):
@@ -287,9 +306,7 @@ def test_what_cannot_be_is_refused(rows, options, error, message):
         load(rows, **options)
 
 
-def test_a_corpus_is_its_own_order_and_videos(folder, tmp_path):
-    index_corpus([folder], tmp_path / "corpus", workers=1, progress=False)
-    corpus = Corpus.open(tmp_path / "corpus")
+def test_a_corpus_is_its_own_order_and_videos(corpus):
     for options in ({"videos": corpus}, {"shuffle": False}):
         with pytest.raises(ValueError, match="videos and shuffle=False go with a list"):
             load(corpus, **options)
