@@ -96,7 +96,7 @@ class ClipLoader(BaseClipLoader[_Block]):
             order=order,
             threads=threads,
             prefetch=prefetch,
-            device=device,
+            device=_numbered(torch.device(device)),
             failure_budget=failure_budget,
             failure_floor=failure_floor,
             stall_seconds=stall_seconds,
@@ -219,6 +219,12 @@ class ClipLoader(BaseClipLoader[_Block]):
         result.count.packets_decoded += failed.packets_decoded
         result.count.frames_decoded += failed.frames_decoded
         prepared.result, prepared.sample = result, self._ready(result.clips, pictures)
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """With the number of this thread's GPU, where none is named: the threads that decode have another."""
+    is_open = device.type == "cuda" and device.index is None
+    return torch.device("cuda", torch.cuda.current_device()) if is_open else device
 
 
 def _reason(error: RuntimeError) -> str:

@@ -23,8 +23,8 @@ class DecodingPipeline:
     """A built DALI pipeline. Runs are queued by `submit` and decode one after the other, while the caller does something else;
     `result` hands out the oldest one's clips.
 
-    definition: `clip_pipeline` or a graph of one's own. views, resolution: its arguments. device: where clips are wanted, and
-    windows decoded. largest_run: samples of one run at most; memory grows with it: DALI opens all windows of a run at once, each
+    definition: `clip_pipeline` or a graph of one's own. views, resolution: its arguments. device: where windows are decoded and
+    clips wanted. largest_run: samples of one run at most; memory grows with it: DALI opens all windows of a run at once, each
     with eight pictures of its own besides the U decoded ones. threads: samples that are decoded at the same time, each by a
     decoder session of its own.
     """
@@ -40,17 +40,15 @@ class DecodingPipeline:
         threads: int,
     ) -> None:
         self.views = views
-        on_gpu = device.type == "cuda"
-        gpu = torch.cuda.current_device() if on_gpu and device.index is None else device.index
         # The caller decides how far to run ahead: DALI queues runs without limit. A deeper queue of DALI's own would start
         # several runs at the first submit, without inputs for them.
         self._pipeline: Any = definition(
-            device="mixed" if on_gpu else "cpu",
+            device="mixed" if device.type == "cuda" else "cpu",
             views=views,
             resolution=resolution,
             batch_size=largest_run,
             num_threads=threads,
-            device_id=gpu if on_gpu else None,
+            device_id=device.index,
             prefetch_queue_depth=1,
             exec_dynamic=True,
         )
