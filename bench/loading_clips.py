@@ -67,16 +67,18 @@ def packed_job(job: Job, originals: Corpus, packed: Path) -> tuple[Job, Referenc
     Raises LoadingBenchError where the corpus of proxies is not one of these originals.
     """
     proxies = Corpus.open(packed)
-    expected = -(-originals.frames // job.stride)
-    if not np.array_equal(proxies.frames, expected):
-        raise LoadingBenchError(
-            f"{packed}: its videos have {proxies.frames[:5].tolist()} ... frames, those of {originals.path} make "
-            f"{expected[:5].tolist()} ... at stride {job.stride}; pack that corpus with that stride"
-        )
-    onto = [replace(request, frames=request.frames // job.stride * job.stride) for request in job.requests]
-    there = [
-        Request(request.row, proxies.video(request.row).facts.path, request.frames // job.stride) for request in onto
-    ]
+    rows = {values["id"]: row for row, values in enumerate(proxies.scan("id"))}
+    onto, there = [], []
+    for request in job.requests:
+        row = rows.get(originals.video(request.row).id)
+        frames = request.frames // job.stride
+        if row is None or proxies.packed_stride[row] != job.stride or frames[-1] >= proxies.frames[row]:
+            raise LoadingBenchError(
+                f"{packed}: has no proxy of {request.path} at stride {job.stride} as far as frame {request.frames[-1]}; run "
+                f"`trocar pack {originals.path} --stride {job.stride} --out {packed}`"
+            )
+        onto.append(replace(request, frames=frames * job.stride))
+        there.append(Request(row, proxies.video(row).facts.path, frames))
     # Proxies hold the picture inside the black border.
     wanted = reference(job, onto, gap=job.stride, content_box=True)
     return replace(job, corpus=str(packed), requests=tuple(there), stride=1), wanted

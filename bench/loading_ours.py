@@ -10,24 +10,27 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from ..loaders.augment import Box, Crop, CropRecipe
+from ..loaders.augment import Box, Crop
 from ..loaders.corpus import Corpus
-from ..loaders.sampler import Clip, Sampler
+from ..loaders.sampler import Clip
 from .loading_arms import Arm, Job, Request, UnavailableError
 
 
-class WholePicture(CropRecipe):
+class WholePicture:
     """Not a crop: all there is, squeezed to a square, never mirrored. The only view that every library can give."""
 
     def crop(self, content: Box, *, seed: int, draw: int, view: int = 0) -> Crop:
         return Crop(content, flip=False)
 
 
-class ListedClips(Sampler):
-    """Draw n is the n-th of some requests."""
+class ListedClips:
+    """Draw n is the n-th of some requests, and nothing replaces it."""
+
+    seed = 0
+    max_spares = 0
 
     def __init__(self, corpus: Corpus, requests: Sequence[Request]) -> None:
-        super().__init__(corpus.frames, num_frames=len(requests[0].frames), stride=1)
+        self.num_videos, self.num_frames = len(corpus), len(requests[0].frames)
         self._requests = requests
 
     def clips(self, draws: ArrayLike, *, view: int = 0, spare: int = 0) -> list[Clip]:

@@ -133,9 +133,6 @@ def serve(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     connection = Connection(descriptor)
     arm_class, job = connection.recv()
-    if sys.platform == "linux":
-        # ClipLoader's threads stand back behind other work at this priority; so does everybody here.
-        os.setpriority(os.PRIO_PROCESS, 0, 5)
     try:
         arm = arm_class(job)
     except UnavailableError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clips import number_picture, read_number, write_numbered, write_pictures
+from clips import read_number, write_numbered
 from made_arms import Absent, Crashing, Late, Painted
 
 from trocar.bench import loading
@@ -28,22 +28,21 @@ from trocar.bench.report import read_rows, write_rows
 from trocar.engine.cli import main
 from trocar.loaders.corpus import Corpus
 from trocar.loaders.index import index_corpus
+from trocar.loaders.pack import pack_corpus
+from trocar.loaders.pack_settings import PackSettings
 
 SMALL = dict(clips=4, rounds=2, num_frames=4, stride=2, resolution=64, batch=3)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus of two videos with B-frames, and the same with every second frame."""
+    """A corpus of two videos with B-frames, and its proxies of every second frame."""
     folder = tmp_path_factory.mktemp("loading")
-    for name, step in (("corpus", 1), ("packed", 2)):
-        for number in range(2):
-            (folder / f"{name}_videos").mkdir(exist_ok=True)
-            pictures = (number_picture(0, frame, 128, 96) for frame in range(0, 60, step))
-            write_pictures(
-                folder / f"{name}_videos" / f"{number}.mp4", pictures, gop=20, b_frames=2 if step == 1 else 0
-            )
-        index_corpus([folder / f"{name}_videos"], folder / name, workers=1, content_box=False, progress=False)
+    (folder / "videos").mkdir()
+    for name in ("0.mp4", "1.mp4"):
+        write_numbered(folder / "videos" / name, 60, gop=20, b_frames=2)
+    index_corpus([folder / "videos"], folder / "corpus", workers=1, content_box=False, progress=False)
+    pack_corpus(folder / "corpus", folder / "packed", PackSettings(stride=2), workers=1, progress=False)
     return folder
 
 
@@ -76,7 +75,7 @@ def test_right_arms_have_speeds_and_wrong_ones_have_none(folder: Path, tmp_path:
     assert by_arm["trocar"]["ours_against_it"] == {}
 
     assert "clips_per_second" not in by_arm["late"]
-    assert f"wrong frames: {folder}/corpus_videos/" in by_arm["late"]["reason"]
+    assert f"wrong frames: {folder}/videos/" in by_arm["late"]["reason"]
     assert "from ours 1 behind it by" in by_arm["late"]["reason"]
     assert "(16 of 16 frames are wrong)" in by_arm["late"]["reason"]
     assert by_arm["absent"]["reason"] == "not usable: it is not installed"
@@ -171,11 +170,12 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     json.dumps(rows, allow_nan=False)
 
     assert main([*command, "--arms", "trocer"]) == 1
-    assert main([*command, "--packed", str(folder / "corpus"), "--stride", "2"]) == 1
+    assert main([*command, "--packed", str(folder / "packed")]) == 1
     assert main(["bench", "loading", str(folder / "corpus"), "--clips", "2", "--stride", "40"]) == 1
     errors = capsys.readouterr().err
     assert "unknown arm trocer; there are trocar, trocar packed, torchcodec exact" in errors
-    assert "pack that corpus with that stride" in errors
+    assert f"{folder}/packed: has no proxy of {folder}/videos/" in errors
+    assert f"run `trocar pack {folder}/corpus --stride 1 --out {folder}/packed`" in errors
     assert "too few videos of at least 601 frames for 2 clips" in errors
 
 
