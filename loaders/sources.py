@@ -136,8 +136,8 @@ def _walk(root: str) -> Iterator[SourceFile]:
 def _open_text(path: str) -> AbstractContextManager[Any]:
     if is_remote(path):
         with as_os_error():
-            file: Any = fsspec.open(path, "r", newline="", encoding="utf-8-sig")
-            return file.open()
+            system, name = fsspec.url_to_fs(path)
+            return system.open(name, "r", newline="", encoding="utf-8-sig")
     return open(path, newline="", encoding="utf-8-sig")
 
 

@@ -47,8 +47,8 @@ def open_remote(path: str) -> Any:
     """A remote file that keeps the blocks read last, to be read from several places in turns. Raises OSError."""
     options: dict[str, Any] = {"cache_type": "blockcache", "cache_options": {"maxblocks": REMOTE_BLOCKS}}
     with as_os_error():
-        file: Any = fsspec.open(path, "rb", block_size=REMOTE_BLOCK_BYTES, **options)
-        return file.open()
+        system, name = fsspec.url_to_fs(path)
+        return system.open(name, "rb", block_size=REMOTE_BLOCK_BYTES, **options)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from enum import IntFlag
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import av
 import fsspec
@@ -36,7 +36,9 @@ def open_video(path: str, file: Any = None) -> InputContainer:
     differ.
     """
     if file is not None or is_remote(path):
-        file = file or cast(Any, fsspec.open(path, "rb")).open()
+        if file is None:
+            system, name = fsspec.url_to_fs(path)
+            file = system.open(name, "rb")
         # The list keeps playlists from reaching beyond the file.
         options = {"fflags": "+genpts", "protocol_whitelist": ""}
         container = av.open(file, "r", container_options=options, metadata_errors="replace")
@@ -51,13 +53,13 @@ def open_video(path: str, file: Any = None) -> InputContainer:
 class VideoFacts:
     """What one file says about its video stream.
 
-    `width` and `height` are those of a decoded picture before rotation, in pixels. `rotation` (0, 90, 180 or 270) is how many
-    degrees counter-clockwise the decoded picture has to be turned to stand upright: `numpy.rot90(picture, rotation // 90)`;
-    it is PyAV's `VideoFrame.rotation` modulo 360. The content box is in upright pixels, all four numbers even unless it is the
-    whole picture. `fps_*` is the average rate. `start_pts` is the pts of frame 0, in ticks of the time base. After
-    `reorder_depth` further packets in decode order no packet with a smaller pts can come. `header` is a NUT file of the
-    stream's parameters and one dummy packet, which tells decoders and muxers what the stream is without opening the video;
-    empty where NUT cannot hold the codec. `health` is "ok" or notes.
+    `width` and `height` are those of a decoded picture before rotation, in pixels. `colorspace` is FFmpeg's AVColorSpace: 1 is
+    BT.709, 2 unspecified. `rotation` (0, 90, 180 or 270) is how many degrees counter-clockwise the decoded picture has to be
+    turned to stand upright: `numpy.rot90(picture, rotation // 90)`; it is PyAV's `VideoFrame.rotation` modulo 360. The content
+    box is in upright pixels, all four numbers even unless it is the whole picture. `fps_*` is the average rate. `start_pts` is
+    the pts of frame 0, in ticks of the time base. After `reorder_depth` further packets in decode order no packet with a smaller
+    pts can come. `header` is a NUT file of the stream's parameters and one dummy packet, which tells decoders and muxers what the
+    stream is without opening the video; empty where NUT cannot hold the codec. `health` is "ok" or notes.
     """
 
     path: str
@@ -66,6 +68,7 @@ class VideoFacts:
     container: str
     codec: str
     pix_fmt: str
+    colorspace: int
     width: int
     height: int
     rotation: int
