@@ -222,7 +222,7 @@ def test_cut_as_the_cpu_loader_cuts(tmp_path, device, codec, suffix, pix_fmt, wi
             fast.append(difference(picture, Resizer(crop, rotation, resolution, "fast")(frame)))
     assert len(fast) == 2 * len(CROPS) * 4
     # FFmpeg's short way from YUV to RGB is darker by one or two all over.
-    assert np.mean(fast) <= 2
+    assert np.mean(fast) <= 1.5
     assert np.percentile(fast, 99) <= 8
 
 
