@@ -1,5 +1,5 @@
 # make demo    from nothing to a pretrained encoder and its pictures, on a CPU       (VIDEOS=DIR for your own videos)
-# make gpu     the kernels' tests and speeds on an NVIDIA GPU
+# make gpu     tests and speeds of decoding and kernels on an NVIDIA GPU           (VIDEOS=DIR adds loading and training)
 # make test    lint, types and all tests                                             (PYTHON=python3.12 picks the interpreter)
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -22,12 +22,18 @@ test: lint typing
 test-slow: setup-dev
 	$(BIN)/pytest -m slow -s $(ARGS)
 
-# On a machine with an NVIDIA GPU: the kernels' tests on the device, then their speeds.
+# On a machine with an NVIDIA GPU: the tests of decoding and of the kernels on the device, then their speeds.
 gpu: setup-dev
+	$(BIN)/pytest -m "not slow" tests/test_dali.py tests/test_dali_pipeline.py
 	$(BIN)/pytest -m "not slow" tests/test_patch_embed.py tests/test_pixel_loss.py tests/test_decoder_tokens.py tests/test_row_sums.py \
 		tests/test_feature_loss.py tests/test_ema.py tests/test_mask_sampler.py tests/test_rope3d.py tests/test_kmeans_assign.py \
 		tests/test_mae_kernels.py tests/test_launch.py tests/test_kernel_compile.py
+	$(BIN)/trocar bench decode
 	$(BIN)/trocar bench kernels $(ARGS)
+	$(if $(VIDEOS),$(BIN)/trocar index '$(VIDEOS)' --out runs/gpu/corpus)
+	$(if $(VIDEOS),$(BIN)/trocar pack runs/gpu/corpus --out runs/gpu/packed)
+	$(if $(VIDEOS),$(BIN)/trocar bench loading runs/gpu/corpus --packed runs/gpu/packed)
+	$(if $(VIDEOS),$(BIN)/trocar bench data-wait originals=runs/gpu/corpus proxies=runs/gpu/packed --set optim.batch=64 optim.accumulation=1)
 
 lint: setup-dev
 	$(BIN)/ruff check .
