@@ -74,6 +74,9 @@ class Damaged:
     def video(self, row: int) -> Video:
         return self.corpus.video(row)
 
+    def video_path(self, row: int) -> str:
+        return self.corpus.video_path(row)
+
     def gops(self, row: int) -> GopTable:
         return self.gops_of_row if row == self.row else self.corpus.gops(row)
 
