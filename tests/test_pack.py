@@ -226,7 +226,8 @@ def test_a_killed_pack_goes_on(tmp_path: Path) -> None:
     pack(corpus, whole, workers=2)
     # A shell without job control has what it starts in the background ignore Ctrl-C.
     code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from trocar.loaders.pack import *; from trocar.loaders.pack_settings import *; "
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from trocar.loaders.pack import *; from trocar.loaders.pack_settings import *; "
         f"pack_corpus({str(corpus)!r}, {str(out)!r}, {SETTINGS!r}, workers=2, progress=False)"
     )
     for wanted, number in [(1, signal.SIGINT), (4, signal.SIGKILL)]:
