@@ -221,6 +221,7 @@ def _speed(arm: Arm, seconds: list[float]) -> dict[str, Any]:
     }
 
 
+MEANS = ("bytes_per_frame", "amplification", "frames_per_core_second", "psnr_db", "ssim")
 HEADER = (
     "| video | proxy | KiB a frame | decoded per used | frames/s a core | clips/s a core | PSNR | SSIM |\n"
     "|---|---|---|---|---|---|---|---|"
@@ -233,3 +234,24 @@ def table_line(entry: dict[str, Any]) -> str:
         f"{entry['frames_per_core_second']:.0f} | {entry['clips_per_core_second']:.0f} +- {entry['spread_percent'] / 2:.0f} % | "
         f"{entry['psnr_db']:.1f} dB | {entry['ssim']:.3f} |"
     )
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """As docs/performance.md has it: each variant's means over the videos, and what they were measured on."""
+    variants_found = list(dict.fromkeys(entry["variant"] for entry in rows))
+    videos = list(dict.fromkeys(f"{entry['video']} ({entry['width']} x {entry['height']})" for entry in rows))
+    lines = ["| proxy | KiB a frame | decoded per used | frames/s a core | PSNR | SSIM |", "|---|---|---|---|---|---|"]
+    for variant in variants_found:
+        found = [entry for entry in rows if entry["variant"] == variant]
+        mean = {key: statistics.mean(entry[key] for entry in found) for key in MEANS}
+        lines.append(
+            f"| {variant} | {mean['bytes_per_frame'] / 1024:.1f} | {mean['amplification']:.2f} | "
+            f"{mean['frames_per_core_second']:.0f} | {mean['psnr_db']:.1f} dB | {mean['ssim']:.3f} |"
+        )
+    entry, spread = rows[0], statistics.median(entry["spread_percent"] for entry in rows)
+    versions = ", ".join(f"{name} {entry['versions'][name]}" for name in ("av", "python"))
+    lines.append(
+        f"\nMeans over {', '.join(videos)}, every {entry['stride']}th frame; {entry['rounds']} rounds, which lie "
+        f"{spread:.0f} % apart (median); {entry['machine']['device']}, {versions}, commit {entry['commit']}."
+    )
+    return "\n".join(lines)

@@ -75,6 +75,7 @@ def _probe(
         raise VideoError(f"{path}: this FFmpeg has no decoder for its codec; convert it to H.264 or HEVC")
     if context.width <= 0 or context.height <= 0:
         raise VideoError(f"{path}: its picture size is {context.width}x{context.height}; convert or leave it out")
+    width, height = context.width, context.height  # decoding a keyframe of another size would change the context's
     packets = read_packets(path, container, stream, finder, checksum)
     notes = packets.notes
     gops, frame_pts, reorder_depth = number_frames(path, packets, checksum)
@@ -110,7 +111,7 @@ def _probe(
     fps = fps.limit_denominator(1_000_000)
 
     rotation = _rotation(container, stream.index)
-    upright = (context.height, context.width) if rotation % 180 else (context.width, context.height)
+    upright = (height, width) if rotation % 180 else (width, height)
     box = (0, 0, *upright)
     if content_box:
         half = find_content_box(keyframe_lumas(container, stream, gops), rotation)
@@ -128,8 +129,8 @@ def _probe(
         # PyAV 17 crashes on `context.pix_fmt` where damaged headers leave it unknown.
         pix_fmt=context.format.name if context.format else "",
         colorspace=int(context.colorspace),
-        width=context.width,
-        height=context.height,
+        width=width,
+        height=height,
         rotation=rotation,
         fps_numerator=fps.numerator,
         fps_denominator=fps.denominator,

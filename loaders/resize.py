@@ -77,7 +77,8 @@ class Resizer:
 
     def _exact(self, frame: VideoFrame) -> NDArray[np.uint8]:
         box = self.crop.box
-        upright = np.rot90(frame.to_ndarray(format="rgb24", interpolation=ACCURATE), self.rotation // 90)
+        picture: NDArray[np.uint8] = frame.to_ndarray(format="rgb24", interpolation=ACCURATE)  # pyright: ignore[reportAssignmentType]
+        upright = np.rot90(picture, self.rotation // 90)
         return resize_exactly(upright[box.top : box.top + box.height, box.left : box.left + box.width], self.resolution)
 
 

@@ -97,7 +97,8 @@ def test_exact_repeats_the_edge(height: int, width: int) -> None:
         distances = np.abs(places + 0.5 - (np.arange(56)[:, None] + 0.5) * scale) / max(scale, 1)
         triangle = np.maximum(0, 1 - distances)
         matrix = np.zeros((56, size))
-        np.add.at(matrix, (slice(None), places.clip(0, size - 1)), triangle / triangle.sum(axis=1, keepdims=True))
+        rows = np.arange(56)[:, None]
+        np.add.at(matrix, (rows, places.clip(0, size - 1)), triangle / triangle.sum(axis=1, keepdims=True))
         return matrix
 
     before = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)

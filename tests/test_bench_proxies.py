@@ -139,3 +139,9 @@ def test_loading_before_and_after(original: Path, tmp_path: Path, monkeypatch: p
     assert "3 x 16 and 3 x 16 clips of 16 frames at 224 px" in loading_table(rows)
     monkeypatch.setattr(packed_module, "SHORT_PASS_SECONDS", 0)
     assert measure_loading("again", Corpus.open(tmp_path / "packed"), 1).passes == 1
+
+
+def test_the_documented_table_is_that_of_the_rows() -> None:
+    root = Path(__file__).parents[1]
+    rows = read_rows(root / "bench/results/proxies.jsonl")
+    assert bench.table(rows) in (root / "docs/performance.md").read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from av.stream import Disposition
 
 from trocar.loaders import content_box, probe
 from trocar.loaders.content_box import find_content_box
-from trocar.loaders.packets import KEY, Packets, number_frames, read_packets
+from trocar.loaders.packets import DISPOSABLE, KEY, Packets, number_frames, read_packets
 from trocar.loaders.payload import PayloadFinder
 from trocar.loaders.probe import probe_video
 from trocar.loaders.video import GopTable, VideoError, VideoFacts
@@ -461,6 +461,18 @@ def test_one_reorder_depth_by_hand():
     _, frame_pts, depth = number_frames("x", packets, checksum=False)
     assert frame_pts.tolist() == list(range(9))
     assert depth == 3
+
+
+def test_only_the_highest_temporal_layer_is_disposable():
+    """A picture that nothing in its own layer refers to may be referred to from above (ITU-T H.265, table 7-1)."""
+    layers = [-1, -1, 0, 1, 2, 2]  # key, layer 0 referred to, then not within their layers: 0, 1, 2, 2
+    packets = Packets(*([] for _ in range(10)), notes=[])  # pyright: ignore[reportArgumentType]
+    packets.pts = packets.dts = packets.pos = packets.size = packets.offset = list(range(6))  # pyright: ignore[reportAttributeAccessIssue]
+    packets.layer = layers  # pyright: ignore[reportAttributeAccessIssue]
+    packets.flags = [KEY, *[0] * 5]  # pyright: ignore[reportAttributeAccessIssue]
+    packets.idr = packets.clean = [1]  # pyright: ignore[reportAttributeAccessIssue]
+    gops, _, _ = number_frames("x", packets, checksum=False)
+    assert (gops.packets.flags & DISPOSABLE != 0).tolist() == [False, False, False, False, True, True]
 
 
 def write_long_video(path: Path, seconds: int, gop: int) -> None:
