@@ -39,7 +39,7 @@ def site() -> Iterator[Site]:
         def do_GET(self) -> None:
             self._answer(with_body=True)
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, *_: object) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
             """Tests say what goes wrong by themselves."""
 
         def _answer(self, with_body: bool) -> None:

@@ -472,7 +472,7 @@ def test_only_the_highest_temporal_layer_is_disposable():
     packets.flags = [KEY, *[0] * 5]  # pyright: ignore[reportAttributeAccessIssue]
     packets.idr = packets.clean = [1]  # pyright: ignore[reportAttributeAccessIssue]
     gops, _, _ = number_frames("x", packets, checksum=False)
-    assert (gops.packets.flags & DISPOSABLE != 0).tolist() == [False, False, False, False, True, True]
+    assert (gops.packets[:].flags & DISPOSABLE != 0).tolist() == [False, False, False, False, True, True]
 
 
 def write_long_video(path: Path, seconds: int, gop: int) -> None:
