@@ -89,7 +89,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
             f"the checkpoint is of another model; set run.dir elsewhere to start anew: {error}"
         ) from error
     tensors = dict(checkpoint.optimizer)
-    for name, parameter in model.named_parameters():
+    for name, parameter in _trained(model):
         keys = [key for key in tensors if key.rpartition("/")[0] == name]
         if not keys:
             raise CheckpointError(
@@ -110,9 +110,13 @@ def remove_unfinished(run_dir: Path) -> None:
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     return {
         f"{name}/{key}": value
-        for name, parameter in model.named_parameters()
+        for name, parameter in _trained(model)
         for key, value in optimizer.state[parameter].items()
     }
+
+
+def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

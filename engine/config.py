@@ -150,7 +150,8 @@ class OptimConfig:
 
     batch: clips per optimizer step, over all ranks and accumulation steps. steps: optimizer steps; where null, epochs counts
     passes over the corpus's spans. The peak learning rate is base_learning_rate x batch / 256 (linear rule, Goyal et al. 2017).
-    warmup: share of the steps. clip_gradient: largest gradient norm, unbounded where null.
+    warmup: share of the steps. clip_gradient: largest gradient norm, unbounded where null. ema: momentum of a target encoder, at
+    the first step and, after a linear rise, at the last.
     """
 
     batch: int = 256
@@ -163,6 +164,7 @@ class OptimConfig:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     clip_gradient: float | None = None
+    ema: tuple[float, float] = (0.998, 1.0)
 
     def __post_init__(self) -> None:
         require(self.batch > 0, "optim.batch", self.batch, "a positive number of clips")
@@ -193,6 +195,7 @@ class OptimConfig:
             self.clip_gradient,
             "a positive norm or null",
         )
+        require(all(0 <= momentum <= 1 for momentum in self.ema), "optim.ema", self.ema, "two numbers, 0 .. 1")
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,7 @@ import torch
 
 from ..loaders.batch import ClipBatch, LoaderCount
 from ..loaders.corpus import Corpus
-from ..ssl.mae import MaskedAutoencoder
-from ..ssl.masks import TubeMask
+from ..ssl.objective import MaskSource, Objective
 from .build import autocast, build_model, build_sampler, check_same_corpus, choose_device, describe
 from .checkpoint import checkpoints, load_checkpoint, remove_unfinished, restore, save_checkpoint
 from .config import Config
@@ -74,6 +73,7 @@ def pretrain(config: Config, *, progress: bool = True) -> PretrainResult:
     micro_batch = config.optim.batch // config.optim.accumulation
     micro_steps = range(first_step * config.optim.accumulation, steps * config.optim.accumulation)
     numbers = (np.arange(number * micro_batch, (number + 1) * micro_batch) for number in micro_steps)
+    numbers = masks.ahead(config.run.seed, numbers, device)
     checkpoint_path = saved[-1] if saved else run_dir
     if progress:
         print(describe(config, model, corpus, sampler, steps, first_step, device), file=sys.stderr)
@@ -106,8 +106,8 @@ def train_step(
     config: Config,
     step: int,
     schedule: Schedule,
-    model: MaskedAutoencoder,
-    masks: TubeMask,
+    model: Objective,
+    masks: MaskSource,
     optimizer: torch.optim.Optimizer,
     batches: Iterator[ClipBatch],
 ) -> dict[str, Any]:
@@ -131,12 +131,14 @@ def train_step(
         group["lr"] = learning_rate
     gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_gradient or float("inf"))
     optimizer.step()
+    model.update_target(schedule.momentum(step))
     optimizer.zero_grad(set_to_none=True)
     return {
         "step": step + 1,
         "loss": loss,
         "learning_rate": learning_rate,
         "gradient_norm": gradient_norm,
+        **model.signals(),
         "first_clip": step * config.optim.batch,
         "amplification": count.amplification,
         "bytes_per_clip": count.bytes_read / count.clips,
@@ -150,16 +152,17 @@ def train_step(
 
 
 def read_back(pending: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Fetches losses and gradient norms from the device, all at once, and turns times into rates.
+    """Fetches what is still on the device, all at once, and turns times into rates.
 
     Each step is timed from its start to the start of the next; the last one to now, when the device has finished it.
     """
-    values = torch.stack([torch.stack([row["loss"], row["gradient_norm"]]) for row in pending]).tolist()
+    names = [name for name, value in pending[0].items() if isinstance(value, torch.Tensor)]
+    values = torch.stack([torch.stack([row[name].float() for name in names]) for row in pending]).tolist()
     ends = [row["started"] for row in pending[1:]] + [time.perf_counter()]
     rows = []
-    for row, (loss, gradient_norm), end in zip(pending, values, ends, strict=True):
+    for row, fetched, end in zip(pending, values, ends, strict=True):
         seconds = end - row.pop("started")
-        row = {"step": row.pop("step"), **row, "loss": loss, "gradient_norm": gradient_norm}
+        row.update(zip(names, fetched, strict=True))
         row["clips_per_second"] = row.pop("clips") / seconds
         row["spans_per_second"] = row.pop("spans") / seconds
         row["data_wait_percent"] = 100 * row.pop("waited") / seconds
