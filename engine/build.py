@@ -12,12 +12,13 @@ from ..loaders.sampler import Sampler
 from ..ssl.encoder import SIZES, VideoEncoder
 from ..ssl.mae import MaskedAutoencoder
 from ..ssl.masks import TubeMask
+from ..ssl.objective import Objective
 from .config import Config, ConfigError
 
 
 def describe(
     config: Config,
-    model: MaskedAutoencoder,
+    model: Objective,
     corpus: Corpus,
     sampler: Sampler,
     steps: int,

@@ -24,7 +24,7 @@ from torch import nn
 from ..loaders.batch import LoaderCount
 from ..loaders.corpus import Corpus
 from ..loaders.loader import BaseClipLoader
-from ..loaders.order import ClipOrder
+from ..ssl.objective import MaskSource, Objective
 from .build import autocast, build_model, build_sampler, check_same_corpus, choose_device, describe
 from .checkpoint import CheckpointSaver, checkpoint_path, newest_step, remove_unfinished, restore, run_tensors
 from .config import Config
@@ -67,9 +67,9 @@ class Run:
     watch: RankWatch
     stop: StopRequest
     schedule: Schedule
-    objective: nn.Module
+    objective: Objective
     model: nn.Module
-    masks: Any
+    masks: MaskSource
     optimizer: torch.optim.Optimizer
     guard: StepGuard
 
@@ -127,7 +127,8 @@ def train(run: Run, corpus: Corpus, steps: int, progress: bool) -> PretrainResul
     micro_batch = config.optim.batch // config.optim.accumulation
     micro_steps = range(first_step * config.optim.accumulation, steps * config.optim.accumulation)
     batches = (np.arange(number * micro_batch, (number + 1) * micro_batch) for number in micro_steps)
-    numbers = (order.share(batch, world.rank, world.size) for batch in batches)
+    shares = (order.share(batch, world.rank, world.size) for batch in batches)
+    numbers = run.masks.ahead(config.run.seed, shares, world.device)
     if progress:
         print(describe(config, run.objective, corpus, sampler, steps, first_step, world.device), file=sys.stderr)
     done, is_stopping, read_back = first_step, False, ReadBack(world.device)
@@ -209,7 +210,6 @@ def train_step(run: Run, step: int, loader: BaseClipLoader[Any]) -> StepReport:
         step_unless(run.optimizer, skip)
         run.optimizer.zero_grad(set_to_none=True)
     with stage("ema"):
-        if hasattr(run.objective, 'update_target'):
-            run.objective.update_target(run.schedule.momentum(step), skip)
+        run.objective.update_target(run.schedule.momentum(step), skip)
     row = {"step": step + 1, "learning_rate": run.schedule(step), "first_clip": step * batch_clips}
-    return StepReport(row, config.data.frames, started, sums, gradient_norm, skip)
+    return StepReport(row, config.data.frames, started, sums, gradient_norm, skip, run.objective.signals())

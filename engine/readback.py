@@ -73,7 +73,8 @@ class StepSums:
 
 @dataclass
 class StepReport:
-    """A step: its row of metrics, and its numbers, first on the device, then on the host. frames: T of a clip."""
+    """A step: its row of metrics, and its numbers, first on the device, then on the host. frames: T of a clip. signals: the
+    objective's, of this rank's clips."""
 
     row: dict[str, Any]
     frames: int
@@ -81,6 +82,7 @@ class StepReport:
     sums: StepSums
     gradient_norm: torch.Tensor
     skipped: torch.Tensor
+    signals: dict[str, torch.Tensor] = field(default_factory=dict)
     _host: torch.Tensor = field(init=False)
     _event: torch.cuda.Event | None = field(init=False, default=None)
 
@@ -91,7 +93,8 @@ class StepReport:
 
     def send(self) -> None:
         """Starts the copy to the host."""
-        packed = torch.cat([self.sums.values, self.gradient_norm.reshape(1), self.skipped.reshape(1)]).detach()
+        scalars = [self.gradient_norm, self.skipped, *self.signals.values()]
+        packed = torch.cat([self.sums.values, torch.stack([scalar.detach().double() for scalar in scalars])])
         if packed.is_cuda:
             self._host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
             self._host.copy_(packed, non_blocking=True)
@@ -104,8 +107,10 @@ class StepReport:
         """Waits for the copy."""
         if self._event is not None:
             self._event.synchronize()
-        self.sums = StepSums(self._host[:-2], self.sums.batch)
-        self.gradient_norm, self.skipped = self._host[-2], self._host[-1]
+        size = self.sums.values.numel()
+        self.sums = StepSums(self._host[:size], self.sums.batch)
+        self.gradient_norm, self.skipped, *signals = self._host[size:]
+        self.signals = dict(zip(self.signals, signals, strict=True))
 
 
 class ReadBack:
@@ -134,6 +139,7 @@ def _complete(report: StepReport, seconds: float) -> None:
     row, sums, host = report.row, report.sums, report.sums.host
     row["loss"], row["gradient_norm"] = sums.loss.item(), report.gradient_norm.item()
     row["skipped"] = int(report.skipped.item())
+    row |= {name: value.item() for name, value in report.signals.items()}
     row["amplification"] = host["packets_decoded"] / max(host["frames_used"], 1)
     row["bytes_per_clip"] = host["bytes_read"] / host["clips"]
     row["repeated_frames_percent"] = 100 * host["repeated_frames"] / (host["clips"] * report.frames)
