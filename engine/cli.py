@@ -21,7 +21,13 @@ from .config_file import CONFIGS
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand. Returns the exit status: 0, 1 where something could not be done, 2 where it was asked for wrongly."""
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    options, left = parser.parse_known_args(arguments)
+    # argparse takes no more settings once an option stood between them.
+    if left and (not hasattr(options, "overrides") or any(text.startswith("-") for text in left)):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        options.overrides = [*options.overrides, *left]
     from ..loaders.corpus import CorpusError
     from ..loaders.video import VideoError
     from .checkpoint import CheckpointError
@@ -71,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     pretrain = commands.add_parser("pretrain", help="train, or resume, what a config describes")
     pretrain.add_argument("config", metavar="CONFIG", help=f"a YAML file, or one of ours: {shipped}")
     pretrain.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example optim.steps=100")
+    pretrain.add_argument("--dry-run", type=int, metavar="WORLD", help="print memory and traffic of a rank of so many; train nothing")
     pretrain.set_defaults(run=run_pretrain)
 
     view = commands.add_parser("view", help="pictures of a run")
@@ -180,6 +187,14 @@ def run_pack(options: argparse.Namespace) -> int:
 
 def run_pretrain(options: argparse.Namespace) -> int:
     from .config_file import load_config
+
+    if options.dry_run is not None:
+        if options.dry_run < 1:
+            raise ConfigError(f"--dry-run: {options.dry_run} is not accepted; give a number of ranks, 1 or more")
+        from .dry_run import dry_run
+
+        print("\n".join(dry_run(load_config(options.config, options.overrides), options.dry_run).lines()))
+        return 0
     from .pretrain import pretrain
     from .stop import REQUEUE_STATUS
 

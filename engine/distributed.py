@@ -7,6 +7,7 @@ gradient over ranks is the gradient of the mean over clips, however many ranks t
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,7 +127,10 @@ def distribute(model: nn.Module, config: Config, world: World) -> nn.Module:
     if world.size == 1:
         return model
     devices = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    # Buffers are positions, equal on all ranks; the argument that says so changed its name.
+    names = inspect.signature(DistributedDataParallel.__init__).parameters
+    unsynced = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **unsynced)
 
 
 def shard(model: nn.Module, config: Config, mesh: DeviceMesh) -> None:

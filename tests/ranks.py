@@ -61,7 +61,7 @@ class MadeLoader:
     """Stands in for a ClipLoader: the frames of clip n are random numbers keyed by n.
 
     Appends (step, rank, clip numbers) to RUN/read_RANK.jsonl. at: what happens before a rank's batch of a step, as
-    {"rank": r, "step": s, "do": "kill" | "stop" | "sleep" | "raise" | "term"}.
+    {"rank": r, "step": s, "do": "kill" | "stop" | "sleep" | "raise" | "term"}, once RUN/checkpoints holds "saved" where given.
     """
 
     def __init__(self, config: Any, numbers: Iterator[Any], at: dict[str, Any] | None) -> None:
@@ -83,6 +83,8 @@ class MadeLoader:
         numbers = next(self.numbers)
         step = int(numbers[0]) // self.config.optim.batch + 1
         if self.at and (self.at["rank"], self.at["step"]) == (self.rank, step):
+            while "saved" in self.at and not (Path(self.config.run.dir) / "checkpoints" / self.at["saved"]).exists():
+                time.sleep(0.01)
             happen(self.at["do"])
         self.log.write(json.dumps([step, numbers.tolist()]) + "\n")
         return made_batch(numbers, self.config.data.frames, self.config.data.resolution)

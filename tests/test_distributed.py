@@ -96,7 +96,10 @@ def test_a_run_goes_on_with_other_numbers_of_ranks(corpus: Path, tmp_path: Path)
     common = settings(corpus, run, "optim.steps=12", "run.checkpoint_every=3", "run.heartbeat_timeout=5", "run.sharding=full")
     kept: dict[int, list[int]] = {}
     for ranks, killed_at in ((4, 5), (2, 8), (3, None)):
-        at = None if killed_at is None else {"rank": 1, "step": killed_at, "do": "kill"}
+        at = None
+        if killed_at is not None:
+            saved = f"step_{killed_at - 2:08d}"  # saving is asynchronous: it is done, and more steps are too
+            at = {"rank": 1, "step": killed_at, "do": "kill", "saved": saved}
         results = run_ranks(ranks, tmp_path, settings=common, at=at)
         assert all((status == 0) == (killed_at is None) for status, _ in results), results
         reached = int(checkpoints(run)[-1].name[-8:])
