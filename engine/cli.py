@@ -25,13 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ..loaders.corpus import CorpusError
     from ..loaders.video import VideoError
     from .checkpoint import CheckpointError
+    from .skips import SkipError
+    from .watch import RankError
 
     try:
         return options.run(options)
     except ConfigError as error:
         print(f"trocar: {error}", file=sys.stderr)
         return 2
-    except (CorpusError, VideoError, CheckpointError, OSError) as error:
+    except (CorpusError, VideoError, CheckpointError, RankError, SkipError, OSError) as error:
         print(f"trocar: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -179,9 +181,13 @@ def run_pack(options: argparse.Namespace) -> int:
 def run_pretrain(options: argparse.Namespace) -> int:
     from .config_file import load_config
     from .pretrain import pretrain
+    from .stop import REQUEUE_STATUS
 
     result = pretrain(load_config(options.config, options.overrides))
     resumed = f" (resumed at step {result.resumed_from})" if result.resumed_from else ""
+    if result.is_stopped:
+        print(f"asked to stop; checkpoint: {result.checkpoint}; the same command goes on from it", file=sys.stderr)
+        return REQUEUE_STATUS
     print(f"{result.steps} steps{resumed}; checkpoint: {result.checkpoint}")
     return 0
 

@@ -19,25 +19,47 @@ class RunConfig:
     """Where and how a run happens.
 
     dir: run directory; resumed where it holds a checkpoint. seed: of weights, draws, crops and masks. device: "auto" takes a GPU
-    where there is one. threads: CPU threads of PyTorch, its own choice where None. log_every, checkpoint_every: in optimizer
-    steps. keep_checkpoints: how many of the newest stay.
+    where there is one. precision: "float64" is for exact comparisons. threads: CPU threads of PyTorch, its own choice where None.
+    log_every, checkpoint_every: in optimizer steps. keep_checkpoints: how many of the newest stay. keep_every: checkpoints of steps
+    that are multiples of it stay for good.
+
+    sharding: over several ranks, "none" keeps the whole model on each (DDP), "full" shards it over all (FSDP2), "node" shards it
+    inside a node and keeps a copy per node (HSDP). checkpoint_activations: compute every block's activations again instead of
+    keeping them. compile: torch.compile per block; "auto" takes inductor where there is a compiler, else aot_eager. cuda_graphs:
+    replay compiled blocks as CUDA graphs. pin_cores: give every rank of a node its own cores, near its GPU.
+
+    heartbeat_timeout: seconds without a sign of life from a rank before the run ends; rank_timeout: seconds that the others wait
+    for one that lives but does not come on, also of collectives (NCCL's timeout).
     """
 
     dir: str
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Literal["float32", "bfloat16", "float64"] = "bfloat16"
     threads: int | None = None
     log_every: int = 1
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
+    keep_every: int | None = None
     tensorboard: bool = True
+    wandb: str | None = None
+    sharding: Literal["none", "full", "node"] = "none"
+    checkpoint_activations: bool = False
+    compile: Literal["none", "auto", "inductor", "aot_eager"] = "none"
+    cuda_graphs: bool = False
+    pin_cores: bool = True
+    heartbeat_timeout: float = 30.0
+    rank_timeout: float = 600.0
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "run.seed", self.seed, "0 .. 2**63 - 1")
         require(self.threads is None or self.threads > 0, "run.threads", self.threads, "a positive number or null")
-        for key in ("log_every", "checkpoint_every", "keep_checkpoints"):
+        for key in ("log_every", "checkpoint_every", "keep_checkpoints", "heartbeat_timeout", "rank_timeout"):
             require(getattr(self, key) > 0, f"run.{key}", getattr(self, key), "a positive number")
+        accepted = "a positive number of steps or null"
+        require(self.keep_every is None or self.keep_every > 0, "run.keep_every", self.keep_every, accepted)
+        graphs = not self.cuda_graphs or self.compile in ("auto", "inductor")
+        require(graphs, "run.cuda_graphs", self.cuda_graphs, "false, or run.compile=auto or inductor, whose blocks are replayed")
 
 
 @dataclass(frozen=True)
@@ -150,8 +172,14 @@ class OptimConfig:
 
     batch: clips per optimizer step, over all ranks and accumulation steps. steps: optimizer steps; where null, epochs counts
     passes over the corpus's spans. The peak learning rate is base_learning_rate x batch / 256 (linear rule, Goyal et al. 2017).
-    warmup: share of the steps. clip_gradient: largest gradient norm, unbounded where null. ema: momentum of a target encoder, at
-    the first step and, after a linear rise, at the last.
+    warmup: share of the steps, from start_learning_rate (per 256 clips too). schedule: what follows it. schedule_scale: schedules
+    are laid out for so many times the steps, and cut off. final_weight_decay: where the weight decay ends, along a cosine; constant
+    where null. ema: the target encoder's momentum at the first and at the last step. clip_gradient: largest gradient norm,
+    unbounded where null.
+
+    A step whose loss or gradient norm is not finite is left out on all ranks alike, and so is one beyond the running mean by
+    outlier_sigmas standard deviations (null: none is). skip_budget: so many of the last 1,000 steps may be left out; one more
+    ends the run. optimizer: "adamw" is PyTorch's fused one, "apex" NVIDIA apex's FusedAdam.
     """
 
     batch: int = 256
@@ -160,11 +188,18 @@ class OptimConfig:
     epochs: float | None = None
     base_learning_rate: float = 1.5e-4
     final_learning_rate: float = 0.0
+    start_learning_rate: float = 0.0
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    schedule_scale: float = 1.0
     warmup: float = 0.05
     weight_decay: float = 0.05
+    final_weight_decay: float | None = None
+    ema: tuple[float, float] = (0.998, 1.0)
     betas: tuple[float, float] = (0.9, 0.95)
     clip_gradient: float | None = None
-    ema: tuple[float, float] = (0.998, 1.0)
+    outlier_sigmas: float | None = 10.0
+    skip_budget: int = 20
+    optimizer: Literal["adamw", "apex"] = "adamw"
 
     def __post_init__(self) -> None:
         require(self.batch > 0, "optim.batch", self.batch, "a positive number of clips")
@@ -183,11 +218,17 @@ class OptimConfig:
         require(self.steps is None or self.steps > 0, "optim.steps", self.steps, "a positive number")
         require(self.epochs is None or self.epochs > 0, "optim.epochs", self.epochs, "a positive number")
         require(self.base_learning_rate > 0, "optim.base_learning_rate", self.base_learning_rate, "a positive rate")
-        require(
-            self.final_learning_rate >= 0, "optim.final_learning_rate", self.final_learning_rate, "a rate, 0 or more"
-        )
+        for key in ("final_learning_rate", "start_learning_rate"):
+            require(getattr(self, key) >= 0, f"optim.{key}", getattr(self, key), "a rate, 0 or more")
+        require(self.schedule_scale >= 1, "optim.schedule_scale", self.schedule_scale, "a factor, 1 or more")
         require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "a share of the steps, 0 <= share < 1")
         require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
+        final = self.final_weight_decay
+        require(final is None or final >= 0, "optim.final_weight_decay", final, "0 or more, or null")
+        require(all(0 <= value <= 1 for value in self.ema), "optim.ema", self.ema, "[first, last], each 0 .. 1")
+        sigmas = self.outlier_sigmas
+        require(sigmas is None or sigmas > 0, "optim.outlier_sigmas", sigmas, "a positive number or null")
+        require(self.skip_budget >= 0, "optim.skip_budget", self.skip_budget, "a number of steps, 0 or more")
         require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "two numbers, 0 <= beta < 1")
         require(
             self.clip_gradient is None or self.clip_gradient > 0,
@@ -195,7 +236,6 @@ class OptimConfig:
             self.clip_gradient,
             "a positive norm or null",
         )
-        require(all(0 <= momentum <= 1 for momentum in self.ema), "optim.ema", self.ema, "two numbers, 0 .. 1")
 
 
 @dataclass(frozen=True)
