@@ -52,6 +52,9 @@ class MaskedAutoencoder(Objective):
 
     def decode(self, visible_tokens: torch.Tensor, masks: Masks) -> torch.Tensor:
         """visible_tokens: (B, N_visible, D). Returns the prediction at the masked places, (B, N_masked, P)."""
+        if len(self.decoder_positions) != self.encoder.num_tokens:
+            table = position_table(self.encoder.position_kind, self.encoder.grid, self.decoder_positions.shape[1])
+            self.decoder_positions = table.to(self.decoder_positions)
         projected = self.encoder_to_decoder(visible_tokens)
         tokens = decoder_tokens(projected, self.mask_token, self.decoder_positions, masks.visible, masks.masked)
         for block in self.decoder_blocks:
