@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .build import autocast, build_model
 from .config import Config
@@ -151,15 +152,17 @@ def _play(config: Config, world: World) -> DryRun:
     share = build_order(config).share(np.arange(micro_batch), 0, world.size)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     plain = dataclasses.replace(config, run=dataclasses.replace(config.run, compile="none", cuda_graphs=False))
+    objective, masks = build_model(plain)  # initialisation asks for values, so it has some
+    drawn = masks(config.run.seed, share, 0, world.device)
+    objective.to(torch.float64 if config.run.precision == "float64" else torch.float32)
+    _forget_values(objective, fake)
+    drawn = tree_map_only(torch.Tensor, fake.from_tensor, drawn)
     with fake:
-        objective, masks = build_model(plain)
-        objective.to(torch.float64 if config.run.precision == "float64" else torch.float32)
         parameters = sum(parameter.numel() for parameter in objective.parameters())
         is_sharded = config.run.sharding != "none"
         # DDP's reducer is C++ and wants memory: without sharding the bare model is traced, and its one all-reduce added.
         model = distribute(objective, plain, world if is_sharded else World(world.device))
         optimizer = build_optimizer(objective, config.optim)
-        drawn = masks(config.run.seed, share, 0, world.device)
         data = config.data
         frames = torch.zeros((len(share), data.frames, data.resolution, data.resolution, 3), dtype=torch.uint8)
         for _ in range(2):
@@ -192,6 +195,17 @@ def _play(config: Config, world: World) -> DryRun:
         clips_waiting=waiting * math.prod(frames.shape[1:]),
         sent=traffic.sent(),
     )
+
+
+def _forget_values(model: nn.Module, fake: FakeTensorMode) -> None:
+    """Leaves of parameters and buffers their shapes, in place."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(fake.from_tensor(parameter.detach()), parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = fake.from_tensor(buffer)
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:

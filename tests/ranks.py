@@ -5,6 +5,7 @@ The processes are forked from one that has imported everything, as imports would
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from clips import write_numbered
 
+from trocar.engine import checkpoint_storage
 from trocar.engine import pretrain as pretrain_module
 from trocar.engine.config_file import load_config
 from trocar.loaders.batch import ClipBatch, LoaderCount
@@ -115,11 +117,20 @@ def happen(what: str) -> None:
         raise ValueError("a clip of another shape")
 
 
-def train_made(settings: list[str], at: dict[str, Any] | None = None, poison: int | None = None, leave_out: int | None = None) -> Any:
+def train_made(
+    settings: list[str],
+    at: dict[str, Any] | None = None,
+    poison: int | None = None,
+    leave_out: int | None = None,
+    in_save: dict[int, str] | None = None,
+) -> Any:
     """`pretrain` of demo_cpu with these settings on made clips, in this process.
 
-    poison: the clip whose loss and gradients become NaN. leave_out: the step whose update does not happen.
+    poison: the clip whose loss and gradients become NaN. leave_out: the step whose update does not happen. in_save: what happens in
+    the middle of writing the n-th checkpoint of this process: "kill", or "full", a full disk.
     """
+    if in_save:
+        checkpoint_storage.save_file = _disturbed(checkpoint_storage.save_file, in_save)
     before = pretrain_module.build_loader, pretrain_module.step_unless, pretrain_module.build_model
     config = load_config("demo_cpu", settings)
 
@@ -151,6 +162,22 @@ def train_made(settings: list[str], at: dict[str, Any] | None = None, poison: in
         return pretrain_module.pretrain(config, progress=False)
     finally:
         pretrain_module.build_loader, pretrain_module.step_unless, pretrain_module.build_model = before
+
+
+def _disturbed(save_file: Any, in_save: dict[int, str]) -> Any:
+    saves = iter(range(1, 1 << 30))
+
+    def save(tensors: Any, path: Path) -> None:
+        what = in_save.get(next(saves))
+        if what:
+            path.write_bytes(b"half of it")
+        if what == "kill":
+            happen(what)
+        if what == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save_file(tensors, path)
+
+    return save
 
 
 def _rank(rank: int, size: int, port: int, out: str, arguments: dict[str, Any]) -> None:
