@@ -20,8 +20,9 @@ class Schedule:
     """The values of a step; step 0 is the first.
 
     Calling it gives the learning rate: linear warm-up from `start` to `peak` over `warmup_steps`, then a half cosine or a line down
-    to `final` at `steps`, or `peak` throughout. scale: how far schedules are stretched beyond `steps`, so that they are cut off
-    before their end, as V-JEPA 1 does (its ipe_scale). ema: the target encoder's momentum, from first to last, along a line.
+    to `final` at `steps`, or `peak` until a line leads down to `final` over the last `cooldown_steps`. scale: how far schedules are
+    stretched beyond `steps`, so that they are cut off before their end, as V-JEPA 1 does (its ipe_scale). ema: the target encoder's
+    momentum, from first to last, along a line.
     """
 
     peak: float
@@ -31,6 +32,7 @@ class Schedule:
     shape: ScheduleShape = "cosine"
     scale: float = 1.0
     start: float = 0.0
+    cooldown_steps: int = 0
     first_weight_decay: float = 0.0
     final_weight_decay: float | None = None
     ema: tuple[float, float] = (1.0, 1.0)
@@ -39,7 +41,8 @@ class Schedule:
         if step < self.warmup_steps:
             return self.start + (self.peak - self.start) * (step + 1) / self.warmup_steps
         if self.shape == "constant":
-            return self.peak
+            cooled = max(step + self.cooldown_steps - self.steps, 0) / max(self.cooldown_steps, 1)
+            return self.peak + (self.final - self.peak) * min(cooled, 1.0)
         progress = (step - self.warmup_steps) / max(self.scale * self.steps - self.warmup_steps, 1)
         if self.shape == "linear":
             return self.peak + (self.final - self.peak) * min(progress, 1.0)
@@ -69,6 +72,7 @@ def build_schedule(config: OptimConfig, steps: int) -> Schedule:
         shape=config.schedule,
         scale=config.schedule_scale,
         start=config.start_learning_rate * config.batch / 256,
+        cooldown_steps=round(config.cooldown * steps),
         first_weight_decay=config.weight_decay,
         final_weight_decay=config.final_weight_decay,
         ema=config.ema,

@@ -25,7 +25,7 @@ from ..loaders.batch import LoaderCount
 from ..loaders.corpus import Corpus
 from ..loaders.loader import BaseClipLoader
 from ..ssl.objective import MaskSource, Objective
-from .build import autocast, build_model, build_sampler, check_same_corpus, choose_device, describe
+from .build import autocast, build_model, check_same_corpus, choose_device, describe, samplers_by_clip
 from .checkpoint import CheckpointSaver, checkpoint_path, newest_step, remove_unfinished, restore, run_tensors
 from .config import Config
 from .config_file import CONFIG_FILE
@@ -98,7 +98,7 @@ def pretrain(config: Config, *, progress: bool = True) -> PretrainResult:
         model = distribute(objective, config, world)
         optimizer, guard = build_optimizer(objective, config.optim), StepGuard(config.optim.outlier_sigmas).to(world.device)
         corpus = Corpus.open(config.data.corpus)
-        steps = count_steps(config, build_sampler(config, corpus).num_spans)
+        steps = count_steps(config, samplers_by_clip(config, corpus)(0).num_spans)
         schedule = build_schedule(config.optim, steps)
         run = Run(config, world, watch, stop, schedule, objective, model, masks, optimizer, guard)
         return train(run, corpus, steps, progress and world.is_first)
@@ -111,7 +111,8 @@ def count_steps(config: Config, num_spans: int) -> int:
 def train(run: Run, corpus: Corpus, steps: int, progress: bool) -> PretrainResult:
     """From the newest checkpoint, or from nothing, to step `steps`, or to where the run is asked to stop."""
     config, world, run_dir = run.config, run.world, Path(run.config.run.dir)
-    sampler, order = build_sampler(config, corpus), build_order(config)
+    sampler_at, order = samplers_by_clip(config, corpus), build_order(config)
+    sampler = sampler_at(0)
     check_shares(world, order, config)
     run_dir.mkdir(parents=True, exist_ok=True)
     if world.is_first:
@@ -136,7 +137,7 @@ def train(run: Run, corpus: Corpus, steps: int, progress: bool) -> PretrainResul
         build_loader(config, corpus, sampler, numbers, world.device, report=progress) as loader,
         open_log(config, first_step, world) as log,
         QuarantineLog(run_dir, loader.total.failures, world.rank) as quarantine,
-        SkipLog(run_dir, corpus, sampler, order, config.optim.skip_budget, world.is_first, first_step, state) as skips,
+        SkipLog(run_dir, corpus, sampler_at, order, config.optim.skip_budget, world.is_first, first_step, state) as skips,
         CheckpointSaver(run_dir, world, config.run.keep_checkpoints, config.run.keep_every, log.flush) as saver,
         StepProgress(first_step, steps, enabled=progress) as bar,
         collect_garbage_seldom() as collect_garbage,
@@ -212,4 +213,4 @@ def train_step(run: Run, step: int, loader: BaseClipLoader[Any]) -> StepReport:
     with stage("ema"):
         run.objective.update_target(run.schedule.momentum(step), skip)
     row = {"step": step + 1, "learning_rate": run.schedule(step), "first_clip": step * batch_clips}
-    return StepReport(row, config.data.frames, started, sums, gradient_norm, skip, run.objective.signals())
+    return StepReport(row, batch.frames.shape[1], started, sums, gradient_norm, skip, run.objective.signals())

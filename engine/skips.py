@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class SkipError(Exception):
 class SkipLog:
     """Follows a run's steps.
 
-    budget: optim.skip_budget. write: whether to append to RUN/skipped.csv, whose rows of steps after `last_step` are cut off first.
+    sampler_at: of a clip's number, the sampler that draws it. budget: optim.skip_budget. write: whether to append to RUN/skipped.csv, whose rows of steps after `last_step` are cut off first.
     state: of the checkpoint, where there is one.
     """
 
@@ -34,14 +35,14 @@ class SkipLog:
         self,
         run_dir: Path,
         corpus: Corpus,
-        sampler: ClipSource,
+        sampler_at: Callable[[int], ClipSource],
         order: ClipOrder,
         budget: int,
         write: bool,
         last_step: int,
         state: dict[str, Any],
     ) -> None:
-        self.path, self.corpus, self.sampler, self.order = run_dir / SKIPPED_FILE, corpus, sampler, order
+        self.path, self.corpus, self.sampler_at, self.order = run_dir / SKIPPED_FILE, corpus, sampler_at, order
         self.budget, self.write = budget, write
         self.steps: list[int] = state.get("skipped", [])
         self._latest: list[str] = []
@@ -92,7 +93,7 @@ class SkipLog:
         draws, views = self.order.clips(numbers)
         rows = []
         for place, number, draw, view in zip(places, numbers, draws, views, strict=True):
-            (clip,) = self.sampler.clips([draw], view=int(view))
+            (clip,) = self.sampler_at(int(number)).clips([draw], view=int(view))
             path = self.corpus.video_path(clip.video)
             rows.append([report.row["step"], int(number), int(draw), path, float(losses[place]), reason])
         return rows

@@ -86,20 +86,20 @@ def from_vjepa(checkpoint: Mapping[str, Tensors], model: JointEmbedding) -> Tens
     renamed: Tensors = {}
     assert isinstance(model.predictor, Predictor)
     tables = {"pos_embed": model.encoder.positions, "predictor_pos_embed": model.predictor.positions}
-    for theirs, ours in (("encoder", "encoder"), ("predictor", "predictor"), ("target_encoder", "target")):
+    for theirs in ("encoder", "predictor", "target_encoder"):
         state = {
             name.removeprefix("module.").removeprefix("backbone."): part for name, part in checkpoint[theirs].items()
         }
         for name, table in tables.items():
             if name in state and not torch.allclose(state.pop(name)[0], table, atol=1e-5):
                 raise ValueError(f"{theirs}.{name} is not the table of model.positions, frames and resolution")
-        if ours == "predictor":
+        if theirs == "predictor":
             tokens = [state.pop(f"mask_tokens.{number}") for number in range(len(model.predictor.mask_tokens))]
             renamed["predictor.mask_tokens"] = torch.cat(tokens).flatten(1)
             state = {name.removeprefix("predictor_"): part for name, part in state.items()}
-        for name in [name for name in getattr(model, ours).state_dict() if name != "mask_tokens"]:
+        for name in [name for name in getattr(model, theirs).state_dict() if name != "mask_tokens"]:
             source = name.replace("patch_embed.", "patch_embed.proj.")
-            renamed[f"{ours}.{name}"] = state.pop(source)
+            renamed[f"{theirs}.{name}"] = state.pop(source)
         if state:
             raise ValueError(f"tensors of {theirs} without a place in JointEmbedding: {sorted(state)}")
     return renamed

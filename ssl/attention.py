@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block
-from torch import nn
 
 from ..kernels.rope3d import rope3d
 
@@ -100,9 +99,3 @@ def jagged_attention(
         ]
     mixed = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in nested))
     return mixed.transpose(1, 2).values()
-
-
-def run_blocks(blocks: nn.ModuleList, tokens: torch.Tensor, layout: Layout | None) -> torch.Tensor:
-    for block in blocks:
-        tokens = block(tokens, layout)
-    return tokens

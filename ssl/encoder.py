@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..kernels.patch_embed import patch_embed
-from .attention import Layout, VideoBlock, run_blocks
+from .attention import Layout, VideoBlock
 from .packing import Packed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -156,28 +156,32 @@ class VideoEncoder(nn.Module):
         self.grid = grid
         self.positions = position_table(self.position_kind, grid, self.width).to(self.positions)
 
-    def forward(self, frames: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
-        """frames: (B, T, H, W, 3) uint8. visible: (B, N_visible) int64, all tokens where None. Returns (B, N_visible, D)."""
-        return self.norm(self.before_norm(frames, visible))
+    def forward(
+        self,
+        frames: torch.Tensor,
+        chosen: torch.Tensor | Packed | None = None,
+        *,
+        per_clip: int = 1,
+        normalized: bool = True,
+    ) -> torch.Tensor:
+        """frames: (B, T, H, W, 3) uint8.
 
-    def before_norm(self, frames: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
-        """As `forward`, without the last layer norm."""
-        self.fit(frames)
-        if visible is None:
-            visible = torch.arange(self.num_tokens, device=frames.device).expand(len(frames), -1)
-        rotary = self.position_kind == "rope"
-        tokens = self.patch_embed(frames, visible, self.positions)
-        return run_blocks(self.blocks, tokens, Layout(visible, self.grid, rotary) if rotary else None)
-
-    def packed(self, frames: torch.Tensor, chosen: Packed, per_clip: int) -> torch.Tensor:
-        """The tokens `chosen` of each sequence, which attend inside their sequence alone.
-
-        frames: (B, T, H, W, 3) uint8, contiguous. per_clip: sequences of each clip; chosen.num_sequences = B per_clip. The pixels
-        of all of them are read in one pass over the clips, laid one after another in time. Returns (L, D).
+        chosen: all tokens where None; (B, N_visible) int64; or packed tokens of sequences, `per_clip` of them a clip, which attend
+        inside their sequence alone. The frames are contiguous then: the clips are read in one pass, laid one after another in time.
+        normalized: with the last layer norm. Returns (B, N_visible, D), or (L, D) packed.
         """
         self.fit(frames)
-        clips = (chosen.sequences // per_clip).clamp(max=len(frames) - 1)
-        places = clips * self.num_tokens + chosen.tokens
-        tokens = self.patch_embed(frames.flatten(0, 1)[None], places[None], self.positions)[0]
-        layout = Layout(chosen.tokens, self.grid, self.position_kind == "rope", chosen.offsets, self.num_tokens)
-        return self.norm(run_blocks(self.blocks, tokens, layout))
+        rotary, layout = self.position_kind == "rope", None
+        if isinstance(chosen, Packed):
+            clips = (chosen.sequences // per_clip).clamp(max=len(frames) - 1)
+            places = clips * self.num_tokens + chosen.tokens
+            tokens = self.patch_embed(frames.flatten(0, 1)[None], places[None], self.positions)[0]
+            layout = Layout(chosen.tokens, self.grid, rotary, chosen.offsets, self.num_tokens)
+        else:
+            if chosen is None:
+                chosen = torch.arange(self.num_tokens, device=frames.device).expand(len(frames), -1)
+            tokens = self.patch_embed(frames, chosen, self.positions)
+            layout = Layout(chosen, self.grid, rotary) if rotary else None
+        for block in self.blocks:
+            tokens = block(tokens, layout)
+        return self.norm(tokens) if normalized else tokens

@@ -14,6 +14,7 @@ import math
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from ..kernels.ema import ema
 from ..kernels.feature_loss import Distance, feature_loss
@@ -33,7 +34,7 @@ class JointEmbedding(Objective):
     V-JEPA's do.
     """
 
-    target: VideoEncoder
+    target_encoder: VideoEncoder
 
     def __init__(
         self,
@@ -58,25 +59,24 @@ class JointEmbedding(Objective):
         target = copy.deepcopy(encoder) if teacher is None else teacher
         target.requires_grad_(False)
         if self.follows:
-            self.target = target
+            self.target_encoder = target
         else:
-            object.__setattr__(
-                self, "target", target
-            )  # not a submodule: a teacher is named by its path, not saved again
+            # Not a submodule: a teacher is named by its path and not saved again.
+            object.__setattr__(self, "target_encoder", target)
         self._signals: dict[str, torch.Tensor] = {}
         self.pooled = torch.empty(0)
 
     def _apply(self, fn, recurse=True):
         if not self.follows:
-            self.target._apply(fn, recurse)
+            self.target_encoder._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     def forward(self, frames: torch.Tensor, masks: BlockMasks, loss_scale: float = 1.0) -> ObjectiveOutput:
-        context = self.encoder.packed(frames, masks.context, masks.per_clip)
+        context = self.encoder(frames, masks.context, per_clip=masks.per_clip)
         prediction = self.predictor(context, masks, self.encoder.grid)
         with torch.no_grad():
-            tokens = self.target.before_norm(frames)
-            features = self.target.norm(tokens)
+            tokens = self.target_encoder(frames, normalized=False)
+            features = self.target_encoder.norm(tokens)
             self._observe(tokens, masks)
         offsets = masks.target.offsets[:-1]  # what follows the last sequence is padding
         loss, sequence_loss = feature_loss(
@@ -88,11 +88,13 @@ class JointEmbedding(Objective):
     def update_target(self, momentum: float, skip: torch.Tensor | None = None) -> None:
         if not self.follows:
             return
-        targets, sources = list(self.target.parameters()), [part.detach() for part in self.encoder.parameters()]
+        pairs = zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True)
+        local = [tuple(_local(part.detach()) for part in pair) for pair in pairs]
+        targets, sources = zip(*(pair for pair in local if pair[0].numel()), strict=True)  # a rank's shard may be empty
         held = torch.full((), momentum, dtype=torch.float32, device=targets[0].device)
         if skip is not None:
             held = torch.where(skip != 0, torch.ones_like(held), held)
-        ema([part.detach() for part in targets], sources, held)
+        ema(targets, sources, held)
 
     def signals(self) -> dict[str, torch.Tensor]:
         """feature_std: deviation over the batch's clips of the target's mean-pooled features before its last norm, the mean over
@@ -106,6 +108,11 @@ class JointEmbedding(Objective):
         self._signals = {"padding_percent": 100.0 * padding}
         if len(tokens) > 1:
             self._signals["feature_std"] = self.pooled.std(dim=0).mean()
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a sharded tensor; the tensor itself where it is whole."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def initialize(module: nn.Module, rescaled: bool) -> None:

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import nn
 
-from .attention import Layout, run_blocks
+from .attention import Layout
 from .encoder import LayerNorm, Positions, position_table, require_rotary_width, transformer_blocks
 from .packing import BlockMasks, Packed
 
@@ -69,7 +69,8 @@ class Predictor(nn.Module):
         if self.position_kind == "rope":
             everything = torch.arange(num_tokens, device=seen.device).expand(num_sequences, -1)
             layout = Layout(everything, grid, rotary=True)
-        tokens = run_blocks(self.blocks, tokens, layout)
+        for block in self.blocks:
+            tokens = block(tokens, layout)
         last = num_sequences * num_tokens - 1
         predicted = tokens.flatten(0, 1)[_rows(masks.target, num_tokens).clamp(max=last)]
         return self.proj(self.norm(predicted))

@@ -109,7 +109,7 @@ def test_equals_hugging_face_vjepa2(dtype: torch.dtype, tolerance: float) -> Non
     converted = from_huggingface_vjepa2(theirs.state_dict(), DEPTH, PREDICTOR_DEPTH)
     missing, unexpected = model.load_state_dict(converted, strict=False)
     assert not unexpected
-    assert all(name.startswith("target.") for name in missing)
+    assert all(name.startswith("target_encoder.") for name in missing)
     model.update_target(0.0)
 
     frames = clips(3)
@@ -117,9 +117,9 @@ def test_equals_hugging_face_vjepa2(dtype: torch.dtype, tolerance: float) -> Non
     assert len(set(masks.context.offsets.diff()[:-1].tolist())) > 2, "the masks are to be unequal"
     video = pixels(frames, dtype)
     output = model(frames, masks)
-    context = model.encoder.packed(frames, masks.context, 2)
+    context = model.encoder(frames, masks.context, per_clip=2)
     features = theirs.encoder(video).last_hidden_state
-    assert relative_error(model.target(frames), features) < tolerance
+    assert relative_error(model.target_encoder(frames), features) < tolerance
     targets = F.layer_norm(features.detach(), (WIDTH,))
     losses, kept = [], []
     for sequence, (seen, hidden) in enumerate(zip(tokens_of(masks.context), tokens_of(masks.target), strict=True)):
@@ -144,7 +144,7 @@ def test_equals_hugging_face_vjepa2(dtype: torch.dtype, tolerance: float) -> Non
     typical = torch.stack([gradient.norm() for gradient in gradients.values()]).median()
     compared = 0
     for name, parameter in model.named_parameters():
-        if name.startswith("target."):
+        if name.startswith("target_encoder."):
             assert parameter.grad is None, name
             continue
         assert parameter.grad is not None, name
@@ -198,7 +198,7 @@ def test_three_steps_of_loss_and_ema_by_hand() -> None:
     model = ours("axes").double()
     rate, frames = 0.05, clips(2, seed=3)
     source = MultiBlockMask(GRID, RECIPES)
-    target_values = {name: p.detach().clone() for name, p in model.target.named_parameters()}
+    target_values = {name: p.detach().clone() for name, p in model.target_encoder.named_parameters()}
     for step, momentum in enumerate((0.9, 0.95, 1.0)):
         masks = source(7, [2 * step, 2 * step + 1], 0)
         output = model(frames, masks)
@@ -223,7 +223,7 @@ def test_three_steps_of_loss_and_ema_by_hand() -> None:
                 tokens = hand_written_block(block, tokens, 3)  # pyright: ignore[reportArgumentType]
             predicted = predictor.proj(predictor.norm(tokens[len(seen) :]))
             with torch.no_grad():
-                features = encode(model.target, clip, torch.arange(math.prod(GRID)))
+                features = encode(model.target_encoder, clip, torch.arange(math.prod(GRID)))
                 target = F.layer_norm(features, (WIDTH,))[hidden]
             losses.append((predicted - target).abs().mean())
         expected = torch.stack(losses).mean()
@@ -240,20 +240,20 @@ def test_three_steps_of_loss_and_ema_by_hand() -> None:
             # The momentum is a float32 on the device.
             held = float(torch.tensor(momentum, dtype=torch.float32))
             target_values[name] = held * target_values[name] + (1 - held) * parameter.detach()
-        for name, parameter in model.target.named_parameters():
+        for name, parameter in model.target_encoder.named_parameters():
             assert torch.allclose(parameter, target_values[name], rtol=1e-9, atol=1e-12), name
 
 
 def test_a_skipped_step_leaves_the_target() -> None:
     model = ours("axes")
-    before = [parameter.clone() for parameter in model.target.parameters()]
+    before = [parameter.clone() for parameter in model.target_encoder.parameters()]
     with torch.no_grad():
         for parameter in model.encoder.parameters():
             parameter.fill_(float("nan"))
     model.update_target(0.5, skip=torch.tensor(1.0))
-    assert all(torch.equal(a, b) for a, b in zip(before, model.target.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.target_encoder.parameters(), strict=True))
     model.update_target(0.5, skip=torch.tensor(0.0))
-    assert all(torch.isnan(parameter).all() for parameter in model.target.parameters())
+    assert all(torch.isnan(parameter).all() for parameter in model.target_encoder.parameters())
 
 
 @pytest.mark.parametrize("positions", ["axes", "rope"])
@@ -281,7 +281,7 @@ def test_packing_loses_no_token(positions: Positions) -> None:
         prediction = model(frames[clip : clip + 1], alone).prediction
         rows = slice(int(alone.target.offsets[kind]), int(alone.target.offsets[kind + 1]))
         with torch.no_grad():
-            target = F.layer_norm(model.target(frames[clip : clip + 1]), (WIDTH,))[0, hidden[sequence]]
+            target = F.layer_norm(model.target_encoder(frames[clip : clip + 1]), (WIDTH,))[0, hidden[sequence]]
         losses.append((prediction[rows] - target).abs().mean())
     expected = torch.stack(losses).mean()
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-12)
@@ -353,7 +353,7 @@ def test_a_frozen_teacher_of_another_width() -> None:
     model.update_target(0.0)
     assert all(torch.equal(a, b) for a, b in zip(before, teacher.parameters(), strict=True))
     assert all(parameter.grad is None for parameter in teacher.parameters())
-    assert model.double().target.patch_embed.weight.dtype == torch.float64, "a teacher moves with its model"
+    assert model.double().target_encoder.patch_embed.weight.dtype == torch.float64, "a teacher moves with its model"
     coarse = VideoEncoder(24, 1, 2, frames=4, resolution=32, patch=16)
     with pytest.raises(ValueError, match="tokens do not correspond"):
         JointEmbedding(encoder, predictor, teacher=coarse)
@@ -365,7 +365,7 @@ def test_without_a_predictor_the_mean_of_the_context_is_predicted() -> None:
     model = JointEmbedding(encoder, MeanOfContext()).double()
     masks = MultiBlockMask(GRID, RECIPES, bucket=8)(0, [0, 1], 0)
     output = model(clips(2), masks)
-    context = encoder.packed(clips(2), masks.context, 2)
+    context = encoder(clips(2), masks.context, per_clip=2)
     for sequence in range(4):
         rows = slice(*masks.target.offsets[sequence : sequence + 2].tolist())
         seen = slice(*masks.context.offsets[sequence : sequence + 2].tolist())
