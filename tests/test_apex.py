@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from importlib.machinery import ModuleSpec
 
 import pytest
 import torch
@@ -56,6 +57,7 @@ def install(monkeypatch: pytest.MonkeyPatch, kind: str, *, available: bool = Tru
         return
     apex = types.ModuleType("apex")
     apex.__path__ = []  # a package
+    apex.__spec__ = ModuleSpec("apex", None, is_package=True)
     monkeypatch.setitem(sys.modules, "apex", apex)
     if kind == "pypi":
         return
@@ -65,7 +67,7 @@ def install(monkeypatch: pytest.MonkeyPatch, kind: str, *, available: bool = Tru
     optimizers.FusedAdam = FusedAdam  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "apex.multi_tensor_apply", applier)
     monkeypatch.setitem(sys.modules, "apex.optimizers", optimizers)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr("trocar.engine.optim.has_cuda", lambda: cuda)
 
 
 @pytest.mark.parametrize(

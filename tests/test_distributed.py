@@ -17,7 +17,18 @@ from trocar.engine.distributed import World, check_shares
 from trocar.engine.metrics import read_metrics
 from trocar.loaders.order import ClipOrder
 
-OBJECTIVES = {"mae": []}
+OBJECTIVES = {
+    "mae": [],
+    "jepa": [
+        "objective.kind=jepa",
+        "objective.bucket=32",
+        "data.resolution=32",
+        "model.positions=axes",
+        "model.predictor_depth=1",
+        "model.predictor_width=24",
+        "model.predictor_heads=2",
+    ],
+}
 
 
 @pytest.fixture(scope="module")
