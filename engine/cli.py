@@ -77,7 +77,9 @@ def build_parser() -> argparse.ArgumentParser:
     pretrain = commands.add_parser("pretrain", help="train, or resume, what a config describes")
     pretrain.add_argument("config", metavar="CONFIG", help=f"a YAML file, or one of ours: {shipped}")
     pretrain.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example optim.steps=100")
-    pretrain.add_argument("--dry-run", type=int, metavar="WORLD", help="print memory and traffic of a rank of so many; train nothing")
+    pretrain.add_argument(
+        "--dry-run", type=int, metavar="WORLD", help="print memory and traffic of a rank of so many; train nothing"
+    )
     pretrain.set_defaults(run=run_pretrain)
 
     view = commands.add_parser("view", help="pictures of a run")

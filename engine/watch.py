@@ -1,8 +1,9 @@
 """A watch over the ranks: one that dies, stops or falls behind ends the run within a set time, and is named.
 
-A collective whose partner is gone either fails with a broken connection or waits for good; neither says for whom. So every rank has a
-thread that writes a sign of life and how far its rank is into the store of the process group. The first rank reads all of them and
-publishes the verdict; the others read the verdict and watch the first rank. The cost is a few requests a second on each rank.
+A collective whose partner is gone either fails with a broken connection or waits for good; neither says for whom. So every rank
+has a thread that writes a sign of life and how far its rank is into the store of the process group. The first rank reads all of
+them and publishes the verdict; the others read the verdict and watch the first rank. The cost is a few requests a second on each
+rank.
 
 A rank that fails by itself (a VideoError, say) publishes its own error, so that the others end with that instead of a timeout.
 """
@@ -31,8 +32,8 @@ class RankError(Exception):
 class RankWatch:
     """Watches from `with` to its end. heartbeat_timeout, rank_timeout: as in RunConfig, seconds.
 
-    The training says `reach(stage)` before everything that takes time. Once there is a verdict the process ends: with RankError where
-    the training's own thread gets to it, else by the watch, as the training may wait in a collective for good.
+    The training says `reach(stage)` before everything that takes time. Once there is a verdict the process ends: with RankError
+    where the training's own thread gets to it, else by the watch, as the training may wait in a collective for good.
     """
 
     def __init__(self, world: World, heartbeat_timeout: float, rank_timeout: float) -> None:
@@ -118,8 +119,8 @@ class RankWatch:
                 moved[rank] = (int(count), now)
         if gone := [rank for rank in ranks if stages[rank] != ENDED and now - seen[rank][1] > self.heartbeat_timeout]:
             return (
-                f"{_named(gone)} gave no sign of life for {self.heartbeat_timeout:g} s (run.heartbeat_timeout): killed, stopped, or "
-                f"its machine is gone; the last it did was {stages[gone[0]]}"
+                f"{_named(gone)} gave no sign of life for {self.heartbeat_timeout:g} s (run.heartbeat_timeout): killed, "
+                f"stopped, or its machine is gone; the last it did was {stages[gone[0]]}"
             )
         least = min(count for count, _ in moved.values())
         late = [rank for rank in ranks if moved[rank][0] == least and now - moved[rank][1] > self.rank_timeout]

@@ -1,4 +1,4 @@
-"""Runs of several processes on one machine, on clips that are made of their numbers: no video is decoded, so a step costs next to nothing.
+"""Runs of several processes on one machine, on clips that are made of their numbers: a step costs next to nothing.
 
 The processes are forked from one that has imported everything, as imports would take most of the time.
 """
@@ -100,7 +100,15 @@ def made_batch(numbers: np.ndarray, frames: int, resolution: int) -> ClipBatch:
     )
     nothing = np.zeros((len(numbers), frames))
     return ClipBatch(
-        torch.from_numpy(np.stack(clips)), numbers, numbers, numbers * 0, numbers * 0, nothing, nothing, [None] * len(numbers), count
+        torch.from_numpy(np.stack(clips)),
+        numbers,
+        numbers,
+        numbers * 0,
+        numbers * 0,
+        nothing,
+        nothing,
+        [None] * len(numbers),
+        count,
     )
 
 
@@ -185,7 +193,7 @@ def _rank(rank: int, size: int, port: int, out: str, arguments: dict[str, Any]) 
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
-    sys.stdout = sys.stderr = open(out, "w", buffering=1)
+    sys.stdout = sys.stderr = Path(out).open("w", buffering=1)  # noqa: SIM115  (open to the end of the process)
     os.dup2(sys.stderr.fileno(), 1)
     os.dup2(sys.stderr.fileno(), 2)
     status = 0
@@ -199,12 +207,16 @@ def _rank(rank: int, size: int, port: int, out: str, arguments: dict[str, Any]) 
     os._exit(status)
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def start_ranks(size: int, folder: Path, **arguments: Any) -> list[tuple[BaseProcess, Path]]:
     """`train_made(**arguments)` on `size` ranks: each process and the file of its output."""
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     started = []
     for rank in range(size):
         out = folder / f"out_{size}_{rank}.txt"

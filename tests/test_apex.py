@@ -17,7 +17,7 @@ APEX = OptimConfig(steps=1, optimizer="apex", weight_decay=0.1, betas=(0.9, 0.95
 
 
 class FusedAdam(torch.optim.Optimizer):
-    """NVIDIA apex's capturable FusedAdam as its source has it, in plain PyTorch: the group counts steps, a scaler says what to skip."""
+    """NVIDIA apex's capturable FusedAdam as its source has it, in PyTorch: the group counts steps, a scaler says what to skip."""
 
     def __init__(self, params, lr, betas, adam_w_mode, capturable) -> None:
         assert adam_w_mode
@@ -84,7 +84,9 @@ def test_what_cannot_be_used_is_told_apart(monkeypatch: pytest.MonkeyPatch, kind
     found, problem = find_apex()
     assert found is None
     assert reason in problem
-    with pytest.raises(ConfigError, match=rf"optim\.optimizer: 'apex' is asked for, but .*{reason}.*optim\.optimizer=adamw"):
+    with pytest.raises(
+        ConfigError, match=rf"optim\.optimizer: 'apex' is asked for, but .*{reason}.*optim\.optimizer=adamw"
+    ):
         build_optimizer(nn.Linear(2, 2), APEX)
 
 
@@ -116,9 +118,9 @@ def compare(device: torch.device) -> None:
         skip = torch.tensor(float(step in (0, 4, 5)), device=device)
         for model, optimizer in zip(models, (adamw, apex), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = 0.01 * (step + 1)
+                group["lr"] = 0.001 * (step + 1)
             model.zero_grad()
-            model(data).square().sum().backward()
+            (model(data) * data.sum(dim=1, keepdim=True)).sin().sum().backward()
             step_unless(optimizer, skip)
         if step == 5:  # just after a step that was left out
             state = [dict(apex.state[p]) for p in second.parameters()]

@@ -49,7 +49,9 @@ class Bomb:
         return Path.touch, (self.mark,)
 
 
-@pytest.mark.parametrize("place", [".metadata", "manifest.json", "rank_00000.safetensors", "__0_0.distcp", "config.yaml", "run.json"])
+@pytest.mark.parametrize(
+    "place", [".metadata", "manifest.json", "rank_00000.safetensors", "__0_0.distcp", "config.yaml", "run.json"]
+)
 def test_no_pickle_is_executed(corpus: Path, tmp_path: Path, place: str) -> None:
     run, mark = tmp_path / "run", tmp_path / "executed"
     train_made(settings(corpus, run, "optim.steps=2"))
@@ -62,7 +64,9 @@ def test_no_pickle_is_executed(corpus: Path, tmp_path: Path, place: str) -> None
     target.write_bytes(bomb)
     for read in (lambda: load_checkpoint(saved), lambda: train_made(settings(corpus, run, "optim.steps=3"))):
         if place in ("manifest.json", "rank_00000.safetensors"):
-            with pytest.raises(CheckpointError, match="cannot be read .*; delete this folder to go back to the one before"):
+            with pytest.raises(
+                CheckpointError, match=r"cannot be read .*; delete this folder to go back to the one before"
+            ):
                 read()
         elif place != "run.json":
             read()
@@ -75,7 +79,14 @@ def test_torch_save_takes_no_part(corpus: Path, tmp_path: Path, monkeypatch: pyt
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a pickle")
 
-    for module, name in ((torch, "save"), (torch, "load"), (pickle, "dump"), (pickle, "load"), (pickle, "loads"), (pickle, "Unpickler")):
+    for module, name in (
+        (torch, "save"),
+        (torch, "load"),
+        (pickle, "dump"),
+        (pickle, "load"),
+        (pickle, "loads"),
+        (pickle, "Unpickler"),
+    ):
         monkeypatch.setattr(module, name, refuse)
     train_made(settings(corpus, tmp_path, "optim.steps=2"))
     assert train_made(settings(corpus, tmp_path, "optim.steps=3")).resumed_from == 2

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, starved of disk, at random moments: each goes on, and ends bit-equal to one that was left alone."""
+"""Runs that are killed, stopped, starved of disk at random moments go on and end bit-equal to one that was left alone."""
 
 from __future__ import annotations
 
@@ -96,7 +96,9 @@ def test_sigterm_and_sigusr1_save_and_ask_for_a_requeue(corpus: Path, tmp_path: 
     run = tmp_path / "run"
     for number in (signal.SIGTERM, signal.SIGUSR1):
         before = newest(run)
-        started = start_ranks(2, tmp_path, settings=settings(corpus, run, "optim.steps=100000", "run.checkpoint_every=50000"))
+        started = start_ranks(
+            2, tmp_path, settings=settings(corpus, run, "optim.steps=100000", "run.checkpoint_every=50000")
+        )
         while rows(run) <= before:
             assert started[0][0].is_alive(), started[0][1].read_text()
             time.sleep(0.02)
@@ -114,7 +116,9 @@ def test_sigterm_and_sigusr1_save_and_ask_for_a_requeue(corpus: Path, tmp_path: 
 def test_a_disk_that_is_really_full(corpus: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("no tmpfs can be mounted here; test_checkpoint.py has a full disk without one")
     try:

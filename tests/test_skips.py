@@ -61,7 +61,10 @@ def test_all_ranks_leave_it_out_alike(corpus: Path, tmp_path: Path) -> None:
 
 def test_the_budget_ends_the_run_and_is_checkpointed(corpus: Path, tmp_path: Path) -> None:
     more = ["optim.steps=8", "optim.skip_budget=0", "run.checkpoint_every=4"]
-    with pytest.raises(SkipError, match=r"(?s)1 of the last 6 steps.*optim\.skip_budget=0.*step 6, clip 20 of .*mp4: loss is not finite"):
+    with pytest.raises(
+        SkipError,
+        match=r"(?s)1 of the last 6 steps.*optim\.skip_budget=0.*step 6, clip 20 of .*mp4: loss is not finite",
+    ):
         train_made(settings(corpus, tmp_path, *more), poison=20)
     train_made(settings(corpus, tmp_path, "optim.steps=8", "run.checkpoint_every=4"), poison=20)
     assert load_checkpoint(checkpoints(tmp_path)[-1]).state["skipped"] == [6]
