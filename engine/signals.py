@@ -13,6 +13,7 @@ Shapes: B clips, K clips in the window, D width.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
 from collections.abc import Sequence
@@ -83,7 +84,8 @@ class CollapseWatch:
                 )
 
     def _take(self, row: dict[str, Any]) -> None:
-        self._losses.append(row["loss"])
+        if math.isfinite(row["loss"]):
+            self._losses.append(row["loss"])
         if "feature_std" in row:
             self._deviations.append(row["feature_std"])
 
@@ -91,7 +93,7 @@ class CollapseWatch:
         now = {"rankme": self._rank}
         if len(self._deviations) == MEMORY_STEPS:
             now["feature_std"] = sum(self._deviations) / MEMORY_STEPS
-        return {name: value for name, value in now.items() if value == value}
+        return {name: value for name, value in now.items() if math.isfinite(value)}
 
     def _judge(self) -> int:
         now = self._now()
