@@ -33,12 +33,14 @@ from .distributed import World, check_shares, distribute, gradients_exchanged, o
 from .guard import StepGuard
 from .housekeeping import collect_garbage_seldom, pin_to_cores, snapshot_when_out_of_memory
 from .loading import build_loader, build_order
-from .metrics import MetricsLog, QuarantineLog
+from .metrics import MetricsLog, QuarantineLog, read_metrics
 from .optim import Schedule, build_optimizer, build_schedule, set_schedule, step_unless
+from .probe import OnlineProbe
 from .profiler import name_decoding, name_modules, stage
 from .progress import StepProgress
 from .readback import ReadBack, StepReport, StepSums
 from .run_record import record_start
+from .signals import CollapseWatch
 from .skips import SkipLog
 from .stop import StopRequest
 from .watch import RankWatch
@@ -144,23 +146,29 @@ def train(run: Run, corpus: Corpus, steps: int, progress: bool) -> PretrainResul
             run_dir, corpus, sampler_at, order, config.optim.skip_budget, world.is_first, first_step, state
         ) as skips,
         CheckpointSaver(run_dir, world, config.run.keep_checkpoints, config.run.keep_every, log.flush) as saver,
+        OnlineProbe(config, world.device, first_step, world.is_first) as probe,
         StepProgress(first_step, steps, enabled=progress) as bar,
         collect_garbage_seldom() as collect_garbage,
     ):
         name_decoding(loader)
+        collapse = CollapseWatch(read_metrics(run_dir), tell=world.is_first)
         while done < steps and not is_stopping:
             read_back.push(train_step(run, done, loader))
             done += 1
+            collapse.observe(run.objective)
+            probe.update(done, run.objective.encoder)
             quarantine.update()
             collect_garbage(done)
             saving = done % config.run.checkpoint_every == 0 or done == steps
             for report in read_back.arrived(everything=saving):
                 is_stopping = is_stopping or report.is_stopping
+                collapse.complete(report.row)
                 log.write(report.row)
                 bar.update(report.row["step"], report.row)
                 skips.update(report)
             if saving or is_stopping:
                 for report in read_back.arrived(everything=True):
+                    collapse.complete(report.row)
                     log.write(report.row)
                     skips.update(report)
                 run.watch.reach(f"saving step {done}")

@@ -5,14 +5,15 @@ rankme          exp of the entropy of the normalised singular values of such fea
 loss_trend      mean loss of the latest steps over that of as many steps before them, minus 1
 collapse        1 where feature_std or rankme has fallen below half of what it was at the run's start, else 0
 
-Features are those of the rank that writes the metrics: of its latest `WINDOW_CLIPS` clips, kept on the device; nothing waits for them
-until their step's numbers are read anyway.
+Features are those of the rank that writes the metrics, of its latest `WINDOW_CLIPS` clips, kept on the device; every `RANK_EVERY`
+steps, once the window is full, they come to the host.
 
 Shapes: B clips, K clips in the window, D width.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
 from collections.abc import Sequence
@@ -70,7 +71,7 @@ class CollapseWatch:
     def complete(self, row: dict[str, Any]) -> None:
         """Adds the signals to a row whose loss has arrived."""
         self._take(row)
-        if self._pooled and row["step"] % RANK_EVERY == 0 and sum(map(len, self._pooled)) >= 2:
+        if row["step"] % RANK_EVERY == 0 and sum(map(len, self._pooled)) >= WINDOW_CLIPS:
             self._rank = row["rankme"] = rankme(torch.cat(list(self._pooled))[-WINDOW_CLIPS:])
         if len(self._losses) == 2 * TREND_STEPS:
             losses = list(self._losses)
@@ -78,19 +79,21 @@ class CollapseWatch:
         if "feature_std" in row:
             before, row["collapse"] = self._collapsed, self._judge()
             if row["collapse"] and not before and self.tell:
-                print(f"trocar: step {row['step']}: {self._reason()}: the features collapse", file=sys.stderr, flush=True)
+                print(
+                    f"trocar: step {row['step']}: {self._reason()}: the features collapse", file=sys.stderr, flush=True
+                )
 
     def _take(self, row: dict[str, Any]) -> None:
-        self._losses.append(row["loss"])
+        if math.isfinite(row["loss"]):
+            self._losses.append(row["loss"])
         if "feature_std" in row:
             self._deviations.append(row["feature_std"])
 
     def _now(self) -> dict[str, float]:
-        now = {}
+        now = {"rankme": self._rank}
         if len(self._deviations) == MEMORY_STEPS:
             now["feature_std"] = sum(self._deviations) / MEMORY_STEPS
-            now["rankme"] = self._rank
-        return {name: value for name, value in now.items() if value == value}
+        return {name: value for name, value in now.items() if math.isfinite(value)}
 
     def _judge(self) -> int:
         now = self._now()
@@ -100,4 +103,6 @@ class CollapseWatch:
         return self._collapsed
 
     def _reason(self) -> str:
-        return ", ".join(f"{name} {value:.3g} after {self._start[name]:.3g} at the start" for name, value in self._now().items())
+        return ", ".join(
+            f"{name} {value:.3g} after {self._start[name]:.3g} at the start" for name, value in self._now().items()
+        )

@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from .packing import BlockMasks, pinned, to_device
 
+MOST_WAITING = 256  # batches
+
 
 class HostMasks(Protocol):
     def draw(self, seed: int, draws: ArrayLike, views: ArrayLike) -> BlockMasks: ...
@@ -37,6 +39,8 @@ class DrawnAhead:
     ) -> Iterator[NDArray[np.int64]]:
         with ThreadPoolExecutor(1, thread_name_prefix="masks") as pool:
             for numbers in batches:
+                while len(self._drawn) >= MOST_WAITING:  # a batch that lost a clip asks for other masks
+                    self._drawn.pop(next(iter(self._drawn)))
                 self._drawn[_key(seed, numbers)] = pool.submit(self._draw, seed, numbers, device)
                 yield numbers
 

@@ -71,7 +71,8 @@ def packed_attention(
     if not queries.is_cuda:
         return attention_by_sequence(queries, keys, values, offsets)
     if varlen_attn is not None and queries.dtype in (torch.float16, torch.bfloat16):
-        mixed = varlen_attn(queries, keys, values.contiguous(), offsets, offsets, longest, longest)
+        dense = (part.contiguous() for part in (queries, keys, values))
+        mixed = varlen_attn(*dense, offsets, offsets, longest, longest)
         assert isinstance(mixed, torch.Tensor)
         return mixed
     return jagged_attention(queries, keys, values, offsets, longest)

@@ -176,7 +176,7 @@ class VideoEncoder(nn.Module):
             clips = (chosen.sequences // per_clip).clamp(max=len(frames) - 1)
             places = clips * self.num_tokens + chosen.tokens
             tokens = self.patch_embed(frames.flatten(0, 1)[None], places[None], self.positions)[0]
-            layout = Layout(chosen.tokens, self.grid, rotary, chosen.offsets, self.num_tokens)
+            layout = Layout(chosen.tokens, self.grid, rotary, chosen.offsets, chosen.longest)
         else:
             if chosen is None:
                 chosen = torch.arange(self.num_tokens, device=frames.device).expand(len(frames), -1)

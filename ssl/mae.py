@@ -42,6 +42,7 @@ class MaskedAutoencoder(Objective):
         self.encoder_to_decoder = nn.Linear(encoder.width, decoder_width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(decoder_width))
         positions = position_table(encoder.position_kind, encoder.grid, decoder_width)
+        self.decoder_grid = encoder.grid
         self.register_buffer("decoder_positions", positions, persistent=False)
         self.decoder_blocks = transformer_blocks(decoder_depth, decoder_width, decoder_heads)
         self.decoder_norm = LayerNorm(decoder_width)
@@ -52,7 +53,8 @@ class MaskedAutoencoder(Objective):
 
     def decode(self, visible_tokens: torch.Tensor, masks: Masks) -> torch.Tensor:
         """visible_tokens: (B, N_visible, D). Returns the prediction at the masked places, (B, N_masked, P)."""
-        if len(self.decoder_positions) != self.encoder.num_tokens:
+        if self.decoder_grid != self.encoder.grid:
+            self.decoder_grid = self.encoder.grid
             table = position_table(self.encoder.position_kind, self.encoder.grid, self.decoder_positions.shape[1])
             self.decoder_positions = table.to(self.decoder_positions)
         projected = self.encoder_to_decoder(visible_tokens)

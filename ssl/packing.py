@@ -5,7 +5,7 @@ Shapes: B clips, M masks a clip, S = B M sequences in the order of clips, L toke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,12 +17,14 @@ class Packed(NamedTuple):
     """Some tokens of every sequence, then padding, which is a sequence of its own: it meets no other and enters no loss.
 
     tokens: (L,) int64, each token's place in its clip's grid, 0 for padding. sequences: (L,) int64, to which it belongs, S for
-    padding. offsets: (S + 2,) int32: where sequences begin, where the padding begins, L.
+    padding. offsets: (S + 2,) int32: where sequences begin, where the padding begins, L. longest: bound of a sequence's length, the
+    same for every batch.
     """
 
     tokens: torch.Tensor
     sequences: torch.Tensor
     offsets: torch.Tensor
+    longest: int
 
     @property
     def num_sequences(self) -> int:
@@ -58,20 +60,22 @@ def _packed(chosen: NDArray[np.bool_], bucket: int) -> Packed:
         torch.from_numpy(np.pad(tokens, (0, padding))),
         torch.from_numpy(np.pad(sequences, (0, padding), constant_values=len(chosen))),
         torch.from_numpy(np.cumsum(counts, dtype=np.int32)),
+        max(chosen.shape[1], bucket - 1),
     )
 
 
 def to_device(masks: BlockMasks, device: torch.device) -> BlockMasks:
-    """Copies to a GPU from pinned memory, without waiting for it."""
-    if device.type == "cpu":
-        return masks
-
-    def move(parts: Sequence[torch.Tensor]) -> Packed:
-        return Packed(*(part.to(device, non_blocking=True) for part in parts))
-
-    return BlockMasks(move(masks.context), move(masks.target), masks.per_clip)
+    """On `device`; from pinned memory to a GPU without waiting for it."""
+    return masks if device.type == "cpu" else _each(masks, lambda part: part.to(device, non_blocking=True))
 
 
 def pinned(masks: BlockMasks) -> BlockMasks:
-    parts = (Packed(*(part.pin_memory() for part in packed)) for packed in (masks.context, masks.target))
-    return BlockMasks(*parts, masks.per_clip)
+    return _each(masks, torch.Tensor.pin_memory)
+
+
+def _each(masks: BlockMasks, change: Callable[[torch.Tensor], torch.Tensor]) -> BlockMasks:
+    context, target = (
+        Packed(change(packed.tokens), change(packed.sequences), change(packed.offsets), packed.longest)
+        for packed in (masks.context, masks.target)
+    )
+    return BlockMasks(context, target, masks.per_clip)
