@@ -82,6 +82,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     pretrain.set_defaults(run=run_pretrain)
 
+    export = commands.add_parser("export", help="the newest checkpoint's encoder as one safetensors file")
+    export.add_argument("run_dir", type=Path, metavar="RUN")
+    export.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/encoder.safetensors")
+    export.add_argument("--whole", action="store_true", help="with decoder or predictor: RUN/model.safetensors")
+    export.set_defaults(run=run_export)
+
     view = commands.add_parser("view", help="pictures of a run")
     views = view.add_subparsers(required=True, metavar="VIEW")
     recon = views.add_parser("recon", help="original, masked and reconstructed clips")
@@ -206,6 +212,13 @@ def run_pretrain(options: argparse.Namespace) -> int:
         print(f"asked to stop; checkpoint: {result.checkpoint}; the same command goes on from it", file=sys.stderr)
         return REQUEUE_STATUS
     print(f"{result.steps} steps{resumed}; checkpoint: {result.checkpoint}")
+    return 0
+
+
+def run_export(options: argparse.Namespace) -> int:
+    from .export import export_weights
+
+    print(export_weights(options.run_dir, options.out, whole=options.whole))
     return 0
 
 

@@ -46,8 +46,8 @@ COLLECTIVES = {
 class DryRun:
     """What one rank holds and sends. parameters: of the whole model and of this rank, numbers. Everything else in bytes.
 
-    buckets: the copies of gradients that DDP exchanges. activations: the most that is alive between forward and backward, beyond what is listed before it. sent: collective -> (calls,
-    bytes handed over) in one optimizer step.
+    buckets: the copies of gradients that DDP exchanges. activations: the most that is alive between forward and backward,
+    beyond what is listed before it. sent: collective -> (calls, bytes handed over) in one optimizer step.
     """
 
     ranks: int

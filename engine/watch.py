@@ -53,12 +53,17 @@ class RankWatch:
             self._store = self._connect()
             self._beat(0)
             self._store.wait([f"beat/{rank}" for rank in range(self.world.size)], timedelta(seconds=self.rank_timeout))
-            self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-            self._thread.start()
+        run = self._run if self.world.size > 1 else self._run_alone
+        self._thread = threading.Thread(target=run, name="watch", daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if self._thread is None:
+            return
+        if self.world.size == 1:
+            self._closing.set()
+            self._thread.join()
             return
         try:
             if error is not None:
@@ -104,6 +109,15 @@ class RankWatch:
                 self._has_verdict.set()
                 self._end()
                 return
+
+    def _run_alone(self) -> None:
+        """One process has only itself to watch: a loader's thread that hangs, say. Time in which it is stopped does not count."""
+        progress, beats = -1, 0
+        while not self._closing.wait(self.interval):
+            progress, beats = self._progress, beats + 1 if progress == self._progress else 0
+            if beats * self.interval > self.rank_timeout:
+                self._verdict = f"nothing came on for {self.rank_timeout:g} s (run.rank_timeout): in {self._stage}"
+                self._end()
 
     def _look(self, seen: dict[int, tuple[str, float]], moved: dict[int, tuple[int, float]]) -> str:
         """What is wrong, or nothing. seen, moved: each rank's latest sign of life and count, and since when they are these."""

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 import torch
 from ranks import TINY, make_corpus, train_made
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from trocar.engine import checkpoint as checkpoint_module
 from trocar.engine import checkpoint_storage
 from trocar.engine.checkpoint import CheckpointError, checkpoints, load_checkpoint
+from trocar.engine.cli import main
 from trocar.engine.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -200,3 +203,18 @@ def test_an_older_checkpoint_is_never_half_removed(
     assert train_made(settings(corpus, tmp_path, *more)).resumed_from == 4
     assert names(tmp_path) == ["step_00000004"]
     assert checkpoint_module.newest_step(tmp_path) == 4
+
+
+def test_export_is_one_file_for_other_tools(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_made(settings(corpus, tmp_path, "optim.steps=2"))
+    assert main(["export", str(tmp_path)]) == 0
+    assert main(["export", str(tmp_path), "--whole", "--out", str(tmp_path / "all.safetensors")]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / "encoder.safetensors"), str(tmp_path / "all.safetensors")]
+    model = load_checkpoint(checkpoints(tmp_path)[-1]).model
+    encoder, whole = load_file(tmp_path / "encoder.safetensors"), load_file(tmp_path / "all.safetensors")
+    assert all(torch.equal(whole[name], model[name]) for name in model)
+    assert all(torch.equal(encoder[name], model[f"encoder.{name}"]) for name in encoder)
+    assert len(encoder) == sum(name.startswith("encoder.") for name in model)
+    with safe_open(tmp_path / "encoder.safetensors", "pt") as file:
+        assert file.metadata()["step"] == "2"
+    assert main(["export", str(tmp_path / "none")]) == 1

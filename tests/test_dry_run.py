@@ -16,7 +16,15 @@ from trocar.engine.config import ConfigError
 from trocar.engine.config_file import load_config
 from trocar.engine.dry_run import LiveMemory, Traffic, dry_run
 
-WIDE = [*TINY, "data.corpus=none", "run.dir=none", "data.resolution=32", "model.width=96", "optim.batch=8", "run.precision=float32"]
+WIDE = [
+    *TINY,
+    "data.corpus=none",
+    "run.dir=none",
+    "data.resolution=32",
+    "model.width=96",
+    "optim.batch=8",
+    "run.precision=float32",
+]
 
 
 @pytest.mark.parametrize("sharding", ["none", "full"])
@@ -33,7 +41,10 @@ def test_two_ranks_hold_and_send_what_it_says(tmp_path: Path, sharding: str) -> 
     real = json.loads(found.read_text())
     for name in ("parameters_here", "weights", "gradients", "optimizer"):
         assert getattr(said, name) == real[name], name
-    assert said.sent["all-reduce of gradients" if sharding == "none" else "reduce-scatter of gradients"][1] == real["exchanged"]
+    assert (
+        said.sent["all-reduce of gradients" if sharding == "none" else "reduce-scatter of gradients"][1]
+        == real["exchanged"]
+    )
     if sharding == "full":
         assert said.sent["all-gather of weights"] == tuple(real["gathered"])
         assert said.parameters_here < 0.6 * said.parameters
@@ -76,7 +87,9 @@ def measure(rank: int, port: int, settings: list[str], found: str) -> None:
                 "weights": sum(local(t).nbytes for t in [*objective.parameters(), *objective.buffers()]),
                 "gradients": gradients,
                 "optimizer": sum(value.nbytes for value in state),
-                "exchanged": sent.get("reduce-scatter of gradients", sent.get("all-reduce of gradients", (0, gradients)))[1],
+                "exchanged": sent.get(
+                    "reduce-scatter of gradients", sent.get("all-reduce of gradients", (0, gradients))
+                )[1],
                 "gathered": sent.get("all-gather of weights", (0, 0)),
                 "peak": memory.peak,
             }

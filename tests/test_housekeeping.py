@@ -58,7 +58,9 @@ def test_full_memory_leaves_a_snapshot(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_stages_have_their_names_and_cost_nothing_when_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert profiler.stage("wait") is profiler.stage("backward"), "off: one shared object"
-    model, masks = build_model(load_config("demo_cpu", [*TINY, "data.corpus=none", "run.dir=none", "run.precision=float32"]))
+    model, masks = build_model(
+        load_config("demo_cpu", [*TINY, "data.corpus=none", "run.dir=none", "run.precision=float32"])
+    )
     profiler.name_modules(model)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
@@ -79,15 +81,38 @@ def test_stages_have_their_names_and_cost_nothing_when_off(monkeypatch: pytest.M
     profiler.name_modules(model)
     with profiler.stage("forward"):
         model(torch.zeros(1, 4, 16, 16, 3, dtype=torch.uint8), masks(0, [0], 0))
-    order = ["forward", "encoder", "patch_embed", "/patch_embed", "/encoder", "decoder", "/decoder", "loss", "/loss", "/forward"]
+    order = [
+        "forward",
+        "encoder",
+        "patch_embed",
+        "/patch_embed",
+        "/encoder",
+        "decoder",
+        "/decoder",
+        "loss",
+        "/loss",
+        "/forward",
+    ]
     assert seen == order
-    assert set(profiler.STAGES) >= {"decode", "wait", "masks", "backward", "guard", "optimizer", "ema", "target", "save"}
+    assert set(profiler.STAGES) >= {
+        "decode",
+        "wait",
+        "masks",
+        "backward",
+        "guard",
+        "optimizer",
+        "ema",
+        "target",
+        "save",
+    }
 
 
 def test_the_record_says_what_ran(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path)
     for steps in (2, 3):
-        train_made([f"data.corpus={corpus}", f"run.dir={tmp_path / 'run'}", *TINY, "optim.batch=2", f"optim.steps={steps}"])
+        train_made(
+            [f"data.corpus={corpus}", f"run.dir={tmp_path / 'run'}", *TINY, "optim.batch=2", f"optim.steps={steps}"]
+        )
     first, second = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (first["first_step"], second["first_step"], second["ranks"]) == (0, 2, 1)
     assert second["versions"]["torch"] == torch.__version__.partition("+")[0] or second["versions"]["torch"]

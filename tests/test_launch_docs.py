@@ -19,7 +19,10 @@ from trocar.engine.stop import REQUEUE_STATUS
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "launch.md").read_text(encoding="utf-8")
 SHELL = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
-SMALL = "data.frames=4 data.stride=2 data.resolution=32 model.patch=8 model.encoder=tiny model.depth=1 model.decoder_depth=1 run.precision=float32"
+SMALL = (
+    "data.frames=4 data.stride=2 data.resolution=32 model.patch=8 model.encoder=tiny model.depth=1 model.decoder_depth=1 "
+    "run.precision=float32"
+)
 
 
 @pytest.mark.parametrize("number", range(len(SHELL)))
@@ -29,7 +32,9 @@ def test_commands_run(tmp_path: Path, number: int) -> None:
     if "--dry-run" in command:
         command += " optim.batch=64"
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    finished = subprocess.run(
+        command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     if "torchrun" in command:
         assert (tmp_path / "runs/two/checkpoints/step_00000004/rank_00001.safetensors").exists()

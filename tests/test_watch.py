@@ -47,3 +47,11 @@ def test_the_rank_is_named(corpus: Path, tmp_path: Path, what: str, says: str) -
     print(f"{what}: all ended {time.monotonic() - happened:.1f} s after it")
     started[1][0].kill()
     started[1][0].join()
+
+
+def test_a_single_process_that_hangs_ends_too(corpus: Path, tmp_path: Path) -> None:
+    settings = [f"data.corpus={corpus}", f"run.dir={tmp_path / 'run'}", *TINY, "optim.steps=2000", "run.rank_timeout=2"]
+    ((process, out),) = start_ranks(1, tmp_path, settings=settings, at={"rank": 0, "step": 3, "do": "sleep"})
+    process.join(120)
+    assert process.exitcode == 1
+    assert "nothing came on for 2 s (run.rank_timeout): in waiting for clips of step 3" in out.read_text()
