@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -149,6 +150,8 @@ def shard(model: nn.Module, config: Config, mesh: DeviceMesh) -> None:
     for block in transformer_blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh)
+    # Objectives hand out their prediction, a view, for pictures and probes; nothing here changes it in place.
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
