@@ -171,6 +171,6 @@ def check_same_corpus(config: Config, corpus: Corpus, fingerprint: str) -> None:
 
 
 def autocast(config: Config, device: torch.device) -> AbstractContextManager:
-    if config.run.precision == "float32":
+    if config.run.precision != "bfloat16":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -1,8 +1,8 @@
 """How torch.distributed.checkpoint writes and reads a checkpoint here: safetensors and one JSON file, and no pickle at all.
 
-A checkpoint is a folder: rank_00000.safetensors, ... (what each rank wrote) and manifest.json, which says what state the run was in,
-which part of which tensor stands where, and the size and SHA-256 of every file. PyTorch's own storage keeps the latter in a pickle,
-which runs whatever code somebody put into it.
+A checkpoint is a folder: rank_00000.safetensors, ... (what each rank wrote) and manifest.json, which says what state the run was
+in, which part of which tensor stands where, and the size and SHA-256 of every file. PyTorch's own storage keeps the latter in a
+pickle, which runs whatever code somebody put into it.
 
 All ranks write into a folder of another name; when all have flushed their files, the first rank adds the manifest and renames the
 folder, so a checkpoint is whole or not there.
@@ -168,7 +168,7 @@ class SafetensorsReader(StorageReader):
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of the checkpoint `path`. Raises ValueError where it names anything but our files, OSError where it is missing."""
+    """The manifest of the checkpoint `path`. Raises ValueError where it names other files than ours, or OSError."""
     manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{MANIFEST} is not of format {FORMAT}")

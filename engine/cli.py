@@ -77,8 +77,16 @@ def build_parser() -> argparse.ArgumentParser:
     pretrain = commands.add_parser("pretrain", help="train, or resume, what a config describes")
     pretrain.add_argument("config", metavar="CONFIG", help=f"a YAML file, or one of ours: {shipped}")
     pretrain.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example optim.steps=100")
-    pretrain.add_argument("--dry-run", type=int, metavar="WORLD", help="print memory and traffic of a rank of so many; train nothing")
+    pretrain.add_argument(
+        "--dry-run", type=int, metavar="WORLD", help="print memory and traffic of a rank of so many; train nothing"
+    )
     pretrain.set_defaults(run=run_pretrain)
+
+    export = commands.add_parser("export", help="the newest checkpoint's encoder as one safetensors file")
+    export.add_argument("run_dir", type=Path, metavar="RUN")
+    export.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/encoder.safetensors")
+    export.add_argument("--whole", action="store_true", help="with decoder or predictor: RUN/model.safetensors")
+    export.set_defaults(run=run_export)
 
     view = commands.add_parser("view", help="pictures of a run")
     views = view.add_subparsers(required=True, metavar="VIEW")
@@ -204,6 +212,13 @@ def run_pretrain(options: argparse.Namespace) -> int:
         print(f"asked to stop; checkpoint: {result.checkpoint}; the same command goes on from it", file=sys.stderr)
         return REQUEUE_STATUS
     print(f"{result.steps} steps{resumed}; checkpoint: {result.checkpoint}")
+    return 0
+
+
+def run_export(options: argparse.Namespace) -> int:
+    from .export import export_weights
+
+    print(export_weights(options.run_dir, options.out, whole=options.whole))
     return 0
 
 

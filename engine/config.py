@@ -61,7 +61,12 @@ class RunConfig:
         accepted = "a positive number of steps or null"
         require(self.keep_every is None or self.keep_every > 0, "run.keep_every", self.keep_every, accepted)
         graphs = not self.cuda_graphs or self.compile in ("auto", "inductor")
-        require(graphs, "run.cuda_graphs", self.cuda_graphs, "false, or run.compile=auto or inductor, whose blocks are replayed")
+        require(
+            graphs,
+            "run.cuda_graphs",
+            self.cuda_graphs,
+            "false, or run.compile=auto or inductor, whose blocks are replayed",
+        )
 
 
 @dataclass(frozen=True)
@@ -219,7 +224,9 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         require(0 < self.mask_ratio < 1, "objective.mask_ratio", self.mask_ratio, "a share between 0 and 1")
-        require(1 <= len(self.masks) <= MAX_KINDS, "objective.masks", len(self.masks), f"1 .. {MAX_KINDS} kinds of masks")
+        require(
+            1 <= len(self.masks) <= MAX_KINDS, "objective.masks", len(self.masks), f"1 .. {MAX_KINDS} kinds of masks"
+        )
         require(self.bucket > 0, "objective.bucket", self.bucket, "a positive number of tokens")
         for number, mask in enumerate(self.masks):
             try:
@@ -307,7 +314,12 @@ class OptimConfig:
             require(getattr(self, key) >= 0, f"optim.{key}", getattr(self, key), "a rate, 0 or more")
         require(self.schedule_scale >= 1, "optim.schedule_scale", self.schedule_scale, "a factor, 1 or more")
         require(0 <= self.cooldown < 1, "optim.cooldown", self.cooldown, "a share of the steps, 0 <= share < 1")
-        require(not self.cooldown or self.schedule == "constant", "optim.cooldown", self.cooldown, "0, or optim.schedule=constant")
+        require(
+            not self.cooldown or self.schedule == "constant",
+            "optim.cooldown",
+            self.cooldown,
+            "0, or optim.schedule=constant",
+        )
         require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "a share of the steps, 0 <= share < 1")
         require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
         final = self.final_weight_decay

@@ -1,8 +1,8 @@
 """The processes of a run: who they are, how the model is spread over them, when they exchange gradients.
 
-`torchrun` or Slurm start one process a GPU with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without them a run is one
-process and nothing here does anything. Each rank reads its share of every batch and weighs its loss by that share, so that the mean
-gradient over ranks is the gradient of the mean over clips, however many ranks there are.
+`torchrun` or Slurm start one process a GPU with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without them a run is
+one process and nothing here does anything. Each rank reads its share of every batch and weighs its loss by that share, so that
+the mean gradient over ranks is the gradient of the mean over clips, however many ranks there are.
 """
 
 from __future__ import annotations
@@ -78,13 +78,17 @@ def open_world(device: torch.device, rank_timeout: float) -> Iterator[World]:
         yield World(device)
         return
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
-        raise ConfigError(f"WORLD_SIZE is {size} but {', '.join(missing)} not set; start with torchrun (docs/launch.md)")
+        raise ConfigError(
+            f"WORLD_SIZE is {size} but {', '.join(missing)} not set; start with torchrun (docs/launch.md)"
+        )
     rank = _number("RANK", 0)
     local_rank, local_size = _number("LOCAL_RANK", rank), _number("LOCAL_WORLD_SIZE", size)
     backend = "gloo"
     if device.type == "cuda":
         if local_rank >= torch.cuda.device_count():
-            raise ConfigError(f"LOCAL_RANK is {local_rank}, but there are {torch.cuda.device_count()} GPUs; start one process a GPU")
+            raise ConfigError(
+                f"LOCAL_RANK is {local_rank}, but there are {torch.cuda.device_count()} GPUs; start one process a GPU"
+            )
         device, backend = torch.device("cuda", local_rank), "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
     timeout = timedelta(seconds=COLLECTIVE_GRACE * rank_timeout)
@@ -107,13 +111,16 @@ def check_shares(world: World, order: ClipOrder, config: Config) -> None:
     if units < world.size:
         least = world.size * (1 if order.pool_spans else order.views_per_span) * config.optim.accumulation
         raise ConfigError(
-            f"optim.batch: {config.optim.batch} clips in {config.optim.accumulation} parts leave some of {world.size} ranks without "
-            f"a clip (all views of a span stay on one rank); give at least {least}, or less optim.accumulation"
+            f"optim.batch: {config.optim.batch} clips in {config.optim.accumulation} parts leave some of {world.size} ranks "
+            f"without a clip (all views of a span stay on one rank); give at least {least}, or less optim.accumulation"
         )
 
 
-def distribute(model: nn.Module, config: Config, world: World) -> nn.Module:
-    """The model as it is called in training; its parameters stay those of `model`, sharded in place where run.sharding says so."""
+def distribute(model: nn.Module, config: Config, world: World, mesh: DeviceMesh | None = None) -> nn.Module:
+    """The model as it is called in training; its parameters stay those of `model`, sharded in place where run.sharding says so.
+
+    mesh: over which ranks; made where None.
+    """
     for block in transformer_blocks(model):
         if config.run.checkpoint_activations:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -121,8 +128,10 @@ def distribute(model: nn.Module, config: Config, world: World) -> nn.Module:
             _compile(block, config)
     if config.run.sharding != "none":
         if world.size == 1:
-            raise ConfigError(f"run.sharding: {config.run.sharding!r} needs several ranks; start with torchrun, or set it to none")
-        shard(model, config, _mesh(config, world))
+            raise ConfigError(
+                f"run.sharding: {config.run.sharding!r} needs several ranks; start with torchrun, or set it to none"
+            )
+        shard(model, config, mesh or device_mesh(config, world))
         return model
     if world.size == 1:
         return model
@@ -164,7 +173,8 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _mesh(config: Config, world: World) -> DeviceMesh:
+def device_mesh(config: Config, world: World) -> DeviceMesh:
+    """All ranks in a row, or nodes by ranks of a node."""
     if config.run.sharding == "full" or world.size == world.local_size:
         return init_device_mesh(world.device.type, (world.size,))
     shape = (world.size // world.local_size, world.local_size)

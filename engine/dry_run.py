@@ -1,9 +1,9 @@
 """`trocar pretrain CONFIG --dry-run WORLD`: what a run on WORLD ranks would hold and send, without any of their GPUs.
 
-One process plays rank 0 of a process group that is not there (PyTorch's fake group), with tensors that have shapes and no memory. The
-model is built, spread and stepped as in a real run, so parameters, gradients, optimizer state and every collective come from what the
-code does and not from a formula. What no trace shows is not in the figures: kernels' workspaces, the allocator's fragments, CUDA's and
-NCCL's own memory (about 1 to 2 GB a GPU), decoded clips waiting (printed apart).
+One process plays rank 0 of a process group that is not there (PyTorch's fake group), with tensors that have shapes and no memory.
+The model is built, spread and stepped as in a real run, so parameters, gradients, optimizer state and every collective come from
+what the code does and not from a formula. What no trace shows is not in the figures: kernels' workspaces, the allocator's
+fragments, CUDA's and NCCL's own memory (about 1 to 2 GB a GPU), decoded clips waiting (printed apart).
 
 Shapes: as on rank 0, the first step of which is traced twice: the second finds its optimizer state made.
 """
@@ -20,15 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .build import autocast, build_model
-from .config import Config
-from .distributed import World, check_shares, distribute, gradients_exchanged, whole
+from .config import Config, ConfigError
+from .distributed import World, check_shares, device_mesh, distribute, gradients_exchanged, whole
 from .loading import build_order
 from .optim import build_optimizer, step_unless
 
@@ -45,8 +46,8 @@ COLLECTIVES = {
 class DryRun:
     """What one rank holds and sends. parameters: of the whole model and of this rank, numbers. Everything else in bytes.
 
-    activations: the most that is alive between forward and backward, beyond what is listed before it. sent: collective -> (calls,
-    bytes handed over) in one optimizer step.
+    buckets: the copies of gradients that DDP exchanges. activations: the most that is alive between forward and backward,
+    beyond what is listed before it. sent: collective -> (calls, bytes handed over) in one optimizer step.
     """
 
     ranks: int
@@ -54,6 +55,7 @@ class DryRun:
     parameters_here: int
     weights: int
     gradients: int
+    buckets: int
     optimizer: int
     activations: int
     clips_waiting: int
@@ -61,19 +63,25 @@ class DryRun:
 
     def lines(self) -> list[str]:
         gigabyte = 1e9
-        total = self.weights + self.gradients + self.optimizer + self.activations
+        total = self.weights + self.gradients + self.buckets + self.optimizer + self.activations
         rows = [
             ("weights and buffers", self.weights),
             ("gradients", self.gradients),
+            ("gradients in DDP's buckets", self.buckets),
             ("optimizer state", self.optimizer),
             ("activations at their most", self.activations),
             ("sum", total),
             ("clips waiting beside it", self.clips_waiting),
         ]
-        text = [f"{self.ranks} ranks; {self.parameters / 1e6:.1f} M parameters, {self.parameters_here / 1e6:.1f} M on each rank"]
+        text = [
+            f"{self.ranks} ranks; {self.parameters / 1e6:.1f} M parameters, {self.parameters_here / 1e6:.1f} M on each rank"
+        ]
         text += [f"  {name:<28} {size / gigabyte:10.3f} GB" for name, size in rows]
         text += ["a rank hands over in one optimizer step:"]
-        text += [f"  {name:<28} {size / gigabyte:10.3f} GB in {calls} calls" for name, (calls, size) in sorted(self.sent.items())]
+        text += [
+            f"  {name:<28} {size / gigabyte:10.3f} GB in {calls} calls"
+            for name, (calls, size) in sorted(self.sent.items())
+        ]
         return text
 
 
@@ -104,7 +112,7 @@ class Traffic(TorchDispatchMode):
 
 
 class LiveMemory(TorchDispatchMode):
-    """Follows what tensors that are made inside it hold. peak: the most at one time, bytes; storages that shrink count as they are."""
+    """Follows what tensors that are made inside it hold. peak: the most at one time, bytes. A storage that shrinks counts less."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,6 +150,10 @@ def dry_run(config: Config, ranks: int) -> DryRun:
     dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
     try:
         return _play(config, world)
+    except DataDependentOutputException as error:
+        raise ConfigError(
+            f"objective.kind: {config.objective.kind!r} cannot be traced without values ({error}); a dry run is for 'mae'"
+        ) from error
     finally:
         dist.destroy_process_group()
 
@@ -151,22 +163,28 @@ def _play(config: Config, world: World) -> DryRun:
     share = build_order(config).share(np.arange(micro_batch), 0, world.size)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     plain = dataclasses.replace(config, run=dataclasses.replace(config.run, compile="none", cuda_graphs=False))
+    is_sharded = config.run.sharding != "none"
+    mesh = device_mesh(config, world) if is_sharded and world.size > 1 else None  # its ranks are values too
+    objective, masks = build_model(plain)  # initialisation asks for values, so it has some
+    drawn = masks(config.run.seed, share, 0, world.device)
+    objective.to(torch.float64 if config.run.precision == "float64" else torch.float32)
+    _forget_values(objective, fake)
+    drawn = tree_map_only(torch.Tensor, fake.from_tensor, drawn)
     with fake:
-        objective, masks = build_model(plain)
-        objective.to(torch.float64 if config.run.precision == "float64" else torch.float32)
         parameters = sum(parameter.numel() for parameter in objective.parameters())
-        is_sharded = config.run.sharding != "none"
         # DDP's reducer is C++ and wants memory: without sharding the bare model is traced, and its one all-reduce added.
-        model = distribute(objective, plain, world if is_sharded else World(world.device))
+        model = distribute(objective, plain, world if is_sharded else World(world.device), mesh)
         optimizer = build_optimizer(objective, config.optim)
-        drawn = masks(config.run.seed, share, 0, world.device)
         data = config.data
         frames = torch.zeros((len(share), data.frames, data.resolution, data.resolution, 3), dtype=torch.uint8)
         for _ in range(2):
             traffic, memory = Traffic(), LiveMemory()
             with memory, traffic:
                 for part in range(config.optim.accumulation):
-                    with gradients_exchanged(model, part == config.optim.accumulation - 1), autocast(config, world.device):
+                    with (
+                        gradients_exchanged(model, part == config.optim.accumulation - 1),
+                        autocast(config, world.device),
+                    ):
                         loss = model(frames, drawn, 1.0).loss
                     loss.backward()
                     del loss
@@ -187,11 +205,23 @@ def _play(config: Config, world: World) -> DryRun:
         parameters_here=sum(_local(parameter).numel() for parameter in objective.parameters()),
         weights=sum(tensor.nbytes for tensor in here),
         gradients=gradients,
+        buckets=gradients if world.size > 1 and not is_sharded else 0,
         optimizer=sum(tensor.nbytes for tensor in state),
         activations=max(0, memory.peak - gradients),
         clips_waiting=waiting * math.prod(frames.shape[1:]),
         sent=traffic.sent(),
     )
+
+
+def _forget_values(model: nn.Module, fake: FakeTensorMode) -> None:
+    """Leaves of parameters and buffers their shapes, in place."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(fake.from_tensor(parameter.detach()), parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = fake.from_tensor(buffer)
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:

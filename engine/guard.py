@@ -1,7 +1,7 @@
 """Which steps are left out: those whose loss or gradient norm is not finite, or far beyond what the run is used to.
 
-The verdict stays on the device: it is the optimizer's `found_inf` and gates the target encoder, so nothing waits for it. The running
-statistics are weighted means over the steps that were taken, in float64; they are part of the checkpoint.
+The verdict stays on the device: it is the optimizer's `found_inf` and gates the target encoder, so nothing waits for it. The
+running statistics are weighted means over the steps that were taken, in float64; they are part of the checkpoint.
 """
 
 from __future__ import annotations

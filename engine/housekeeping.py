@@ -1,4 +1,4 @@
-"""What a long run asks of its process and machine: cores near its GPU, no garbage collection in between, a picture of full memory."""
+"""What a long run asks of its process: cores near its GPU, no garbage collection in between, a picture of full memory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ PCI = Path("/sys/bus/pci/devices")
 def pin_to_cores(world: World) -> set[int]:
     """Gives this rank its part of the cores that the process may use, those near its GPU where that is known. Returns them.
 
-    Threads that start later inherit it: decoding does not wander to the memory of another socket. Does nothing where there are not two
-    cores for each rank of the node.
+    Threads that start later inherit it: decoding does not wander to the memory of another socket. Does nothing where there are
+    not two cores for each rank of the node.
     """
     allowed = os.sched_getaffinity(0)
     if world.local_size > 1 and len(allowed) >= 2 * world.local_size:
@@ -70,7 +70,9 @@ def snapshot_when_out_of_memory(run_dir: Path, world: World) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         path = run_dir / f"memory_{world.rank}.pickle"
         torch.cuda.memory._dump_snapshot(str(path))
-        error.add_note(f"{path} shows what filled it; open it in PyTorch's memory viewer") if hasattr(error, "add_note") else None
+        error.add_note(f"{path} shows what filled it; open it in PyTorch's memory viewer") if hasattr(
+            error, "add_note"
+        ) else None
         raise
 
 

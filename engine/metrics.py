@@ -22,8 +22,8 @@ QUARANTINE_FILE = "quarantine.csv"
 class MetricsLog:
     """Appends rows to RUN/metrics.jsonl and RUN/tensorboard, and to Weights & Biases where a project is named.
 
-    Rows of steps after `last_step`, written by a run that died before its next checkpoint, are cut off first. every: how many rows are written at once.
-    write: False on all ranks but one. While the disk is full, rows wait in memory.
+    Rows of steps after `last_step`, written by a run that died before its next checkpoint, are cut off first. every: how many
+    rows are written at once. write: False on all ranks but one. While the disk is full, rows wait in memory.
     """
 
     def __init__(
@@ -112,7 +112,9 @@ def _open_wandb(project: str, run_dir: Path) -> Any:
     try:
         wandb = importlib.import_module("wandb")
     except ImportError as error:
-        raise ConfigError(f"run.wandb: {project!r} needs Weights & Biases; pip install wandb, or set run.wandb=null") from error
+        raise ConfigError(
+            f"run.wandb: {project!r} needs Weights & Biases; pip install wandb, or set run.wandb=null"
+        ) from error
     return wandb.init(project=project, name=run_dir.name, id=run_dir.resolve().name, dir=str(run_dir), resume="allow")
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import math
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.cuda import is_available as has_cuda
 
 from .config import ConfigError, OptimConfig
 
@@ -118,18 +120,16 @@ def find_apex() -> tuple[Any | None, str]:
 
     The package `apex` on PyPI is an unrelated web toolkit; NVIDIA's is known by what it offers.
     """
+    if find_spec("apex") is None:
+        return None, "no apex is installed (NVIDIA's is built from its repository with APEX_CPP_EXT=1 APEX_CUDA_EXT=1)"
     try:
         applier = importlib.import_module("apex.multi_tensor_apply").multi_tensor_applier
         fused_adam = importlib.import_module("apex.optimizers").FusedAdam
-    except ModuleNotFoundError as error:
-        if error.name == "apex":
-            return None, "no apex is installed (NVIDIA's is built from its repository with APEX_CPP_EXT=1 APEX_CUDA_EXT=1)"
-        return None, "the installed apex is PyPI's, an unrelated web toolkit (pip uninstall apex)"
     except (ImportError, AttributeError):
         return None, "the installed apex is PyPI's, an unrelated web toolkit (pip uninstall apex)"
     if not applier.available:
         return None, "the installed NVIDIA apex was built without its CUDA extension (APEX_CPP_EXT=1 APEX_CUDA_EXT=1)"
-    if not torch.cuda.is_available():
+    if not has_cuda():
         return None, "NVIDIA apex's FusedAdam needs a CUDA device and there is none"
     return fused_adam, ""
 

@@ -97,7 +97,10 @@ def pretrain(config: Config, *, progress: bool = True) -> PretrainResult:
         objective.to(world.device, torch.float64 if settings.precision == "float64" else None)
         name_modules(objective)
         model = distribute(objective, config, world)
-        optimizer, guard = build_optimizer(objective, config.optim), StepGuard(config.optim.outlier_sigmas).to(world.device)
+        optimizer, guard = (
+            build_optimizer(objective, config.optim),
+            StepGuard(config.optim.outlier_sigmas).to(world.device),
+        )
         corpus = Corpus.open(config.data.corpus)
         steps = count_steps(config, samplers_by_clip(config, corpus)(0).num_spans)
         schedule = build_schedule(config.optim, steps)
@@ -138,7 +141,9 @@ def train(run: Run, corpus: Corpus, steps: int, progress: bool) -> PretrainResul
         build_loader(config, corpus, sampler, numbers, world.device, report=progress) as loader,
         open_log(config, first_step, world) as log,
         QuarantineLog(run_dir, loader.total.failures, world.rank) as quarantine,
-        SkipLog(run_dir, corpus, sampler_at, order, config.optim.skip_budget, world.is_first, first_step, state) as skips,
+        SkipLog(
+            run_dir, corpus, sampler_at, order, config.optim.skip_budget, world.is_first, first_step, state
+        ) as skips,
         CheckpointSaver(run_dir, world, config.run.keep_checkpoints, config.run.keep_every, log.flush) as saver,
         OnlineProbe(config, world.device, first_step, world.is_first) as probe,
         StepProgress(first_step, steps, enabled=progress) as bar,
@@ -210,7 +215,9 @@ def train_step(run: Run, step: int, loader: Iterator[ClipBatch]) -> StepReport:
     world.sum(sums.values)
 
     with stage("guard"):
-        gradient_norm = whole(nn.utils.clip_grad_norm_(run.objective.parameters(), config.optim.clip_gradient or float("inf")))
+        gradient_norm = whole(
+            nn.utils.clip_grad_norm_(run.objective.parameters(), config.optim.clip_gradient or float("inf"))
+        )
         skip = world.maximum(run.guard.verdict(sums.loss, gradient_norm))
         run.guard.remember(sums.loss, gradient_norm, skip)
     set_schedule(run.optimizer, run.schedule, step)

@@ -29,7 +29,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 MODULES: dict[str, Stage] = {
     "encoder": "encoder",
     "encoder.patch_embed": "patch_embed",
-    "target_encoder": "target",
+    "target": "target",
     "predictor": "decoder",
 }
 IS_ON = os.environ.get("TROCAR_NVTX", "0") == "1"

@@ -1,8 +1,8 @@
 """Numbers of a step on their way from the device to the host, without making the device wait.
 
-On a GPU the host reads a step's numbers `LAG_STEPS` steps later, from pinned memory: by then they are there, and the host is never
-more than that many steps ahead. Every rank reads step s before it starts step s + LAG_STEPS + 1, whatever its speed, so what follows
-from the numbers (stopping, giving up) happens on all ranks after the same step. On a CPU they are there at once.
+On a GPU the host reads a step's numbers `LAG_STEPS` steps later, from pinned memory: by then they are there, and the host is
+never more than that many steps ahead. Every rank reads step s before it starts step s + LAG_STEPS + 1, whatever its speed, so
+what follows from the numbers (stopping, giving up) happens on all ranks after the same step. On a CPU they are there at once.
 
 Shapes: B clips of the step over all ranks, R ranks. All sums are float64, which holds every count.
 """

@@ -1,4 +1,4 @@
-"""RUN/run.json: what made a run, one entry per start: versions, git state, config, machine. For the question "what was it, then?"."""
+"""RUN/run.json: what made a run, one entry per start: versions, git state, config, machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,18 @@ from .config import Config
 from .distributed import World
 
 FILE_NAME = "run.json"
-PACKAGES = ("trocar", "torch", "torchvision", "timm", "triton", "numpy", "av", "pyarrow", "nvidia-dali-cuda120", "nvidia-dali-cuda130")
+PACKAGES = (
+    "trocar",
+    "torch",
+    "torchvision",
+    "timm",
+    "triton",
+    "numpy",
+    "av",
+    "pyarrow",
+    "nvidia-dali-cuda120",
+    "nvidia-dali-cuda130",
+)
 ENVIRONMENT = ("NCCL_", "TORCH_", "OMP_", "CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TROCAR_")
 
 

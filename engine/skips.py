@@ -27,8 +27,8 @@ class SkipError(Exception):
 class SkipLog:
     """Follows a run's steps.
 
-    sampler_at: of a clip's number, the sampler that draws it. budget: optim.skip_budget. write: whether to append to RUN/skipped.csv, whose rows of steps after `last_step` are cut off first.
-    state: of the checkpoint, where there is one.
+    sampler_at: of a clip's number, the sampler that draws it. budget: optim.skip_budget. write: whether to append to
+    RUN/skipped.csv, whose rows of steps after `last_step` are cut off first. state: of the checkpoint, where there is one.
     """
 
     def __init__(
@@ -69,14 +69,16 @@ class SkipLog:
         rows = self._blame(report)
         if self.write:
             self._append(rows)
-        self._latest = [*self._latest, *(f"step {row[0]}, clip {row[1]} of {row[3]}: {row[5]}" for row in rows)][-NAMED_CLIPS:]
+        self._latest = [*self._latest, *(f"step {row[0]}, clip {row[1]} of {row[3]}: {row[5]}" for row in rows)][
+            -NAMED_CLIPS:
+        ]
         self.steps = [*(earlier for earlier in self.steps if earlier > step - WINDOW_STEPS), step]
         if len(self.steps) > self.budget:
             listed = "\n".join(f"  {text}" for text in self._latest)
             raise SkipError(
                 f"{len(self.steps)} of the last {min(step, WINDOW_STEPS):,} steps were left out, above optim.skip_budget="
-                f"{self.budget}; the latest:\n{listed}\n({self.path} has all.) Remove what is broken, lower optim.base_learning_rate, "
-                "or, where sound steps are refused, raise optim.outlier_sigmas or optim.skip_budget"
+                f"{self.budget}; the latest:\n{listed}\n({self.path} has all.) Remove what is broken, lower "
+                "optim.base_learning_rate, or, where sound steps are refused, raise optim.outlier_sigmas or optim.skip_budget"
             )
 
     def _blame(self, report: StepReport) -> list[list[object]]:

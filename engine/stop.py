@@ -1,4 +1,4 @@
-"""Asked to stop: SIGTERM, as a cluster sends before it takes a machine away, and SIGUSR1, as Slurm sends on request before a time limit.
+"""Asked to stop: by SIGTERM, before a cluster takes a machine away, or SIGUSR1, which Slurm sends before a time limit.
 
 The signal only leaves a mark. The mark travels with the step's sums to all ranks, so that all of them stop after the same step.
 """

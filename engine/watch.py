@@ -1,8 +1,9 @@
 """A watch over the ranks: one that dies, stops or falls behind ends the run within a set time, and is named.
 
-A collective whose partner is gone either fails with a broken connection or waits for good; neither says for whom. So every rank has a
-thread that writes a sign of life and how far its rank is into the store of the process group. The first rank reads all of them and
-publishes the verdict; the others read the verdict and watch the first rank. The cost is a few requests a second on each rank.
+A collective whose partner is gone either fails with a broken connection or waits for good; neither says for whom. So every rank
+has a thread that writes a sign of life and how far its rank is into the store of the process group. The first rank reads all of
+them and publishes the verdict; the others read the verdict and watch the first rank. The cost is a few requests a second on each
+rank.
 
 A rank that fails by itself (a VideoError, say) publishes its own error, so that the others end with that instead of a timeout.
 """
@@ -31,8 +32,8 @@ class RankError(Exception):
 class RankWatch:
     """Watches from `with` to its end. heartbeat_timeout, rank_timeout: as in RunConfig, seconds.
 
-    The training says `reach(stage)` before everything that takes time. Once there is a verdict the process ends: with RankError where
-    the training's own thread gets to it, else by the watch, as the training may wait in a collective for good.
+    The training says `reach(stage)` before everything that takes time. Once there is a verdict the process ends: with RankError
+    where the training's own thread gets to it, else by the watch, as the training may wait in a collective for good.
     """
 
     def __init__(self, world: World, heartbeat_timeout: float, rank_timeout: float) -> None:
@@ -52,12 +53,17 @@ class RankWatch:
             self._store = self._connect()
             self._beat(0)
             self._store.wait([f"beat/{rank}" for rank in range(self.world.size)], timedelta(seconds=self.rank_timeout))
-            self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-            self._thread.start()
+        run = self._run if self.world.size > 1 else self._run_alone
+        self._thread = threading.Thread(target=run, name="watch", daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if self._thread is None:
+            return
+        if self.world.size == 1:
+            self._closing.set()
+            self._thread.join()
             return
         try:
             if error is not None:
@@ -104,6 +110,15 @@ class RankWatch:
                 self._end()
                 return
 
+    def _run_alone(self) -> None:
+        """One process has only itself to watch: a loader's thread that hangs, say. Time in which it is stopped does not count."""
+        progress, beats = -1, 0
+        while not self._closing.wait(self.interval):
+            progress, beats = self._progress, beats + 1 if progress == self._progress else 0
+            if beats * self.interval > self.rank_timeout:
+                self._verdict = f"nothing came on for {self.rank_timeout:g} s (run.rank_timeout): in {self._stage}"
+                self._end()
+
     def _look(self, seen: dict[int, tuple[str, float]], moved: dict[int, tuple[int, float]]) -> str:
         """What is wrong, or nothing. seen, moved: each rank's latest sign of life and count, and since when they are these."""
         now = time.monotonic()
@@ -118,8 +133,8 @@ class RankWatch:
                 moved[rank] = (int(count), now)
         if gone := [rank for rank in ranks if stages[rank] != ENDED and now - seen[rank][1] > self.heartbeat_timeout]:
             return (
-                f"{_named(gone)} gave no sign of life for {self.heartbeat_timeout:g} s (run.heartbeat_timeout): killed, stopped, or "
-                f"its machine is gone; the last it did was {stages[gone[0]]}"
+                f"{_named(gone)} gave no sign of life for {self.heartbeat_timeout:g} s (run.heartbeat_timeout): killed, "
+                f"stopped, or its machine is gone; the last it did was {stages[gone[0]]}"
             )
         least = min(count for count, _ in moved.values())
         late = [rank for rank in ranks if moved[rank][0] == least and now - moved[rank][1] > self.rank_timeout]

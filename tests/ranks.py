@@ -1,10 +1,11 @@
-"""Runs of several processes on one machine, on clips that are made of their numbers: no video is decoded, so a step costs next to nothing.
+"""Runs of several processes on one machine, on clips that are made of their numbers: a step costs next to nothing.
 
 The processes are forked from one that has imported everything, as imports would take most of the time.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from clips import write_numbered
 
+from trocar.engine import checkpoint_storage
 from trocar.engine import pretrain as pretrain_module
 from trocar.engine.config_file import load_config
 from trocar.loaders.batch import ClipBatch, LoaderCount
@@ -98,7 +100,15 @@ def made_batch(numbers: np.ndarray, frames: int, resolution: int) -> ClipBatch:
     )
     nothing = np.zeros((len(numbers), frames))
     return ClipBatch(
-        torch.from_numpy(np.stack(clips)), numbers, numbers, numbers * 0, numbers * 0, nothing, nothing, [None] * len(numbers), count
+        torch.from_numpy(np.stack(clips)),
+        numbers,
+        numbers,
+        numbers * 0,
+        numbers * 0,
+        nothing,
+        nothing,
+        [None] * len(numbers),
+        count,
     )
 
 
@@ -115,11 +125,20 @@ def happen(what: str) -> None:
         raise ValueError("a clip of another shape")
 
 
-def train_made(settings: list[str], at: dict[str, Any] | None = None, poison: int | None = None, leave_out: int | None = None) -> Any:
+def train_made(
+    settings: list[str],
+    at: dict[str, Any] | None = None,
+    poison: int | None = None,
+    leave_out: int | None = None,
+    in_save: dict[int, str] | None = None,
+) -> Any:
     """`pretrain` of demo_cpu with these settings on made clips, in this process.
 
-    poison: the clip whose loss and gradients become NaN. leave_out: the step whose update does not happen.
+    poison: the clip whose loss and gradients become NaN. leave_out: the step whose update does not happen. in_save: what happens in
+    the middle of writing the n-th checkpoint of this process: "kill", or "full", a full disk.
     """
+    if in_save:
+        checkpoint_storage.save_file = _disturbed(checkpoint_storage.save_file, in_save)
     before = pretrain_module.build_loader, pretrain_module.step_unless, pretrain_module.build_model
     config = load_config("demo_cpu", settings)
 
@@ -153,12 +172,28 @@ def train_made(settings: list[str], at: dict[str, Any] | None = None, poison: in
         pretrain_module.build_loader, pretrain_module.step_unless, pretrain_module.build_model = before
 
 
+def _disturbed(save_file: Any, in_save: dict[int, str]) -> Any:
+    saves = iter(range(1, 1 << 30))
+
+    def save(tensors: Any, path: Path) -> None:
+        what = in_save.get(next(saves))
+        if what:
+            path.write_bytes(b"half of it")
+        if what == "kill":
+            happen(what)
+        if what == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save_file(tensors, path)
+
+    return save
+
+
 def _rank(rank: int, size: int, port: int, out: str, arguments: dict[str, Any]) -> None:
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
-    sys.stdout = sys.stderr = open(out, "w", buffering=1)
+    sys.stdout = sys.stderr = Path(out).open("w", buffering=1)  # noqa: SIM115  (open to the end of the process)
     os.dup2(sys.stderr.fileno(), 1)
     os.dup2(sys.stderr.fileno(), 2)
     status = 0
@@ -172,12 +207,16 @@ def _rank(rank: int, size: int, port: int, out: str, arguments: dict[str, Any]) 
     os._exit(status)
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def start_ranks(size: int, folder: Path, **arguments: Any) -> list[tuple[BaseProcess, Path]]:
     """`train_made(**arguments)` on `size` ranks: each process and the file of its output."""
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     started = []
     for rank in range(size):
         out = folder / f"out_{size}_{rank}.txt"

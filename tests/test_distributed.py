@@ -17,7 +17,18 @@ from trocar.engine.distributed import World, check_shares
 from trocar.engine.metrics import read_metrics
 from trocar.loaders.order import ClipOrder
 
-OBJECTIVES = {"mae": []}
+OBJECTIVES = {
+    "mae": [],
+    "jepa": [
+        "objective.kind=jepa",
+        "objective.bucket=32",
+        "data.resolution=32",
+        "model.positions=axes",
+        "model.predictor_depth=1",
+        "model.predictor_width=24",
+        "model.predictor_heads=2",
+    ],
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +55,9 @@ def furthest(run_dir: Path, other: Path) -> float:
 
 
 @pytest.fixture(scope="module", params=OBJECTIVES)
-def alone(request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+def alone(
+    request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str]]:
     """20 steps in float64 in one process, and the objective's settings."""
     folder = tmp_path_factory.mktemp("alone")
     more = [*OBJECTIVES[request.param], "optim.steps=20"]
@@ -59,7 +72,9 @@ def alone(request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest
         (4, []),
         (4, ["run.sharding=full"]),
         pytest.param(2, [], marks=pytest.mark.slow),
-        pytest.param(2, ["run.sharding=full", "optim.accumulation=2", "run.checkpoint_activations=true"], marks=pytest.mark.slow),
+        pytest.param(
+            2, ["run.sharding=full", "optim.accumulation=2", "run.checkpoint_activations=true"], marks=pytest.mark.slow
+        ),
         pytest.param(3, ["data.views_per_span=2"], marks=pytest.mark.slow),  # shares of 4 clips, and of 2 and 6
     ],
 )
@@ -93,7 +108,9 @@ def test_a_run_goes_on_with_other_numbers_of_ranks(corpus: Path, tmp_path: Path)
     """4 ranks are killed, 2 go on and are killed, 3 end it: the same losses, every clip once."""
     train_made(settings(corpus, tmp_path / "alone", "optim.steps=12"))
     run = tmp_path / "run"
-    common = settings(corpus, run, "optim.steps=12", "run.checkpoint_every=3", "run.heartbeat_timeout=5", "run.sharding=full")
+    common = settings(
+        corpus, run, "optim.steps=12", "run.checkpoint_every=3", "run.heartbeat_timeout=5", "run.sharding=full"
+    )
     kept: dict[int, list[int]] = {}
     for ranks, killed_at in ((4, 5), (2, 8), (3, None)):
         at = None
@@ -135,4 +152,6 @@ def test_a_batch_that_leaves_a_rank_without_clips_is_refused() -> None:
             with pytest.raises(ConfigError, match=r"leave some of 4 ranks without a clip.*give at least [48]"):
                 check_shares(world, order, config)
     with pytest.raises(ConfigError, match="do not divide the pool's 6 lanes"):
-        check_shares(world, ClipOrder(2, pool_spans=6, lanes=6), load_config("demo_cpu", ["data.corpus=n", "run.dir=n"]))
+        check_shares(
+            world, ClipOrder(2, pool_spans=6, lanes=6), load_config("demo_cpu", ["data.corpus=n", "run.dir=n"])
+        )
