@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..loaders.batch import LoaderCount
+from ..loaders.batch import ClipBatch, LoaderCount
 from ..loaders.corpus import Corpus
-from ..loaders.loader import BaseClipLoader
 from ..ssl.objective import MaskSource, Objective
 from .build import autocast, build_model, check_same_corpus, choose_device, describe, samplers_by_clip
 from .checkpoint import CheckpointSaver, checkpoint_path, newest_step, remove_unfinished, restore, run_tensors
@@ -185,7 +184,7 @@ def open_log(config: Config, first_step: int, world: World) -> MetricsLog:
     return MetricsLog(Path(settings.dir), first_step, settings.tensorboard, **more)
 
 
-def train_step(run: Run, step: int, loader: BaseClipLoader[Any]) -> StepReport:
+def train_step(run: Run, step: int, loader: Iterator[ClipBatch]) -> StepReport:
     """One optimizer step. Returns its report, with all that the device computes still there."""
     config, world = run.config, run.world
     started, waited, count = time.perf_counter(), 0.0, LoaderCount()

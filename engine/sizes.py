@@ -111,11 +111,14 @@ class PhasedLoader:
             try:
                 batch = next(self._loader)
             except StopIteration:
+                self._take_failures()
                 self._stack.close()
                 self._loader = None
                 continue
-            finally:
-                self._take_failures()
+            except BaseException:
+                self._take_failures()  # what made it fail is to be written down
+                raise
+            self._take_failures()
             self.total.add(dataclasses.replace(batch.count, failures=[]))
             return batch
 

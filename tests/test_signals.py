@@ -129,8 +129,9 @@ def test_real_clips_train_300_steps_without_collapse_and_a_broken_run_is_flagged
     assert any(row["collapse"] for row in broken)
 
 
+@pytest.mark.slow
 def test_a_broken_run_is_flagged(tmp_path: Path) -> None:
-    """The short version: small made videos and clips; the sound setting is not flagged, the broken one is."""
+    """Small made videos and clips, 60 steps: the sound setting is not flagged, the broken one is."""
     videos = make_videos(tmp_path / "videos", num_videos=6, seconds=4)
     index_corpus(videos, tmp_path / "corpus", workers=1, progress=False)
     small = (
