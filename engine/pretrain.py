@@ -25,7 +25,8 @@ from ..loaders.batch import ClipBatch, LoaderCount
 from ..loaders.corpus import Corpus
 from ..ssl.objective import MaskSource, Objective
 from .build import autocast, build_model, check_same_corpus, choose_device, describe, samplers_by_clip
-from .checkpoint import CheckpointSaver, checkpoint_path, newest_step, remove_unfinished, restore, run_tensors
+from .checkpoint import checkpoint_path, newest_step, remove_unfinished, restore, run_tensors
+from .checkpoint_saver import CheckpointSaver
 from .config import Config
 from .config_file import CONFIG_FILE
 from .distributed import World, check_shares, distribute, gradients_exchanged, open_world, whole

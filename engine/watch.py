@@ -75,7 +75,8 @@ class RankWatch:
             self.reach(ENDED)
             self._closing.set()
             self._thread.join()
-        dist.barrier()  # the store may live in this process, and the others' watches need it to their end
+        if error is None:
+            dist.barrier()  # the store may live in this process, and the others' watches need it to their end
 
     def _explain(self, error: BaseException) -> None:
         """Raises RankError from `error` where another rank is the cause; else publishes it."""
