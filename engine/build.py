@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -9,15 +10,22 @@ import torch
 
 from ..loaders.corpus import Corpus
 from ..loaders.sampler import Sampler
+from ..ssl.ahead import DrawnAhead
+from ..ssl.block_masks import MultiBlockMask
 from ..ssl.encoder import SIZES, VideoEncoder
+from ..ssl.jepa import JointEmbedding
 from ..ssl.mae import MaskedAutoencoder
 from ..ssl.masks import TubeMask
+from ..ssl.objective import MaskSource, Objective
+from ..ssl.predictor import MeanOfContext, Predictor
 from .config import Config, ConfigError
+from .sizes import Phase, PhasedMasks, phase_at, phases
+from .teacher import build_encoder, load_teacher
 
 
 def describe(
     config: Config,
-    model: MaskedAutoencoder,
+    model: Objective,
     corpus: Corpus,
     sampler: Sampler,
     steps: int,
@@ -29,7 +37,7 @@ def describe(
     clips = steps * config.optim.batch
     resumed = f", resumed after step {first_step}" if first_step else ""
     return (
-        f"{config.model.encoder} encoder of {encoder:.1f} M parameters ({whole:.1f} M with decoder) on {device}, "
+        f"{config.model.encoder} encoder of {encoder:.1f} M parameters ({whole:.1f} M with all that goes with it) on {device}, "
         f"{config.run.precision}\n"
         f"{steps:,} steps of {config.optim.batch:,} clips{resumed}: {clips / sampler.num_spans:.1f} passes over "
         f"{sampler.num_spans:,} spans of {len(corpus):,} videos"
@@ -46,30 +54,71 @@ def choose_device(config: Config) -> torch.device:
     return torch.device(config.run.device)
 
 
-def build_model(config: Config) -> tuple[MaskedAutoencoder, TubeMask]:
-    """The model, freshly initialised from PyTorch's generator, and its masks. Raises ConfigError where sizes do not fit."""
-    choice, size = config.model, SIZES[config.model.encoder]
+def build_model(config: Config) -> tuple[Objective, MaskSource]:
+    """The objective, freshly initialised from PyTorch's generator, and its masks. Raises ConfigError where sizes do not fit."""
+    found = phases(config)
     try:
-        encoder = VideoEncoder(
-            choice.width or size.width,
-            choice.depth or size.depth,
-            choice.heads or size.heads,
-            frames=config.data.frames,
-            resolution=config.data.resolution,
-            tubelet=choice.tubelet,
-            patch=choice.patch,
-            positions=choice.positions,
-        )
-        model = MaskedAutoencoder(
-            encoder,
-            decoder_width=choice.decoder_width or size.decoder_width,
-            decoder_depth=choice.decoder_depth,
-            decoder_heads=choice.decoder_heads or size.decoder_heads,
-            normalization=config.objective.targets,
-        )
-        return model, TubeMask(encoder.grid, config.objective.mask_ratio)
+        return _build_jepa(config, found) if config.objective.kind == "jepa" else _build_mae(config, found)
     except ValueError as error:
         raise ConfigError(f"model, data and objective do not fit together: {error}") from error
+
+
+def _build_mae(config: Config, found: list[Phase]) -> tuple[Objective, MaskSource]:
+    choice, size = config.model, SIZES[config.model.encoder]
+    if choice.positions == "rope":
+        raise ValueError("model.positions rope is the JEPA's; the MAE's decoder takes flat or axes")
+    encoder = build_encoder(config)
+    model = MaskedAutoencoder(
+        encoder,
+        decoder_width=choice.decoder_width or size.decoder_width,
+        decoder_depth=choice.decoder_depth,
+        decoder_heads=choice.decoder_heads or size.decoder_heads,
+        normalization=config.objective.targets,
+    )
+    masks = [TubeMask(_grid(phase.config, encoder), config.objective.mask_ratio) for phase in found]
+    return model, masks[0] if len(masks) == 1 else PhasedMasks(found, masks)
+
+
+def _build_jepa(config: Config, found: list[Phase]) -> tuple[Objective, MaskSource]:
+    choice, objective = config.model, config.objective
+    encoder, teacher = build_encoder(config), load_teacher(config)
+    if choice.predictor_depth:
+        predictor = Predictor(
+            encoder.width,
+            choice.predictor_width,
+            choice.predictor_depth,
+            choice.predictor_heads or choice.heads or SIZES[choice.encoder].heads,
+            grid=encoder.grid,
+            positions=choice.positions,
+            mask_tokens=len(objective.masks),
+            out_width=teacher.width if teacher else None,
+        )
+    else:
+        predictor = MeanOfContext()
+    recipes = tuple(mask.recipe() for mask in objective.masks)
+    masks = [MultiBlockMask(_grid(phase.config, encoder), recipes, objective.bucket) for phase in found]
+    model = JointEmbedding(encoder, predictor, distance=objective.distance, teacher=teacher)
+    return model, DrawnAhead(masks[0] if len(masks) == 1 else PhasedMasks(found, masks))
+
+
+def _grid(config: Config, encoder: VideoEncoder) -> tuple[int, int, int]:
+    frames, side = config.data.frames, config.data.resolution
+    if frames % encoder.tubelet or side % encoder.patch:
+        patch = f"{encoder.tubelet} x {encoder.patch} x {encoder.patch}"
+        raise ValueError(f"{frames} frames at {side} px are not divisible into {patch} patches")
+    return frames // encoder.tubelet, side // encoder.patch, side // encoder.patch
+
+
+def samplers_by_clip(config: Config, corpus: Corpus) -> Callable[[int], Sampler]:
+    """Of a clip's number, the sampler that draws it. Raises ConfigError where the corpus does not hold what a phase asks for."""
+    found = phases(config)
+    samplers = []
+    for number, phase in enumerate(found):
+        try:
+            samplers.append(build_sampler(phase.config, corpus))
+        except ConfigError as error:
+            raise ConfigError(f"data.sizes[{number - 1}]: {error}" if number else str(error)) from error
+    return lambda clip: samplers[phase_at(found, clip)]
 
 
 def build_sampler(config: Config, corpus: Corpus) -> Sampler:
@@ -122,6 +171,6 @@ def check_same_corpus(config: Config, corpus: Corpus, fingerprint: str) -> None:
 
 
 def autocast(config: Config, device: torch.device) -> AbstractContextManager:
-    if config.run.precision == "float32":
+    if config.run.precision != "bfloat16":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)

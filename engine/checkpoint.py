@@ -1,25 +1,33 @@
-"""Checkpoints: whole or not there, and without pickle.
+"""Checkpoints of a run: found, read and put back, on whatever number of ranks, and without pickle.
 
-RUN/checkpoints/step_00000400/ holds model.safetensors, optimizer.safetensors and state.json. It is written under another name,
-flushed to the disk and renamed, so that a crash in the middle of saving leaves the last good one as it was.
+RUN/checkpoints/step_00000400/ is written by all ranks through torch.distributed.checkpoint; `checkpoint_storage` says how it looks
+on the disk. Tensors are named model/NAME, optimizer/NAME/KEY and guard/NAME.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+
+from .checkpoint_storage import (
+    DTYPES,
+    SafetensorsReader,
+    check_files,
+    read_manifest,
+)
+from .distributed import World
 
 PREFIX = "step_"
 UNFINISHED = "unfinished_"
+Tensors = dict[str, torch.Tensor]
 
 
 class CheckpointError(Exception):
@@ -30,8 +38,8 @@ class CheckpointError(Exception):
 class Checkpoint:
     """model: named tensors. optimizer: "parameter/state" to tensor. state: JSON values, with the step under "step"."""
 
-    model: dict[str, torch.Tensor]
-    optimizer: dict[str, torch.Tensor]
+    model: Tensors
+    optimizer: Tensors
     state: dict[str, Any]
 
 
@@ -40,65 +48,72 @@ def checkpoints(run_dir: Path) -> list[Path]:
     return sorted((run_dir / "checkpoints").glob(f"{PREFIX}*"))
 
 
-def save_checkpoint(
-    run_dir: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
-) -> Path:
-    """Writes the checkpoint of state["step"] and deletes all but the newest `keep`. Raises CheckpointError, e.g. on a full disk."""
-    folder = run_dir / "checkpoints"
-    final = folder / f"{PREFIX}{state['step']:08d}"
-    unfinished = folder / f"{UNFINISHED}{state['step']:08d}"
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        save_file(_contiguous(model.state_dict()), unfinished / "model.safetensors")
-        save_file(_contiguous(_optimizer_tensors(model, optimizer)), unfinished / "optimizer.safetensors")
-        (unfinished / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-        for path in (*unfinished.iterdir(), unfinished):
-            _flush(path)
-        if final.exists():
-            shutil.rmtree(final)
-        unfinished.rename(final)
-        _flush(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise CheckpointError(
-            f"{final}: cannot be written ({error}); free some space or set run.dir elsewhere"
-        ) from error
-    for old in checkpoints(run_dir)[:-keep]:
-        shutil.rmtree(old)
-    return final
+def newest_step(run_dir: Path) -> int:
+    """The step of the newest finished checkpoint; 0 where there is none."""
+    return max((int(path.name[len(PREFIX) :]) for path in checkpoints(run_dir)), default=0)
+
+
+def checkpoint_path(run_dir: Path, step: int) -> Path:
+    return run_dir / "checkpoints" / f"{PREFIX}{step:08d}"
+
+
+def run_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, guard: nn.Module | None = None) -> Tensors:
+    """Everything a checkpoint holds, by name; the live tensors."""
+    named = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        named |= {f"optimizer/{name}/{key}": value for key, value in optimizer.state.get(parameter, {}).items()}
+    if guard is not None:
+        named |= {f"guard/{name}": tensor for name, tensor in guard.state_dict().items()}
+    return named
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint onto the CPU. Raises CheckpointError."""
+    """Reads a whole checkpoint onto the CPU, in one process. Raises CheckpointError."""
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        return Checkpoint(load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors"), state)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error}); delete this folder to go back to the one before"
-        ) from error
+        manifest = read_manifest(path)
+        check_files(path, manifest["files"])
+        tensors = {}
+        opened = {name: safe_open(path / name, framework="pt") for name in manifest["files"]}
+        for name, entry in manifest["tensors"].items():
+            tensor = tensors[name] = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
+            for chunk in entry["chunks"]:
+                window = zip(chunk["offsets"], chunk["sizes"], strict=True)
+                part = tensor[tuple(slice(start, start + size) for start, size in window)]
+                part.copy_(opened[chunk["file"]].get_tensor(chunk["key"]))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+    parts: dict[str, Tensors] = {"model": {}, "optimizer": {}, "guard": {}}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition("/")
+        parts[kind][rest] = tensor
+    return Checkpoint(parts["model"], parts["optimizer"], manifest["state"])
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Puts weights and optimizer state back. Raises CheckpointError where they do not fit, naming what does not."""
+def restore(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, guard: nn.Module | None, world: World
+) -> dict[str, Any]:
+    """Puts weights and optimizer state back, on however many ranks, and returns the state: JSON values.
+
+    Raises CheckpointError on all ranks where files are damaged, or where tensors do not fit, naming what does not.
+    """
     try:
-        model.load_state_dict(checkpoint.model, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"the checkpoint is of another model; set run.dir elsewhere to start anew: {error}"
-        ) from error
-    tensors = dict(checkpoint.optimizer)
-    for name, parameter in model.named_parameters():
-        keys = [key for key in tensors if key.rpartition("/")[0] == name]
-        if not keys:
-            raise CheckpointError(
-                f"the checkpoint has no optimizer state for {name}; delete it to go back to the one before"
-            )
-        state = {key.rpartition("/")[2]: tensors.pop(key) for key in keys}
-        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
-    if tensors:
-        raise CheckpointError(f"optimizer state without a parameter: {sorted(tensors)}")
+        manifest = read_manifest(path)
+        names = sorted(manifest["files"])
+        mine = {name: manifest["files"][name] for name in names[world.rank :: world.size]}
+        problem = None
+        check_files(path, mine)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = error
+    if problem is not None or world.any(problem is not None):
+        raise _unreadable(path, problem or "another rank finds it damaged") from problem
+    _make_optimizer_state(manifest["tensors"], model, optimizer)
+    target = run_tensors(model, optimizer, guard)
+    _check_fit(path, manifest["tensors"], target)
+    try:
+        _load(target, SafetensorsReader(path, manifest), world)
+    except (OSError, ValueError, RuntimeError, SafetensorError, dcp.CheckpointException) as error:
+        raise _unreadable(path, error) from error
+    return manifest["state"]
 
 
 def remove_unfinished(run_dir: Path) -> None:
@@ -107,21 +122,46 @@ def remove_unfinished(run_dir: Path) -> None:
         shutil.rmtree(path)
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}/{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state[parameter].items()
-    }
+def _load(target: Tensors, reader: SafetensorsReader, world: World) -> None:
+    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    if world.size > 1:
+        dcp.load(target, storage_reader=reader, planner=planner, process_group=world.background)
+        return
+    metadata = reader.read_metadata()
+    planner.set_up_planner(target, metadata, is_coordinator=True)
+    reader.set_up_storage_reader(metadata, True)
+    plans = planner.create_global_plan([planner.create_local_plan()])
+    reader.read_data(planner.finish_plan(plans[0]), planner).wait()
 
 
-def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _make_optimizer_state(saved: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Optimizers make their state in their first step; to be loaded into, it has to be there."""
+    for name, parameter in model.named_parameters():
+        prefix = f"optimizer/{name}/"
+        for key in (key for key in saved if key.startswith(prefix) and "/" not in key[len(prefix) :]):
+            entry = saved[key]
+            if entry["shape"] == list(parameter.shape) and parameter.ndim:
+                value = torch.zeros_like(parameter, dtype=DTYPES[entry["dtype"]])
+            else:
+                value = torch.zeros(entry["shape"], dtype=DTYPES[entry["dtype"]], device=parameter.device)
+            optimizer.state[parameter][key[len(prefix) :]] = value
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _check_fit(path: Path, saved: dict[str, Any], target: Tensors) -> None:
+    missing = sorted(target.keys() - saved.keys())
+    left_over = sorted(saved.keys() - target.keys())
+    shapes = [
+        f"{name} is {saved[name]['shape']} there and {list(tensor.shape)} here"
+        for name, tensor in target.items()
+        if name in saved and saved[name]["shape"] != list(tensor.shape)
+    ]
+    for what, names in (("lacks", missing), ("has besides", left_over), ("differs:", shapes)):
+        if names:
+            raise CheckpointError(
+                f"{path}: the checkpoint is of another model; set run.dir elsewhere to start anew: it {what} {', '.join(names[:5])}"
+                f"{' ...' if len(names) > 5 else ''}"
+            )
+
+
+def _unreadable(path: Path, error: object) -> CheckpointError:
+    return CheckpointError(f"{path}: cannot be read ({error}); delete this folder to go back to the one before")

@@ -21,17 +21,25 @@ from .config_file import CONFIGS
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand. Returns the exit status: 0, 1 where something could not be done, 2 where it was asked for wrongly."""
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    options, left = parser.parse_known_args(arguments)
+    # argparse takes no more settings once an option stood between them.
+    if left and (not hasattr(options, "overrides") or any(text.startswith("-") for text in left)):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        options.overrides = [*options.overrides, *left]
     from ..loaders.corpus import CorpusError
     from ..loaders.video import VideoError
     from .checkpoint import CheckpointError
+    from .skips import SkipError
+    from .watch import RankError
 
     try:
         return options.run(options)
     except ConfigError as error:
         print(f"trocar: {error}", file=sys.stderr)
         return 2
-    except (CorpusError, VideoError, CheckpointError, OSError) as error:
+    except (CorpusError, VideoError, CheckpointError, RankError, SkipError, OSError) as error:
         print(f"trocar: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -69,7 +77,16 @@ def build_parser() -> argparse.ArgumentParser:
     pretrain = commands.add_parser("pretrain", help="train, or resume, what a config describes")
     pretrain.add_argument("config", metavar="CONFIG", help=f"a YAML file, or one of ours: {shipped}")
     pretrain.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example optim.steps=100")
+    pretrain.add_argument(
+        "--dry-run", type=int, metavar="WORLD", help="print memory and traffic of a rank of so many; train nothing"
+    )
     pretrain.set_defaults(run=run_pretrain)
+
+    export = commands.add_parser("export", help="the newest checkpoint's encoder as one safetensors file")
+    export.add_argument("run_dir", type=Path, metavar="RUN")
+    export.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/encoder.safetensors")
+    export.add_argument("--whole", action="store_true", help="with decoder or predictor: RUN/model.safetensors")
+    export.set_defaults(run=run_export)
 
     view = commands.add_parser("view", help="pictures of a run")
     views = view.add_subparsers(required=True, metavar="VIEW")
@@ -178,11 +195,30 @@ def run_pack(options: argparse.Namespace) -> int:
 
 def run_pretrain(options: argparse.Namespace) -> int:
     from .config_file import load_config
+
+    if options.dry_run is not None:
+        if options.dry_run < 1:
+            raise ConfigError(f"--dry-run: {options.dry_run} is not accepted; give a number of ranks, 1 or more")
+        from .dry_run import dry_run
+
+        print("\n".join(dry_run(load_config(options.config, options.overrides), options.dry_run).lines()))
+        return 0
     from .pretrain import pretrain
+    from .stop import REQUEUE_STATUS
 
     result = pretrain(load_config(options.config, options.overrides))
     resumed = f" (resumed at step {result.resumed_from})" if result.resumed_from else ""
+    if result.is_stopped:
+        print(f"asked to stop; checkpoint: {result.checkpoint}; the same command goes on from it", file=sys.stderr)
+        return REQUEUE_STATUS
     print(f"{result.steps} steps{resumed}; checkpoint: {result.checkpoint}")
+    return 0
+
+
+def run_export(options: argparse.Namespace) -> int:
+    from .export import export_weights
+
+    print(export_weights(options.run_dir, options.out, whole=options.whole))
     return 0
 
 

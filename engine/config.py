@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 import yaml
 
+from ..kernels.feature_loss import Distance
 from ..kernels.pixel_loss import Normalization
 from ..loaders.resize import Resize
+from ..ssl.block_masks import LONG_RANGE, MAX_KINDS, SHORT_RANGE, BlockRecipe
 from ..ssl.encoder import SIZES, Positions
 from .config_error import ConfigError, require
 
@@ -19,25 +21,67 @@ class RunConfig:
     """Where and how a run happens.
 
     dir: run directory; resumed where it holds a checkpoint. seed: of weights, draws, crops and masks. device: "auto" takes a GPU
-    where there is one. threads: CPU threads of PyTorch, its own choice where None. log_every, checkpoint_every: in optimizer
-    steps. keep_checkpoints: how many of the newest stay.
+    where there is one. precision: "float64" is for exact comparisons. threads: CPU threads of PyTorch, its own choice where None.
+    log_every, checkpoint_every: in optimizer steps. keep_checkpoints: how many of the newest stay. keep_every: checkpoints of steps
+    that are multiples of it stay for good.
+
+    sharding: over several ranks, "none" keeps the whole model on each (DDP), "full" shards it over all (FSDP2), "node" shards it
+    inside a node and keeps a copy per node (HSDP). checkpoint_activations: compute every block's activations again instead of
+    keeping them. compile: torch.compile per block; "auto" takes inductor where there is a compiler, else aot_eager. cuda_graphs:
+    replay compiled blocks as CUDA graphs. pin_cores: give every rank of a node its own cores, near its GPU.
+
+    heartbeat_timeout: seconds without a sign of life from a rank before the run ends; rank_timeout: seconds that the others wait
+    for one that lives but does not come on, also of collectives (NCCL's timeout).
     """
 
     dir: str
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Literal["float32", "bfloat16", "float64"] = "bfloat16"
     threads: int | None = None
     log_every: int = 1
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
+    keep_every: int | None = None
     tensorboard: bool = True
+    wandb: str | None = None
+    sharding: Literal["none", "full", "node"] = "none"
+    checkpoint_activations: bool = False
+    compile: Literal["none", "auto", "inductor", "aot_eager"] = "none"
+    cuda_graphs: bool = False
+    pin_cores: bool = True
+    heartbeat_timeout: float = 30.0
+    rank_timeout: float = 600.0
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "run.seed", self.seed, "0 .. 2**63 - 1")
         require(self.threads is None or self.threads > 0, "run.threads", self.threads, "a positive number or null")
-        for key in ("log_every", "checkpoint_every", "keep_checkpoints"):
+        for key in ("log_every", "checkpoint_every", "keep_checkpoints", "heartbeat_timeout", "rank_timeout"):
             require(getattr(self, key) > 0, f"run.{key}", getattr(self, key), "a positive number")
+        accepted = "a positive number of steps or null"
+        require(self.keep_every is None or self.keep_every > 0, "run.keep_every", self.keep_every, accepted)
+        graphs = not self.cuda_graphs or self.compile in ("auto", "inductor")
+        require(
+            graphs,
+            "run.cuda_graphs",
+            self.cuda_graphs,
+            "false, or run.compile=auto or inductor, whose blocks are replayed",
+        )
+
+
+@dataclass(frozen=True)
+class SizePhase:
+    """Clips of another size from optimizer step `from_step` on, counted from 0; null is as before. Keys as in `DataConfig`."""
+
+    from_step: int
+    frames: int | None = None
+    resolution: int | None = None
+    stride: int | None = None
+    sample_fps: float | None = None
+
+    def __post_init__(self) -> None:
+        for key, value in vars(self).items():
+            require(value is None or value > 0, f"data.sizes: {key}", value, "a positive number or null")
 
 
 @dataclass(frozen=True)
@@ -52,7 +96,8 @@ class DataConfig:
     own offset, crop and mask. pool_spans: decoded spans of which clips wait on the device, over all ranks, a multiple of lanes;
     where 0, the clips of a span stand in one batch. lanes: independent parts of the pool; the number of ranks has to divide it.
     threads: decoding threads, all cores where None. prefetch: batches decoded ahead. failure_budget: share of the spans that may
-    fail before the run stops. allow_changed_corpus: resume although the corpus is another one.
+    fail before the run stops. allow_changed_corpus: resume although the corpus is another one. sizes: phases of other
+    clip sizes on the way, in the order of their steps.
     """
 
     corpus: str
@@ -74,6 +119,7 @@ class DataConfig:
     prefetch: int = 2
     failure_budget: float = 0.1
     allow_changed_corpus: bool = False
+    sizes: tuple[SizePhase, ...] = ()
 
     def __post_init__(self) -> None:
         if self.sample_fps is not None and self.stride is not None:
@@ -102,6 +148,8 @@ class DataConfig:
         require(
             self.pool_spans >= 0 and self.pool_spans % self.lanes == 0, "data.pool_spans", self.pool_spans, accepted
         )
+        begin = [phase.from_step for phase in self.sizes]
+        require(begin == sorted(set(begin)), "data.sizes: from_step", begin, "steps in ascending order")
         require(0 <= self.flip <= 1, "data.flip", self.flip, "a probability, 0 .. 1")
         require(0 <= self.failure_budget <= 1, "data.failure_budget", self.failure_budget, "a share, 0 .. 1")
 
@@ -110,8 +158,9 @@ class DataConfig:
 class ModelConfig:
     """A video ViT by name, with what deviates from it.
 
-    positions: "flat" is VideoMAE's table, "axes" V-JEPA's, which small models learn from sooner. The decoder's width and heads are
-    VideoMAE's for that name where None.
+    positions: "flat" is VideoMAE's table, "axes" V-JEPA's, which small models learn from sooner, "rope" turns queries and keys as
+    V-JEPA 2 does. The MAE's decoder: its width and heads are VideoMAE's for that name where None. The JEPA's predictor: its heads
+    are the encoder's where None; depth 0 is none at all, which collapses.
     """
 
     encoder: str = "base"
@@ -124,24 +173,87 @@ class ModelConfig:
     decoder_width: int | None = None
     decoder_depth: int = 4
     decoder_heads: int | None = None
+    predictor_width: int = 384
+    predictor_depth: int = 12
+    predictor_heads: int | None = None
 
     def __post_init__(self) -> None:
         require(self.encoder in SIZES, "model.encoder", self.encoder, f"one of {', '.join(SIZES)}")
         for key, value in vars(self).items():
-            require(value is None or isinstance(value, str) or value > 0, f"model.{key}", value, "a positive number")
+            least = 0 if key == "predictor_depth" else 1
+            fits = value is None or isinstance(value, str) or value >= least
+            require(fits, f"model.{key}", value, f"a number of at least {least}")
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """One kind of multi-block mask: see `BlockRecipe`."""
+
+    blocks: int
+    scale: tuple[float, float]
+    aspect: tuple[float, float] = SHORT_RANGE.aspect
+    temporal_scale: tuple[float, float] = SHORT_RANGE.temporal_scale
+
+    def recipe(self) -> BlockRecipe:
+        return BlockRecipe(self.blocks, self.scale, self.aspect, self.temporal_scale)
+
+
+VJEPA_MASKS = tuple(MaskConfig(recipe.blocks, recipe.scale) for recipe in (SHORT_RANGE, LONG_RANGE))
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What is learned. mask_ratio: share of the cells hidden by the tube mask. targets: "channel" normalises each channel of a
-    patch (VideoMAE), "patch" all its values together, "none" predicts the pixels, 0 .. 1, themselves."""
+    """What is learned: pixels ("mae"), or features of a target encoder ("jepa").
 
-    kind: Literal["mae"] = "mae"
+    MAE. mask_ratio: share of the cells hidden by the tube mask. targets: "channel" normalises each channel of a patch (VideoMAE),
+    "patch" all its values together, "none" predicts the pixels, 0 .. 1, themselves.
+
+    JEPA. masks: kinds of multi-block masks, one of each for every clip. bucket: totals of packed tokens are padded to a multiple of
+    it. distance: of a prediction to its layer-normalised target. teacher: a run's checkpoint, whose encoder is the target for good
+    (SALT); null lets the target follow the encoder. teacher_checksum: SHA-256 that the teacher's weights must have; null is any.
+    """
+
+    kind: Literal["mae", "jepa"] = "mae"
     mask_ratio: float = 0.9
     targets: Normalization = "channel"
+    masks: tuple[MaskConfig, ...] = VJEPA_MASKS
+    bucket: int = 512
+    distance: Distance = "l1"
+    teacher: str | None = None
+    teacher_checksum: str | None = None
 
     def __post_init__(self) -> None:
         require(0 < self.mask_ratio < 1, "objective.mask_ratio", self.mask_ratio, "a share between 0 and 1")
+        require(
+            1 <= len(self.masks) <= MAX_KINDS, "objective.masks", len(self.masks), f"1 .. {MAX_KINDS} kinds of masks"
+        )
+        require(self.bucket > 0, "objective.bucket", self.bucket, "a positive number of tokens")
+        for number, mask in enumerate(self.masks):
+            try:
+                mask.recipe()
+            except ValueError as error:
+                raise ConfigError(f"objective.masks[{number}]: {error}") from error
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """How good the features are on the way, judged by a labelled table.
+
+    table: CSV with the columns path, start (seconds) and label; null probes nothing. every: steps from one probe to the next. kind:
+    "knn" asks the nearest clips of other videos, "linear" fits ridge regression to them. clips: at most so many rows of the table.
+    neighbours: k. batch: clips encoded at a time.
+    """
+
+    table: str | None = None
+    every: int = 1000
+    kind: Literal["knn", "linear"] = "knn"
+    clips: int = 512
+    neighbours: int = 10
+    batch: int = 8
+
+    def __post_init__(self) -> None:
+        for key in ("every", "clips", "neighbours", "batch"):
+            require(getattr(self, key) > 0, f"probe.{key}", getattr(self, key), "a positive number")
 
 
 @dataclass(frozen=True)
@@ -150,7 +262,15 @@ class OptimConfig:
 
     batch: clips per optimizer step, over all ranks and accumulation steps. steps: optimizer steps; where null, epochs counts
     passes over the corpus's spans. The peak learning rate is base_learning_rate x batch / 256 (linear rule, Goyal et al. 2017).
-    warmup: share of the steps. clip_gradient: largest gradient norm, unbounded where null.
+    warmup: share of the steps, from start_learning_rate (per 256 clips too). schedule: what follows it. cooldown: share of
+    the steps at the end over which a constant rate falls to final_learning_rate along a line. schedule_scale: schedules
+    are laid out for so many times the steps, and cut off. final_weight_decay: where the weight decay ends, along a cosine; constant
+    where null. ema: the target encoder's momentum at the first and at the last step. clip_gradient: largest gradient norm,
+    unbounded where null.
+
+    A step whose loss or gradient norm is not finite is left out on all ranks alike, and so is one beyond the running mean by
+    outlier_sigmas standard deviations (null: none is). skip_budget: so many of the last 1,000 steps may be left out; one more
+    ends the run. optimizer: "adamw" is PyTorch's fused one, "apex" NVIDIA apex's FusedAdam.
     """
 
     batch: int = 256
@@ -159,10 +279,19 @@ class OptimConfig:
     epochs: float | None = None
     base_learning_rate: float = 1.5e-4
     final_learning_rate: float = 0.0
+    start_learning_rate: float = 0.0
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    schedule_scale: float = 1.0
+    cooldown: float = 0.0
     warmup: float = 0.05
     weight_decay: float = 0.05
+    final_weight_decay: float | None = None
+    ema: tuple[float, float] = (0.998, 1.0)
     betas: tuple[float, float] = (0.9, 0.95)
     clip_gradient: float | None = None
+    outlier_sigmas: float | None = 10.0
+    skip_budget: int = 20
+    optimizer: Literal["adamw", "apex"] = "adamw"
 
     def __post_init__(self) -> None:
         require(self.batch > 0, "optim.batch", self.batch, "a positive number of clips")
@@ -181,11 +310,24 @@ class OptimConfig:
         require(self.steps is None or self.steps > 0, "optim.steps", self.steps, "a positive number")
         require(self.epochs is None or self.epochs > 0, "optim.epochs", self.epochs, "a positive number")
         require(self.base_learning_rate > 0, "optim.base_learning_rate", self.base_learning_rate, "a positive rate")
+        for key in ("final_learning_rate", "start_learning_rate"):
+            require(getattr(self, key) >= 0, f"optim.{key}", getattr(self, key), "a rate, 0 or more")
+        require(self.schedule_scale >= 1, "optim.schedule_scale", self.schedule_scale, "a factor, 1 or more")
+        require(0 <= self.cooldown < 1, "optim.cooldown", self.cooldown, "a share of the steps, 0 <= share < 1")
         require(
-            self.final_learning_rate >= 0, "optim.final_learning_rate", self.final_learning_rate, "a rate, 0 or more"
+            not self.cooldown or self.schedule == "constant",
+            "optim.cooldown",
+            self.cooldown,
+            "0, or optim.schedule=constant",
         )
         require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "a share of the steps, 0 <= share < 1")
         require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
+        final = self.final_weight_decay
+        require(final is None or final >= 0, "optim.final_weight_decay", final, "0 or more, or null")
+        require(all(0 <= value <= 1 for value in self.ema), "optim.ema", self.ema, "[first, last], each 0 .. 1")
+        sigmas = self.outlier_sigmas
+        require(sigmas is None or sigmas > 0, "optim.outlier_sigmas", sigmas, "a positive number or null")
+        require(self.skip_budget >= 0, "optim.skip_budget", self.skip_budget, "a number of steps, 0 or more")
         require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "two numbers, 0 <= beta < 1")
         require(
             self.clip_gradient is None or self.clip_gradient > 0,
@@ -202,6 +344,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(_plain(self), sort_keys=False)
@@ -210,4 +353,4 @@ class Config:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -38,7 +38,9 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: holds {type(tree).__name__}, not sections (run, data, model, objective, optim)")
+        raise ConfigError(
+            f"{path}: holds {type(tree).__name__}, not sections (run, data, model, objective, optim, probe)"
+        )
     for override in overrides:
         _apply(tree, override)
     return _build(Config, tree, "")
@@ -112,6 +114,10 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
                 f"{key}: {value!r} is not accepted{_nearest(str(value), map(str, arguments))}; one of {arguments}"
             )
         return value
+    if origin is tuple and arguments[-1] is Ellipsis:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{key}: {value!r} is not accepted; give a list")
+        return tuple(_convert(item, arguments[0], f"{key}[{index}]") for index, item in enumerate(value))
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(arguments):
             raise ConfigError(f"{key}: {value!r} is not accepted; give a list of {len(arguments)} numbers")

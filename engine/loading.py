@@ -16,19 +16,27 @@ from ..loaders.corpus import Corpus
 from ..loaders.loader import BaseClipLoader
 from ..loaders.order import ClipOrder
 from ..loaders.sampler import Sampler
+from .build import build_sampler
 from .config import Config, ConfigError
+from .sizes import PhasedLoader, phases
 
 Numbers = Iterable[NDArray[np.int64]]
 
 
 def build_loader(
     config: Config, corpus: Corpus, sampler: Sampler, numbers: Numbers, device: torch.device, *, report: bool = False
-) -> BaseClipLoader[Any]:
+) -> BaseClipLoader[Any] | PhasedLoader:
     """The loader of the clips `numbers`, a batch each. report: say on stderr what was chosen and why.
 
     data.loader "auto" takes the CPU where there is no GPU or no DALI; else it measures every kind of video in the corpus both ways.
     Raises ConfigError where DALI is asked for by name and is not installed.
     """
+    if config.data.sizes:
+
+        def open_loader(phase: Config, numbers: Numbers) -> BaseClipLoader[Any]:
+            return build_loader(phase, corpus, build_sampler(phase, corpus), numbers, device, report=report)
+
+        return PhasedLoader(phases(config), numbers, open_loader)
     data = config.data
     options: dict[str, Any] = {
         "resolution": data.resolution,

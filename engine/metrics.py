@@ -3,44 +3,80 @@
 from __future__ import annotations
 
 import csv
+import errno
+import importlib
+import io
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 from ..loaders.batch import Failure
+from .config_error import ConfigError
 
 FILE_NAME = "metrics.jsonl"
 QUARANTINE_FILE = "quarantine.csv"
 
 
 class MetricsLog:
-    """Appends rows to RUN/metrics.jsonl and RUN/tensorboard.
+    """Appends rows to RUN/metrics.jsonl and RUN/tensorboard, and to Weights & Biases where a project is named.
 
-    Rows of steps after `last_step`, written by a run that died before its next checkpoint, are cut off first.
+    Rows of steps after `last_step`, written by a run that died before its next checkpoint, are cut off first. every: how many
+    rows are written at once. write: False on all ranks but one. While the disk is full, rows wait in memory.
     """
 
-    def __init__(self, run_dir: Path, last_step: int, tensorboard: bool) -> None:
-        self.path = run_dir / FILE_NAME
+    def __init__(
+        self,
+        run_dir: Path,
+        last_step: int,
+        tensorboard: bool,
+        *,
+        every: int = 1,
+        write: bool = True,
+        wandb: str | None = None,
+    ) -> None:
+        self.path, self.every = run_dir / FILE_NAME, every
+        self._file: io.FileIO | None = None
+        self._writer = self._wandb = None
+        self._unwritten: list[bytes] = []
+        self._lock = threading.Lock()
+        if not write:
+            return
         _cut(self.path, last_step)
-        self._file = self.path.open("a", buffering=1, encoding="utf-8")
-        self._writer = None
+        self._file = self.path.open("ab", buffering=0)
         if tensorboard:
             from torch.utils.tensorboard.writer import SummaryWriter  # slow to import: only when asked for
 
             self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=last_step + 1)
+        if wandb is not None:
+            self._wandb = _open_wandb(wandb, run_dir)
 
     def write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
+        if self._file is None:
+            return
+        with self._lock:
+            self._unwritten.append(json.dumps(row).encode() + b"\n")
+            try:
+                if len(self._unwritten) >= self.every:
+                    self._append()
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
         if self._writer is not None:
             for name, value in row.items():
                 if name != "step":
                     self._writer.add_scalar(name, value, row["step"])
+        if self._wandb is not None:
+            self._wandb.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
 
     def flush(self) -> None:
-        """After this, the rows survive the process and the machine."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """After this, the rows survive the process and the machine. Raises OSError where they do not, e.g. on a full disk."""
+        if self._file is None:
+            return
+        with self._lock:
+            self._append()
+            os.fsync(self._file.fileno())
         if self._writer is not None:
             self._writer.flush()
 
@@ -48,9 +84,38 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            with self._lock:
+                self._append()
+            self._file.close()
         if self._writer is not None:
             self._writer.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def _append(self) -> None:
+        """Writes whole rows or none: what a full disk cut in two is taken back."""
+        if not self._unwritten or self._file is None:
+            return
+        rows, size = b"".join(self._unwritten), os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(rows) != len(rows):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        except OSError:
+            self._file.truncate(size)
+            raise
+        self._unwritten.clear()
+
+
+def _open_wandb(project: str, run_dir: Path) -> Any:
+    """A Weights & Biases run that goes on where the run directory's went."""
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError as error:
+        raise ConfigError(
+            f"run.wandb: {project!r} needs Weights & Biases; pip install wandb, or set run.wandb=null"
+        ) from error
+    return wandb.init(project=project, name=run_dir.name, id=run_dir.resolve().name, dir=str(run_dir), resume="allow")
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -74,11 +139,12 @@ def _cut(path: Path, last_step: int) -> None:
 class QuarantineLog:
     """Appends the clips that failed to RUN/quarantine.csv: at every update, and on the way out, whatever the reason.
 
-    failures: the list that the loader keeps appending to.
+    failures: the list that the loader keeps appending to. rank: further ranks have a file of their own, quarantine_1.csv and so on.
     """
 
-    def __init__(self, run_dir: Path, failures: list[Failure]) -> None:
-        self.path, self.failures, self._written = run_dir / QUARANTINE_FILE, failures, 0
+    def __init__(self, run_dir: Path, failures: list[Failure], rank: int = 0) -> None:
+        name = QUARANTINE_FILE if rank == 0 else f"{Path(QUARANTINE_FILE).stem}_{rank}.csv"
+        self.path, self.failures, self._written = run_dir / name, failures, 0
 
     def __enter__(self) -> QuarantineLog:
         return self

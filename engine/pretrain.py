@@ -4,7 +4,9 @@
 
 Nothing here is drawn from a running generator: step s of a batch of B clips takes clips s * B .. s * B + B - 1, and a clip's
 number keys its draw, its crop and its mask. So resuming needs the step alone, and a run killed anywhere ends bit-identical to one
-that was not.
+that was not. Several ranks share the clips of every step; the loss is the mean over clips, whoever reads them.
+
+Nothing here waits for the device while a step is under way: what the host has to know comes back later (`readback`).
 """
 
 from __future__ import annotations
@@ -14,154 +16,216 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..loaders.batch import ClipBatch, LoaderCount
 from ..loaders.corpus import Corpus
-from ..ssl.mae import MaskedAutoencoder
-from ..ssl.masks import TubeMask
-from .build import autocast, build_model, build_sampler, check_same_corpus, choose_device, describe
-from .checkpoint import checkpoints, load_checkpoint, remove_unfinished, restore, save_checkpoint
+from ..ssl.objective import MaskSource, Objective
+from .build import autocast, build_model, check_same_corpus, choose_device, describe, samplers_by_clip
+from .checkpoint import checkpoint_path, newest_step, remove_unfinished, restore, run_tensors
+from .checkpoint_saver import CheckpointSaver
 from .config import Config
 from .config_file import CONFIG_FILE
-from .loading import build_loader
-from .metrics import MetricsLog, QuarantineLog
-from .optim import Schedule, build_optimizer, build_schedule
+from .distributed import World, check_shares, distribute, gradients_exchanged, open_world, whole
+from .guard import StepGuard
+from .housekeeping import collect_garbage_seldom, pin_to_cores, snapshot_when_out_of_memory
+from .loading import build_loader, build_order
+from .metrics import MetricsLog, QuarantineLog, read_metrics
+from .online_probe import OnlineProbe
+from .optim import Schedule, build_optimizer, build_schedule, set_schedule, step_unless
+from .profiler import name_decoding, name_modules, stage
 from .progress import StepProgress
+from .readback import ReadBack, StepReport, StepSums
+from .run_record import record_start
+from .signals import CollapseWatch
+from .skips import SkipLog
+from .stop import StopRequest
+from .watch import RankWatch
 
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """run_dir, checkpoint: where things are. steps: optimizer steps in all. resumed_from: step, 0 where it started anew."""
+    """run_dir, checkpoint: where things are. steps: optimizer steps in all. resumed_from: step, 0 where it started anew.
+
+    is_stopped: it was asked to stop and saved before it was done; the same command goes on.
+    """
 
     run_dir: Path
     checkpoint: Path
     steps: int
     resumed_from: int
+    is_stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a step needs. objective: the model itself; model: the same, as it is called in training."""
+
+    config: Config
+    world: World
+    watch: RankWatch
+    stop: StopRequest
+    schedule: Schedule
+    objective: Objective
+    model: nn.Module
+    masks: MaskSource
+    optimizer: torch.optim.Optimizer
+    guard: StepGuard
 
 
 def pretrain(config: Config, *, progress: bool = True) -> PretrainResult:
-    """Runs, or resumes, the pretraining that `config` describes.
+    """Runs, or resumes, the pretraining that `config` describes, on all ranks that were started.
 
-    Raises ConfigError, CorpusError, CheckpointError, or VideoError where more draws fail than data.failure_budget allows.
+    Raises ConfigError, CorpusError, CheckpointError, VideoError where more draws fail than data.failure_budget allows, SkipError
+    where more steps are left out than optim.skip_budget allows, RankError where another rank is gone.
     """
-    run_dir = Path(config.run.dir)
-    device = choose_device(config)
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
-    torch.manual_seed(config.run.seed)
-    model, masks = build_model(config)
-    corpus = Corpus.open(config.data.corpus)
-    sampler = build_sampler(config, corpus)
-    steps = config.optim.steps or max(1, round((config.optim.epochs or 0) * sampler.num_spans / config.optim.batch))
-    schedule = build_schedule(config.optim, steps)
-    model.to(device)
-    optimizer = build_optimizer(model, config.optim)
+    settings = config.run
+    with (
+        open_world(choose_device(config), settings.rank_timeout) as world,
+        RankWatch(world, settings.heartbeat_timeout, settings.rank_timeout) as watch,
+        StopRequest() as stop,
+        snapshot_when_out_of_memory(Path(settings.dir), world),
+    ):
+        if settings.pin_cores:
+            pin_to_cores(world)
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        torch.manual_seed(settings.seed)
+        objective, masks = build_model(config)
+        objective.to(world.device, torch.float64 if settings.precision == "float64" else None)
+        name_modules(objective)
+        model = distribute(objective, config, world)
+        optimizer, guard = (
+            build_optimizer(objective, config.optim),
+            StepGuard(config.optim.outlier_sigmas).to(world.device),
+        )
+        corpus = Corpus.open(config.data.corpus)
+        steps = count_steps(config, samplers_by_clip(config, corpus)(0).num_spans)
+        schedule = build_schedule(config.optim, steps)
+        run = Run(config, world, watch, stop, schedule, objective, model, masks, optimizer, guard)
+        return train(run, corpus, steps, progress and world.is_first)
 
+
+def count_steps(config: Config, num_spans: int) -> int:
+    return config.optim.steps or max(1, round((config.optim.epochs or 0) * num_spans / config.optim.batch))
+
+
+def train(run: Run, corpus: Corpus, steps: int, progress: bool) -> PretrainResult:
+    """From the newest checkpoint, or from nothing, to step `steps`, or to where the run is asked to stop."""
+    config, world, run_dir = run.config, run.world, Path(run.config.run.dir)
+    sampler_at, order = samplers_by_clip(config, corpus), build_order(config)
+    sampler = sampler_at(0)
+    check_shares(world, order, config)
     run_dir.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(run_dir)
-    first_step = 0
-    if saved := checkpoints(run_dir):
-        checkpoint = load_checkpoint(saved[-1])
-        check_same_corpus(config, corpus, checkpoint.state["corpus"])
-        restore(checkpoint, model, optimizer)
-        first_step = checkpoint.state["step"]
-    (run_dir / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
+    if world.is_first:
+        remove_unfinished(run_dir)
+    first_step, state = world.from_first(newest_step(run_dir)), {}
+    if first_step:
+        state = restore(checkpoint_path(run_dir, first_step), run.objective, run.optimizer, run.guard, world)
+        check_same_corpus(config, corpus, state["corpus"])
+    if world.is_first:
+        (run_dir / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
+    record_start(config, world, first_step)
 
     micro_batch = config.optim.batch // config.optim.accumulation
     micro_steps = range(first_step * config.optim.accumulation, steps * config.optim.accumulation)
-    numbers = (np.arange(number * micro_batch, (number + 1) * micro_batch) for number in micro_steps)
-    checkpoint_path = saved[-1] if saved else run_dir
+    batches = (np.arange(number * micro_batch, (number + 1) * micro_batch) for number in micro_steps)
+    shares = (order.share(batch, world.rank, world.size) for batch in batches)
+    numbers = run.masks.ahead(config.run.seed, shares, world.device)
     if progress:
-        print(describe(config, model, corpus, sampler, steps, first_step, device), file=sys.stderr)
-    pending: list[dict[str, Any]] = []
+        print(describe(config, run.objective, corpus, sampler, steps, first_step, world.device), file=sys.stderr)
+    done, is_stopping, read_back = first_step, False, ReadBack(world.device)
     with (
-        build_loader(config, corpus, sampler, numbers, device, report=progress) as loader,
-        MetricsLog(run_dir, first_step, config.run.tensorboard) as log,
-        QuarantineLog(run_dir, loader.total.failures) as quarantine,
+        build_loader(config, corpus, sampler, numbers, world.device, report=progress) as loader,
+        open_log(config, first_step, world) as log,
+        QuarantineLog(run_dir, loader.total.failures, world.rank) as quarantine,
+        SkipLog(
+            run_dir, corpus, sampler_at, order, config.optim.skip_budget, world.is_first, first_step, state
+        ) as skips,
+        CheckpointSaver(run_dir, world, config.run.keep_checkpoints, config.run.keep_every, log.flush) as saver,
+        OnlineProbe(config, world.device, first_step, world.is_first) as probe,
         StepProgress(first_step, steps, enabled=progress) as bar,
+        collect_garbage_seldom() as collect_garbage,
     ):
-        for step in range(first_step, steps):
-            pending.append(train_step(config, step, schedule, model, masks, optimizer, loader))
+        name_decoding(loader)
+        collapse = CollapseWatch(read_metrics(run_dir), tell=world.is_first)
+        while done < steps and not is_stopping:
+            read_back.push(train_step(run, done, loader))
+            done += 1
+            collapse.observe(run.objective)
+            probe.update(done, run.objective.encoder)
             quarantine.update()
-            done = step + 1
+            collect_garbage(done)
             saving = done % config.run.checkpoint_every == 0 or done == steps
-            if saving or done % config.run.log_every == 0:
-                rows = read_back(pending)
-                pending.clear()
-                for row in rows:
-                    log.write(row)
-                bar.update(done, rows[-1])
-            if saving:
-                log.flush()
-                state = {"step": done, "corpus": corpus.fingerprint}
-                checkpoint_path = save_checkpoint(run_dir, model, optimizer, state, config.run.keep_checkpoints)
-    return PretrainResult(run_dir, checkpoint_path, steps, first_step)
+            for report in read_back.arrived(everything=saving):
+                is_stopping = is_stopping or report.is_stopping
+                collapse.complete(report.row)
+                log.write(report.row)
+                bar.update(report.row["step"], report.row)
+                skips.update(report)
+            if saving or is_stopping:
+                for report in read_back.arrived(everything=True):
+                    collapse.complete(report.row)
+                    log.write(report.row)
+                    skips.update(report)
+                run.watch.reach(f"saving step {done}")
+                with stage("save"):
+                    tensors = run_tensors(run.objective, run.optimizer, run.guard)
+                    saver.save(tensors, {"step": done, "corpus": corpus.fingerprint, **skips.state()})
+        saver.wait()
+    return PretrainResult(run_dir, checkpoint_path(run_dir, done), steps, first_step, done < steps)
 
 
-def train_step(
-    config: Config,
-    step: int,
-    schedule: Schedule,
-    model: MaskedAutoencoder,
-    masks: TubeMask,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterator[ClipBatch],
-) -> dict[str, Any]:
-    """One optimizer step. Returns its row of metrics, with loss and gradient norm still on the device."""
-    started = time.perf_counter()
-    waited, count = 0.0, LoaderCount()
-    loss = torch.zeros((), device=next(model.parameters()).device)
-    for _ in range(config.optim.accumulation):
+def open_log(config: Config, first_step: int, world: World) -> MetricsLog:
+    settings = config.run
+    more = {"every": settings.log_every, "write": world.is_first, "wandb": settings.wandb}
+    return MetricsLog(Path(settings.dir), first_step, settings.tensorboard, **more)
+
+
+def train_step(run: Run, step: int, loader: Iterator[ClipBatch]) -> StepReport:
+    """One optimizer step. Returns its report, with all that the device computes still there."""
+    config, world = run.config, run.world
+    started, waited, count = time.perf_counter(), 0.0, LoaderCount()
+    batch_clips, accumulation = config.optim.batch, config.optim.accumulation
+    sums = StepSums.zeros(batch_clips, world.size, world.device)
+    for part in range(accumulation):
+        run.watch.reach(f"waiting for clips of step {step + 1}")
         asked = time.perf_counter()
-        batch = next(batches)
+        with stage("wait"):
+            batch = next(loader)
         waited += time.perf_counter() - asked
         count.add(batch.count)
-        with autocast(config, loss.device):
-            batch_masks = masks(config.run.seed, batch.numbers, 0, loss.device)
-            scaled_loss = model(batch.frames, batch_masks, 1 / config.optim.accumulation).loss
-        scaled_loss.backward()
-        loss += scaled_loss.detach()
+        run.watch.reach(f"the forward pass of step {step + 1}")
+        with gradients_exchanged(run.model, part == accumulation - 1):
+            with autocast(config, world.device):
+                with stage("masks"):
+                    masks = run.masks(config.run.seed, batch.numbers, 0, world.device)
+                # The exchange takes the mean over ranks: each weighs by its share, whether or not the shares are equal.
+                share = len(batch.numbers) * world.size / batch_clips
+                with stage("forward"):
+                    output = run.model(batch.frames, masks, share)
+            before_backward = time.perf_counter() - started
+            run.watch.reach(f"the exchange of gradients of step {step + 1}")
+            with stage("backward"):
+                output.loss.backward()
+        sums.add(batch.numbers - step * batch_clips, output.loss.detach() / world.size, output.clip_loss)
+    sums.tell(world.rank, count, run.stop.is_asked, waited, before_backward)
+    world.sum(sums.values)
 
-    learning_rate = schedule(step)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_gradient or float("inf"))
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return {
-        "step": step + 1,
-        "loss": loss,
-        "learning_rate": learning_rate,
-        "gradient_norm": gradient_norm,
-        "first_clip": step * config.optim.batch,
-        "amplification": count.amplification,
-        "bytes_per_clip": count.bytes_read / count.clips,
-        "repeated_frames_percent": 100 * count.repeated_frames / (count.clips * config.data.frames),
-        "replaced_clips": len({failure.draw for failure in count.failures}),
-        "started": started,
-        "waited": waited,
-        "clips": count.clips,
-        "spans": count.spans,
-    }
-
-
-def read_back(pending: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Fetches losses and gradient norms from the device, all at once, and turns times into rates.
-
-    Each step is timed from its start to the start of the next; the last one to now, when the device has finished it.
-    """
-    values = torch.stack([torch.stack([row["loss"], row["gradient_norm"]]) for row in pending]).tolist()
-    ends = [row["started"] for row in pending[1:]] + [time.perf_counter()]
-    rows = []
-    for row, (loss, gradient_norm), end in zip(pending, values, ends, strict=True):
-        seconds = end - row.pop("started")
-        row = {"step": row.pop("step"), **row, "loss": loss, "gradient_norm": gradient_norm}
-        row["clips_per_second"] = row.pop("clips") / seconds
-        row["spans_per_second"] = row.pop("spans") / seconds
-        row["data_wait_percent"] = 100 * row.pop("waited") / seconds
-        rows.append(row)
-    return rows
+    with stage("guard"):
+        gradient_norm = whole(
+            nn.utils.clip_grad_norm_(run.objective.parameters(), config.optim.clip_gradient or float("inf"))
+        )
+        skip = world.maximum(run.guard.verdict(sums.loss, gradient_norm))
+        run.guard.remember(sums.loss, gradient_norm, skip)
+    set_schedule(run.optimizer, run.schedule, step)
+    with stage("optimizer"):
+        step_unless(run.optimizer, skip)
+        run.optimizer.zero_grad(set_to_none=True)
+    with stage("ema"):
+        run.objective.update_target(run.schedule.momentum(step), skip)
+    row = {"step": step + 1, "learning_rate": run.schedule(step), "first_clip": step * batch_clips}
+    return StepReport(row, batch.frames.shape[1], started, sums, gradient_norm, skip, run.objective.signals())

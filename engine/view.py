@@ -15,7 +15,7 @@ from ..ssl.mae import MaskedAutoencoder
 from ..ssl.masks import Masks
 from .build import build_model, build_sampler
 from .checkpoint import CheckpointError, checkpoints, load_checkpoint
-from .config import Config
+from .config import Config, ConfigError
 from .config_file import CONFIG_FILE, load_config
 from .loading import build_loader
 from .metrics import read_metrics
@@ -36,6 +36,11 @@ def view_reconstruction(
     if not saved:
         raise CheckpointError(f"{run_dir}: no checkpoint to show; run `trocar pretrain` with run.dir={run_dir} first")
     model, mask = build_model(config)
+    if not isinstance(model, MaskedAutoencoder):
+        raise ConfigError(
+            f"{run_dir}: a run with objective.kind={config.objective.kind} predicts features, not pixels: there is nothing to "
+            "reconstruct; `trocar view curve` shows how it went"
+        )
     model.load_state_dict(load_checkpoint(saved[-1]).model)
     model.eval()
     opened = Corpus.open(config.data.corpus)

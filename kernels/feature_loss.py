@@ -7,7 +7,8 @@
 
 The loss of a clip is the mean over its rows and their values; the loss of a batch is the mean over its clips. Multi-block masks
 hide another number of tokens in each clip, so the rows may come packed: clip b owns rows offsets[b] .. offsets[b + 1] - 1; what
-follows the last offset is padding, without loss or gradient.
+follows the last offset is padding, without loss or gradient. With several masks a clip, the rows part into S sequences, a multiple
+of B, of which S / B in a row belong to one clip; then the loss is the mean over sequences.
 
 The kernel gathers, normalises and compares a row in registers and writes its gradient in the same pass.
 
@@ -45,13 +46,14 @@ def feature_loss_reference(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """PyTorch version of `feature_loss`."""
     dtype = torch.promote_types(prediction.dtype, torch.float32)
-    clips = len(features)
     if offsets is None:
-        offsets = torch.arange(clips + 1, device=indices.device) * indices.shape[1]
+        offsets = torch.arange(len(features) + 1, device=indices.device) * indices.shape[1]
+    clips = len(offsets) - 1
+    per_clip = clips // len(features)
     prediction, indices = prediction.reshape(-1, prediction.shape[-1]).to(dtype), indices.flatten().long()
     clip = row_clips(offsets, len(indices))
     inside = clip < clips
-    chosen = features[clip.where(inside, 0), indices.where(inside, 0)].detach().to(dtype)
+    chosen = features[clip.where(inside, 0) // per_clip, indices.where(inside, 0)].detach().to(dtype)
     difference = prediction - F.layer_norm(chosen, chosen.shape[-1:], eps=eps)
     if distance == "l1":
         losses = difference.abs()
@@ -77,6 +79,7 @@ def _feature_loss_kernel(
     gradient_scale,
     eps,
     num_clips,
+    per_clip,
     num_tokens,
     width,
     DISTANCE: tl.constexpr,
@@ -89,7 +92,7 @@ def _feature_loss_kernel(
     clip, token, weight = tl.load(clips + row), tl.load(indices + row), tl.load(weights + row)
     counted = clip < num_clips
     valid = (token >= 0) & (token < num_tokens)
-    place = (tl.where(counted, clip, 0).to(tl.int64) * num_tokens + token) * width + column
+    place = (tl.where(counted, clip // per_clip, 0).to(tl.int64) * num_tokens + token) * width + column
     feature = tl.load(features + place, mask=column < tl.where(counted & valid, width, 0), other=0.0).to(tl.float32)
     centred = tl.where(inside, feature - tl.sum(feature, axis=0) / width, 0.0)
     target = centred / tl.sqrt(tl.sum(centred * centred, axis=0) / width + eps)
@@ -136,7 +139,8 @@ def _feature_loss(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """prediction: (L, D). indices: (L,). Loss, loss of each clip, and the gradient of the loss (empty unless asked for)."""
     rows, width = prediction.shape
-    num_clips, num_tokens, _ = features.shape
+    num_clips, num_tokens = len(offsets) - 1, features.shape[1]
+    per_clip = num_clips // len(features)
     clips = row_clips(offsets, rows)
     counts = offsets.diff().clamp(min=1) * width
     weights = (1.0 / counts.double()).float()[clips.clamp(max=num_clips - 1)]
@@ -146,7 +150,7 @@ def _feature_loss(
         _feature_loss_kernel,
         (rows,),
         *(prediction, features, indices, clips, weights, row_loss, gradient),
-        *(loss_scale / num_clips, eps, num_clips, num_tokens, width),
+        *(loss_scale / num_clips, eps, num_clips, per_clip, num_tokens, width),
         DISTANCE=distance,
         WITH_GRADIENT=with_gradient,
         BLOCK=power_of_two(width),
@@ -159,7 +163,7 @@ def _feature_loss(
 
 @_feature_loss.register_fake
 def _(prediction, features, indices, offsets, distance, loss_scale, eps, with_gradient):
-    clip_loss = prediction.new_empty(features.shape[0], dtype=torch.float32)
+    clip_loss = prediction.new_empty(offsets.shape[0] - 1, dtype=torch.float32)
     gradient = torch.empty_like(prediction) if with_gradient else prediction.new_empty(0)
     return clip_loss.new_empty(()), clip_loss, gradient
 
@@ -190,12 +194,12 @@ def feature_loss(
     """The loss of predicted features. No gradient reaches `features`.
 
     prediction: (B, M, D), or (L, D) packed; bfloat16, float32 or float64. features: (B, N, D), all tokens of the target encoder.
-    indices: (B, M) or (L,), int32 or int64 in 0 .. N - 1, the token of each row in its clip. offsets: (B + 1,) int32 or int64,
-    where each clip's packed rows begin and the last ends; not with (B, M, D). loss_scale: factor of the loss and its gradient.
-    Returns the scaled loss, a scalar, and the detached, unscaled loss of each clip, (B,), 0 for a clip without rows; float32 at
-    least. The gradient is computed with the loss, not at all under no_grad; it can be used once (no retain_graph). Raises
-    ValueError on float16 (the gradient of the mean underflows there), on arguments of another dtype, shape, device or layout, on
-    an unknown distance and, on the CPU, on indices or offsets out of range (NaN on a device).
+    indices: (B, M) or (L,), int32 or int64 in 0 .. N - 1, the token of each row in its clip. offsets: (B + 1,), or (S + 1,) for S
+    sequences, int32 or int64, where each one's packed rows begin and the last ends; not with (B, M, D). loss_scale: factor of the
+    loss and its gradient. Returns the scaled loss, a scalar, and the detached, unscaled loss of each clip, (B,), or sequence, (S,),
+    0 for one without rows; float32 at least. The gradient is computed with the loss, not at all under no_grad; it can be used once
+    (no retain_graph). Raises ValueError on float16 (the gradient of the mean underflows there), on arguments of another dtype,
+    shape, device or layout, on an unknown distance and, on the CPU, on indices or offsets out of range (NaN on a device).
     """
     if distance not in get_args(Distance):
         raise ValueError(f"distance must be one of {get_args(Distance)}, got {distance!r}")
@@ -208,7 +212,9 @@ def feature_loss(
     else:
         require("prediction", prediction, dtypes=PREDICTION_DTYPES, shape=(None, width), like=features)
         require_indices("indices", indices, (len(prediction),), num_tokens, features)
-        require("offsets", offsets, dtypes=INDEX_DTYPES, shape=(clips + 1,), like=features)
+        require("offsets", offsets, dtypes=INDEX_DTYPES, shape=(None,), like=features)
+        if len(offsets) == 1 or (len(offsets) - 1) % clips:
+            raise ValueError(f"offsets must be one more than a multiple of the {clips} clips, got {len(offsets)}")
         on_host = offsets.device.type == "cpu" and not torch.compiler.is_compiling()
         if on_host and not (offsets[0] == 0 and (offsets.diff() >= 0).all() and offsets[-1] <= len(prediction)):
             raise ValueError(f"offsets must ascend from 0 to at most {len(prediction)} rows, got {offsets.tolist()}")

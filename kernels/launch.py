@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 try:
     import triton
@@ -108,7 +109,8 @@ def require_indices(
 ) -> None:
     """As `require`, for indices of any layout: also refuses those outside 0 .. bound - 1 (on a device only when asked to)."""
     require(name, indices, dtypes=INDEX_DTYPES, shape=shape, like=like, contiguous=False)
-    if torch.compiler.is_compiling() or not (check_indices_on_device or indices.device.type == "cpu"):
+    has_no_values = torch.compiler.is_compiling() or isinstance(indices, FakeTensor)
+    if has_no_values or not (check_indices_on_device or indices.device.type == "cpu"):
         return
     smallest, largest = indices.min().item(), indices.max().item()
     if smallest < 0 or largest >= bound:

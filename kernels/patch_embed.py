@@ -80,7 +80,7 @@ def patch_embed_reference(
     pixels = gather_patches(frames, visible, tubelet, patch).to(weight.dtype) / 255
     normalized = (pixels - weight.new_tensor(mean)) / weight.new_tensor(std)
     kernel = weight.permute(0, 2, 3, 4, 1).flatten(1)
-    return F.linear(normalized.flatten(2), kernel, bias) + positions.to(weight.dtype)[visible]
+    return F.linear(normalized.flatten(2), kernel, bias) + positions.to(weight.dtype)[visible % len(positions)]
 
 
 @jit
@@ -137,6 +137,7 @@ def _embed_kernel(
     num_rows,
     per_clip,
     num_tokens,
+    num_positions,
     width,
     clip_stride,
     frame_stride,
@@ -166,9 +167,8 @@ def _embed_kernel(
         total = tl.dot(pixels, weights, total, input_precision="ieee")
     total = total * (1 / 255) + tl.load(shifted + output, mask=output < width, other=0.0)[None, :]
     inside = valid[:, None] & (output < width)[None, :]
-    total += tl.load(positions + token.to(tl.int64)[:, None] * width + output[None, :], mask=inside, other=0.0).to(
-        tl.float32
-    )
+    place = (token % num_positions).to(tl.int64)[:, None] * width + output[None, :]
+    total += tl.load(positions + place, mask=inside, other=0.0).to(tl.float32)
     total = tl.where(valid[:, None], total, float("nan"))
     place = row.to(tl.int64)[:, None] * width + output[None, :]
     inside = (row < num_rows)[:, None] & (output < width)[None, :]
@@ -263,6 +263,11 @@ def _geometry(frames: torch.Tensor, patch: int) -> tuple[int, ...]:
     return *frames.stride()[:3], height // patch * columns, columns
 
 
+def _num_tokens(frames: torch.Tensor, tubelet: int, patch: int) -> int:
+    _, num_frames, height, width, _ = frames.shape
+    return (num_frames // tubelet) * (height // patch) * (width // patch)
+
+
 @torch.library.custom_op("trocar::patch_embed", mutates_args=())
 def _patch_embed(
     frames: torch.Tensor,
@@ -287,12 +292,13 @@ def _patch_embed(
         BLOCK=power_of_two(values),
     )
     tokens = weight.new_empty(*visible.shape, width, dtype=dtype)
+    num_tokens = _num_tokens(frames, tubelet, patch)
     tile = _tile(dtype)
     launch(
         _embed_kernel,
         (ceil_div(num_rows, tile["ROWS"]) * ceil_div(width, tile["WIDTH"]),),
         *(frames, visible.contiguous(), folded, shifted, positions, tokens),
-        *(num_rows, visible.shape[1], len(positions), width, *_geometry(frames, patch)),
+        *(num_rows, visible.shape[1], num_tokens, len(positions), width, *_geometry(frames, patch)),
         T=tubelet,
         P=patch,
         **tile,
@@ -355,7 +361,8 @@ def _setup_context(ctx, inputs, output) -> None:
     frames, visible, weight, bias, positions, mean, std, _ = inputs
     ctx.save_for_backward(frames, visible, weight)
     ctx.mean, ctx.std, ctx.bias_dtype = mean, std, bias.dtype
-    ctx.num_tokens, ctx.positions_dtype = len(positions), positions.dtype
+    ctx.num_tokens = _num_tokens(frames, weight.shape[2], weight.shape[3])
+    ctx.num_positions, ctx.positions_dtype = len(positions), positions.dtype
 
 
 def _backward(ctx, gradient: torch.Tensor):
@@ -368,7 +375,7 @@ def _backward(ctx, gradient: torch.Tensor):
         )
         bias_gradient = bias_gradient.to(ctx.bias_dtype)
     if ctx.needs_input_grad[4]:
-        totals = sum_rows_by_index(gradient.flatten(0, 1), visible.flatten(), ctx.num_tokens)
+        totals = sum_rows_by_index(gradient.flatten(0, 1), visible.flatten() % ctx.num_positions, ctx.num_positions)
         position_gradient = totals.to(ctx.positions_dtype)
     return None, None, weight_gradient, bias_gradient, position_gradient, None, None, None
 
@@ -389,7 +396,9 @@ def patch_embed(
     """Embeds the visible patches.
 
     frames: (B, T, H, W, 3) uint8; clips, frames and lines may be strided, as in a crop. visible: (B, N_visible) int32 or int64 in
-    0 .. N - 1. weight: (D, 3, t, p, p), Conv3d's layout. bias: (D,). positions: (N, D). mean, std: per channel, in units of
+    0 .. N - 1. weight: (D, 3, t, p, p), Conv3d's layout. bias: (D,). positions: (N, D), or (N / C, D) for C clips laid one after
+    another in time, (1, C T, H, W, 3): token n has the position n % (N / C), so that the clips of a batch may give any number of
+    tokens each. mean, std: per channel, in units of
     pixels / 255. dtype: bfloat16, float16 or float32 of the kernel's operands and result; by default autocast's, else the weight's
     (CPU tensors compute in the weight's own).
     Returns (B, N_visible, D). Gradients reach weight, bias and positions. Raises ValueError on arguments of another dtype, shape,
@@ -404,7 +413,9 @@ def patch_embed(
     require_indices("visible", visible, (len(frames), None), num_tokens, frames)
     require("weight", weight, dtypes=FLOAT_DTYPES, shape=tuple(weight.shape), like=frames)
     require("bias", bias, dtypes=FLOAT_DTYPES, shape=(width,), like=frames)
-    require("positions", positions, dtypes=FLOAT_DTYPES, shape=(num_tokens, width), like=frames)
+    require("positions", positions, dtypes=FLOAT_DTYPES, shape=(None, width), like=frames)
+    if num_tokens % len(positions):
+        raise ValueError(f"positions must be one a token, or divide the {num_tokens} tokens, got {len(positions)}")
     for name, constants in (("mean", mean), ("std", std)):
         if len(constants) != 3:
             raise ValueError(f"{name} must have 3 values, one a channel, got {len(constants)}")

@@ -35,6 +35,7 @@ class Stream(IntEnum):
     MASK = 5
     DECODER_MASK = 6
     POOL = 7
+    BLOCK_MASK = 8
 
 
 def philox(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint32]:

@@ -13,14 +13,15 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from timm.models.vision_transformer import Block
 from torch import nn
 
 from ..kernels.patch_embed import patch_embed
+from .attention import Layout, VideoBlock
+from .packing import Packed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-Positions = Literal["flat", "axes"]
+Positions = Literal["flat", "axes", "rope"]
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
 
@@ -45,10 +46,11 @@ SIZES = {
 
 
 def position_table(kind: Positions, grid: tuple[int, int, int], width: int) -> torch.Tensor:
-    """Fixed sine-cosine positions of the tokens of a grid (T', H', W').
+    """Positions of the tokens of a grid (T', H', W') that are added to them.
 
     "flat" counts the tokens through, as VideoMAE does: sines in the even columns, cosines in the odd ones (Vaswani et al. 2017,
     section 3.5). "axes" gives time, row and column a third of the width each, as V-JEPA 1 does (arXiv 2404.08471, uniform power).
+    "rope" adds nothing: V-JEPA 2 turns queries and keys instead (`rope3d`).
     Returns (T' * H' * W', width) float32. Raises ValueError on another kind.
     """
     if kind == "flat":
@@ -60,14 +62,21 @@ def position_table(kind: Positions, grid: tuple[int, int, int], width: int) -> t
         frequency = np.power(10000.0, -np.arange(half) / half)
         angles = [place.reshape(-1, 1) * frequency for place in np.indices(grid)]
         table = np.concatenate([part for angle in angles for part in (np.sin(angle), np.cos(angle))], axis=1)[:, :width]
+    elif kind == "rope":
+        table = np.zeros((math.prod(grid), width))
     else:
         raise ValueError(f"positions must be one of {get_args(Positions)}, got {kind!r}")
     return torch.from_numpy(table.astype(np.float32))
 
 
+def require_rotary_width(positions: Positions, head_width: int) -> None:
+    if positions == "rope" and (head_width < 6 or head_width % 2):
+        raise ValueError(f"rope needs heads of an even width of at least 6, got {head_width}")
+
+
 def transformer_blocks(depth: int, width: int, heads: int) -> nn.ModuleList:
     return nn.ModuleList(
-        Block(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=LayerNorm)  # pyright: ignore[reportArgumentType]
+        VideoBlock(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=LayerNorm)  # pyright: ignore[reportArgumentType]
         for _ in range(depth)
     )
 
@@ -94,9 +103,10 @@ class PatchEmbedding(nn.Module):
 
 
 class VideoEncoder(nn.Module):
-    """A video ViT with fixed sine-cosine positions (`position_table`).
+    """A video ViT.
 
-    frames, resolution: the clip's T and H = W; divisible by tubelet and patch (ValueError). width must be divisible by heads.
+    frames, resolution: the clip's T and H = W; divisible by tubelet and patch (ValueError). Clips of another size change `grid` and
+    the positions when they come. width must be divisible by heads. positions: see `position_table`.
     """
 
     positions: torch.Tensor
@@ -120,21 +130,58 @@ class VideoEncoder(nn.Module):
             )
         if width % heads:
             raise ValueError(f"width {width} is not divisible by {heads} heads")
+        require_rotary_width(positions, width // heads)
         self.width, self.tubelet, self.patch = width, tubelet, patch
         self.position_kind: Positions = positions
         self.grid = (frames // tubelet, resolution // patch, resolution // patch)
-        self.num_tokens = self.grid[0] * self.grid[1] * self.grid[2]
         self.patch_embed = PatchEmbedding(width, tubelet, patch)
         self.register_buffer("positions", position_table(positions, self.grid, width), persistent=False)
         self.blocks = transformer_blocks(depth, width, heads)
         self.norm = LayerNorm(width)
         self.blocks.apply(initialize)
 
-    def forward(self, frames: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
-        """frames: (B, T, H, W, 3) uint8. visible: (B, N_visible) int64, all tokens where None. Returns (B, N_visible, D)."""
-        if visible is None:
-            visible = torch.arange(self.num_tokens, device=frames.device).expand(len(frames), -1)
-        tokens = self.patch_embed(frames, visible, self.positions)
+    @property
+    def num_tokens(self) -> int:
+        return math.prod(self.grid)
+
+    def fit(self, frames: torch.Tensor) -> None:
+        """Takes the grid of these frames, (B, T, H, W, 3), with its positions. Raises ValueError where they are not divisible."""
+        _, num_frames, height, width, _ = frames.shape
+        grid = (num_frames // self.tubelet, height // self.patch, width // self.patch)
+        if grid == self.grid:
+            return
+        if num_frames % self.tubelet or height % self.patch or width % self.patch:
+            patch = f"{self.tubelet} x {self.patch} x {self.patch}"
+            raise ValueError(f"{num_frames} frames of {height} x {width} px are not divisible into {patch} patches")
+        self.grid = grid
+        self.positions = position_table(self.position_kind, grid, self.width).to(self.positions)
+
+    def forward(
+        self,
+        frames: torch.Tensor,
+        chosen: torch.Tensor | Packed | None = None,
+        *,
+        per_clip: int = 1,
+        normalized: bool = True,
+    ) -> torch.Tensor:
+        """frames: (B, T, H, W, 3) uint8.
+
+        chosen: all tokens where None; (B, N_visible) int64; or packed tokens of sequences, `per_clip` of them a clip, which attend
+        inside their sequence alone. The frames are contiguous then: the clips are read in one pass, laid one after another in time.
+        normalized: with the last layer norm. Returns (B, N_visible, D), or (L, D) packed.
+        """
+        self.fit(frames)
+        rotary, layout = self.position_kind == "rope", None
+        if isinstance(chosen, Packed):
+            clips = (chosen.sequences // per_clip).clamp(max=len(frames) - 1)
+            places = clips * self.num_tokens + chosen.tokens
+            tokens = self.patch_embed(frames.flatten(0, 1)[None], places[None], self.positions)[0]
+            layout = Layout(chosen.tokens, self.grid, rotary, chosen.offsets, chosen.longest)
+        else:
+            if chosen is None:
+                chosen = torch.arange(self.num_tokens, device=frames.device).expand(len(frames), -1)
+            tokens = self.patch_embed(frames, chosen, self.positions)
+            layout = Layout(chosen, self.grid, rotary) if rotary else None
         for block in self.blocks:
-            tokens = block(tokens)
-        return self.norm(tokens)
+            tokens = block(tokens, layout)
+        return self.norm(tokens) if normalized else tokens

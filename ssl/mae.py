@@ -7,8 +7,6 @@ Shapes: B clips, T frames, N = N_visible + N_masked tokens, P = t * p * p * 3 va
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import nn
 
@@ -16,18 +14,11 @@ from ..kernels.decoder_tokens import decoder_tokens
 from ..kernels.pixel_loss import Normalization, pixel_loss
 from .encoder import LayerNorm, VideoEncoder, initialize, position_table, transformer_blocks
 from .masks import Masks
+from .objective import Objective, ObjectiveOutput
 
 
-class MAEOutput(NamedTuple):
-    """loss: scalar, the mean over clips. clip_loss: (B,), detached. prediction: (B, N_masked, P)."""
-
-    loss: torch.Tensor
-    clip_loss: torch.Tensor
-    prediction: torch.Tensor
-
-
-class MaskedAutoencoder(nn.Module):
-    """Encoder, decoder and pixel loss.
+class MaskedAutoencoder(Objective):
+    """Encoder, decoder and pixel loss. Its prediction is (B, N_masked, P).
 
     normalization: what `pixel_loss` does to its targets: "channel" is VideoMAE's, "none" predicts the pixels themselves.
     """
@@ -51,6 +42,7 @@ class MaskedAutoencoder(nn.Module):
         self.encoder_to_decoder = nn.Linear(encoder.width, decoder_width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(decoder_width))
         positions = position_table(encoder.position_kind, encoder.grid, decoder_width)
+        self.decoder_grid = encoder.grid
         self.register_buffer("decoder_positions", positions, persistent=False)
         self.decoder_blocks = transformer_blocks(decoder_depth, decoder_width, decoder_heads)
         self.decoder_norm = LayerNorm(decoder_width)
@@ -61,13 +53,17 @@ class MaskedAutoencoder(nn.Module):
 
     def decode(self, visible_tokens: torch.Tensor, masks: Masks) -> torch.Tensor:
         """visible_tokens: (B, N_visible, D). Returns the prediction at the masked places, (B, N_masked, P)."""
+        if self.decoder_grid != self.encoder.grid:
+            self.decoder_grid = self.encoder.grid
+            table = position_table(self.encoder.position_kind, self.encoder.grid, self.decoder_positions.shape[1])
+            self.decoder_positions = table.to(self.decoder_positions)
         projected = self.encoder_to_decoder(visible_tokens)
         tokens = decoder_tokens(projected, self.mask_token, self.decoder_positions, masks.visible, masks.masked)
         for block in self.decoder_blocks:
             tokens = block(tokens)
         return self.decoder_head(self.decoder_norm(tokens[:, masks.visible.shape[1] :]))
 
-    def forward(self, frames: torch.Tensor, masks: Masks, loss_scale: float = 1.0) -> MAEOutput:
+    def forward(self, frames: torch.Tensor, masks: Masks, loss_scale: float = 1.0) -> ObjectiveOutput:
         """frames: (B, T, H, W, 3) uint8. loss_scale: factor of the loss, for example 1 / the number of accumulated batches."""
         prediction = self.decode(self.encoder(frames, masks.visible), masks)
         loss, clip_loss = pixel_loss(
@@ -80,4 +76,4 @@ class MaskedAutoencoder(nn.Module):
             masks.counted,
             loss_scale,
         )
-        return MAEOutput(loss, clip_loss, prediction)
+        return ObjectiveOutput(loss, clip_loss, prediction)

@@ -5,11 +5,13 @@ Shapes: B clips, N tokens of the grid (T', H', W').
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ..kernels.mask_sampler import dropped_cells, running_cell_mask, tube_mask, visible_cells
 
@@ -51,3 +53,9 @@ class TubeMask:
         kept = running_cell_mask(seed, draws, views, self.grid, self.decoder_ratio, device)
         hidden = torch.zeros(len(visible), visible.shape[1] + masked.shape[1], dtype=torch.bool, device=visible.device)
         return Masks(visible, kept, hidden.scatter_(1, masked, True).gather(1, kept))
+
+    def ahead(
+        self, seed: int, batches: Iterable[NDArray[np.int64]], device: torch.device
+    ) -> Iterator[NDArray[np.int64]]:
+        """Nothing to do ahead: the masks are drawn on the device."""
+        return iter(batches)

@@ -22,6 +22,7 @@ from trocar.engine.config_file import load_config
 from trocar.engine.demo import Scene, make_videos
 from trocar.engine.doctor import doctor
 from trocar.engine.view import reconstruction, view_curve, view_reconstruction
+from trocar.ssl.mae import MaskedAutoencoder
 
 SMALL = [
     "data.frames=4",
@@ -60,6 +61,7 @@ def test_reconstruction_puts_patches_where_they_belong(targets: str) -> None:
     """A perfect prediction gives the original back; hidden patches are grey and no other pixel is."""
     config = load_config("demo_cpu", [*SMALL, f"objective.targets={targets}"])
     model, mask = build_model(config)
+    assert isinstance(model, MaskedAutoencoder)
     frames = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
     masks = mask(0, [0, 1], 0)
     from trocar.kernels.pixel_loss import patch_targets

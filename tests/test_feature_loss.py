@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from kernel_checks import BFLOAT16, FLOAT16, FLOAT32, assert_accurate, indices, nan_memory
@@ -34,6 +36,13 @@ def packed(arguments) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.T
     return rows, features, places, torch.tensor([0, 4, 4, 9])
 
 
+def two_masks(arguments) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Three clips with two masks each, of 1, 3, 2, 2, 4 and 1 rows, then a row of padding."""
+    prediction, features, chosen = arguments
+    rows, places = prediction.flatten(0, 1)[:14], chosen.flatten()[:14]
+    return rows, features, places, torch.tensor([0, 1, 4, 6, 8, 12, 13])
+
+
 def run(function, arguments, distance: str, dtype, feature_dtype, device, **options) -> dict[str, torch.Tensor]:
     prediction, features, chosen, *offsets = (argument.to(device) for argument in arguments)
     leaf = prediction.to(dtype, copy=True).requires_grad_()
@@ -42,6 +51,23 @@ def run(function, arguments, distance: str, dtype, feature_dtype, device, **opti
     loss.backward()
     assert not clip_loss.requires_grad
     return {"loss": loss.detach(), "clip_loss": clip_loss, "gradient": leaf.grad}
+
+
+def test_several_masks_a_clip(kernels: torch.device) -> None:
+    """Sequence s compares with the features of clip s // 2; the loss is the mean over clips of the mean over their masks."""
+    arguments = two_masks(problem(3, 6, 11, 40))
+    oracle = run(feature_loss_reference, arguments, "l1", torch.float64, torch.float64, kernels)
+    reference = run(feature_loss_reference, arguments, "l1", torch.float32, torch.float32, kernels)
+    with nan_memory():
+        actual = run(feature_loss, arguments, "l1", torch.float32, torch.float32, kernels)
+    for name in oracle:
+        assert_accurate(actual[name], reference[name], oracle[name], name)
+    rows, features, places, offsets = (part.double() if part.is_floating_point() else part for part in arguments)
+    for sequence, (start, end) in enumerate(pairwise(offsets.tolist())):
+        target = torch.nn.functional.layer_norm(features[sequence // 2, places[start:end]], (40,))
+        expected = (rows[start:end] - target).abs().mean()
+        assert oracle["clip_loss"][sequence] == pytest.approx(float(expected))
+    assert oracle["loss"] == pytest.approx(0.5 * float(oracle["clip_loss"].mean()))
 
 
 @pytest.mark.parametrize("feature_dtype", [FLOAT32, FLOAT16])

@@ -28,6 +28,7 @@ from trocar.engine.pretrain import pretrain
 from trocar.kernels.pixel_loss import pixel_loss
 from trocar.loaders.corpus import Corpus
 from trocar.loaders.index import index_corpus
+from trocar.ssl.mae import MaskedAutoencoder
 
 HELD_OUT_CLIPS = 48
 MINUTES_30 = 30 * 60
@@ -56,6 +57,7 @@ def train_and_judge(train: Path, held_out: Path, run_dir: Path, *settings: str) 
     config = load_config("demo_cpu", [f"data.corpus={train}", f"run.dir={run_dir}", "run.tensorboard=false", *settings])
     result = pretrain(config)
     model, mask = build_model(config)
+    assert isinstance(model, MaskedAutoencoder)
     model.load_state_dict(load_checkpoint(result.checkpoint).model)
     frames, draws = clips(config, held_out, HELD_OUT_CLIPS)
     masks = mask(config.run.seed, draws, 0)

@@ -143,12 +143,31 @@ def test_tokens_of_more_than_2_31_elements(kernels: torch.device, monkeypatch: p
     visible[-tile["ROWS"] :] = torch.arange(tile["ROWS"]) % 4
     tokens = torch.empty(rows, 64, device=kernels)
     folded = parameters[0].permute(0, 2, 3, 4, 1).flatten(1).contiguous()
-    numbers = (rows, rows, 4, 64, 384, 192, 24, 4, 2)
+    numbers = (rows, rows, 4, 4, 64, 384, 192, 24, 4, 2)
     arguments = (frames, visible, folded, parameters[1], parameters[2], tokens, *numbers)
     with only_program(blocks - 1, monkeypatch):
         module.launch(module._embed_kernel, (1,), *arguments, T=2, P=4, **tile)
     expected = patch_embed_reference(frames, torch.arange(4)[None], *parameters, (128 / 255,) * 3, (1.0,) * 3)
     assert torch.allclose(tokens[-4:], expected[0], atol=1e-4)
+
+
+def test_clips_one_after_another_share_their_positions(kernels: torch.device) -> None:
+    """Packed tokens: any number of each clip, with one table of positions; forward and backward as clip by clip."""
+    frames, _, *parameters = (part.to(kernels) for part in problem(2, (4, 8, 8), 2, 4, 16, 3))
+    chosen = [torch.tensor([0, 3, 5, 6]), torch.tensor([1, 7])]
+    rows = torch.cat([chosen[1] + 8, chosen[0]])[None].to(kernels)
+    results = []
+    for stacked in (True, False):
+        leaves = [parameter.clone().requires_grad_() for parameter in parameters]
+        if stacked:
+            tokens = patch_embed(frames.flatten(0, 1)[None], rows, *leaves, MEAN, STD)[0]
+        else:
+            parts = [patch_embed(frames[i : i + 1], chosen[i][None].to(kernels), *leaves, MEAN, STD)[0] for i in (1, 0)]
+            tokens = torch.cat(parts)
+        (tokens * torch.arange(6, device=kernels)[:, None]).sum().backward()
+        results.append([tokens.detach(), *(leaf.grad for leaf in leaves)])
+    for stacked, apart in zip(*results, strict=True):
+        assert torch.allclose(stacked, apart, rtol=1e-5, atol=1e-5)
 
 
 def test_the_cpu_takes_the_reference_and_agrees() -> None:
@@ -191,6 +210,7 @@ def bad(name: str):
         "bias: long": dict(bias=torch.zeros(17)),
         "bias: device": dict(bias=bias.to("meta")),
         "positions: few": dict(positions=positions[:-1]),
+        "positions: undivided": dict(positions=torch.zeros(3, positions.shape[1])),
         "positions: strided": dict(positions=positions.T.contiguous().T),
     }
     return arguments, changed

@@ -139,7 +139,7 @@ def test_metrics_say_what_happened(corpus: Path, tmp_path: Path) -> None:
     for row in rows:
         assert row.keys() == {
             "step", "loss", "learning_rate", "gradient_norm", "clips_per_second", "amplification", "data_wait_percent",
-            "first_clip", "spans_per_second", "bytes_per_clip", "repeated_frames_percent", "replaced_clips",
+            "first_clip", "spans_per_second", "bytes_per_clip", "repeated_frames_percent", "replaced_clips", "skipped",
         }  # fmt: skip
         assert row["loss"] > 0
         assert row["gradient_norm"] > 0
@@ -228,7 +228,7 @@ def test_refuses_what_cannot_be_resumed(corpus: Path, tmp_path: Path) -> None:
     allowed = settings(tmp_path / "other", run, "optim.steps=4", "data.allow_changed_corpus=true")
     assert pretrain(load_config("demo_cpu", allowed), progress=False).resumed_from == 2
 
-    (checkpoints(run)[-1] / "optimizer.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    (checkpoints(run)[-1] / "rank_00000.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     with pytest.raises(CheckpointError, match="delete this folder to go back to the one before"):
         pretrain(load_config("demo_cpu", [*allowed, "optim.steps=6"]), progress=False)
 

@@ -1,0 +1,134 @@
+"""V-JEPA's multi-block masks (Bardes et al., arXiv 2404.08471, section 3.2 and appendix; facebookresearch/jepa, multiblock3d.py).
+
+A mask is the union of blocks of one size at random places; what is left is the context. Each clip gets several masks of different
+kinds: V-JEPA takes "short-range" masks of 8 blocks of 15 % of the frame and "long-range" ones of 2 blocks of 70 %, over all frames.
+
+The published code draws one size for a whole batch and cuts all masks to the shortest of the batch. Here every clip has its own
+size, and nothing is cut: masks are packed. All numbers are Philox's, keyed by (seed, clip, view, kind of mask).
+
+Shapes: B clips, M masks a clip, K blocks a mask, grid (T', H', W').
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from ..kernels.philox import Stream, below, random_words, unit
+from .packing import BlockMasks, pack, to_device
+
+ATTEMPTS = 100
+MAX_KINDS = 16  # kinds of masks share the 16 bits of a view: so many kinds, and views below 4096
+
+
+@dataclass(frozen=True)
+class BlockRecipe:
+    """One kind of mask.
+
+    blocks: K. scale: least and largest share of the frame's cells that a block covers. aspect: least and largest height / width.
+    temporal_scale: least and largest share of the time steps that it spans. Raises ValueError on values out of range.
+    """
+
+    blocks: int
+    scale: tuple[float, float]
+    aspect: tuple[float, float] = (0.75, 1.5)
+    temporal_scale: tuple[float, float] = (1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.blocks < 1:
+            raise ValueError(f"a mask needs at least one block, got {self.blocks}")
+        for name in ("scale", "temporal_scale"):
+            least, largest = getattr(self, name)
+            if not 0 < least <= largest <= 1:
+                raise ValueError(
+                    f"{name} must be [least, largest] with 0 < least <= largest <= 1, got {[least, largest]}"
+                )
+        if not 0 < self.aspect[0] <= self.aspect[1]:
+            raise ValueError(f"aspect must be [least, largest] with 0 < least <= largest, got {list(self.aspect)}")
+
+
+SHORT_RANGE = BlockRecipe(8, (0.15, 0.15))
+LONG_RANGE = BlockRecipe(2, (0.7, 0.7))
+
+
+def block_sizes(words: NDArray[np.uint32], recipe: BlockRecipe, grid: tuple[int, int, int]) -> NDArray[np.int64]:
+    """Sizes (t, h, w) in tokens, (B, 3), from three random words each, (B, 3): time, area, aspect. Rounded as published."""
+    steps, rows, columns = grid
+    shares = unit(words)
+    temporal, area, aspect = (
+        low + shares[:, column] * (high - low)
+        for column, (low, high) in enumerate((recipe.temporal_scale, recipe.scale, recipe.aspect))
+    )
+    cells = np.floor(rows * columns * area)
+    duration = np.clip(np.floor(steps * temporal), 1, steps)
+    height = np.clip(np.rint(np.sqrt(cells * aspect)), 1, rows)
+    width = np.clip(np.rint(np.sqrt(cells / aspect)), 1, columns)
+    return np.stack([duration, height, width], axis=1).astype(np.int64)
+
+
+def hidden_tokens(
+    seed: int, draws: ArrayLike, views: ArrayLike, kind: int, recipe: BlockRecipe, grid: tuple[int, int, int]
+) -> NDArray[np.bool_]:
+    """(B, T' H' W'): what one kind of mask hides of each clip. Places are drawn again where nothing would be left to see.
+
+    Raises ValueError where that is so `ATTEMPTS` times, as for blocks that cover the whole grid.
+    """
+    draw, view = np.broadcast_arrays(np.asarray(draws, dtype=np.int64), np.asarray(views, dtype=np.int64))
+    if view.size and view.max() >= 2**16 // MAX_KINDS:
+        raise ValueError(f"views must lie below {2**16 // MAX_KINDS}, got {view.max()}")
+    key = view * MAX_KINDS + kind
+    size = block_sizes(random_words(seed, draw, key, Stream.BLOCK_MASK, 3), recipe, grid)
+    hidden = np.empty((len(draw), *grid), dtype=bool)
+    left = np.arange(len(draw))
+    per_attempt = 3 * recipe.blocks
+    for attempt in range(ATTEMPTS):
+        words = random_words(seed, draw[left], key[left], Stream.BLOCK_MASK, 4 + per_attempt * (attempt + 1))
+        words = words[:, 4 + per_attempt * attempt :].reshape(len(left), recipe.blocks, 3)
+        inside = []
+        for axis, length in enumerate(grid):
+            extent = size[left, axis, None]
+            start = below(words[:, :, axis], length - extent + 1)[..., None]
+            place = np.arange(length)
+            inside.append((place >= start) & (place < start + extent[..., None]))
+        in_time, in_rows, in_columns = inside
+        union = np.zeros((len(left), *grid), dtype=bool)
+        for block in range(recipe.blocks):
+            cell = in_rows[:, block, :, None] & in_columns[:, block, None, :]
+            union |= in_time[:, block, :, None, None] & cell[:, None]
+        hidden[left] = union
+        left = left[union.all(axis=(1, 2, 3))]
+        if not left.size:
+            return hidden.reshape(len(draw), -1)
+    raise ValueError(f"{recipe} hides all of a grid of {grid} tokens; take fewer or smaller blocks, or a finer grid")
+
+
+@dataclass(frozen=True)
+class MultiBlockMask:
+    """Several masks a clip, packed.
+
+    grid: (T', H', W') in tokens. recipes: one a mask, at most MAX_KINDS. bucket: totals are padded to a multiple of it, so that
+    shapes repeat from batch to batch. Raises ValueError where a recipe hides all of the grid.
+    """
+
+    grid: tuple[int, int, int]
+    recipes: tuple[BlockRecipe, ...] = (SHORT_RANGE, LONG_RANGE)
+    bucket: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.recipes) <= MAX_KINDS:
+            raise ValueError(f"masks must be 1 to {MAX_KINDS} recipes, got {len(self.recipes)}")
+        for kind, recipe in enumerate(self.recipes):
+            hidden_tokens(0, range(16), 0, kind, recipe, self.grid)
+
+    def __call__(self, seed: int, draws: ArrayLike, views: ArrayLike, device: torch.device | str = "cpu") -> BlockMasks:
+        """The masks of these clips: a pure function, whatever the process, thread, batch or device."""
+        return to_device(self.draw(seed, draws, views), torch.device(device))
+
+    def draw(self, seed: int, draws: ArrayLike, views: ArrayLike) -> BlockMasks:
+        """As a call, in host memory."""
+        kinds = [hidden_tokens(seed, draws, views, kind, recipe, self.grid) for kind, recipe in enumerate(self.recipes)]
+        hidden = np.stack(kinds, axis=1).reshape(-1, kinds[0].shape[1])
+        return BlockMasks(*pack(hidden, self.bucket), len(self.recipes))

@@ -1,0 +1,81 @@
+"""Tokens of unequal masks laid one after another, none lost, and padded to a round total.
+
+Shapes: B clips, M masks a clip, S = B M sequences in the order of clips, L tokens of all sequences and of the padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+class Packed(NamedTuple):
+    """Some tokens of every sequence, then padding, which is a sequence of its own: it meets no other and enters no loss.
+
+    tokens: (L,) int64, each token's place in its clip's grid, 0 for padding. sequences: (L,) int64, to which it belongs, S for
+    padding. offsets: (S + 2,) int32: where sequences begin, where the padding begins, L. longest: bound of a sequence's length, the
+    same for every batch.
+    """
+
+    tokens: torch.Tensor
+    sequences: torch.Tensor
+    offsets: torch.Tensor
+    longest: int
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.offsets) - 2
+
+    def padding(self) -> torch.Tensor:
+        """Tokens of padding, a scalar on the device."""
+        return self.offsets[-1] - self.offsets[-2]
+
+
+class BlockMasks(NamedTuple):
+    """context: what the encoder sees of each sequence; target: what the predictor predicts. per_clip: M, sequence s is mask s % M
+    of clip s // M. Context and target together are all tokens of the grid."""
+
+    context: Packed
+    target: Packed
+    per_clip: int
+
+
+def pack(hidden: NDArray[np.bool_], bucket: int = 1) -> tuple[Packed, Packed]:
+    """The seen and the hidden tokens of each sequence.
+
+    hidden: (S, N) bool. bucket: both totals are padded to a multiple of it. Returns (context, target) in host memory.
+    """
+    return _packed(~hidden, bucket), _packed(hidden, bucket)
+
+
+def _packed(chosen: NDArray[np.bool_], bucket: int) -> Packed:
+    sequences, tokens = np.nonzero(chosen)
+    padding = -len(tokens) % bucket
+    counts = np.concatenate([[0], chosen.sum(axis=1), [padding]])
+    return Packed(
+        torch.from_numpy(np.pad(tokens, (0, padding))),
+        torch.from_numpy(np.pad(sequences, (0, padding), constant_values=len(chosen))),
+        torch.from_numpy(np.cumsum(counts, dtype=np.int32)),
+        max(chosen.shape[1], bucket - 1),
+    )
+
+
+def to_device(masks: BlockMasks, device: torch.device) -> BlockMasks:
+    """On `device`; from pinned memory to a GPU without waiting for it."""
+    return masks if device.type == "cpu" else _each(masks, lambda part: part.to(device, non_blocking=True))
+
+
+def pinned(masks: BlockMasks) -> BlockMasks:
+    return _each(masks, torch.Tensor.pin_memory)
+
+
+def _each(masks: BlockMasks, change: Callable[[torch.Tensor], torch.Tensor]) -> BlockMasks:
+    context, target = (
+        Packed(change(packed.tokens), change(packed.sequences), change(packed.offsets), packed.longest)
+        for packed in (masks.context, masks.target)
+    )
+    return BlockMasks(context, target, masks.per_clip)

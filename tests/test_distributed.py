@@ -1,0 +1,157 @@
+"""Several ranks against one process, on the same draws: losses and weights, whoever holds the model and reads the clips."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ranks import TINY, make_corpus, run_ranks, train_made
+
+from trocar.engine.checkpoint import checkpoints, load_checkpoint
+from trocar.engine.config import ConfigError
+from trocar.engine.config_file import load_config
+from trocar.engine.distributed import World, check_shares
+from trocar.engine.metrics import read_metrics
+from trocar.loaders.order import ClipOrder
+
+OBJECTIVES = {
+    "mae": [],
+    "jepa": [
+        "objective.kind=jepa",
+        "objective.bucket=32",
+        "data.resolution=32",
+        "model.positions=axes",
+        "model.predictor_depth=1",
+        "model.predictor_width=24",
+        "model.predictor_heads=2",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def settings(corpus: Path, run_dir: Path, *more: str) -> list[str]:
+    return [f"data.corpus={corpus}", f"run.dir={run_dir}", *TINY, *more]
+
+
+def losses(run_dir: Path) -> np.ndarray:
+    return np.array([row["loss"] for row in read_metrics(run_dir)])
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(checkpoints(run_dir)[-1]).model
+
+
+def furthest(run_dir: Path, other: Path) -> float:
+    mine, theirs = weights(run_dir), weights(other)
+    assert mine.keys() == theirs.keys()
+    return max((mine[name] - theirs[name]).abs().max().item() for name in mine)
+
+
+@pytest.fixture(scope="module", params=OBJECTIVES)
+def alone(
+    request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str]]:
+    """20 steps in float64 in one process, and the objective's settings."""
+    folder = tmp_path_factory.mktemp("alone")
+    more = [*OBJECTIVES[request.param], "optim.steps=20"]
+    train_made(settings(corpus, folder, *more))
+    return folder, more
+
+
+@pytest.mark.parametrize(
+    ("ranks", "how"),
+    [
+        (2, ["optim.accumulation=2"]),
+        (4, []),
+        (4, ["run.sharding=full"]),
+        pytest.param(2, [], marks=pytest.mark.slow),
+        pytest.param(
+            2, ["run.sharding=full", "optim.accumulation=2", "run.checkpoint_activations=true"], marks=pytest.mark.slow
+        ),
+        pytest.param(3, ["data.views_per_span=2"], marks=pytest.mark.slow),  # shares of 4 clips, and of 2 and 6
+    ],
+)
+def test_ranks_do_not_change_the_run(
+    alone: tuple[Path, list[str]], corpus: Path, tmp_path: Path, ranks: int, how: list[str]
+) -> None:
+    expected, more = alone
+    if "data.views_per_span=2" in how:
+        expected = tmp_path / "alone"
+        train_made(settings(corpus, expected, *more, *how))
+    run = tmp_path / "run"
+    for status, output in run_ranks(ranks, tmp_path, settings=settings(corpus, run, *more, *how)):
+        assert status == 0, output
+    assert len(losses(run)) == 20
+    np.testing.assert_allclose(losses(run), losses(expected), rtol=0, atol=1e-9)
+    assert furthest(run, expected) < 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_losses_in_float32_over_200_steps(corpus: Path, tmp_path: Path, objective: str) -> None:
+    more = [*OBJECTIVES[objective], "optim.steps=200", "run.precision=float32"]
+    train_made(settings(corpus, tmp_path / "alone", *more))
+    for name, ranks, how in (("ddp", 4, []), ("fsdp", 2, ["run.sharding=full"])):
+        for status, output in run_ranks(ranks, tmp_path, settings=settings(corpus, tmp_path / name, *more, *how)):
+            assert status == 0, output
+        np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / "alone"), rtol=0, atol=1e-5)
+
+
+def test_a_run_goes_on_with_other_numbers_of_ranks(corpus: Path, tmp_path: Path) -> None:
+    """4 ranks are killed, 2 go on and are killed, 3 end it: the same losses, every clip once."""
+    train_made(settings(corpus, tmp_path / "alone", "optim.steps=12"))
+    run = tmp_path / "run"
+    common = settings(
+        corpus, run, "optim.steps=12", "run.checkpoint_every=3", "run.heartbeat_timeout=5", "run.sharding=full"
+    )
+    kept: dict[int, list[int]] = {}
+    for ranks, killed_at in ((4, 5), (2, 8), (3, None)):
+        at = None
+        if killed_at is not None:
+            saved = f"step_{killed_at - 2:08d}"  # saving is asynchronous: it is done, and more steps are too
+            at = {"rank": 1, "step": killed_at, "do": "kill", "saved": saved}
+        results = run_ranks(ranks, tmp_path, settings=common, at=at)
+        assert all((status == 0) == (killed_at is None) for status, _ in results), results
+        reached = int(checkpoints(run)[-1].name[-8:])
+        assert reached == {5: 3, 8: 6, None: 12}[killed_at]
+        for rank in range(ranks):
+            path = run / f"read_{rank}.jsonl"
+            for step, numbers in map(json.loads, path.read_text().splitlines()):
+                if step <= reached:
+                    kept.setdefault(step, []).extend(numbers)
+            path.unlink()
+    assert sorted(number for numbers in kept.values() for number in numbers) == list(range(12 * 12))
+    assert all(sorted(numbers) == list(range(12 * step - 12, 12 * step)) for step, numbers in kept.items())
+    np.testing.assert_allclose(losses(run), losses(tmp_path / "alone"), rtol=0, atol=1e-9)
+
+
+def test_a_batch_that_leaves_a_rank_without_clips_is_refused() -> None:
+    world = World(torch.device("cpu"), 0, 4)
+    for batch, order, fits in (
+        (4, ClipOrder(), True),
+        (3, ClipOrder(), False),
+        (8, ClipOrder(2), True),
+        (6, ClipOrder(2), False),
+        (4, ClipOrder(2, pool_spans=24, lanes=24), True),
+    ):
+        base = ["data.corpus=none", "run.dir=none", f"optim.batch={batch}", "optim.accumulation=1"]
+        config = load_config("demo_cpu", base)
+        if fits:
+            check_shares(world, order, config)
+            for first in range(50):
+                shares = [order.share(np.arange(first * batch, (first + 1) * batch), rank, 4) for rank in range(4)]
+                assert all(map(len, shares))
+        else:
+            with pytest.raises(ConfigError, match=r"leave some of 4 ranks without a clip.*give at least [48]"):
+                check_shares(world, order, config)
+    with pytest.raises(ConfigError, match="do not divide the pool's 6 lanes"):
+        check_shares(
+            world, ClipOrder(2, pool_spans=6, lanes=6), load_config("demo_cpu", ["data.corpus=n", "run.dir=n"])
+        )

@@ -1,0 +1,120 @@
+"""Cores for ranks, garbage collection, full memory, names for the profiler, the record of a run."""
+
+from __future__ import annotations
+
+import gc
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import TINY, make_corpus, train_made
+
+from trocar.engine import profiler
+from trocar.engine.build import build_model
+from trocar.engine.config_file import load_config
+from trocar.engine.distributed import World
+from trocar.engine.housekeeping import (
+    collect_garbage_seldom,
+    parse_cores,
+    share_cores,
+    snapshot_when_out_of_memory,
+)
+
+
+@pytest.mark.parametrize("near_side", [None, "same", "other"])
+def test_ranks_get_cores_of_their_own(near_side: str | None) -> None:
+    allowed, sockets = list(range(32)), [set(range(16)), set(range(16, 32))]
+    parts = []
+    for rank in range(8):
+        side = {None: set(), "same": sockets[rank // 4], "other": sockets[1 - rank // 4]}[near_side]
+        part = share_cores(allowed, side, rank, 8)
+        assert part
+        assert not side or part <= side
+        parts.append(part)
+    assert all(not parts[a] & parts[b] for a in range(8) for b in range(a))
+
+
+def test_lists_of_cores_are_read() -> None:
+    assert parse_cores("0-3,8,10-11\n") == {0, 1, 2, 3, 8, 10, 11}
+    assert parse_cores("\n") == set()
+
+
+def test_garbage_is_collected_on_request_only() -> None:
+    assert gc.isenabled()
+    with collect_garbage_seldom() as collect:
+        assert not gc.isenabled()
+        collect(100)
+    assert gc.isenabled()
+
+
+def test_full_memory_leaves_a_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda.memory, "_dump_snapshot", lambda path: Path(path).write_text("snapshot"))
+    world = World(torch.device("cpu"), rank=3, size=4)
+    with pytest.raises(torch.OutOfMemoryError), snapshot_when_out_of_memory(tmp_path, world):
+        raise torch.OutOfMemoryError("full")
+    assert (tmp_path / "memory_3.pickle").read_text() == "snapshot"
+
+
+def test_stages_have_their_names_and_cost_nothing_when_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert profiler.stage("wait") is profiler.stage("backward"), "off: one shared object"
+    model, masks = build_model(
+        load_config("demo_cpu", [*TINY, "data.corpus=none", "run.dir=none", "run.precision=float32"])
+    )
+    profiler.name_modules(model)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+    seen: list[str] = []
+
+    class Range:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __enter__(self) -> None:
+            seen.append(self.name)
+
+        def __exit__(self, *_: object) -> None:
+            seen.append(f"/{self.name}")
+
+    monkeypatch.setattr(profiler, "IS_ON", True)
+    monkeypatch.setattr(profiler, "_range", Range)
+    profiler.name_modules(model)
+    with profiler.stage("forward"):
+        model(torch.zeros(1, 4, 16, 16, 3, dtype=torch.uint8), masks(0, [0], 0))
+    order = [
+        "forward",
+        "encoder",
+        "patch_embed",
+        "/patch_embed",
+        "/encoder",
+        "decoder",
+        "/decoder",
+        "loss",
+        "/loss",
+        "/forward",
+    ]
+    assert seen == order
+    assert set(profiler.STAGES) >= {
+        "decode",
+        "wait",
+        "masks",
+        "backward",
+        "guard",
+        "optimizer",
+        "ema",
+        "target",
+        "save",
+    }
+
+
+def test_the_record_says_what_ran(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path)
+    for steps in (2, 3):
+        train_made(
+            [f"data.corpus={corpus}", f"run.dir={tmp_path / 'run'}", *TINY, "optim.batch=2", f"optim.steps={steps}"]
+        )
+    first, second = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (first["first_step"], second["first_step"], second["ranks"]) == (0, 2, 1)
+    assert second["versions"]["torch"] == torch.__version__.partition("+")[0] or second["versions"]["torch"]
+    assert "steps: 3" in second["config"]
+    assert {"host", "system", "cores", "device"} <= second["machine"].keys()

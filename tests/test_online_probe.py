@@ -1,0 +1,197 @@
+"""The online probe: its arithmetic, its table, and that it judges while a run goes on."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clips import write_numbered
+
+from trocar.engine.config import ConfigError
+from trocar.engine.config_file import load_config
+from trocar.engine.metrics import read_metrics
+from trocar.engine.online_probe import (
+    OnlineProbe,
+    balanced_accuracy,
+    encode,
+    knn_predictions,
+    linear_predictions,
+    read_table,
+)
+from trocar.engine.pretrain import pretrain
+from trocar.loaders.index import index_corpus
+from trocar.ssl.block_masks import BlockRecipe, MultiBlockMask
+from trocar.ssl.encoder import VideoEncoder
+from trocar.ssl.jepa import JointEmbedding
+from trocar.ssl.predictor import Predictor
+
+TINY = [
+    "data.frames=4", "data.stride=2", "data.resolution=32", "model.width=24", "model.heads=2", "model.depth=1",
+    "model.predictor_width=24", "model.predictor_heads=2", "model.predictor_depth=1", "optim.batch=4", "optim.steps=4",
+    "run.threads=1", "run.tensorboard=false",
+]  # fmt: skip
+
+
+def test_probes_find_a_planted_label_and_nothing_in_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(120) % 3
+    videos = torch.arange(120) // 4
+    noise = torch.randn(120, 16, generator=generator, dtype=torch.float64)
+    planted = noise + 3 * torch.nn.functional.one_hot(labels, 16)
+    for predict in (
+        lambda features: knn_predictions(features, labels, videos, 10),
+        lambda f: linear_predictions(f, labels, videos),
+    ):
+        assert balanced_accuracy(predict(planted), labels) > 0.9
+        assert abs(balanced_accuracy(predict(noise), labels) - 1 / 3) < 0.15
+
+
+def test_a_video_never_judges_itself() -> None:
+    """Features that name the video alone: its own clips, with its own label, would be right; all others are wrong."""
+    videos = torch.arange(40) // 4
+    labels = videos % 2
+    features = torch.nn.functional.one_hot(videos, 10).double() + 1e-3 * torch.randn(40, 10, dtype=torch.float64)
+    assert balanced_accuracy(knn_predictions(features, labels, videos, 3), labels) < 0.75
+    assert balanced_accuracy(linear_predictions(features, labels, videos), labels) < 0.75
+
+
+def test_balanced_accuracy_weighs_classes_alike() -> None:
+    labels = torch.tensor([0] * 9 + [1])
+    assert balanced_accuracy(torch.zeros(10, dtype=torch.long), labels) == 0.5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("probe")
+    rows = ["path,start,label"]
+    for number in range(4):
+        write_numbered(folder / f"{number}.mp4", 40, video_id=number, gop=12)
+        rows += [f"{folder / f'{number}.mp4'},{start},{'ab'[number % 2]}" for start in (0, 0.4)]
+    (folder / "table.csv").write_text("\n".join(rows) + "\n")
+    index_corpus([folder], folder / "corpus", workers=1, progress=False)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["knn", "linear"])
+def test_a_run_is_probed_on_the_way(kind: str, folder: Path, tmp_path: Path) -> None:
+    settings = [*TINY, f"data.corpus={folder / 'corpus'}", f"run.dir={tmp_path}"]
+    probe = [f"probe.table={folder / 'table.csv'}", "probe.every=2", f"probe.kind={kind}"]
+    pretrain(load_config("demo_jepa_cpu", [*settings, *probe]), progress=False)
+    rows = [json.loads(line) for line in (tmp_path / "probe.jsonl").read_text().splitlines()]
+    assert rows
+    assert {row["step"] for row in rows} <= {2, 4}
+    assert all(row["clips"] == 8 and row["chance"] == 0.5 and 0 <= row["balanced_accuracy"] <= 1 for row in rows)
+    assert len(read_metrics(tmp_path)) == 4
+
+
+def test_training_does_not_wait_and_a_failure_is_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(
+        "demo_jepa_cpu", [*TINY, f"run.dir={tmp_path}", f"probe.table={folder / 'table.csv'}", "probe.every=1"]
+    )
+    encoder = VideoEncoder(24, 1, 2, frames=4, resolution=32, patch=8)
+    release = threading.Event()
+    with OnlineProbe(config, torch.device("cpu"), 0, True) as probe:
+        seen = []
+
+        def judge(snapshot: VideoEncoder) -> dict[str, float]:
+            seen.append(snapshot.norm.weight[0].item())
+            release.wait(30)
+            if len(seen) == 2:
+                raise ValueError("no such clip")
+            return {"balanced_accuracy": 1.0}
+
+        probe._judge = judge  # type: ignore[method-assign]
+        for step in (1, 2, 3):
+            probe.update(step, encoder)
+            with torch.no_grad():
+                encoder.norm.weight.fill_(float(step + 1))
+        release.set()
+        assert probe._running is not None
+        probe._running.result()
+        probe.update(4, encoder)
+    assert seen == [1.0, 4.0], "a probe sees the weights of its step, and one that is due too early is left out"
+    rows = [json.loads(line) for line in (tmp_path / "probe.jsonl").read_text().splitlines()]
+    assert rows == [{"step": 1, "balanced_accuracy": 1.0}, {"step": 4, "error": "no such clip"}]
+    assert "the probe of step 4 failed: no such clip" in capsys.readouterr().err
+    OnlineProbe(config, torch.device("cpu"), 2, True)
+    assert len((tmp_path / "probe.jsonl").read_text().splitlines()) == 1
+
+
+def test_refuses_tables_that_say_nothing(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_table(table, 10)
+    table.write_text("path,label\na.mp4,x\n")
+    with pytest.raises(ConfigError, match="lacks the columns start"):
+        read_table(table, 10)
+    table.write_text("path,start,label\na.mp4,0,x\nb.mp4,0,x\n")
+    with pytest.raises(ConfigError, match="at least two labels and two videos"):
+        read_table(table, 10)
+    table.write_text("path,start,label\n" + "".join(f"{n}.mp4,0,{'xy'[n % 2]}\n" for n in range(100)))
+    rows = read_table(table, 10)
+    assert len(rows) == 10
+    assert (rows[0][0], rows[-1][0]) == ("0.mp4", "99.mp4")
+
+
+# A planted task: random textures that move to one of four sides. No frame tells which; only motion does.
+FRAMES, SIDE, SPEED = 8, 32, 2
+
+
+def moving_textures(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(count, T, R, R, 3) uint8 and labels (count,)."""
+    chance = np.random.default_rng(seed)
+    margin = SPEED * FRAMES
+    clips, labels = [], chance.integers(0, 4, count)
+    for label in labels:
+        noise = torch.from_numpy(chance.random((1, 3, 16, 16), dtype=np.float32))
+        size = SIDE + 2 * margin
+        texture = torch.nn.functional.interpolate(noise, (size, size), mode="bicubic").clamp(0, 1)[0] * 255
+        step = ((0, 1), (0, -1), (1, 0), (-1, 0))[label]
+        places = [(margin + SPEED * t * step[0], margin + SPEED * t * step[1]) for t in range(FRAMES)]
+        clips.append(torch.stack([texture[:, top : top + SIDE, left : left + SIDE] for top, left in places]))
+    return torch.stack(clips).permute(0, 1, 3, 4, 2).round().to(torch.uint8), torch.from_numpy(labels)
+
+
+def probe_gain(seed: int, steps: int, clips: int = 256) -> tuple[float, float]:
+    """Balanced accuracy of the linear probe on random weights and after a short JEPA training."""
+    torch.manual_seed(seed)
+    encoder = VideoEncoder(96, 3, 3, frames=FRAMES, resolution=SIDE, patch=8, positions="axes")
+    model = JointEmbedding(encoder, Predictor(96, 48, 2, 3, grid=encoder.grid, positions="axes"))
+    source = MultiBlockMask(encoder.grid, (BlockRecipe(4, (0.15, 0.15)), BlockRecipe(1, (0.7, 0.7))))
+    frames, labels = moving_textures(clips, 1000 + seed)
+    videos = torch.arange(clips)
+
+    def judge() -> float:
+        features = encode(encoder, frames, 32, torch.device("cpu"))
+        return balanced_accuracy(linear_predictions(features, labels, videos), labels)
+
+    before = judge()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.04)
+    pool, _ = moving_textures(512, seed)
+    for step in range(steps):
+        numbers = np.arange(step * 16, (step + 1) * 16)
+        optimizer.param_groups[0]["lr"] = 1e-3 * min(1.0, (step + 1) / 30)
+        model(pool[numbers % len(pool)], source(seed, numbers, 0)).loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        model.update_target(0.99 + 0.01 * step / steps)
+    return before, judge()
+
+
+@pytest.mark.slow
+def test_a_brief_training_sees_motion_that_random_weights_do_not() -> None:
+    results = [probe_gain(seed, 400) for seed in range(3)]
+    gains = np.array([after - before for before, after in results])
+    half = 4.303 * gains.std(ddof=1) / np.sqrt(3)  # Student's t, two degrees of freedom, 95 %
+    interval = f"{gains.mean() - half:.3f} .. {gains.mean() + half:.3f}"
+    print(f"\nrandom, trained: {results}; gain {gains.mean():.3f}, 95 % interval {interval}")
+    assert (gains > 0).all()
+    assert gains.mean() > 0.05

@@ -1,0 +1,142 @@
+"""Collapse made visible: the signals themselves, and runs that collapse or do not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from trocar.engine.config_file import load_config
+from trocar.engine.demo import make_videos
+from trocar.engine.metrics import read_metrics
+from trocar.engine.pretrain import pretrain
+from trocar.engine.signals import COLLAPSED_SHARE, MEMORY_STEPS, WINDOW_CLIPS, CollapseWatch, rankme
+from trocar.loaders.index import index_corpus
+from trocar.loaders.pack import pack_corpus
+from trocar.loaders.pack_settings import PackSettings
+
+
+def test_rankme_counts_directions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    basis, _ = torch.linalg.qr(torch.randn(64, 5, generator=generator))
+    scores, _ = torch.linalg.qr(torch.randn(300, 5, generator=generator))
+    assert rankme(scores @ basis.T) == pytest.approx(5, rel=1e-3)
+    assert rankme(torch.ones(300, 64)) == pytest.approx(1, rel=1e-3)
+    sizes = torch.tensor([4.0, 2.0, 1.0, 1.0, 0.0])
+    share = sizes[:4] / 8
+    assert rankme(scores @ torch.diag(sizes) @ basis.T) == pytest.approx(
+        float((-(share * share.log()).sum()).exp()), rel=1e-3
+    )
+    assert np.isnan(rankme(torch.tensor([[1.0, float("nan")]])))
+
+
+def follow(
+    deviations: list[float], spread: list[float], rows: list[dict[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """Rows of a run whose batches of 32 clips have these deviations, with features of such spread beside their first direction."""
+    watch, found = CollapseWatch(rows or [], tell=False), []
+    generator = torch.Generator().manual_seed(1)
+    start = len(rows or [])
+    for step, (deviation, width) in enumerate(zip(deviations, spread, strict=True), start=start + 1):
+        pooled = torch.randn(32, 16, generator=generator) * width
+        pooled[:, 0] += 1
+        watch.observe(SimpleNamespace(pooled=pooled))  # pyright: ignore[reportArgumentType]
+        row = {"step": step, "loss": 1 / step, "feature_std": deviation}
+        watch.complete(row)
+        found.append(row)
+    return found
+
+
+def test_collapse_is_flagged_by_either_signal_and_only_by_a_fall() -> None:
+    steps = 150
+    steady = follow([1.0] * steps, [1.0] * steps)
+    assert not any(row["collapse"] for row in steady)
+    ranks = [row["rankme"] for row in steady if "rankme" in row]
+    assert len(ranks) == (steps - WINDOW_CLIPS // 32) // 10 + 1
+    assert min(ranks) > 8
+    falling = follow([1.0] * 60 + [0.9 * COLLAPSED_SHARE] * 90, [1.0] * steps)
+    flagged = [row["step"] for row in falling if row["collapse"]]
+    assert flagged == list(range(flagged[0], steps + 1))
+    assert 60 < flagged[0] <= 60 + MEMORY_STEPS
+    narrowing = follow([1.0] * steps, [1.0] * 60 + [0.001] * 90)
+    assert not any(row["collapse"] for row in narrowing[:60])
+    assert narrowing[-1]["collapse"]
+    assert follow([1.0] * 60 + [0.6] * 90, [1.0] * steps)[-1]["collapse"] == 0
+    assert steady[-1]["loss_trend"] < 0
+    assert "loss_trend" not in steady[98]
+    assert "loss_trend" in steady[99]
+
+
+def test_a_resumed_run_remembers_its_start() -> None:
+    deviations, spread = [1.0] * 60 + [0.3] * 90, [1.0] * 150
+    whole = follow(deviations, spread)
+    resumed = follow(deviations[80:], spread[80:], whole[:80])
+    assert [row["collapse"] for row in resumed] == [row["collapse"] for row in whole[80:]]
+    assert [row.get("loss_trend") for row in resumed] == [row.get("loss_trend") for row in whole[80:]]
+
+
+def test_an_objective_without_features_gets_the_trend_alone() -> None:
+    watch = CollapseWatch([])
+    rows = [{"step": step, "loss": 1.0} for step in range(1, 121)]
+    for row in rows:
+        watch.observe(SimpleNamespace())  # pyright: ignore[reportArgumentType]
+        watch.complete(row)
+    assert rows[-1] == {"step": 120, "loss": 1.0, "loss_trend": 0.0}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small proxies of the clips in TROCAR_TEST_VIDEOS; without it, of made ones."""
+    folder = tmp_path_factory.mktemp("corpus")
+    real = os.environ.get("TROCAR_TEST_VIDEOS")
+    videos = sorted(Path(real).glob("*.mp4")) if real else make_videos(folder / "videos", num_videos=16, seconds=10)
+    index_corpus(videos, folder / "originals", workers=1, progress=False)
+    pack_corpus(folder / "originals", folder / "packed", PackSettings(short_side=72), workers=1)
+    return folder / "packed"
+
+
+def run(corpus: Path, run_dir: Path, *settings: str) -> list[dict[str, Any]]:
+    options = [f"data.corpus={corpus}", f"run.dir={run_dir}", "run.tensorboard=false", *settings]
+    pretrain(load_config("demo_jepa_cpu", options), progress=False)
+    rows = read_metrics(run_dir)
+    ranks = [round(row["rankme"], 2) for row in rows if "rankme" in row]
+    deviations = [round(row["feature_std"], 4) for row in rows]
+    flagged = next((row["step"] for row in rows if row["collapse"]), None)
+    print(
+        f"\n{run_dir.name}: feature_std {deviations[0]} .. {deviations[-1]}, rankme {ranks}, collapse from step {flagged}"
+    )
+    return rows
+
+
+BROKEN = ("optim.ema=[0, 0]", "model.predictor_depth=0")
+
+
+@pytest.mark.slow
+def test_real_clips_train_300_steps_without_collapse_and_a_broken_run_is_flagged(corpus: Path, tmp_path: Path) -> None:
+    rows = run(corpus, tmp_path / "healthy")
+    deviations = [row["feature_std"] for row in rows]
+    assert len(rows) == 300
+    assert np.mean(deviations[-MEMORY_STEPS:]) > 0.5 * np.mean(deviations[:MEMORY_STEPS])
+    ranks = [row["rankme"] for row in rows if "rankme" in row]
+    assert np.mean(ranks[-3:]) >= ranks[0]
+    assert not any(row["collapse"] for row in rows)
+    broken = run(corpus, tmp_path / "broken", *BROKEN)
+    assert any(row["collapse"] for row in broken)
+
+
+@pytest.mark.slow
+def test_a_broken_run_is_flagged(tmp_path: Path) -> None:
+    """Small made videos and clips, 60 steps: the sound setting is not flagged, the broken one is."""
+    videos = make_videos(tmp_path / "videos", num_videos=6, seconds=4)
+    index_corpus(videos, tmp_path / "corpus", workers=1, progress=False)
+    small = (
+        "optim.steps=60", "data.frames=4", "data.resolution=32", "data.stride=2", "data.views_per_span=4", "model.width=48",
+        "model.depth=2",
+    )  # fmt: skip
+    assert not any(row["collapse"] for row in run(tmp_path / "corpus", tmp_path / "sound", *small))
+    assert any(row["collapse"] for row in run(tmp_path / "corpus", tmp_path / "broken", *small, *BROKEN))
