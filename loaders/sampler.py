@@ -193,13 +193,17 @@ class Sampler:
             offset_word = words[:, 1 + view]
         else:
             offset_word = random_words(self.seed, draw, view, Stream.JITTER, 1)[:, 0]
-        total = self.video_frames[video]
         start = start + below(offset_word, length)
+        return video, *self.frames_from(video, start)
+
+    def frames_from(self, video: Integers, start: Integers) -> tuple[Integers, Integers]:
+        """(B, T) frame numbers of clips of videos (B,) from frame `start` (B,) on, moved into the video where they would reach
+        beyond its end; (B,) how many positions repeat the last frame of one that is shorter than a clip."""
+        total = self.video_frames[video]
         start = np.maximum(np.minimum(start, total - self.span_frames[video]), 0)
         frames = start[:, None] + self._offsets(self.stride[video])
         last = total[:, None] - 1
-        repeated = (frames > last).sum(axis=1)
-        return video, np.minimum(frames, last), repeated
+        return np.minimum(frames, last), (frames > last).sum(axis=1)
 
     def _spans(self, draw: Integers, words: NDArray[np.uint32] | None) -> tuple[Integers, Integers, Integers]:
         """(video, first frame, frames) of the spans of these draws, all spans in turn; of replacements where there are words."""
