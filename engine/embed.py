@@ -101,14 +101,14 @@ def embed_corpus(
         (str(corpus), str(out), shard, model, frames, stride, threads, _device(device, index))
         for index, shard in enumerate(missing)
     ]
-    with FileProgress(len(jobs), progress, "embedding shards") as report:
+    with FileProgress(len(jobs), progress, "embedding", "shards") as report:
         for (_, _, shard, *_), result in _run(jobs, workers):
             if isinstance(result, Exception):
                 raise CorpusError(
                     f"{shard_path(out, shard)}: cannot be made ({result or type(result).__name__}); mend the cause "
                     "and run it again"
                 ) from result
-            report.advance("")
+            report.advance("embedding")
     failures = [failure for shard in range(manifest.num_shards) for failure in _failures(out, shard)]
     reasons = list({failure["path"]: failure["reason"] for failure in failures}.values())[:3]
     return EmbedSummary(out, len(grid), embedder.width, manifest.num_shards, len(jobs), len(failures), reasons)
