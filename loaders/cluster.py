@@ -38,14 +38,15 @@ MAX_PASSES = 5
 @dataclass(frozen=True)
 class ClusterSettings:
     """levels: clusters of each level, the spans' first; None: see `default_levels`. resampling: rounds of it on every level.
-    nearest: rows of a cluster that it clusters again. restarts: starts of every fit, of which the best counts. iterations: of
-    Lloyd's algorithm in memory. passes: over all rows, 2 .. 5: to check, to assign, and between them to refine level 1 where
-    there is no resampling. sample_per_cluster: rows of level 1 that are clustered in memory. seed: 0 .. 2**32 - 1. Raises
-    CorpusError."""
+    nearest, nearest_above: spans of a leaf, and centroids of a cluster above, that it clusters again. restarts: starts of every
+    fit, of which the best counts. iterations: of Lloyd's algorithm in memory. passes: over all rows, 2 .. 5: to check, to
+    assign, and between them to refine level 1 where there is no resampling. sample_per_cluster: rows of level 1 that are
+    clustered in memory. seed: 0 .. 2**32 - 1. Raises CorpusError."""
 
     levels: tuple[int, ...] | None = None
-    resampling: int = 3
-    nearest: int = 32
+    resampling: int = 5
+    nearest: int = 8
+    nearest_above: int = 2
     restarts: int = 2
     iterations: int = 50
     passes: int = MAX_PASSES
@@ -63,7 +64,7 @@ class ClusterSettings:
             )
         if not 2 <= self.passes <= MAX_PASSES:
             raise CorpusError(f"passes {self.passes}: not in 2 .. {MAX_PASSES}")
-        for name in ("nearest", "restarts", "iterations", "sample_per_cluster"):
+        for name in ("nearest", "nearest_above", "restarts", "iterations", "sample_per_cluster"):
             if getattr(self, name) < 1:
                 raise CorpusError(f"{name} {getattr(self, name)}: at least 1 is needed")
         if self.resampling < 0 or not 0 <= self.seed < 2**32:
@@ -222,7 +223,7 @@ class _Run:
                 return {"centroids": self.backend.fit(scan.sample, start, settings.iterations).centroids}
             options = {"seed": settings.seed, "restarts": settings.restarts, "iterations": settings.iterations}
             fit = fit_kmeans(scan.sample, clusters, self.backend, **options)
-            fit = self._resample(scan.sample, fit)
+            fit = self._resample(scan.sample, fit, settings.nearest, settings.restarts)
             return {"centroids": fit.centroids}
 
         centroids = self.state.step("level_1", make)["centroids"]
@@ -241,16 +242,16 @@ class _Run:
             centroids = self.state.step(f"refined_{number}", refine)["centroids"]
         return Fit(centroids, np.empty(0, dtype=np.int64), float("nan"))
 
-    def _resample(self, rows: NDArray[np.float32], fit: Fit) -> Fit:
+    def _resample(self, rows: NDArray[np.float32], fit: Fit, nearest: int, restarts: int) -> Fit:
         settings = self.settings
         return resample(
             rows,
             fit,
             self.backend,
             steps=settings.resampling,
-            per_cluster=settings.nearest,
+            per_cluster=nearest,
             seed=settings.seed,
-            restarts=1,
+            restarts=restarts,
             iterations=settings.iterations,
         )
 
@@ -269,7 +270,7 @@ class _Run:
         options = {"seed": settings.seed + level, "iterations": 300}
         # Centroids are few, so many starts cost little.
         fit = fit_kmeans(below, clusters, self.backend, restarts=max(settings.restarts, 10), **options)
-        return self._resample(below, fit)
+        return self._resample(below, fit, settings.nearest_above, max(settings.restarts, 10))
 
 
 def _tree(

@@ -141,7 +141,7 @@ def resample(
     for step in range(steps):
         labels, distances = assign(rows, found.centroids)
         chosen = nearest_of_each(labels, distances, per_cluster)
-        if len(chosen) < 2 * clusters or len(np.unique(rows[chosen], axis=0)) < clusters:
+        if len(np.unique(rows[chosen], axis=0)) <= clusters:
             break
         again = fit_kmeans(
             rows[chosen], clusters, backend, seed=seed + 1 + step, restarts=restarts, iterations=iterations
