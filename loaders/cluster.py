@@ -33,6 +33,7 @@ from .progress import FileProgress
 
 STATE, SUMMARY_NAME = "state", "summary.json"
 MAX_PASSES = 5
+LEAST_SAMPLE = 65_536  # rows that are clustered in memory anyway
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ class _Run:
 
     def scan(self) -> Scan:
         def make() -> dict[str, NDArray]:
-            size = max(self.settings.sample_per_cluster * self.levels[0], 65_536)
+            size = max(self.settings.sample_per_cluster * self.levels[0], LEAST_SAMPLE)
             scan = self._pass("checking rows", lambda report: scan_rows(self.rows, size, self.settings.seed, report))
             counts = np.array([scan.not_finite, scan.constant])
             return {"usable": scan.usable, "counts": counts, "sample": scan.sample}
