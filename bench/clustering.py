@@ -71,6 +71,21 @@ def bench_clustering(
     return row("clustering", torch.device(device), {"rows": rows, "width": width, "levels": list(levels), **measured})
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| rows | levels | seconds | microseconds a row | passes | seconds of the steps | peak resident |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for entry in rows:
+        steps = ", ".join(f"{name} {value:g}" for name, value in entry["steps"].items())
+        lines.append(
+            f"| {entry['rows']:,} x {entry['width']} | {' / '.join(map(str, entry['levels']))} | {entry['seconds']:,.0f} | "
+            f"{entry['microseconds_per_row']:,.0f} | {entry['passes']} | {steps} | {entry['peak_resident_bytes'] / 1e9:.2f} GB |"
+        )
+    return "\n".join(lines)
+
+
 def _measure(task: dict[str, Any]) -> dict[str, Any]:
     if task["threads"]:
         torch.set_num_threads(task["threads"])

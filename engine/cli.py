@@ -13,6 +13,7 @@ from pathlib import Path
 # with other work, from those they wait for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from .cli_curation import add_commands
 from .config_error import ConfigError
 from .config_file import CONFIGS
 
@@ -133,13 +134,16 @@ def build_parser() -> argparse.ArgumentParser:
     decode.set_defaults(run=run_bench_decode)
     wait = benches.add_parser("data-wait", help="how long training waits on originals, on proxies, and with span reuse")
     wait.add_argument("corpora", nargs="+", metavar="NAME=CORPUS", help="for example originals=corpus proxies=packed")
-    wait.add_argument("--config", default="surgrec_mae", help="what is trained (default: surgrec_mae)")
+    wait.add_argument(
+        "--config", default="surgrec_mae_unbalanced", help="what is trained (default: surgrec_mae_unbalanced)"
+    )
     wait.add_argument("--steps", type=int, default=60, help="steps of each run (default: 60)")
     wait.add_argument("--views", type=int, default=4, help="views of a span where spans are reused (default: 4)")
     wait.add_argument("--set", nargs="*", default=[], metavar="section.key=value", help="settings for all runs")
     wait.add_argument("--out", type=Path, default=Path("bench/results/data_wait.jsonl"), metavar="FILE")
     wait.set_defaults(run=run_bench_data_wait)
 
+    add_commands(commands, views, benches)
     doctor = commands.add_parser("doctor", help="what this machine has, and what the absence of the rest costs")
     doctor.set_defaults(run=run_doctor)
     return parser

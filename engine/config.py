@@ -136,6 +136,11 @@ class DataConfig:
         )
         require(0 <= self.flip <= 1, "data.flip", self.flip, "a probability, 0 .. 1")
         require(0 <= self.failure_budget <= 1, "data.failure_budget", self.failure_budget, "a share, 0 .. 1")
+        sampled = [self, *self.phases]
+        if all(part.tree is None for part in sampled) and any(
+            part.balance not in (None, 1.0) or part.thin for part in sampled
+        ):
+            raise ConfigError("data.balance and data.thin need data.tree; make one: trocar embed, then trocar cluster")
         for prefix, part in (("data.", self), *((f"data.phases[{i}].", phase) for i, phase in enumerate(self.phases))):
             _check_sampling(prefix, part)
 
