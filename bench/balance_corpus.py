@@ -40,13 +40,20 @@ def span_counts(spans: int) -> dict[tuple[str, int], int]:
     }
 
 
-def make_corpus(folder: Path, *, spans: int, span_frames: int, seed: int = 0, counts: dict | None = None) -> Path:
-    """Writes the videos and `corpus.csv`, whose path is returned. counts: spans of each (domain, procedure), else `span_counts`."""
+def make_corpus(
+    folder: Path,
+    counts: dict[tuple[str, int], int],
+    *,
+    span_frames: int,
+    spans_per_video: int = SPANS_PER_VIDEO,
+    seed: int = 0,
+) -> Path:
+    """Writes the videos and `corpus.csv`, whose path is returned. counts: spans of each (domain, procedure)."""
     (folder / "videos").mkdir(parents=True, exist_ok=True)
     rows = []
-    for (domain, procedure), total in (counts or span_counts(spans)).items():
+    for (domain, procedure), total in counts.items():
         # A rare procedure comes from several videos too, as from several patients.
-        size = min(SPANS_PER_VIDEO, max(1, total // 2))
+        size = min(spans_per_video, max(1, total // 2))
         for number, first in enumerate(range(0, total, size)):
             name = f"videos/{domain}_{procedure}_{number:03d}.mp4"
             scene = Scene(domain, procedure, [seed, DOMAINS.index(domain), procedure, number])
