@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..kernels.kmeans_assign import kmeans_assign
 from ..loaders.cluster import ClusterSettings, cluster_embeddings
 from ..loaders.embeddings import Manifest, write_shard, write_spans
+from ..loaders.kmeans import CumlKMeans
 from .report import row
 
 CENTRES = 3000
@@ -71,17 +74,73 @@ def bench_clustering(
     return row("clustering", torch.device(device), {"rows": rows, "width": width, "levels": list(levels), **measured})
 
 
+def bench_level(device: torch.device, *, rows: int, width: int, clusters: int, rounds: int = 5) -> dict[str, Any]:
+    """One iteration of k-means on a GPU: `kmeans_assign` in fp16 against blocked PyTorch and, where it is installed, cuML in
+    float32.
+
+    The same rows and centroids for all; inertia of each beside its seconds, the least of `rounds`.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    values = torch.randn(rows, width, generator=generator, device=device, dtype=torch.float16)
+    centroids = values[torch.randperm(rows, generator=generator, device=device)[:clusters]].clone()
+    single_rows = min(rows, 2_000_000)  # cuML takes float32: a part of the rows, scaled up
+    arms: dict[str, Callable[[], float]] = {
+        "kernel": lambda: _kernel_iteration(values, centroids),
+        "blocked_torch": lambda: _torch_iteration(values, centroids),
+    }
+    if find_spec("cuml") is not None and find_spec("cupy") is not None:
+        single = values[:single_rows].float().cpu().numpy()
+        start = centroids.float().cpu().numpy()
+        arms["cuml"] = lambda: CumlKMeans().fit(single, start, 1).inertia * rows / single_rows
+    measured: dict[str, Any] = {"rows": rows, "width": width, "clusters": clusters}
+    for name, run in arms.items():
+        times = []
+        for _ in range(rounds):
+            torch.cuda.synchronize(device)
+            begun = time.perf_counter()
+            measured[f"{name}_inertia"] = run()
+            torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - begun)
+        share = single_rows / rows if name == "cuml" else 1.0
+        measured[f"{name}_seconds"] = min(times) / share
+    return row("clustering_level", device, measured)
+
+
+def _kernel_iteration(values: torch.Tensor, centroids: torch.Tensor) -> float:
+    sums = torch.zeros(centroids.shape, device=values.device)
+    counts = torch.zeros(len(centroids), dtype=torch.int64, device=values.device)
+    total = torch.zeros((), dtype=torch.float64, device=values.device)
+    for block in values.split(1 << 20):
+        total += kmeans_assign(block, centroids, sums, counts)[1].sum(dtype=torch.float64)
+    return float(total)
+
+
+def _torch_iteration(values: torch.Tensor, centroids: torch.Tensor) -> float:
+    sums = torch.zeros(centroids.shape, device=values.device)
+    counts = torch.zeros(len(centroids), dtype=torch.int64, device=values.device)
+    total = torch.zeros((), dtype=torch.float64, device=values.device)
+    squares = centroids.float().square().sum(dim=1)
+    for block in values.split(1 << 16):
+        gaps = squares - 2 * (block @ centroids.T).float()
+        least, labels = gaps.min(dim=1)
+        total += (least + block.float().square().sum(dim=1)).sum(dtype=torch.float64)
+        sums.index_add_(0, labels, block.float())
+        counts += torch.bincount(labels, minlength=len(centroids))
+    return float(total)
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
-        "| rows | levels | seconds | microseconds a row | passes | seconds of the steps | peak resident |",
+        "| rows | levels | seconds | of processor | microseconds a row | passes | seconds of the steps | peak resident |",
         "|---|---|---|---|---|---|---|",
     ]
     for entry in rows:
         steps = ", ".join(f"{name} {value:g}" for name, value in entry["steps"].items())
         lines.append(
             f"| {entry['rows']:,} x {entry['width']} | {' / '.join(map(str, entry['levels']))} | {entry['seconds']:,.0f} | "
-            f"{entry['microseconds_per_row']:,.0f} | {entry['passes']} | {steps} | {entry['peak_resident_bytes'] / 1e9:.2f} GB |"
+            f"{entry['processor_seconds']:,.0f} | {entry['microseconds_per_row']:,.0f} | {entry['passes']} | {steps} | "
+            f"{entry['peak_resident_bytes'] / 1e9:.2f} GB |"
         )
     return "\n".join(lines)
 
@@ -92,10 +151,11 @@ def _measure(task: dict[str, Any]) -> dict[str, Any]:
     settings = ClusterSettings(levels=tuple(task["levels"]), **task["settings"])
     begun = time.perf_counter()
     summary = cluster_embeddings(task["embeddings"], task["out"], settings, device=task["device"], progress=False)
-    seconds = time.perf_counter() - begun
+    seconds, used = time.perf_counter() - begun, time.process_time()
     (peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return {
         "seconds": round(seconds, 1),
+        "processor_seconds": round(used, 1),
         "microseconds_per_row": round(1e6 * seconds / summary.spans, 2),
         "steps": {name: round(value, 1) for name, value in summary.seconds.items()},
         "passes": summary.passes,

@@ -188,12 +188,15 @@ def run_bench_balance(options: argparse.Namespace) -> int:
 def run_bench_clustering(options: argparse.Namespace) -> int:
     import torch
 
-    from ..bench.clustering import bench_clustering, table
+    from ..bench.clustering import bench_clustering, bench_level, table
     from ..bench.report import write_rows
 
     device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
     levels = _levels(options.levels) or ()
     rows = [bench_clustering(count, options.width, levels, device=device) for count in options.rows]
-    write_rows(options.out, rows)
     print(table(rows))
+    if device == "cuda":  # the design's row: one level at 10 M x 768
+        rows.append(bench_level(torch.device(device), rows=10_000_000, width=768, clusters=4096))
+        print({name: value for name, value in rows[-1].items() if name.endswith(("seconds", "inertia"))})
+    write_rows(options.out, rows)
     return 0
