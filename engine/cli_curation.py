@@ -4,15 +4,14 @@ clustering`."""
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from .config_error import ConfigError
 
 
-def add_commands(commands: Any, views: Any, benches: Any) -> None:
-    """Adds them to the parsers of `trocar`, `trocar view` and `trocar bench`."""
+def add_commands(commands: Any, views: Any) -> None:
+    """Adds them to the parsers of `trocar` and `trocar view`."""
     corpus = commands.add_parser("corpus", help="what a corpus holds")
     reports = corpus.add_subparsers(required=True, metavar="WHAT")
     report = reports.add_parser("report", help="videos, frames and hours by source and domain, beside the paper's")
@@ -69,21 +68,6 @@ def add_commands(commands: Any, views: Any, benches: Any) -> None:
     draws.add_argument("--clips", type=int, default=48, help="of the contact sheet (default: 48)")
     draws.set_defaults(run=run_view_draws)
 
-    balance = benches.add_parser("balance", help="pretraining with balanced draws against without, on a made corpus")
-    balance.add_argument("--seeds", type=int, default=3, help="default: 3")
-    balance.add_argument("--steps", type=int, default=300, help="of every run (default: 300)")
-    balance.add_argument("--spans", type=int, default=1200, help="of the corpus (default: 1200)")
-    balance.add_argument("--out", type=Path, default=Path("bench/results/balance.jsonl"), metavar="FILE")
-    balance.set_defaults(run=run_bench_balance)
-
-    clustering = benches.add_parser("clustering", help="seconds and memory of a tree over made rows")
-    clustering.add_argument("--rows", type=int, nargs="+", default=[200_000], help="default: 200000")
-    clustering.add_argument("--width", type=int, default=384, help="default: 384")
-    clustering.add_argument("--levels", default="2000,200,20", metavar="N,N,...", help="default: 2000,200,20")
-    clustering.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    clustering.add_argument("--out", type=Path, default=Path("bench/results/clustering.jsonl"), metavar="FILE")
-    clustering.set_defaults(run=run_bench_clustering)
-
 
 def _add_draws(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, a run's, or one of ours")
@@ -92,7 +76,7 @@ def _add_draws(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first", type=int, default=0, help="the first of them (default: 0)")
 
 
-def _levels(text: str | None) -> tuple[int, ...] | None:
+def parse_levels(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     try:
@@ -147,7 +131,7 @@ def run_cluster(options: argparse.Namespace) -> int:
 
     names = ("resampling", "restarts", "passes", "sample_per_cluster", "seed")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    settings = ClusterSettings(levels=_levels(options.levels), **given)
+    settings = ClusterSettings(levels=parse_levels(options.levels), **given)
     device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
     summary = cluster_embeddings(
         options.embeddings, options.out, settings, device=device, all_duplicates=options.duplicates
@@ -169,34 +153,4 @@ def run_view_draws(options: argparse.Namespace) -> int:
 
     planned = plan(options.config, options.overrides)
     print("\n".join(view_draws(planned, options.first, options.draws, options.out, options.clips)))
-    return 0
-
-
-def run_bench_balance(options: argparse.Namespace) -> int:
-    from ..bench.balance import bench_balance, table
-    from ..bench.report import write_rows
-
-    def tell(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    rows = bench_balance(seeds=options.seeds, steps=options.steps, spans=options.spans, tell=tell)
-    write_rows(options.out, rows)
-    print(table(rows))
-    return 0
-
-
-def run_bench_clustering(options: argparse.Namespace) -> int:
-    import torch
-
-    from ..bench.clustering import bench_clustering, bench_level, table
-    from ..bench.report import write_rows
-
-    device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
-    levels = _levels(options.levels) or ()
-    rows = [bench_clustering(count, options.width, levels, device=device) for count in options.rows]
-    print(table(rows))
-    if device == "cuda":  # the design's row: one level at 10 M x 768
-        rows.append(bench_level(torch.device(device), rows=10_000_000, width=768, clusters=4096))
-        print({name: value for name, value in rows[-1].items() if name.endswith(("seconds", "inertia"))})
-    write_rows(options.out, rows)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from trocar.bench.balance_corpus import DOMAINS, SHARES, make_corpus, span_counts
 from trocar.engine.build import build_sampler
-from trocar.engine.cli import main
+from trocar.engine.cli import build_parser, main
 from trocar.engine.config_error import ConfigError
 from trocar.engine.config_file import CONFIGS, load_config
 from trocar.engine.corpus_report import corpus_report, load_sources, sources_table
@@ -267,3 +268,14 @@ def test_a_described_corpus(tmp_path: Path) -> None:
 def test_clustering_needs_neither_models_nor_plots() -> None:
     code = "import sys; sys.modules['timm'] = sys.modules['matplotlib'] = None; import trocar.loaders.cluster"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_commands_of_the_page_are_understood() -> None:
+    page = (CONFIGS.parent / "docs" / "curation.md").read_text(encoding="utf-8")
+    commands = [line for line in page.splitlines() if line.startswith("trocar ")]
+    assert len(commands) == 7
+    for command in commands:
+        options = build_parser().parse_args(shlex.split(command)[1:])
+        assert callable(options.run)
+        if "config" in options:
+            load_config(options.config, options.overrides)
