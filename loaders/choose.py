@@ -1,4 +1,4 @@
-"""Which videos a GPU decodes faster than the CPU beside it: measured at the start of a run, on the run's own clips.
+"""Which loader serves a run, and which videos a GPU decodes faster than the CPU beside it: measured on the run's own clips.
 
 A decoder on the GPU is not always the faster one: a session costs the same for a small picture as for a large one, and there are
 few engines beside many cores. So some draws of every kind of video (codec, pixel format, size) are read both ways, and the clips
@@ -9,18 +9,22 @@ Shapes: B clips of a batch.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from .loader import BaseClipLoader
-from .span import ClipSource, VideoSource
+from .span import ClipSource, CropSource, VideoSource
 from .video import VideoError, VideoFacts
 
 DRAWS_LOOKED_AT = 2048
@@ -29,6 +33,10 @@ MEASURED_KINDS = 8
 # Two decoders of the same pictures differ by rounding in the conversion to RGB and in the resize; frames beside each other by more.
 LARGEST_DIFFERENCE = 4.0
 
+# Which loader is asked for.
+Loader = Literal["auto", "cpu", "dali"]
+# What DALI's ClipLoader takes beside the CPU's options.
+DALI_OPTIONS = ("pipeline", "inputs", "decoders", "spans_per_run", "on_cpu")
 MakeLoader = Callable[[Iterable[NDArray[np.int64]]], BaseClipLoader[Any]]
 
 
@@ -60,6 +68,77 @@ class Choice:
 
     def __str__(self) -> str:
         return f"{self.kind}, {self.share:.0%} of the clips: {'DALI' if self.uses_dali else 'CPU'}, {self.reason}"
+
+
+@dataclass(frozen=True)
+class LoaderChoice:
+    """The loader of a run. name: "cpu" or "dali". reason: in words, a line for each kind of video where they were measured.
+
+    open: makes it, of batches of clip numbers and, as `order`, a ClipOrder. choices: what was measured, empty where nothing was.
+    """
+
+    name: str
+    reason: str
+    open: Callable[..., BaseClipLoader[Any]]
+    choices: tuple[Choice, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.reason}"
+
+
+def may_be_dali(wanted: Loader, device: torch.device) -> tuple[bool, str]:
+    """Whether a loader that is asked for so can be DALI's, and why. With "auto" and True it is still to be measured.
+
+    Raises ImportError where DALI is asked for by name and is not installed, ValueError on an unknown name.
+    """
+    if wanted not in get_args(Loader):
+        raise ValueError(f'loader must be "auto", "cpu" or "dali", got {wanted!r}')
+    extras = "pip install 'trocar[cuda12]' or 'trocar[cuda13]'"
+    is_installed = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
+    if wanted == "dali" and not is_installed:
+        raise ImportError(f"'dali' is asked for, but DALI is not installed; {extras}, or take the loader 'cpu'")
+    if wanted != "auto":
+        return wanted == "dali", "as asked for"
+    if device.type != "cuda":
+        return False, f"as batches are wanted on {device.type}"
+    return is_installed, "" if is_installed else f"as DALI is not installed ({extras})"
+
+
+def choose_loader(
+    wanted: Loader,
+    videos: VideoSource,
+    sampler: ClipSource,
+    crops: CropSource,
+    *,
+    device: torch.device,
+    options: Mapping[str, Any],
+    dali_options: Mapping[str, Any],
+) -> LoaderChoice:
+    """Decides and, with "auto" where a GPU and DALI are present, measures every kind of video both ways, which takes seconds.
+
+    device: where batches are wanted. options: of both ClipLoaders. dali_options: of DALI's alone; a graph or inputs of one's own
+    settle it, since no other loader has them. Raises what `may_be_dali` raises.
+    """
+    is_dali, reason = may_be_dali(wanted, device)
+
+    def make(name: str, numbers: Any, **more: Any) -> BaseClipLoader[Any]:
+        kind = import_module(f".{name}", __package__).ClipLoader
+        more = {**(dali_options if name == "dali" else {}), **more}
+        return kind(videos, sampler, crops, numbers, device=device, **options, **more)
+
+    if not is_dali:
+        threads = options.get("threads") or len(os.sched_getaffinity(0))
+        return LoaderChoice("cpu", f"on {threads} threads, {reason}", partial(make, "cpu"))
+    if wanted == "dali":
+        return LoaderChoice("dali", reason, partial(make, "dali"))
+    if not dali_options.keys().isdisjoint(("pipeline", "inputs")):
+        return LoaderChoice("dali", "as the graph or its inputs are the caller's own", partial(make, "dali"))
+    choices = tuple(choose_decoders(videos, sampler, partial(make, "cpu"), partial(make, "dali")))
+    reason = "\n".join(["as measured:", *(f"  {choice}" for choice in choices)])
+    if not any(choice.uses_dali for choice in choices):
+        return LoaderChoice("cpu", reason, partial(make, "cpu"), choices)
+    on_cpu = {choice.kind for choice in choices if not choice.uses_dali}.union(dali_options.get("on_cpu", ()))
+    return LoaderChoice("dali", reason, partial(make, "dali", on_cpu=on_cpu), choices)
 
 
 def choose_decoders(

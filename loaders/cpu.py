@@ -35,7 +35,7 @@ class ClipLoader(BaseClipLoader[_CpuBlock]):
 
     corpus, sampler, crops: where from, which, how cut; the sampler must be of this corpus. draws: one array of clip numbers per
     batch, in the order wanted; may be endless. order: which draw and view of it a number is; where None, number n is draw n.
-    resolution: R. resize: "fast" (swscale's bilinear, antialiased) or "exact" (PyTorch's antialiased bilinear). background: let
+    resolution: R. resize: "fast" (swscale's bilinear, antialiased) or "exact" (DALI's antialiased bilinear). background: let
     the decoding threads stand back where training shares the cores. For everything else see BaseClipLoader.
     """
 

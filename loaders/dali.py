@@ -59,7 +59,7 @@ class ClipLoader(BaseClipLoader[_Block]):
     """Iterates over batches of clips, `ClipBatch`.
 
     corpus, sampler, crops, draws, order, resolution, content_box, background: as for the CPU's ClipLoader. device: where spans are
-    decoded and batches are. resize: how the CPU resizes what it has to decode; DALI's way is "exact" but for the outermost pixels.
+    decoded and batches are. resize: how the CPU resizes what it has to decode; DALI's way is "exact".
     pipeline: the graph, `clip_pipeline` or one of one's own; inputs: what that is fed besides for a clip, by name. decoders: spans
     decoded at the same time, each by a decoder session of its own; None: 16 on a GPU, else as many as threads. spans_per_run: how
     many DALI is given at once; its memory grows with this, by 8 pictures of full size for each and one more for each frame.

@@ -71,16 +71,12 @@ def cut_view(video: DataNode, view: int, resolution: int) -> DataNode:
     """One view of every sample, uint8 (T, R, R, 3): its frames, its crop, upright and mirrored where the crop says so."""
     corner, size = view_input("corner", view, types.INT32, 1), view_input("size", view, types.INT32, 1)
     # A region of interest inside `resize` would let the filter look beyond the crop.
-    clip = fn.resize(
-        fn.slice(video, corner, size, axes=(1, 2)),
-        size=(resolution, resolution),
-        interp_type=types.INTERP_LINEAR,
-        antialias=True,
-    )
-    clip = fn.sequence_rearrange(clip, new_order=view_input("order", view, types.INT32, 1))
+    clip = fn.slice(video, corner, size, axes=(1, 2))
     is_recolored, colors = view_input("is_recolored", view, types.BOOL, 0), view_input("colors", view, types.FLOAT, 2)
-    if is_recolored:
+    if is_recolored:  # before the filter, as it mixes what has been cut off at 0 and 255
         clip = fn.coord_transform(clip, M=colors, dtype=types.UINT8)
+    clip = fn.resize(clip, size=(resolution, resolution), interp_type=types.INTERP_LINEAR, antialias=True)
+    clip = fn.sequence_rearrange(clip, new_order=view_input("order", view, types.INT32, 1))
     is_transposed = view_input("is_transposed", view, types.BOOL, 0)
     if is_transposed:
         clip = fn.transpose(clip, perm=(0, 2, 1, 3), transpose_layout=False, output_layout="FHWC")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .batch import ClipBatch, LoaderCount
+from .choose import LoaderChoice
 from .loader import BaseClipLoader
 from .order import ClipOrder
 
@@ -25,7 +26,7 @@ class EpochLoader:
     open_loader: a loader of these batches of clip numbers. clips_per_epoch: of all ranks. batch: B. rank, ranks: which of how many
     processes this is. epochs: passes of one iteration; None: endless. drop_last: leave out a last batch that is not full on every
     rank. is_repeated: every iteration is the same, as evaluation wants it; else the next iteration goes on with the next epoch.
-    first_number: where the first iteration starts.
+    first_number: where the first iteration starts. choice: which loader `open_loader` opens, and why, for those who ask.
 
     number: the integer to resume from: the first clip number behind the latest batch. total: the cost of all batches so far.
     Raises ValueError where an epoch holds no batch.
@@ -44,6 +45,7 @@ class EpochLoader:
         drop_last: bool = False,
         is_repeated: bool = False,
         first_number: int = 0,
+        choice: LoaderChoice | None = None,
     ) -> None:
         if batch < 1 or (epochs is not None and epochs < 1) or first_number < 0:
             raise ValueError(
@@ -64,6 +66,7 @@ class EpochLoader:
         self.clips_per_epoch, self.batch, self.rank, self.ranks = clips_per_epoch, batch, rank, ranks
         self.epochs, self.drop_last, self.is_repeated = epochs, drop_last, is_repeated
         self.number = self._start = first_number
+        self.choice = choice
         self.total = LoaderCount()
 
     def __len__(self) -> int:

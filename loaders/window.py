@@ -225,7 +225,7 @@ def _needed(
     packet_of: NDArray[np.int64],
 ) -> NDArray[np.bool_]:
     """(packets of the table,) whether a decoder needs them. rows: the window's GOPs, which begin at `starts` in the table."""
-    needed = np.zeros(len(table), bool)
+    needed, leading = np.zeros(len(table), bool), np.zeros(len(table), bool)
     stop = 0
     for frame, packet in zip(frames.tolist(), packet_of.tolist(), strict=True):
         # Only where nothing crosses a keyframe may a decoder jump to it.
@@ -234,10 +234,11 @@ def _needed(
         if start >= stop:
             needed[start : packet + 1] = True
             behind = np.arange(start, int(start + rows.num_packets[row]))
-            needed[behind[table.pts[behind] < table.pts[start]]] = False
+            leading[behind[table.pts[behind] < table.pts[start]]] = True
         else:
             needed[stop : packet + 1] = True
         stop = max(stop, packet + 1)
-    needed[table.flags & PacketFlag.DISPOSABLE != 0] = False
+    # Pictures that are shown before the keyframe where decoding starts cannot be decoded, and a decoder shows none for them.
+    needed &= ~leading & (table.flags & PacketFlag.DISPOSABLE == 0)
     needed[packet_of] = True
     return needed

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trocar.loaders.augment import Box, Crop, CropRecipe
-from trocar.loaders.resize import Resizer
+from trocar.loaders.resize import Resizer, resize_exactly
 
 
 @pytest.mark.parametrize(
@@ -75,6 +75,35 @@ def test_fast_and_exact_resize_agree(rotation: int, flip: bool) -> None:
     assert np.abs(fast - exact).mean() < 2.5
     assert np.abs(exact - upright).mean() < 2
     assert np.abs(exact - upright[:, ::-1]).mean() > 10
+
+
+@pytest.mark.parametrize("colorspace", [1, 2, 5, 7, 9])
+def test_fast_is_neither_darker_nor_tinted(colorspace: int) -> None:
+    """Whatever the matrix: BT.709, none named, BT.601, SMPTE 240M, BT.2020."""
+    frame = picture()
+    frame.colorspace = colorspace
+    crop = Crop(Box(0, 0, 160, 120), False)
+    fast, exact = (Resizer(crop, 0, 56, mode)(frame).astype(float) for mode in ("fast", "exact"))
+    assert np.abs((fast - exact).mean(axis=(0, 1))).max() < 0.3
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 200), (60, 64), (57, 400), (40, 30), (120, 2)])
+def test_exact_repeats_the_edge(height: int, width: int) -> None:
+    """Against the filter's definition in float64."""
+
+    def weights(size: int) -> np.ndarray:
+        scale = size / 56
+        places = np.arange(-2 * size, 3 * size)
+        distances = np.abs(places + 0.5 - (np.arange(56)[:, None] + 0.5) * scale) / max(scale, 1)
+        triangle = np.maximum(0, 1 - distances)
+        matrix = np.zeros((56, size))
+        np.add.at(matrix, (slice(None), places.clip(0, size - 1)), triangle / triangle.sum(axis=1, keepdims=True))
+        return matrix
+
+    before = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    wanted = np.einsum("rh,hwc,sw->rsc", weights(height), before.astype(float), weights(width))
+    off = np.abs(resize_exactly(before, 56) - wanted)
+    assert off.max() <= 1.5  # rounded between the axes and at the end, with weights of 16 bits
 
 
 def test_resizer_follows_a_change_of_size() -> None:

@@ -15,13 +15,16 @@ from trocar.engine.config import ConfigError
 from trocar.engine.config_file import load_config
 from trocar.engine.loading import build_loader
 from trocar.loaders import choose, cpu
+from trocar.loaders import clip_loader as clip_loader_module
 from trocar.loaders.augment import CropRecipe
-from trocar.loaders.choose import Kind, choose_decoders
+from trocar.loaders.choose import Choice, Kind, Loader, LoaderChoice, choose_decoders, choose_loader
+from trocar.loaders.clip_loader import clip_loader
 from trocar.loaders.corpus import Corpus
 from trocar.loaders.index import index_corpus
 from trocar.loaders.sampler import Sampler
 
 CROPS = CropRecipe((1, 1), (1, 1), 0)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +106,12 @@ def settings(corpus: Corpus, loader: str) -> Any:
 
 def test_what_was_chosen_is_said(corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
     batches = [np.arange(4)]
-    for loader, said in (("auto", "as training is on the CPU"), ("cpu", "as data.loader says")):
+    for loader, said in (("auto", "as batches are wanted on cpu"), ("cpu", "as asked for")):
         config = settings(corpus, loader)
         with build_loader(config, corpus, sampler_of(corpus), batches, torch.device("cpu"), report=True) as built:
             assert isinstance(built, cpu.ClipLoader)
             assert len(next(built).frames) == 4
-        assert capsys.readouterr().err == f"loader: PyAV on 1 threads, {said}\n"
+        assert capsys.readouterr().err == f"loader: cpu, on 1 threads, {said}\n"
     with build_loader(config, corpus, sampler_of(corpus), batches, torch.device("cpu")):
         assert capsys.readouterr().err == ""
 
@@ -121,10 +124,89 @@ def test_dali_by_name(corpus: Corpus, capsys: pytest.CaptureFixture[str], monkey
     with build_loader(config, corpus, sampler_of(corpus), [np.arange(8)], torch.device("cpu"), report=True) as built:
         assert isinstance(built, dali.ClipLoader)
         assert next(built).count.failures == []
-    assert capsys.readouterr().err == "loader: DALI, as data.loader says\n"
-    monkeypatch.setattr("trocar.engine.loading.find_spec", lambda _: None)
+    assert capsys.readouterr().err == "loader: dali, as asked for\n"
+    monkeypatch.setattr(choose, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"data\.loader: 'dali' is asked for, but DALI is not installed; pip install"):
         build_loader(config, corpus, sampler_of(corpus), [], torch.device("cpu"))
+
+
+GPU = torch.device("cuda", 0)
+H264, VP9 = Kind("h264", "yuv420p", 128, 96), Kind("vp9", "yuv420p", 128, 96)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """Stands for both ClipLoaders, on a machine with a GPU and DALI: (module, options) of every loader that is made."""
+    made: list[tuple[str, dict[str, Any]]] = []
+
+    def module_of(name: str, package: str) -> Any:
+        def loader(*arguments: Any, resolution: int = 224, **options: Any) -> str:
+            made.append((name, options))
+            return name
+
+        return type("Module", (), {"ClipLoader": staticmethod(loader)})
+
+    for module in (choose, clip_loader_module):
+        monkeypatch.setattr(module, "import_module", module_of)
+    monkeypatch.setattr(choose, "find_spec", lambda _: True)
+    return made
+
+
+def choice_of(
+    corpus: Corpus, wanted: Loader, device: torch.device = GPU, dali_options: dict[str, Any] | None = None
+) -> LoaderChoice:
+    return choose_loader(
+        wanted,
+        corpus,
+        sampler_of(corpus),
+        CROPS,
+        device=device,
+        options={"threads": 3},
+        dali_options=dali_options or {"decoders": 5},
+    )
+
+
+@pytest.mark.parametrize(("faster", "name", "on_cpu"), [([H264], "dali", {VP9}), ([], "cpu", None)])
+def test_auto_takes_what_is_faster(corpus, opened, monkeypatch, faster, name, on_cpu) -> None:
+    def measured(videos: Any, sampler: Any, make_cpu: Any, make_dali: Any) -> list[Choice]:
+        assert [make_cpu([]), make_dali([])] == [".cpu", ".dali"]
+        return [Choice(kind, 0.5, kind in faster, "as measured here") for kind in (H264, VP9)]
+
+    monkeypatch.setattr(choose, "choose_decoders", measured)
+    choice = choice_of(corpus, "auto")
+    assert (choice.name, [made.kind for made in choice.choices]) == (name, [H264, VP9])
+    assert str(choice).startswith(f"{name}, as measured:\n  h264 yuv420p 128x96, 50% of the clips: ")
+    assert choice.open([], order=None) == f".{name}"
+    common = {"device": GPU, "threads": 3}
+    assert opened[:2] == [(".cpu", common), (".dali", {**common, "decoders": 5})]
+    assert opened[2][1].get("on_cpu") == on_cpu
+
+
+def test_what_settles_the_choice_without_measuring(corpus, opened, monkeypatch) -> None:
+    monkeypatch.setattr(choose, "choose_decoders", lambda *_: pytest.fail("measured"))
+    assert str(choice_of(corpus, "dali")) == "dali, as asked for"
+    assert str(choice_of(corpus, "cpu")) == "cpu, on 3 threads, as asked for"
+    assert str(choice_of(corpus, "auto", CPU)) == "cpu, on 3 threads, as batches are wanted on cpu"
+    assert (
+        str(choice_of(corpus, "auto", GPU, {"inputs": None})) == "dali, as the graph or its inputs are the caller's own"
+    )
+    monkeypatch.setattr(choose, "find_spec", lambda _: None)
+    assert str(choice_of(corpus, "auto")).startswith("cpu, on 3 threads, as DALI is not installed (pip install")
+    with pytest.raises(ImportError, match="'dali' is asked for, but DALI is not installed"):
+        choice_of(corpus, "dali")
+
+
+def test_clip_loader_measures_and_tells(corpus, opened, monkeypatch) -> None:
+    chosen = [Choice(VP9, 0.7, True, "fast"), Choice(H264, 0.3, False, "slow")]
+    monkeypatch.setattr(choose, "choose_decoders", lambda *_: chosen)
+    loader = clip_loader(corpus, batch=2, num_frames=4, stride=2, device=GPU, decoders=2, rank=0, ranks=1)
+    assert loader.choice is not None
+    assert (loader.choice.name, loader.choice.choices) == ("dali", tuple(chosen))
+    loader._open_loader(iter(()))
+    assert opened[-1][0] == ".dali"
+    assert (opened[-1][1]["decoders"], opened[-1][1]["on_cpu"]) == (2, {H264})
+    on_cpu = clip_loader(corpus, batch=2, num_frames=4, stride=2, device="cpu")
+    assert str(on_cpu.choice).endswith("as batches are wanted on cpu")
 
 
 def test_measuring_with_dali_itself(corpus: Corpus, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from trocar.loaders import clip_loader as module
 from trocar.loaders.augment import CropRecipe
 from trocar.loaders.batch import ClipBatch
 from trocar.loaders.clip_loader import clip_loader
@@ -266,15 +265,6 @@ def test_dali_loads_the_same_clips(folder, tmp_path):
         for a, b in zip(cpu, dali, strict=True):
             assert np.array_equal(a.frame_numbers, b.frame_numbers)
             assert (a.frames.float() - b.frames.float()).abs().mean() < 3
-
-
-def test_which_loader_is_taken(monkeypatch):
-    for is_installed in (True, False):
-        monkeypatch.setattr(module, "find_spec", lambda name, found=is_installed: found)
-        monkeypatch.setattr(module, "import_module", lambda name, package: type("Module", (), {"ClipLoader": name}))
-        assert module._kind("auto", torch.device("cuda", 0)) == (".dali" if is_installed else ".cpu")
-        assert module._kind("auto", torch.device("cpu")) == ".cpu"
-        assert module._kind("dali", torch.device("cpu")) == ".dali"
 
 
 @pytest.mark.parametrize(

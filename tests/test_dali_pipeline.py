@@ -11,33 +11,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import av
 import clips
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from av.video.frame import VideoFrame
 
 pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'trocar[dali]'")
 
-from trocar.loaders.augment import Box, Crop
 from trocar.loaders.dali_decoder import DecodingPipeline
 from trocar.loaders.dali_pipeline import (
     DataNode,
     Sample,
     ViewCut,
     clip_pipeline,
-    color_correction,
     cut_view,
     decode_windows,
     fn,
     pipeline_def,
     types,
-    view_cut,
     view_input,
 )
-from trocar.loaders.resize import Resizer
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -139,93 +132,6 @@ def test_pictures_decoded_elsewhere_take_the_same_way(numbered):
     assert torch.equal(pipeline.result()[0][0], torch.from_numpy(corner))
 
 
-def scene(number: int, width: int, height: int) -> np.ndarray:
-    """A picture with smooth areas and hard edges, in muted colours."""
-    rows, columns = np.mgrid[:height, :width]
-    light = 110 + 40 * np.sin((rows + 3 * number) / 9) * np.cos((columns - 2 * number) / 17)
-    tints = [14 * np.sin((rows + columns) / (25 + 10 * channel)) for channel in range(3)]
-    picture = light[:, :, None] + (30, 0, -10) + np.stack(tints, axis=-1)
-    picture[height // 5 : height // 3, width // 4 : width // 2] += 40
-    return picture.astype(np.uint8)
-
-
-def rgb(frame: VideoFrame) -> np.ndarray:
-    return frame.to_ndarray(format="rgb24", interpolation=ACCURATE)
-
-
-def exact(frame: VideoFrame, crop: Crop, rotation: int, resolution: int) -> np.ndarray:
-    """The picture as `Resizer` resizes it exactly, after a conversion to RGB that interpolates the chroma."""
-    box = crop.box
-    cut = np.rot90(rgb(frame), rotation // 90)[box.top : box.top + box.height, box.left : box.left + box.width]
-    planes = torch.from_numpy(np.ascontiguousarray(cut)).permute(2, 0, 1)[None]
-    resized = F.interpolate(planes, size=(resolution, resolution), mode="bilinear", antialias=True, align_corners=False)
-    picture = resized[0].permute(1, 2, 0).numpy()
-    return picture[:, ::-1] if crop.flip else picture
-
-
-def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    return np.abs(first.astype(int) - second.astype(int))
-
-
-def write_scene(path: Path, codec: str, pix_fmt: str, width: int, height: int) -> list[VideoFrame]:
-    """Writes three frames and returns what PyAV decodes of them."""
-    options = {"crf": "12", "b": "4M"} if "vpx" in codec else None
-    pictures = [scene(number, width, height) for number in range(3)]
-    clips.write_pictures(path, pictures, codec=codec, pix_fmt=pix_fmt, options=options)
-    with av.open(str(path)) as container:
-        return list(container.decode(video=0))
-
-
-SCENES = [
-    ("libvpx-vp9", "mp4", "yuv420p", 320, 240),
-    ("libvpx-vp9", "mp4", "yuv420p", 319, 239),  # a width that is no multiple of 32 takes another way in DALI
-    ("libvpx-vp9", "mp4", "yuv444p", 322, 180),
-    ("libvpx", "webm", "yuv420p", 320, 240),
-    ("mjpeg", "mp4", "yuvj420p", 320, 240),
-    ("mjpeg", "mp4", "yuvj422p", 322, 180),
-]
-CROPS = [
-    Box(0, 0, 320, 240), Box(20, 30, 120, 96), Box(40, 10, 50, 40), Box(100, 60, 64, 64), Box(6, 2, 170, 100),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("device", "codec", "suffix", "pix_fmt", "width", "height"),
-    [(CPU, *scene) for scene in SCENES]
-    + [pytest.param(CUDA, "libx264", "mp4", "yuv420p", 320, 240, marks=pytest.mark.gpu)],
-)
-def test_cut_as_the_cpu_loader_cuts(tmp_path, device, codec, suffix, pix_fmt, width, height):
-    """Every rotation, mirrored or not; crops that are shrunk and crops that are enlarged."""
-    path = tmp_path / f"scene.{suffix}"
-    frames = write_scene(path, codec, pix_fmt, width, height)
-    resolution = 56
-    cases = []
-    for index, box in enumerate(CROPS):
-        for rotation in (0, 90, 180, 270):
-            upright = (height, width) if rotation % 180 else (width, height)
-            left, top = min(box.left, upright[0] - 2), min(box.top, upright[1] - 2)
-            fitting = Box(left, top, min(box.width, upright[0] - left), min(box.height, upright[1] - top))
-            cases.append((Crop(fitting, flip=bool((index + rotation // 90) % 2)), rotation))
-    pipeline = build(device, resolution=resolution, largest_run=len(cases))
-    order, ranks = np.array([0, 1], np.int32), np.array([1, 2], np.int32)
-    views = [view_cut(crop, rotation, width, height, order) for crop, rotation in cases]
-    pipeline.submit([Sample([view], window=read_bytes(path), ranks=ranks) for view in views])
-    clip_batch = pipeline.result()[0].cpu().numpy()
-    fast = []
-    for clip, (crop, rotation) in zip(clip_batch, cases, strict=True):
-        for picture, frame in zip(clip, frames[1:], strict=True):
-            off = difference(picture, exact(frame, crop, rotation, resolution))
-            # Where the filter reaches over the edge, an eighth of its weight, DALI repeats the last pixel; PyTorch leaves it out.
-            # A GPU has a conversion to RGB of its own.
-            assert off[1:-1, 1:-1].max() <= (2 if device == CPU else 8), (crop, rotation)
-            assert off.max() <= 8, (crop, rotation)
-            fast.append(difference(picture, Resizer(crop, rotation, resolution, "fast")(frame)))
-    assert len(fast) == 2 * len(CROPS) * 4
-    # FFmpeg's short way from YUV to RGB is darker by one or two all over.
-    assert np.mean(fast) <= 1.5
-    assert np.percentile(fast, 99) <= 8
-
-
 def test_mirroring_is_exact(numbered):
     straight = whole([0, 1, 2, 3])
     mirrored = ViewCut(0, 0, HEIGHT, WIDTH, straight.order, is_mirrored=True)
@@ -237,30 +143,6 @@ def test_mirroring_is_exact(numbered):
     assert torch.equal(first.flip(2), second)
     assert torch.equal(first.flip(1), third)
     assert not torch.equal(first, second)
-
-
-@pytest.mark.parametrize("colorspace", [1, 9])
-def test_colors_follow_the_tag(tmp_path, colorspace):
-    """DALI takes BT.709 and BT.2020 for BT.601; the graph turns the colours to what PyAV makes of the tag."""
-    frames = write_scene(tmp_path / "scene.mp4", "libvpx-vp9", "yuv420p", 160, 96)
-    order = ranks = np.arange(3, dtype=np.int32)
-    crop = Crop(Box(0, 0, 160, 96), flip=False)
-    pipeline = build()
-    matrices = [None, color_correction(colorspace)]
-    pipeline.submit(
-        [
-            Sample([view_cut(crop, 0, 160, 96, order, colors)], window=read_bytes(tmp_path / "scene.mp4"), ranks=ranks)
-            for colors in matrices
-        ]
-    )
-    plain, corrected = pipeline.result()[0].numpy()
-    for frame in frames:
-        frame.colorspace = colorspace
-    tagged = np.stack([exact(frame, crop, 0, RESOLUTION) for frame in frames])
-    inside = np.s_[:, 1:-1, 1:-1]
-    assert difference(corrected, tagged)[inside].max() <= 3
-    assert difference(plain, tagged)[inside].mean() > 2.5 * difference(corrected, tagged)[inside].mean()
-    assert [color_correction(other) for other in (2, 5, 6)] == [None] * 3
 
 
 def test_a_graph_with_operators_and_inputs_of_its_own(numbered):

@@ -17,7 +17,7 @@ from trocar.loaders.batch import ClipBatch
 from trocar.loaders.corpus import Corpus
 from trocar.loaders.cpu import ClipLoader
 from trocar.loaders.index import index_corpus
-from trocar.loaders.loader import BaseClipLoader
+from trocar.loaders.loader import BaseClipLoader, Span
 from trocar.loaders.order import ClipOrder
 from trocar.loaders.sampler import Sampler
 from trocar.loaders.span import SpanReader
@@ -226,19 +226,29 @@ def test_the_count_tells_spans_from_clips_and_counts_the_widened_window(corpus, 
     assert total.amplification == total.packets_decoded / used
 
 
-def waiting_clips(loader: BaseClipLoader[Any]) -> int:
+def spans_ahead(loader: BaseClipLoader[Any]) -> list[Span]:
+    """All that the loader keeps."""
     spans = {id(span): span for span in loader._due.values()}
     for plan in loader._ahead:
         spans |= {id(span): span for span, _ in plan.clips}
-    return sum(len(span.frames) for span in spans.values())
+    return list(spans.values())
 
 
+@pytest.mark.parametrize("first", [0, 44])
 @pytest.mark.parametrize("order", ORDERS, ids=str)
-def test_few_clips_wait(corpus, order):
+def test_few_clips_wait(corpus, order, first):
+    """None that was served before, here or before the run was interrupted, and none that holds the memory of others."""
     most = 0
-    with load(corpus, batches(0, 240, order), order, prefetch=1) as loader:
-        for _ in loader:
-            most = max(most, waiting_clips(loader))
+    served = set(zip(*(column.tolist() for column in order.clips(np.arange(first))), strict=True))
+    with load(corpus, batches(first, 150, order), order, prefetch=1) as loader:
+        for batch in loader:
+            served |= set(zip(batch.draws.tolist(), batch.views.tolist(), strict=True))
+            waiting = [
+                (span.draw, view, frames) for span in spans_ahead(loader) for view, frames in span.frames.items()
+            ]
+            assert served.isdisjoint((draw, view) for draw, view, _ in waiting)
+            assert all(frames.untyped_storage().nbytes() == frames.nbytes for _, _, frames in waiting)
+            most = max(most, len(waiting))
             assert len(loader._due) <= max(order.pool_spans, BATCH) + BATCH
     bound = max(order.pool_spans, 2) * (order.views_per_span - 1)
     assert most <= bound

@@ -111,6 +111,12 @@ def random_clips(rng: np.random.Generator, num_frames: int, count: int) -> Itera
         yield start + stride * np.arange(length)
 
 
+def clips_from_keyframes(source: Source) -> Iterator[NDArray[np.int64]]:
+    """Clips that begin with a keyframe: what is shown before it and stands behind it in the file is not to be decoded."""
+    for first in source.gops.first_frame[source.gops.clean][:3].tolist():
+        yield np.arange(first, min(first + 8, source.facts.frames))
+
+
 def planes(frame: VideoFrame) -> bytes:
     return frame.to_ndarray().tobytes()
 
@@ -163,6 +169,7 @@ def test_packets_and_files_in_memory_give_the_same_right_frames(tmp_path, case, 
     source = write_case(tmp_path, case)
     windows = check_windows(source, random_clips(np.random.default_rng(case), source.facts.frames, count))
     assert len(windows) == count
+    assert check_windows(source, clips_from_keyframes(source))
 
 
 def from_dali(windows: list[Window]) -> list[np.ndarray]:
