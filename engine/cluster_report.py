@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import ArrayLike
 
 from ..loaders.cluster import ClusterSummary
 from ..loaders.cluster_nodes import NODES_NAME
@@ -102,18 +103,18 @@ def _plot_sizes(tree: ClusterTree, out: Path) -> None:
     figure.savefig(out, dpi=120)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Chosen:
     """A few spans' middle frames, a `ClipSource`."""
 
-    clips_: list[Clip]
+    chosen: list[Clip]
     num_videos: int
     num_frames: int = 1
     seed: int = 0
     max_spares: int = 0
 
-    def clips(self, draws, *, view: int = 0, spare: int = 0) -> list[Clip]:
-        return [self.clips_[draw] for draw in np.asarray(draws).tolist()]
+    def clips(self, draws: ArrayLike, *, view: int = 0, spare: int = 0) -> list[Clip]:
+        return [self.chosen[draw] for draw in np.asarray(draws).tolist()]
 
 
 def _exemplars(tree: ClusterTree, corpus: Corpus, out: Path) -> bool:

@@ -74,6 +74,7 @@ def load_run_encoder(run_dir: Path) -> tuple[VideoEncoder, Config]:
 
 def _run_embedder(name: str, device: torch.device) -> Embedder:
     encoder, config = load_run_encoder(Path(name))
+    width = encoder.width
     encoder = frozen(encoder, device)
     data = config.data
 
@@ -84,7 +85,7 @@ def _run_embedder(name: str, device: torch.device) -> Embedder:
     return Embedder(
         path,
         weights_digest(encoder),
-        encoder.width,
+        width,
         data.frames,
         data.stride,
         data.sample_fps,
@@ -96,6 +97,7 @@ def _run_embedder(name: str, device: torch.device) -> Embedder:
 
 def _image_embedder(name: str, device: torch.device, frames: int, stride: int) -> Embedder:
     import timm
+    from timm.data.config import resolve_model_data_config
 
     architecture, _, file = name.removeprefix("timm:").partition("@")
     try:
@@ -107,7 +109,7 @@ def _image_embedder(name: str, device: torch.device, frames: int, stride: int) -
         raise ConfigError(
             f"{name}: cannot be made ({error}); name a model that timm.list_models() lists, or its weights as timm:MODEL@FILE"
         ) from error
-    wanted = timm.data.resolve_model_data_config(model)
+    wanted = resolve_model_data_config(model)
     mean, deviation = (
         torch.tensor(wanted.get(key, default), device=device).view(3, 1, 1)
         for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))

@@ -38,7 +38,6 @@ class Stream(IntEnum):
     QUOTA = 16
     EPOCH = 17
     LEAF = 18
-    CLUSTER = 19
 
 
 def philox(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint32]:
@@ -46,7 +45,8 @@ def philox(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint
 
     counter: (..., 4), each word below 2**32. key: two words below 2**32. Returns (..., 4) uint32.
     """
-    return np.stack(philox_words(*(counter[..., word] for word in range(4)), key), axis=-1).astype(np.uint32)
+    c0, c1, c2, c3 = (counter[..., word] for word in range(4))
+    return np.stack(philox_words(c0, c1, c2, c3, key), axis=-1).astype(np.uint32)
 
 
 def philox_words(

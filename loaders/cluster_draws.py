@@ -176,7 +176,7 @@ class _PhaseDraws:
         if spare and words is not None:
             # Those that follow in the leaf's present order: never the failed span itself, and none twice.
             inside = (inside + spare) % size
-        member = spans.offsets[leaf] + permute_leaves(inside, size, self.seed, cycle, spans.leaf[leaf])
+        member = spans.offsets[leaf] + permute_leaves(inside, size, self.seed, cycle, spans.leaf[leaf].astype(np.int64))
         if spare and words is not None:
             height = (spare - 1) // SPARES_PER_NODE
             for draw in np.flatnonzero(np.maximum(spare // size, height)).tolist():

@@ -62,7 +62,9 @@ class SklearnKMeans:
         from sklearn.cluster import KMeans
         from sklearn.exceptions import ConvergenceWarning
 
-        model = KMeans(len(start), init=start, n_init=1, max_iter=iterations, algorithm="lloyd")
+        # scikit-learn's hints know neither an array as the start nor a number of starts.
+        options: dict[str, Any] = {"init": start, "n_init": 1, "max_iter": iterations, "algorithm": "lloyd"}
+        model: Any = KMeans(len(start), **options)
         with warnings.catch_warnings():
             # Rows that are fewer, or fewer different ones, than clusters are refused before they come here.
             warnings.simplefilter("ignore", ConvergenceWarning)

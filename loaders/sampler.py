@@ -90,8 +90,11 @@ def permute(
 class SpanOrder(Protocol):
     """Another order than `Sampler`'s own, as `cluster_draws.TreeOrder` is one."""
 
-    num_spans: int
-    epoch_draws: int
+    @property
+    def num_spans(self) -> int: ...
+
+    @property
+    def epoch_draws(self) -> int: ...
 
     def spans(
         self, draws: Integers, spare: int, words: NDArray[np.uint32] | None

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,6 +25,15 @@ from trocar.loaders.corpus import CorpusError
 from trocar.loaders.embeddings import EmbeddingRows, shard_path
 
 SHARES, PROCEDURES = [0.85, 0.10, 0.04, 0.01], 3
+
+
+def scikit_learn(rows: np.ndarray, clusters: int, **options: Any) -> Any:
+    """A fitted KMeans, whose hints know less than it takes."""
+    return KMeans(clusters, max_iter=300, **options).fit(rows)
+
+
+def nothing(_: int) -> None:
+    pass
 
 
 def balanced_weights(tree: ClusterTree, balance: float) -> np.ndarray:
@@ -63,10 +73,10 @@ def in_memory_tree(rows: np.ndarray, levels: tuple[int, ...]) -> tuple[ClusterTr
     start."""
     values = rows.astype(np.float32)
     start = kmeans_plusplus(values, levels[0], random_state=3)[0]
-    model = KMeans(levels[0], init=start, n_init=1, max_iter=300).fit(values)
+    model = scikit_learn(values, levels[0], init=start, n_init=1)
     inertia, leaf, parents = [model.inertia_], model.labels_, []
     for clusters in levels[1:]:
-        model = KMeans(clusters, n_init=10, random_state=3, max_iter=300).fit(model.cluster_centers_)
+        model = scikit_learn(model.cluster_centers_, clusters, n_init=10, random_state=3)
         inertia.append(model.inertia_)
         parents.append(model.labels_)
     node, columns = np.arange(levels[0]), [np.arange(levels[0])]
@@ -95,7 +105,7 @@ def test_inertia_and_evenness_against_scikit_learn(tmp_path: Path, monkeypatch: 
     # On the levels above against scikit-learn on the same centroids.
     for level in (1, 2):
         below = np.load(tmp_path / "same" / f"centroids_{level}.npy")
-        reference = KMeans(levels[level], n_init=10, random_state=0, max_iter=300).fit(below)
+        reference = scikit_learn(below, levels[level], n_init=10, random_state=0)
         assert made.inertia[level] <= 1.01 * reference.inertia_
     settings = ClusterSettings(levels=levels)
     cluster_embeddings(tmp_path / "embeddings", tmp_path / "ours", settings, progress=False)
@@ -241,7 +251,9 @@ def test_an_empty_cluster_is_given_the_farthest_row(tmp_path: Path) -> None:
     opened = EmbeddingRows(tmp_path / "embeddings")
     start = rows[[0, 1, 2]].astype(np.float32)
     start[2] = -1000
-    result = kmeans_passes.lloyd_pass(opened, np.ones(500, dtype=bool), start, kmeans_passes.torch.device("cpu"), int)
+    result = kmeans_passes.lloyd_pass(
+        opened, np.ones(500, dtype=bool), start, kmeans_passes.torch.device("cpu"), nothing
+    )
     assert result.empty == 1
     assert np.array_equal(result.centroids[2], rows[77].astype(np.float32))
 

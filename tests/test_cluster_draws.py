@@ -156,7 +156,7 @@ def test_sizes_may_be_mixed() -> None:
     position, cycle, leaf = generator.integers(0, size), generator.integers(0, 50, 500), generator.integers(0, 9, 500)
     together = permute_leaves(position, size, 7, cycle, leaf)
     alone = [
-        permute_leaves(*(np.array([value]) for value in (p, s)), 7, np.array([c]), np.array([k]))[0]
+        permute_leaves(np.array([p]), np.array([s]), 7, np.array([c]), np.array([k]))[0]
         for p, s, c, k in zip(position, size, cycle, leaf, strict=True)
     ]
     assert together.tolist() == alone

@@ -16,6 +16,7 @@ import timm
 import torch
 from clips import write_numbered
 from safetensors.torch import save_file
+from timm.data.config import resolve_model_data_config
 
 from trocar.engine import embed as module
 from trocar.engine.checkpoint import CheckpointError
@@ -175,7 +176,7 @@ def test_an_image_model_from_a_local_file(corpus: Path, tmp_path: Path) -> None:
     embedder = load_embedder(name, torch.device("cpu"), frames=8, stride=2)
     size = embedder.resolution
     frames = torch.randint(0, 256, (2, 8, size, size, 3), dtype=torch.uint8)
-    config = timm.data.resolve_model_data_config(model)
+    config = resolve_model_data_config(model)
     mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     with torch.inference_mode():
         wanted = [model((clip[[0, 2, 5, 7]].permute(0, 3, 1, 2) / 255 - mean) / std).mean(dim=0) for clip in frames]

@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from planted import long_tail, write_embeddings
+from torch.multiprocessing.spawn import start_processes
 
 from trocar.loaders import kmeans_passes
 from trocar.loaders.embeddings import EmbeddingRows
 from trocar.loaders.kmeans import CumlKMeans, SklearnKMeans, assign, fit_kmeans, nearest_of_each, resample
+
+
+def nothing(_: int) -> None:
+    pass
 
 
 def planted(count: int = 2000) -> np.ndarray:
@@ -60,8 +64,8 @@ def pass_of_one_rank(rank: int, ranks: int, folder: str) -> None:
     usable = np.load(f"{folder}/usable.npy")
     start = np.load(f"{folder}/start.npy")
     device = torch.device("cpu")
-    result = kmeans_passes.lloyd_pass(rows, usable, start, device, int)
-    labels, distances = kmeans_passes.assign_pass(rows, usable, start, device, int)
+    result = kmeans_passes.lloyd_pass(rows, usable, start, device, nothing)
+    labels, distances = kmeans_passes.assign_pass(rows, usable, start, device, nothing)
     np.savez(
         f"{folder}/rank_{rank}.npz",
         centroids=result.centroids,
@@ -83,9 +87,9 @@ def test_several_processes_give_what_one_gives(tmp_path: Path) -> None:
     np.save(tmp_path / "usable.npy", usable)
     np.save(tmp_path / "start.npy", start)
     device = torch.device("cpu")
-    alone = kmeans_passes.lloyd_pass(opened, usable, start, device, int)
-    labels, distances = kmeans_passes.assign_pass(opened, usable, start, device, int)
-    multiprocessing.start_processes(pass_of_one_rank, args=(2, str(tmp_path)), nprocs=2, start_method="spawn")
+    alone = kmeans_passes.lloyd_pass(opened, usable, start, device, nothing)
+    labels, distances = kmeans_passes.assign_pass(opened, usable, start, device, nothing)
+    start_processes(pass_of_one_rank, args=(2, str(tmp_path)), nprocs=2, start_method="spawn")
     for rank in range(2):
         found = np.load(tmp_path / f"rank_{rank}.npz")
         assert np.allclose(found["centroids"], alone.centroids, rtol=1e-5, atol=1e-5)
@@ -110,6 +114,6 @@ def test_passes_on_a_gpu_give_what_the_cpu_gives(tmp_path: Path) -> None:
     rows = planted(20_000).astype(np.float16)
     write_embeddings(tmp_path, rows, rows_per_shard=6000)
     opened, start, usable = EmbeddingRows(tmp_path), rows[:50].astype(np.float32), np.ones(20_000, dtype=bool)
-    results = [kmeans_passes.lloyd_pass(opened, usable, start, torch.device(name), int) for name in ("cpu", "cuda")]
+    results = [kmeans_passes.lloyd_pass(opened, usable, start, torch.device(name), nothing) for name in ("cpu", "cuda")]
     assert results[1].inertia == pytest.approx(results[0].inertia, rel=1e-3)
     assert np.allclose(results[0].centroids, results[1].centroids, atol=0.02)
