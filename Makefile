@@ -28,6 +28,8 @@ gpu: setup-dev
 	$(BIN)/pytest -m "not slow" tests/test_patch_embed.py tests/test_pixel_loss.py tests/test_decoder_tokens.py tests/test_row_sums.py \
 		tests/test_feature_loss.py tests/test_ema.py tests/test_mask_sampler.py tests/test_rope3d.py tests/test_kmeans_assign.py \
 		tests/test_mae_kernels.py tests/test_jepa_kernels.py tests/test_launch.py tests/test_kernel_compile.py
+	$(BIN)/pytest -m "not slow" tests/test_kmeans.py
+	$(BIN)/trocar bench clustering --rows 10000000 --width 768 --levels 4096,400,40 --device cuda
 	$(BIN)/trocar bench decode
 	$(BIN)/trocar bench kernels $(ARGS)
 	$(if $(VIDEOS),$(BIN)/trocar index '$(VIDEOS)' --out runs/gpu/corpus)

@@ -7,5 +7,5 @@ FOLDERS = ["bench", "configs", "engine", "kernels", "loaders", "ssl"]
 setup(
     packages=[f"trocar.{folder}" for folder in FOLDERS],
     package_dir={f"trocar.{folder}": folder for folder in FOLDERS},
-    package_data={"trocar.configs": ["*.yaml"]},
+    package_data={"trocar.configs": ["*.yaml", "corpus/*.yaml"]},
 )

@@ -26,7 +26,7 @@ def bench_data_wait(
     device: torch.device,
     corpora: dict[str, Path],
     *,
-    config: str = "surgrec_mae",
+    config: str = "surgrec_mae_unbalanced",
     views_per_span: int = 4,
     steps: int = 60,
     overrides: Sequence[str] = (),

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields, replace
+from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..loaders.corpus import Corpus
+from ..loaders.phases import DrawSettings, PlannedOrder, plan_order
 from ..loaders.sampler import Sampler
 from ..ssl.ahead import DrawnAhead
 from ..ssl.block_masks import MultiBlockMask
@@ -128,7 +132,8 @@ def build_sampler(config: Config, corpus: Corpus) -> Sampler:
     """
     data, packed = config.data, corpus.packed_stride
     _check_proxies(config, corpus)
-    return Sampler(
+    make = partial(
+        Sampler,
         corpus.frames,
         num_frames=data.frames,
         stride=None if data.stride is None else data.stride // packed,
@@ -136,6 +141,24 @@ def build_sampler(config: Config, corpus: Corpus) -> Sampler:
         video_fps=corpus.fps,
         seed=config.run.seed,
     )
+    plan = plan_draws(config, corpus, make().span_frames)
+    return make(order=None if plan is None else plan.order)
+
+
+def plan_draws(config: Config, corpus: Corpus, span_frames: NDArray[np.int64]) -> PlannedOrder | None:
+    """The order of a run that draws otherwise than from all spans alike. span_frames: (V,) frames of a span of each video."""
+    data = config.data
+    names = [item.name for item in fields(DrawSettings)]
+    settings = [DrawSettings(**{name: getattr(data, name) for name in names if name != "first_draw"})]
+    if settings == [DrawSettings()] and not data.phases:
+        return None
+    for phase in data.phases:
+        changed = {name: getattr(phase, name) for name in names if getattr(phase, name) is not None}
+        settings.append(replace(settings[-1], **changed))
+    try:
+        return plan_order(corpus, settings, span_frames, config.run.seed)
+    except ValueError as error:
+        raise ConfigError(f"data: {error}") from error
 
 
 def _check_proxies(config: Config, corpus: Corpus) -> None:
@@ -149,7 +172,8 @@ def _check_proxies(config: Config, corpus: Corpus) -> None:
         slow = np.flatnonzero((packed > 1) & (corpus.fps < data.sample_fps * 0.999))
         if slow.size:
             raise ConfigError(
-                f"data.sample_fps: {data.sample_fps:g} is more than the {corpus.fps[slow].min():g} frames a second that proxies in "
+                f"data.sample_fps: {data.sample_fps:g} is more than the {corpus.fps[slow].min():g} frames a second that "
+                f"proxies in "
                 f"{corpus.path} hold; give less, or pack the originals again with a smaller trocar pack --stride"
             )
     sides = [min(v["width"], v["height"]) for v in corpus.scan("original", "width", "height") if v["original"]]
@@ -165,7 +189,8 @@ def _check_proxies(config: Config, corpus: Corpus) -> None:
 def check_same_corpus(config: Config, corpus: Corpus, fingerprint: str) -> None:
     if fingerprint != corpus.fingerprint and not config.data.allow_changed_corpus:
         raise ConfigError(
-            f"data.corpus: {config.data.corpus} has changed since the run in {config.run.dir} began, so its draws would be others; "
+            f"data.corpus: {config.data.corpus} has changed since the run in {config.run.dir} began, so its draws would be "
+            f"others; "
             "restore the corpus, set run.dir elsewhere, or accept it with data.allow_changed_corpus=true"
         )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 # with other work, from those they wait for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from .cli_curation import add_commands, parse_levels
 from .config_error import ConfigError
 from .config_file import CONFIGS
 
@@ -150,13 +151,31 @@ def build_parser() -> argparse.ArgumentParser:
     decode.set_defaults(run=run_bench_decode)
     wait = benches.add_parser("data-wait", help="how long training waits on originals, on proxies, and with span reuse")
     wait.add_argument("corpora", nargs="+", metavar="NAME=CORPUS", help="for example originals=corpus proxies=packed")
-    wait.add_argument("--config", default="surgrec_mae", help="what is trained (default: surgrec_mae)")
+    wait.add_argument(
+        "--config", default="surgrec_mae_unbalanced", help="what is trained (default: surgrec_mae_unbalanced)"
+    )
     wait.add_argument("--steps", type=int, default=60, help="steps of each run (default: 60)")
     wait.add_argument("--views", type=int, default=4, help="views of a span where spans are reused (default: 4)")
     wait.add_argument("--set", nargs="*", default=[], metavar="section.key=value", help="settings for all runs")
     wait.add_argument("--out", type=Path, default=Path("bench/results/data_wait.jsonl"), metavar="FILE")
     wait.set_defaults(run=run_bench_data_wait)
 
+    balance = benches.add_parser("balance", help="pretraining with balanced draws against without, on a made corpus")
+    balance.add_argument("--seeds", type=int, default=3, help="default: 3")
+    balance.add_argument("--steps", type=int, default=300, help="of every run (default: 300)")
+    balance.add_argument("--spans", type=int, default=1200, help="of the corpus (default: 1200)")
+    balance.add_argument("--out", type=Path, default=Path("bench/results/balance.jsonl"), metavar="FILE")
+    balance.set_defaults(run=run_bench_balance)
+
+    clustering = benches.add_parser("clustering", help="seconds and memory of a tree over made rows")
+    clustering.add_argument("--rows", type=int, nargs="+", default=[200_000], help="default: 200000")
+    clustering.add_argument("--width", type=int, default=384, help="default: 384")
+    clustering.add_argument("--levels", default="2000,200,20", metavar="N,N,...", help="default: 2000,200,20")
+    clustering.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    clustering.add_argument("--out", type=Path, default=Path("bench/results/clustering.jsonl"), metavar="FILE")
+    clustering.set_defaults(run=run_bench_clustering)
+
+    add_commands(commands, views)
     doctor = commands.add_parser("doctor", help="what this machine has, and what the absence of the rest costs")
     doctor.set_defaults(run=run_doctor)
     return parser
@@ -326,6 +345,36 @@ def run_bench_data_wait(options: argparse.Namespace) -> int:
     rows = bench_data_wait(device, corpora, config=options.config, overrides=options.set, **numbers)
     write_rows(options.out, rows)
     print(table(rows))
+    return 0
+
+
+def run_bench_balance(options: argparse.Namespace) -> int:
+    from ..bench.balance import bench_balance, table
+    from ..bench.report import write_rows
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    rows = bench_balance(seeds=options.seeds, steps=options.steps, spans=options.spans, tell=tell)
+    write_rows(options.out, rows)
+    print(table(rows))
+    return 0
+
+
+def run_bench_clustering(options: argparse.Namespace) -> int:
+    import torch
+
+    from ..bench.clustering import bench_clustering, bench_level, table
+    from ..bench.report import write_rows
+
+    device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
+    levels = parse_levels(options.levels) or ()
+    rows = [bench_clustering(count, options.width, levels, device=device) for count in options.rows]
+    print(table(rows))
+    if device == "cuda":  # the design's row: one level at 10 M x 768
+        rows.append(bench_level(torch.device(device), rows=10_000_000, width=768, clusters=4096))
+        print({name: value for name, value in rows[-1].items() if name.endswith(("seconds", "inertia"))})
+    write_rows(options.out, rows)
     return 0
 
 

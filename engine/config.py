@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -85,19 +86,41 @@ class SizePhase:
 
 
 @dataclass(frozen=True)
+class SamplingPhase:
+    """What changes from draw `first_draw` on, where an epoch of the draws before must end; null is as before. The keys are those
+    of `DataConfig`."""
+
+    first_draw: int
+    tree: str | None = None
+    balance: float | None = None
+    max_repeats: float | None = None
+    epoch_draws: int | None = None
+    source_caps: dict[str, float] | None = None
+    thin: float | None = None
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What clips are and where they come from.
 
     corpus: folder that `trocar index` wrote. frames: T. stride: decoded frames from one clip frame to the next; sample_fps:
     clip frames a second instead, for corpora of mixed frame rates. resolution: side of the clip in pixels. crop_scale: least and
-    largest share of the picture's area, crop_ratio: least and largest width / height. flip: probability of mirroring. content_box:
-    crop inside the black border. loader: "auto" measures what decodes each kind of video faster where there is a GPU. decoders:
-    how many spans DALI decodes at the same time. views_per_span: clips that are made of every span that is decoded, each with its
-    own offset, crop and mask. pool_spans: decoded spans of which clips wait on the device, over all ranks, a multiple of lanes;
-    where 0, the clips of a span stand in one batch. lanes: independent parts of the pool; the number of ranks has to divide it.
-    threads: decoding threads, all cores where None. prefetch: batches decoded ahead. failure_budget: share of the spans that may
-    fail before the run stops. allow_changed_corpus: resume although the corpus is another one. sizes: phases of other
-    clip sizes on the way, in the order of their steps.
+    largest share of the picture's area, crop_ratio: least and largest width / height. flip: probability of mirroring.
+    content_box: crop inside the black border. loader: "auto" measures what decodes each kind of video faster where there is a
+    GPU. decoders: how many spans DALI decodes at the same time. views_per_span: clips that are made of every span that is
+    decoded, each with its own offset, crop and mask. pool_spans: decoded spans of which clips wait on the device, over all
+    ranks, a multiple of lanes; where 0, the clips of a span stand in one batch. lanes: independent parts of the pool; the number
+    of ranks has to divide it. threads: decoding threads, all cores where None. prefetch: batches decoded ahead. failure_budget:
+    share of the spans that may fail before the run stops. allow_changed_corpus: resume although the corpus is another one. sizes:
+    phases of other clip sizes on the way, in the order of their steps.
+
+    tree: folder that `trocar cluster` wrote, to draw from its branches; null draws all spans alike. balance: 0 draws the corpus
+    as it is, 1 all branches of the tree alike. max_repeats: most draws of one span an epoch. epoch_draws: draws of an epoch, as
+    many as there are spans where null. source_caps: the largest share of the draws of a source, by name. thin: leave out spans
+    nearer than this to another of their leaf. include, exclude: videos by id, file name, pattern of paths, or @FILE that lists
+    such. phases: what of these changes on the way.
     """
 
     corpus: str
@@ -120,6 +143,15 @@ class DataConfig:
     failure_budget: float = 0.1
     allow_changed_corpus: bool = False
     sizes: tuple[SizePhase, ...] = ()
+    tree: str | None = None
+    balance: float = 1.0
+    max_repeats: float | None = None
+    epoch_draws: int | None = None
+    source_caps: dict[str, float] = field(default_factory=dict)
+    thin: float | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    phases: tuple[SamplingPhase, ...] = ()
 
     def __post_init__(self) -> None:
         if self.sample_fps is not None and self.stride is not None:
@@ -152,6 +184,25 @@ class DataConfig:
         require(begin == sorted(set(begin)), "data.sizes: from_step", begin, "steps in ascending order")
         require(0 <= self.flip <= 1, "data.flip", self.flip, "a probability, 0 .. 1")
         require(0 <= self.failure_budget <= 1, "data.failure_budget", self.failure_budget, "a share, 0 .. 1")
+        sampled = [self, *self.phases]
+        if all(part.tree is None for part in sampled) and any(
+            part.balance not in (None, 1.0) or part.thin for part in sampled
+        ):
+            raise ConfigError("data.balance and data.thin need data.tree; make one: trocar embed, then trocar cluster")
+        for prefix, part in (("data.", self), *((f"data.phases[{i}].", phase) for i, phase in enumerate(self.phases))):
+            _check_sampling(prefix, part)
+
+
+def _check_sampling(prefix: str, part: DataConfig | SamplingPhase) -> None:
+    def check(key: str, accepted: str, holds: Callable[[Any], bool]) -> None:
+        value = getattr(part, key)
+        require(value is None or holds(value), f"{prefix}{key}", value, accepted)
+
+    check("balance", "0 (the corpus as it is) .. 1 (all branches alike)", lambda value: 0 <= value <= 1)
+    check("max_repeats", "a positive number or null", lambda value: value > 0)
+    check("epoch_draws", "1 .. 2**31 - 1, or null", lambda value: 0 < value < 2**31)
+    check("source_caps", "shares between 0 and 1", lambda caps: all(0 < share <= 1 for share in caps.values()))
+    check("thin", "a positive distance or null", lambda value: value > 0)
 
 
 @dataclass(frozen=True)

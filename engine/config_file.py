@@ -118,6 +118,10 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{key}: {value!r} is not accepted; give a list")
         return tuple(_convert(item, arguments[0], f"{key}[{index}]") for index, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key}: {value!r} is not accepted; give names with values, {{name: value}}")
+        return {_convert(name, str, key): _convert(item, arguments[1], f"{key}.{name}") for name, item in value.items()}
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(arguments):
             raise ConfigError(f"{key}: {value!r} is not accepted; give a list of {len(arguments)} numbers")

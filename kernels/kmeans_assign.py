@@ -3,9 +3,9 @@
     label[n] = argmin over c of |x[n] - c|**2 = |c|**2 - 2 x[n] . c + |x[n]|**2,   the lowest c of equals
     distance[n] = that minimum, at least 0 (squared Euclidean)
 
-Rows and centroids enter the matrix units in half precision, their products are summed in float32 and the minimum over each block of
-centroids stays in registers. The cluster sums follow in a second pass, by a stable sort of the labels: no float atomics, so equal
-rows give equal centroids, bit for bit. Rows come in chunks of any size; sums and counts carry over.
+Rows and centroids enter the matrix units in half precision, their products are summed in float32 and the minimum over each block
+of centroids stays in registers. The cluster sums follow in a second pass, by a stable sort of the labels: no float atomics, so
+equal rows give equal centroids, bit for bit. Rows come in chunks of any size; sums and counts carry over.
 
 Shapes: N rows, C centroids, D width.
 """
@@ -17,6 +17,8 @@ import torch
 from .launch import FLOAT_DTYPES, ceil_div, jit, launch, require, takes_triton, tl
 from .row_sums import add_rows_by_index
 
+# On the CPU: rows whose distances to all centroids are made at once, and the bytes that those may take.
+CPU_BLOCK_BYTES = 64 << 20
 HALF_TILE = dict(ROWS=128, CENTROIDS=128, VALUES=64, num_warps=8, num_stages=3)
 FLOAT_TILE = dict(ROWS=32, CENTROIDS=64, VALUES=32, num_warps=4, num_stages=2)
 
@@ -28,6 +30,25 @@ def kmeans_assign_reference(rows: torch.Tensor, centroids: torch.Tensor) -> tupl
     squares = centroids.square().sum(dim=1) - 2 * rows @ centroids.T
     least, labels = squares.min(dim=1)
     return labels, (least + rows.square().sum(dim=1)).clamp(min=0)
+
+
+def _assign_on_cpu(rows: torch.Tensor, centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The reference, block by block: the distances of a block stay in one buffer, whatever the number of rows."""
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    wide = centroids.to(dtype)
+    squares, transposed = wide.square().sum(dim=1), wide.T.contiguous()
+    block = max(1, min(CPU_BLOCK_BYTES // (len(centroids) * dtype.itemsize), len(rows)))
+    buffer = rows.new_empty(block, len(centroids), dtype=dtype)
+    labels = rows.new_empty(len(rows), dtype=torch.int64)
+    distances = rows.new_empty(len(rows), dtype=dtype)
+    for start in range(0, len(rows), block):
+        part = rows[start : start + block].to(dtype)
+        candidates = buffer[: len(part)]
+        torch.addmm(squares, part, transposed, alpha=-2, out=candidates)
+        least, nearest = candidates.min(dim=1)
+        labels[start : start + block] = nearest
+        distances[start : start + block] = (least + part.square().sum(dim=1)).clamp_(min=0)
+    return labels, distances
 
 
 @jit
@@ -128,7 +149,7 @@ def kmeans_assign(
         dtype = torch.promote_types(rows.dtype, torch.float32)
         require("sums", sums, dtypes=(dtype,), shape=tuple(centroids.shape), like=rows)
         require("counts", counts, dtypes=(torch.int64,), shape=(len(centroids),), like=rows)
-    assign = _kmeans_assign if takes_triton(rows) else kmeans_assign_reference
+    assign = _kmeans_assign if takes_triton(rows) else kmeans_assign_reference if rows.is_cuda else _assign_on_cpu
     labels, distances = assign(rows, centroids)
     if sums is not None and counts is not None:
         add_rows_by_index(rows, labels, sums, counts)

@@ -6,8 +6,8 @@ on any number of ranks, after any interruption and on host and device alike: who
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. Integers throughout, so hosts and devices agree bit
 for bit.
 
-Counter words: 0 block of four numbers, 1 low half of the draw, 2 high half of the draw (16 bits) and the view (16 bits), 3 stream.
-Key words: the two halves of the seed.
+Counter words: 0 block of four numbers, 1 low half of the draw, 2 high half of the draw (16 bits) and the view (16 bits), 3
+stream. Key words: the two halves of the seed.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ class Stream(IntEnum):
     DECODER_MASK = 6
     POOL = 7
     BLOCK_MASK = 8
+    QUOTA = 16
+    EPOCH = 17
+    LEAF = 18
 
 
 def philox(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint32]:
@@ -44,6 +47,13 @@ def philox(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint
     counter: (..., 4), each word below 2**32. key: two words below 2**32. Returns (..., 4) uint32.
     """
     c0, c1, c2, c3 = (counter[..., word] for word in range(4))
+    return np.stack(philox_words(c0, c1, c2, c3, key), axis=-1).astype(np.uint32)
+
+
+def philox_words(
+    c0: NDArray[np.uint64], c1: NDArray[np.uint64], c2: NDArray[np.uint64], c3: NDArray[np.uint64], key: tuple[int, int]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
+    """`philox` with the counter's words, and the result's, apart; they may broadcast."""
     k0, k1 = key
     for _ in range(ROUNDS):
         product0, product1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
@@ -54,7 +64,7 @@ def philox(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint
             product0 & LOW_32_BITS,
         )
         k0, k1 = (k0 + KEY_STEPS[0]) & 0xFFFFFFFF, (k1 + KEY_STEPS[1]) & 0xFFFFFFFF
-    return np.stack([c0, c1, c2, c3], axis=-1).astype(np.uint32)
+    return c0, c1, c2, c3
 
 
 def random_words(seed: int, draws: ArrayLike, views: ArrayLike, stream: int, count: int) -> NDArray[np.uint32]:

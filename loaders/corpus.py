@@ -24,11 +24,13 @@ import pyarrow.parquet as pq
 
 from .video import GopTable, PacketTable, VideoFacts
 
-FORMAT_VERSION = "2"
+FORMAT_VERSION = "3"
 VIDEOS_NAME, GOPS_NAME, PACKETS_NAME = "videos.parquet", "gops.parquet", "packets.arrow"
 QUARANTINE_NAME = "quarantine.csv"
 CACHED_ROW_GROUPS = 16
 PACKETS_PER_BATCH = 65_536
+# What a CSV may say of a video beside its path. origin: web, clinical or institutional.
+DESCRIPTION = ("source", "domain", "procedure", "subject", "centre", "origin", "licence")
 
 _ARROW_TYPES = {
     "str": pa.string(),
@@ -42,8 +44,7 @@ VIDEO_SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         *FACT_FIELDS,
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("domain", pa.string(), nullable=False),
+        *(pa.field(name, pa.string(), nullable=False) for name in DESCRIPTION),
         pa.field("original", pa.string(), nullable=False),
         pa.field("packed_stride", pa.int32(), nullable=False),
         pa.field("boxed", pa.bool_(), nullable=False),
@@ -90,8 +91,9 @@ class Video:
 
     `id` is 16 hex digits of the absolute path's hash; a proxy that `trocar pack` made has its original's, the original's path as
     `original` and, as `packed_stride`, how many of the original's frames one of its own stands for (1 otherwise). `boxed`: the
-    content box was looked for. The video's GOPs are rows first_gop .. first_gop + num_gops - 1 of `gops.parquet`, and
-    `gops_digest` their hash without checksums; its packets begin at row first_packet of `packets.arrow`.
+    content box was looked for. source .. licence: as a CSV described it, "" where it did not. The video's GOPs are rows
+    first_gop .. first_gop + num_gops - 1 of `gops.parquet`, and `gops_digest` their hash without checksums; its packets begin at
+    row first_packet of `packets.arrow`.
     """
 
     row: int
@@ -99,6 +101,11 @@ class Video:
     facts: VideoFacts
     source: str
     domain: str
+    procedure: str
+    subject: str
+    centre: str
+    origin: str
+    licence: str
     original: str
     packed_stride: int
     boxed: bool

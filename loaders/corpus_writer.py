@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .corpus import (
+    DESCRIPTION,
     FACT_FIELDS,
     FORMAT_VERSION,
     GOP_SCHEMA,
@@ -91,8 +92,7 @@ class CorpusWriter:
             {
                 **{field.name: getattr(facts, field.name) for field in FACT_FIELDS},
                 "id": entry.id or hashlib.blake2b(facts.path.encode(), digest_size=8).hexdigest(),
-                "source": entry.source,
-                "domain": entry.domain,
+                **{name: getattr(entry, name) for name in DESCRIPTION},
                 "original": entry.original,
                 "packed_stride": entry.packed_stride,
                 "boxed": content_box,

@@ -68,7 +68,8 @@ def index_corpus(
     Args:
         sources: folders (searched with their subfolders for known video suffixes, hidden files left out), files of any
             suffix, glob patterns (`**` reaches into subfolders), and CSV files with a column `path` (relative ones from
-            the CSV's folder) and optional columns `source` and `domain`; each a local path or a URL that fsspec knows.
+            the CSV's folder) and, optional, source, domain, procedure, subject, centre, origin (web, clinical or
+            institutional) and licence; each a local path or a URL that fsspec knows.
         out: made if missing; an index in it is brought up to date: files of the same size and modification time are not
             probed again unless they lack a checksum or content box asked for.
         workers: probing processes; 1 probes in this process; None takes as many as there are cores, if the files are many.

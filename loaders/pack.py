@@ -1,4 +1,4 @@
-"""A corpus of originals -> a corpus of proxies, whose videos keep the originals' ids, sources and domains.
+"""A corpus of originals -> a corpus of proxies, whose videos keep the originals' ids and descriptions.
 
     OUT/videos/ab/abcd....mp4, .json    a proxy, named by its id, and what it was made of
     OUT/proxies.csv                     what `trocar index` is told about them
@@ -21,7 +21,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .corpus import QUARANTINE_NAME, Corpus, CorpusError, Video
+from .corpus import DESCRIPTION, QUARANTINE_NAME, Corpus, CorpusError, Video
 from .index import index_corpus
 from .isolated import ProcessDied, run_isolated
 from .pack_gain import expected_gain
@@ -200,8 +200,8 @@ def _index(
     for row in proxies:
         video = corpus.video(row)
         path = proxy_path(out, video.id).relative_to(out)
-        rows.append([path, video.source, video.domain, video.id, video.facts.path, stride])
-    _write_csv(out / PROXIES_NAME, ["path", "source", "domain", "id", "original", "packed_stride"], rows)
+        rows.append([path, *(getattr(video, name) for name in DESCRIPTION), video.id, video.facts.path, stride])
+    _write_csv(out / PROXIES_NAME, ["path", *DESCRIPTION, "id", "original", "packed_stride"], rows)
     index_corpus([out / PROXIES_NAME], out, workers=workers, content_box=False, progress=progress)
     with open(out / QUARANTINE_NAME, newline="", encoding="utf-8") as file:
         refused = [(row["path"], row["reason"]) for row in csv.DictReader(file)]

@@ -1,8 +1,8 @@
 """(seed, draw number) -> clip: a pure function, so the order of a run needs no state.
 
-Every video is cut on a grid into base spans of (num_frames - 1) x stride + 1 frames; the spans of all videos are numbered through.
-Draw n visits them in a keyed pseudo-random order: n // num_spans keys a permutation of all spans, n % num_spans enters it, so
-every span is seen once before any is seen twice. The clip starts at the span's first frame plus a keyed offset below the
+Every video is cut on a grid into base spans of (num_frames - 1) x stride + 1 frames; the spans of all videos are numbered
+through. Draw n visits them in a keyed pseudo-random order: n // num_spans keys a permutation of all spans, n % num_spans enters
+it, so every span is seen once before any is seen twice. The clip starts at the span's first frame plus a keyed offset below the
 span's length, clamped at the end of the video: no two visits see the same cut, and no frame is out of reach.
 
 Draw n is the same on 1 or 1,000 ranks, and resuming is one integer. Replacement k of a failed draw n is `spare` k of n, pure too.
@@ -11,12 +11,12 @@ Draw n is the same on 1 or 1,000 ranks, and resuming is one integer. Replacement
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..kernels.philox import Stream, below, philox, random_words
+from ..kernels.philox import Stream, below, philox_words, random_words
 
 # Below this size a permutation is the argsort of random keys: a Feistel network of a few bits is far from uniform.
 SORTED_PERMUTATION_LIMIT = 64
@@ -45,21 +45,23 @@ class Clip:
     problem: str = ""
 
 
-def feistel(values: Integers, bits: int, seed: int, cycles: Integers, stream: Stream) -> Integers:
+def feistel(
+    values: Integers, bits: int | Integers, seed: int, cycles: Integers, stream: Stream, leaves: int | Integers = 0
+) -> Integers:
     """A keyed permutation of 0 .. 2**bits - 1: a Feistel network whose round function is Philox (Luby and Rackoff 1988).
 
-    values, cycles: (B,). The halves have bits // 2 and bits - bits // 2 bits and change places every round.
+    values, cycles: (B,). bits: one number or (B,). leaves: below 2**24, part of the key. The halves have bits // 2 and
+    bits - bits // 2 bits and change places every round.
     """
     low_bits = bits // 2
     left, right = values >> low_bits, values & ((1 << low_bits) - 1)
     left_bits, right_bits = bits - low_bits, low_bits
-    counter = np.empty((*values.shape, 4), dtype=np.uint64)
-    counter[..., 1] = cycles & 0xFFFFFFFF
+    cycle_low, cycle_high = (cycles & 0xFFFFFFFF).astype(np.uint64), cycles >> 32
+    domain = np.asarray(stream | np.asarray(leaves, dtype=np.int64) << 8).astype(np.uint64)
     for round_number in range(FEISTEL_ROUNDS):
-        counter[..., 0] = right
-        counter[..., 2] = (cycles >> 32) | (round_number << 16)
-        counter[..., 3] = stream
-        mixed = philox(counter, (seed & 0xFFFFFFFF, seed >> 32))[..., 0].astype(np.int64)
+        second = (cycle_high | (round_number << 16)).astype(np.uint64)
+        key = (seed & 0xFFFFFFFF, seed >> 32)
+        mixed = philox_words(right.astype(np.uint64), cycle_low, second, domain, key)[0].astype(np.int64)
         left, right = right, left ^ (mixed & ((1 << left_bits) - 1))
         left_bits, right_bits = right_bits, left_bits
     return (left << right_bits) | right
@@ -85,12 +87,33 @@ def permute(
     return result
 
 
+class SpanOrder(Protocol):
+    """Another order than `Sampler`'s own, as `cluster_draws.TreeOrder` is one."""
+
+    @property
+    def num_spans(self) -> int: ...
+
+    @property
+    def epoch_draws(self) -> int: ...
+
+    def spans(
+        self, draws: Integers, spare: int, words: NDArray[np.uint32] | None
+    ) -> tuple[Integers, Integers, Integers]:
+        """(video, first frame, frames) of the base spans, each (B,), that `draws` (B,) or their replacements are cut from.
+
+        words: (B,) random numbers for the choice of replacement `spare`; None where spare is 0.
+        """
+        ...
+
+
 class Sampler:
     """Draws clips from a corpus.
 
     video_frames: (V,) frames of each video. num_frames: T. Exactly one of stride (decoded frames from one clip frame to the next,
     one number or (V,)) and sample_fps (clip frames a second, for corpora of mixed frame rates; needs video_fps (V,); of a video
-    with variable frame rate its mean rate counts). seed: 0 .. 2**64 - 1. Raises ValueError on values out of range.
+    with variable frame rate its mean rate counts). seed: 0 .. 2**64 - 1. order: draws from a cluster tree instead of from all
+    spans alike; spans are the tree's then, and a longer clip reaches into those that follow. Raises ValueError on values out of
+    range.
     """
 
     max_spares = MAX_SPARES
@@ -104,9 +127,10 @@ class Sampler:
         sample_fps: float | None = None,
         video_fps: ArrayLike | None = None,
         seed: int = 0,
+        order: SpanOrder | None = None,
     ) -> None:
         self.video_frames = np.asarray(video_frames, dtype=np.int64)
-        self.num_frames, self.seed = num_frames, seed
+        self.num_frames, self.seed, self.order = num_frames, seed, order
         if not self.video_frames.size or self.video_frames.min() < 1:
             raise ValueError("the sampler needs at least one video, each with at least one frame")
         if num_frames < 1:
@@ -133,7 +157,12 @@ class Sampler:
 
     @property
     def num_spans(self) -> int:
-        return int(self._first_span[-1])
+        return int(self._first_span[-1]) if self.order is None else self.order.num_spans
+
+    @property
+    def epoch_draws(self) -> int:
+        """Draws of an epoch: every span once, where no tree says otherwise."""
+        return self.num_spans if self.order is None else self.order.epoch_draws
 
     def _offsets(self, stride: NDArray[np.float64]) -> Integers:
         """Frame offsets inside a clip, (B, T), for the strides (B,)."""
@@ -146,20 +175,45 @@ class Sampler:
         for the k-th replacement.
         """
         draw = np.asarray(draws, dtype=np.int64)
-        if spare:
-            words = random_words(self.seed, draw, spare, Stream.SPARE, 2 + view)
-            span, offset_word = below(words[:, 0], self.num_spans), words[:, 1 + view]
+        video, frames, repeated = self.frames(draw, view=view, spare=spare)
+        return [
+            Clip(*values)
+            for values in zip(
+                draw.tolist(), [view] * len(draw), [spare] * len(draw), video.tolist(), frames, repeated.tolist(),
+                strict=True,
+            )
+        ]  # fmt: skip
+
+    def frames(self, draws: ArrayLike, *, view: int = 0, spare: int = 0) -> tuple[Integers, Integers, Integers]:
+        """`clips` as arrays: (B,) videos, (B, T) frame numbers, (B,) how many at the end repeat a short video's last frame."""
+        draw = np.asarray(draws, dtype=np.int64)
+        words = random_words(self.seed, draw, spare, Stream.SPARE, 2 + view) if spare else None
+        if self.order is None:
+            video, start, length = self._spans(draw, words)
         else:
-            span = permute(draw % self.num_spans, self.num_spans, self.seed, draw // self.num_spans)
+            video, start, length = self.order.spans(draw, spare, None if words is None else words[:, 0])
+        if words is not None:
+            offset_word = words[:, 1 + view]
+        else:
             offset_word = random_words(self.seed, draw, view, Stream.JITTER, 1)[:, 0]
-        video = np.searchsorted(self._first_span, span, side="right") - 1
-        length, total = self.span_frames[video], self.video_frames[video]
-        start = (span - self._first_span[video]) * length + below(offset_word, length)
-        start = np.maximum(np.minimum(start, total - length), 0)
+        start = start + below(offset_word, length)
+        return video, *self.frames_from(video, start)
+
+    def frames_from(self, video: Integers, start: Integers) -> tuple[Integers, Integers]:
+        """(B, T) frame numbers of clips of videos (B,) from frame `start` (B,) on, moved into the video where they would reach
+        beyond its end; (B,) how many positions repeat the last frame of one that is shorter than a clip."""
+        total = self.video_frames[video]
+        start = np.maximum(np.minimum(start, total - self.span_frames[video]), 0)
         frames = start[:, None] + self._offsets(self.stride[video])
         last = total[:, None] - 1
-        repeated = (frames > last).sum(axis=1)
-        frames = np.minimum(frames, last)
-        return [
-            Clip(int(draw[i]), view, spare, int(video[i]), frames[i], int(repeated[i])) for i in range(len(draw))
-        ]  # fmt: skip
+        return np.minimum(frames, last), (frames > last).sum(axis=1)
+
+    def _spans(self, draw: Integers, words: NDArray[np.uint32] | None) -> tuple[Integers, Integers, Integers]:
+        """(video, first frame, frames) of the spans of these draws, all spans in turn; of replacements where there are words."""
+        if words is not None:
+            span = below(words[:, 0], self.num_spans)
+        else:
+            span = permute(draw % self.num_spans, self.num_spans, self.seed, draw // self.num_spans)
+        video = np.searchsorted(self._first_span, span, side="right") - 1
+        length = self.span_frames[video]
+        return video, (span - self._first_span[video]) * length, length

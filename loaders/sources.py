@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import glob
 import os
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import fsspec
 
-from .corpus import CorpusError
+from .corpus import DESCRIPTION, CorpusError
 from .storage import as_os_error
 from .video import is_remote
 
@@ -23,18 +24,30 @@ VIDEO_SUFFIXES = frozenset([
 ])
 # fmt: on
 
+ORIGINS = ("web", "clinical", "institutional")
+COLUMNS = ("path", *DESCRIPTION, "id", "original", "packed_stride")
+
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file to index, what it is tagged with, and what `corpus.Video` says of proxies; `problem`: why it cannot be."""
+    """A file to index, what it is described as, and what `corpus.Video` says of proxies; `problem`: why it cannot be."""
 
     path: str
     source: str = ""
     domain: str = ""
+    procedure: str = ""
+    subject: str = ""
+    centre: str = ""
+    origin: str = ""
+    licence: str = ""
     problem: str = ""
     id: str = ""
     original: str = ""
     packed_stride: int = 1
+
+    @property
+    def is_described(self) -> bool:
+        return any(getattr(self, name) for name in DESCRIPTION)
 
 
 def list_videos(sources: Sequence[str | os.PathLike[str]]) -> list[SourceFile]:
@@ -50,10 +63,10 @@ def list_videos(sources: Sequence[str | os.PathLike[str]]) -> list[SourceFile]:
         if not found:
             raise CorpusError(f"{text}: no video found there; known suffixes are {' '.join(sorted(VIDEO_SUFFIXES))}")
         for entry in found:
-            # Links may lead to one file twice; a tagged mention says more than an untagged one.
+            # Links may lead to one file twice; a described mention says more than a bare one.
             key = entry.path if is_remote(entry.path) else os.path.realpath(entry.path)
             known = entries.get(key)
-            if known is None or ((entry.source or entry.domain) and not (known.source or known.domain)):
+            if known is None or (entry.is_described and not known.is_described):
                 entries[key] = entry
     if not entries:
         raise CorpusError("no source given; name folders, files, glob patterns or CSV files")
@@ -100,13 +113,13 @@ def _list_remote(url: str) -> Iterator[SourceFile]:
         raise CorpusError(f"{url}: cannot be listed ({error}); correct the URL or your access to it") from error
 
 
-def _entry(path: str, source: str = "", domain: str = "") -> SourceFile:
+def _entry(path: str) -> SourceFile:
     path = path if is_remote(path) else os.path.abspath(path)
     try:
         path.encode()
     except UnicodeEncodeError:
         return SourceFile(path, problem=f"{path!r}: the name is not UTF-8; rename it")
-    return SourceFile(path, source, domain)
+    return SourceFile(path)
 
 
 def _is_video(path: str) -> bool:
@@ -150,17 +163,33 @@ def _read_csv(path: str) -> Iterator[SourceFile]:
                 raise CorpusError(
                     f"{path}: no column `path` among {reader.fieldnames}; name the column of the files `path`"
                 )
+            _check_columns(path, reader.fieldnames or [])
             for row in reader:
                 if not row["path"]:
                     raise CorpusError(f"{path}, line {reader.line_num}: `path` is empty; fill it in or delete the line")
                 name = row["path"] if is_remote(row["path"]) else os.path.join(folder, row["path"])
-                entry = _entry(name, row.get("source") or "", row.get("domain") or "")
+                entry = _entry(name)
+                described = {column: (row.get(column) or "").strip() for column in DESCRIPTION}
+                if described["origin"] not in ("", *ORIGINS):
+                    raise CorpusError(
+                        f"{path}, line {reader.line_num}: origin is {described['origin']!r}; give one of {', '.join(ORIGINS)}"
+                    )
                 stride = row.get("packed_stride") or "1"
                 if not stride.isdecimal() or int(stride) < 1:
                     raise CorpusError(
                         f"{path}, line {reader.line_num}: packed_stride is {stride!r}; give a positive number of frames"
                     )
                 identity = {"id": row.get("id") or "", "original": row.get("original") or ""}
-                yield replace(entry, packed_stride=int(stride), **identity)
+                yield replace(entry, packed_stride=int(stride), **identity, **described)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CorpusError(f"{path}: not a readable CSV file in UTF-8 ({error}); correct it") from error
+
+
+def _check_columns(path: str, names: Sequence[str]) -> None:
+    """A table may have columns of its own, but not one that is nearly one of ours: what it says would be lost unnoticed."""
+    for name in names:
+        close = difflib.get_close_matches((name or "").lower(), COLUMNS, n=1, cutoff=0.8)
+        if name not in COLUMNS and close:
+            raise CorpusError(
+                f"{path}: column {name!r} is not known; did you mean {close[0]!r}? Known are {', '.join(COLUMNS)}"
+            )

@@ -1,8 +1,8 @@
 """Video files without an index: each one is probed when it is first asked for, and what was found stays in memory.
 
 Probing reads a file once from end to end, and its table takes some 25 bytes a packet: 2 MB for an hour at 25 frames a second. The
-tables used last are kept, up to `kept_bytes`. For thousands of long videos, or many processes on the same ones, run `trocar index`
-once and use the corpus instead.
+tables used last are kept, up to `kept_bytes`. For thousands of long videos, or many processes on the same ones, run `trocar
+index` once and use the corpus instead.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from .corpus import Video, gops_digest
+from .corpus import DESCRIPTION, Video, gops_digest
 from .probe import probe_video
 from .video import GopTable, PacketTable, is_remote
 
@@ -26,8 +26,8 @@ KEPT_BYTES = 1 << 30
 class VideoFiles:
     """Videos by row, as a `Corpus` has them, of files that nobody indexed. Threads may share it.
 
-    paths: files or URLs that fsspec knows; more can be added, and a path keeps its row. content_box: look for the picture inside a
-    black border, which decodes up to 8 keyframes a video; else the whole picture. kept_bytes: tables in memory; where they take
+    paths: files or URLs that fsspec knows; more can be added, and a path keeps its row. content_box: look for the picture inside
+    a black border, which decodes up to 8 keyframes a video; else the whole picture. kept_bytes: tables in memory; where they take
     more, the least recently used are dropped. What was dropped, and what could not be probed, is probed again when asked for.
     """
 
@@ -97,8 +97,7 @@ class VideoFiles:
             row=row,
             id=hashlib.blake2b(path.encode(errors="surrogateescape"), digest_size=8).hexdigest(),
             facts=facts,
-            source="",
-            domain="",
+            **dict.fromkeys(DESCRIPTION, ""),
             original="",
             packed_stride=1,
             boxed=self.content_box,

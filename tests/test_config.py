@@ -36,6 +36,33 @@ def test_surgrec_mae_is_the_papers_recipe() -> None:
     assert config.optim.epochs == 150
 
 
+def test_the_unbalanced_recipe_differs_in_what_it_draws_from_alone() -> None:
+    balanced, unbalanced = load_config("surgrec_mae"), load_config("surgrec_mae_unbalanced")
+    assert (balanced.data.tree, balanced.data.balance, unbalanced.data.tree) == ("corpus/tree", 1.0, None)
+    same = load_config("surgrec_mae", ["data.tree=null", "run.dir=runs/surgrec_mae_unbalanced"])
+    assert same == unbalanced
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.balance=1.5", r"data\.balance: 1\.5 is not accepted; give 0 \(the corpus as it is\)"),
+        ("data.source_caps={web: 2}", r"data\.source_caps: .* shares between 0 and 1"),
+        ("data.source_caps=[web]", r"data\.source_caps: .* give names with values"),
+        ("data.exclude=one", r"data\.exclude: 'one' is not accepted; give a list"),
+        ("data.phases=[{balance: 0}]", r"data\.phases\[0\]\.first_draw: missing"),
+        (
+            "data.phases=[{first_draw: 5, ballance: 0}]",
+            r"data\.phases\[0\]\.ballance: unknown key; did you mean balance",
+        ),
+        ("data.phases=[{first_draw: 5, balance: 2}]", r"data\.phases\[0\]\.balance: 2\.0 is not accepted"),
+    ],
+)
+def test_refused_sampling(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("surgrec_mae", [override])
+
+
 def test_overrides() -> None:
     settings = [
         "optim.steps=7",

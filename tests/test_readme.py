@@ -42,6 +42,8 @@ def test_the_commands_are_these() -> None:
         ["make", "demo"],
         ["make", "test"],
         ["trocar", "index"],
+        ["trocar", "embed"],
+        ["trocar", "cluster"],
         ["trocar", "pretrain"],
         ["trocar", "view"],
         ["trocar", "view"],
@@ -67,14 +69,14 @@ def test_make_test_sets_up_lints_types_and_tests() -> None:
 
 
 def test_the_trocar_commands(folder: Path) -> None:
-    for command in COMMANDS[2:6]:
+    for command in COMMANDS[2:8]:
         command = command.replace("/data/videos", "videos")
         if "pretrain" in command:
             command = f"{command} {TINY} run.device=cpu"
         shell(command, folder)
     for name in ("checkpoints/step_00000002", "reconstruction.png", "curve.png", "metrics.jsonl", "config.yaml"):
         assert (folder / "runs/first" / name).exists()
-    assert "torchvision" in shell(COMMANDS[6], folder)
+    assert "torchvision" in shell(COMMANDS[8], folder)
 
 
 def test_the_python_example(folder: Path) -> None:

@@ -1,0 +1,156 @@
+"""The subcommands of curation: corpus, embed, cluster, export, and `view draws`, `view tree`, `bench balance`, `bench
+clustering`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .config_error import ConfigError
+
+
+def add_commands(commands: Any, views: Any) -> None:
+    """Adds them to the parsers of `trocar` and `trocar view`."""
+    corpus = commands.add_parser("corpus", help="what a corpus holds")
+    reports = corpus.add_subparsers(required=True, metavar="WHAT")
+    report = reports.add_parser("report", help="videos, frames and hours by source and domain, beside the paper's")
+    report.add_argument("corpus", metavar="CORPUS", help="folder that `trocar index` wrote")
+    report.set_defaults(run=run_corpus_report)
+    sources = reports.add_parser("sources", help="the public sources of the paper's corpus, as far as they are known")
+    sources.add_argument("--file", type=Path, metavar="YAML", help="default: ours, configs/corpus/surgrec.yaml")
+    sources.set_defaults(run=run_corpus_sources)
+
+    embed = commands.add_parser("embed", help="one vector for every span of a corpus; resumable")
+    embed.add_argument("corpus", metavar="CORPUS")
+    embed.add_argument("--out", required=True, metavar="EMBEDDINGS")
+    embed.add_argument("--model", default="descriptor", metavar="MODEL", help="descriptor, timm:MODEL[@FILE], or a run")
+    embed.add_argument("--frames", type=int, default=16, help="of a span's clip (default: 16; a run brings its own)")
+    embed.add_argument("--stride", type=int, default=4, help="from one to the next (default: 4)")
+    embed.add_argument(
+        "--workers", type=int, default=1, help="processes, each on a GPU of its own where there are several"
+    )
+    embed.add_argument("--threads", type=int, help="decoding threads of each (default: as the cores allow)")
+    embed.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    embed.add_argument("--part", default="0/1", metavar="I/N", help="every N-th shard from the I-th on, for N machines")
+    embed.add_argument("--rows-per-shard", type=int, default=4096, help="default: 4096")
+    embed.set_defaults(run=run_embed)
+
+    cluster = commands.add_parser("cluster", help="embeddings to a tree of clusters, and a report; resumable")
+    cluster.add_argument("embeddings", metavar="EMBEDDINGS", help="folder that `trocar embed` wrote")
+    cluster.add_argument("--out", required=True, metavar="TREE")
+    cluster.add_argument(
+        "--levels", metavar="N,N,...", help="clusters, the spans' level first (default: by their number)"
+    )
+    for name, text in (
+        ("resampling", "rounds of resampling on every level (default: 5)"),
+        ("restarts", "starts of every fit (default: 2)"),
+        ("passes", "over all rows, 2 .. 5 (default: 5)"),
+        ("sample-per-cluster", "rows of level 1 that are clustered in memory (default: 128)"),
+        ("seed", "default: 0"),
+    ):
+        cluster.add_argument(f"--{name}", type=int, help=text)
+    cluster.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    cluster.add_argument(
+        "--duplicates", action="store_true", help="measure near-duplicates in all leaves: for data.thin"
+    )
+    cluster.add_argument("--corpus", metavar="CORPUS", help="report sources and domains, and show exemplars")
+    cluster.set_defaults(run=run_cluster)
+
+    export = commands.add_parser("export", help="the draws of a config as a table, for other trainers")
+    _add_draws(export)
+    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .csv or .parquet file")
+    export.set_defaults(run=run_export)
+
+    draws = views.add_parser("draws", help="what a config draws: shares, and a contact sheet")
+    _add_draws(draws)
+    draws.add_argument("--out", type=Path, default=Path("draws.png"), metavar="PNG", help="default: draws.png")
+    draws.add_argument("--clips", type=int, default=48, help="of the contact sheet (default: 48)")
+    draws.set_defaults(run=run_view_draws)
+
+
+def _add_draws(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, a run's, or one of ours")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example data.balance=0.5")
+    parser.add_argument("--draws", type=int, help="how many (default: an epoch, at most 100,000)")
+    parser.add_argument("--first", type=int, default=0, help="the first of them (default: 0)")
+
+
+def parse_levels(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--levels {text}: give numbers with commas between them, for example 2000,200,20") from error
+
+
+def run_corpus_report(options: argparse.Namespace) -> int:
+    from ..loaders.corpus import Corpus
+    from .corpus_report import corpus_report
+
+    print(corpus_report(Corpus.open(options.corpus)))
+    return 0
+
+
+def run_corpus_sources(options: argparse.Namespace) -> int:
+    from .corpus_report import load_sources, sources_table
+
+    print(sources_table(load_sources(options.file)))
+    return 0
+
+
+def run_embed(options: argparse.Namespace) -> int:
+    from .embed import embed_corpus
+
+    part, separator, parts = options.part.partition("/")
+    if not (separator and part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise ConfigError(f"--part {options.part}: give I/N with 0 <= I < N, for example 0/4")
+    summary = embed_corpus(
+        options.corpus,
+        options.out,
+        model=options.model,
+        frames=options.frames,
+        stride=options.stride,
+        workers=options.workers,
+        threads=options.threads,
+        device=options.device,
+        part=(int(part), int(parts)),
+        rows_per_shard=options.rows_per_shard,
+    )
+    print("\n".join(summary.lines()))
+    return 0
+
+
+def run_cluster(options: argparse.Namespace) -> int:
+    import torch
+
+    from ..loaders.cluster import ClusterSettings, cluster_embeddings
+    from ..loaders.corpus import Corpus
+    from .cluster_report import write_report
+
+    names = ("resampling", "restarts", "passes", "sample_per_cluster", "seed")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    settings = ClusterSettings(levels=parse_levels(options.levels), **given)
+    device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
+    summary = cluster_embeddings(
+        options.embeddings, options.out, settings, device=device, all_duplicates=options.duplicates
+    )
+    print("\n".join(summary.lines()))
+    print(write_report(summary, None if options.corpus is None else Corpus.open(options.corpus)))
+    return 0
+
+
+def run_export(options: argparse.Namespace) -> int:
+    from .draws import export_draws, plan
+
+    print("\n".join(export_draws(plan(options.config, options.overrides), options.first, options.draws, options.out)))
+    return 0
+
+
+def run_view_draws(options: argparse.Namespace) -> int:
+    from .draws import plan, view_draws
+
+    planned = plan(options.config, options.overrides)
+    print("\n".join(view_draws(planned, options.first, options.draws, options.out, options.clips)))
+    return 0

@@ -1,0 +1,150 @@
+"""A tree's report: sizes and inertia of every level, how even it is before and after balancing, what lies where; with pictures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import ArrayLike
+
+from ..loaders.cluster import ClusterSummary
+from ..loaders.cluster_nodes import NODES_NAME
+from ..loaders.cluster_shares import leaf_quotas
+from ..loaders.cluster_tree import ClusterTree
+from ..loaders.corpus import Corpus
+from ..loaders.cpu import ClipLoader
+from ..loaders.grid_clips import WholePicture
+from ..loaders.sampler import Clip
+from .draws import contact_sheet, effective_number
+
+REPORT_NAME, SIZES_NAME, SHEET_NAME = "report.md", "sizes.png", "exemplars.png"
+LISTED_NODES, SHEET_NODES, PER_NODE = 40, 12, 4
+
+
+def write_report(summary: ClusterSummary, corpus: Corpus | None) -> Path:
+    """Writes `report.md` and `sizes.png`, with a corpus also the contact sheet of exemplars. Returns the report's path."""
+    out = summary.out
+    tree = ClusterTree.read(out)
+    lines = ["# Clusters", "", *summary.lines(), "", *_levels(summary, tree)]
+    _plot_sizes(tree, out / SIZES_NAME)
+    lines += ["", f"![sizes of the clusters]({SIZES_NAME})"]
+    if corpus is not None:
+        lines += ["", *_contents(tree, corpus)]
+        if _exemplars(tree, corpus, out):
+            lines += ["", f"![spans nearest to the centres of the largest clusters of the top level]({SHEET_NAME})"]
+    (out / REPORT_NAME).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return out / REPORT_NAME
+
+
+def leaf_weights(tree: ClusterTree, balance: float) -> tuple[np.ndarray, np.ndarray]:
+    """((L,) spans of every leaf, (L,) its share of the draws)."""
+    sizes = np.bincount(tree.leaf[tree.leaf >= 0], minlength=len(tree.paths))
+    used = np.flatnonzero(sizes)
+    order = used[np.lexsort(tree.paths[used].T[::-1])]
+    shares = np.zeros(len(sizes))
+    free = np.full(len(order), np.inf)
+    shares[order] = leaf_quotas(tree.paths[order], sizes[order], 1, [balance] * tree.paths.shape[1], free)
+    return sizes, shares
+
+
+def _levels(summary: ClusterSummary, tree: ClusterTree) -> list[str]:
+    sizes, shares = leaf_weights(tree, 1)
+    lines = [
+        "| level | clusters | with spans | least | median | largest | inertia | clusters in effect | balanced |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    depth = tree.paths.shape[1]
+    for level in range(depth):
+        node = tree.paths[:, depth - 1 - level]
+        known = node >= 0
+        spans = np.bincount(node[known], weights=sizes[known]).astype(np.int64)
+        drawn = np.bincount(node[known], weights=shares[known])
+        filled = spans[spans > 0]
+        lines.append(
+            f"| {level + 1} | {summary.levels[level]:,} | {len(filled):,} | {filled.min():,} | {np.median(filled):,.0f} | "
+            f"{filled.max():,} | {summary.inertia[level]:,.4g} | {effective_number(spans):,.1f} | {effective_number(drawn):,.1f} |"
+        )
+    return lines
+
+
+def _contents(tree: ClusterTree, corpus: Corpus) -> list[str]:
+    """Which sources and domains the clusters of the top level hold."""
+    described = {row["id"]: row for row in corpus.scan("id", "source", "domain")}
+    missing = {"source": "(not in the corpus)", "domain": "(not in the corpus)"}
+    lines = []
+    top = np.where(tree.leaf >= 0, tree.paths[tree.leaf, 0], -1)
+    for column in ("source", "domain"):
+        names = np.array([described.get(name, missing)[column] or "(not given)" for name in tree.video_ids])[tree.video]
+        lines += [f"| cluster of the top level | spans | {column}s |", "|---|---|---|"]
+        nodes = Counter(top[top >= 0].tolist()).most_common()
+        for node, spans in nodes[:LISTED_NODES]:
+            shares = Counter(names[top == node].tolist()).most_common(4)
+            held = ", ".join(f"{name} {count / spans:.0%}" for name, count in shares)
+            lines.append(f"| {node} | {spans:,} | {held} |")
+        lines.append("")
+    return lines
+
+
+def _plot_sizes(tree: ClusterTree, out: Path) -> None:
+    from matplotlib.figure import Figure
+
+    sizes, shares = leaf_weights(tree, 1)
+    order = np.argsort(-sizes)
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axis = figure.subplots()
+    axis.plot(sizes[order] / sizes.sum(), label="the corpus as it is")
+    axis.plot(np.sort(shares)[::-1], label="balanced")
+    axis.set(yscale="log", xlabel="leaf, the largest first", ylabel="share of the draws")
+    axis.legend(frameon=False)
+    figure.savefig(out, dpi=120)
+
+
+@dataclass
+class _Chosen:
+    """A few spans' middle frames, a `ClipSource`."""
+
+    chosen: list[Clip]
+    num_videos: int
+    num_frames: int = 1
+    seed: int = 0
+    max_spares: int = 0
+
+    def clips(self, draws: ArrayLike, *, view: int = 0, spare: int = 0) -> list[Clip]:
+        return [self.chosen[draw] for draw in np.asarray(draws).tolist()]
+
+
+def _exemplars(tree: ClusterTree, corpus: Corpus, out: Path) -> bool:
+    """Writes the contact sheet; False where no exemplar is in the corpus."""
+    rows = {row["id"]: index for index, row in enumerate(corpus.scan("id"))}
+    nodes = pq.read_table(out / NODES_NAME).to_pylist()
+    top = max(node["level"] for node in nodes)
+    largest = sorted((node for node in nodes if node["level"] == top), key=lambda node: -node["spans"])[:SHEET_NODES]
+    clips: list[Clip] = []
+    labels = []
+    for node in largest:
+        for span in node["exemplars"][:PER_NODE]:
+            video = rows.get(tree.video_ids[tree.video[span]])
+            if video is not None:
+                middle = (tree.first_frame[span] + tree.span_frames[span] // 2) // corpus.packed_stride[video]
+                frame = np.minimum([middle], corpus.frames[video] - 1).astype(np.int64)
+                clips.append(Clip(len(clips), 0, 0, video, frame, 0))
+                labels.append(f"cluster {node['node']}")
+    if not clips:
+        return False
+    source = _Chosen(clips, len(corpus))
+    with ClipLoader(
+        corpus,
+        source,
+        WholePicture(),
+        [np.arange(len(clips))],
+        resolution=128,
+        device=torch.device("cpu"),
+        failure_budget=1.0,
+    ) as loader:
+        batch = next(loader)
+    contact_sheet(batch.frames[:, 0].numpy(), [labels[number] for number in batch.numbers.tolist()], out / SHEET_NAME)
+    return True

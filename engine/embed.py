@@ -1,0 +1,193 @@
+"""`trocar embed`: one vector for every span of a corpus, by a frozen encoder, in shards of fp16 rows.
+
+Shards are independent: several processes, or machines that share the folder, take those that are still missing, and whatever is
+killed goes on with them. A span that cannot be read becomes a row of NaN and is named in the shard's list of failures.
+
+Shapes: N spans, D values a row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..loaders import cpu
+from ..loaders.corpus import Corpus, CorpusError
+from ..loaders.embeddings import Manifest, check_shard, shard_path, write_shard, write_spans
+from ..loaders.evaluation_crops import EvaluationCrops
+from ..loaders.grid_clips import GridClips, WholePicture
+from ..loaders.isolated import run_isolated
+from ..loaders.progress import FileProgress
+from .embedders import DESCRIPTOR, Embedder, load_embedder
+
+ROWS_PER_SHARD = 4096
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class EmbedSummary:
+    """spans: N. width: D. made: shards that this call made. failed: spans that could not be read, over all shards; reasons:
+    some."""
+
+    out: Path
+    spans: int
+    width: int
+    shards: int
+    made: int
+    failed: int
+    reasons: list[str]
+
+    def lines(self) -> list[str]:
+        lines = [
+            f"{self.spans:,} spans of {self.width} values in {self.shards:,} shards ({self.made:,} made now): {self.out}"
+        ]
+        if self.failed:
+            lines.append(f"{self.failed:,} spans could not be read and are left out of clusters; first of them:")
+            lines += [f"  {reason}" for reason in self.reasons]
+        return lines
+
+
+def embed_corpus(
+    corpus: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    model: str = DESCRIPTOR,
+    frames: int = 16,
+    stride: int = 4,
+    workers: int = 1,
+    threads: int | None = None,
+    device: str = "auto",
+    part: tuple[int, int] = (0, 1),
+    rows_per_shard: int = ROWS_PER_SHARD,
+    progress: bool = True,
+) -> EmbedSummary:
+    """Embeds what is not embedded yet.
+
+    model, frames, stride: see `load_embedder`. workers: processes; 1 works in this one. threads: decoding threads of each, as
+    many as the cores allow where None. device: "auto" takes a GPU where there is one; with several, process i takes GPU i in
+    turn. part: (i, n) takes every n-th shard from the i-th on, for n calls at the same time. rows_per_shard: spans of a shard.
+    Raises CorpusError where `out` holds embeddings of something else, ConfigError or CheckpointError where the model cannot be
+    had.
+    """
+    out = Path(out)
+    if workers < 1 or not 0 <= part[0] < part[1] or rows_per_shard < 1:
+        raise CorpusError(f"workers={workers}, part={part}, rows_per_shard={rows_per_shard}: not possible")
+    opened = Corpus.open(corpus)
+    embedder = load_embedder(model, torch.device("cpu"), frames=frames, stride=stride)
+    grid = _grid(opened, embedder)
+    manifest = Manifest(
+        rows=len(grid),
+        width=embedder.width,
+        rows_per_shard=rows_per_shard,
+        corpus=opened.fingerprint,
+        model=embedder.name,
+        model_digest=embedder.digest,
+        frames=embedder.frames,
+        stride=embedder.stride,
+        sample_fps=embedder.sample_fps,
+        resolution=embedder.resolution,
+    )
+    _prepare(out, manifest, opened, grid)
+    missing = [shard for shard in range(part[0], manifest.num_shards, part[1]) if not _is_made(out, manifest, shard)]
+    threads = threads or max(1, len(os.sched_getaffinity(0)) // workers)
+    jobs = [
+        (str(corpus), str(out), shard, model, frames, stride, threads, _device(device, index))
+        for index, shard in enumerate(missing)
+    ]
+    with FileProgress(len(jobs), progress, "embedding", "shards") as report:
+        for (_, _, shard, *_), result in _run(jobs, workers):
+            if isinstance(result, Exception):
+                raise CorpusError(
+                    f"{shard_path(out, shard)}: cannot be made ({result or type(result).__name__}); mend the cause "
+                    "and run it again"
+                ) from result
+            report.advance("embedding")
+    failures = [failure for shard in range(manifest.num_shards) for failure in _failures(out, shard)]
+    reasons = list({failure["path"]: failure["reason"] for failure in failures}.values())[:3]
+    return EmbedSummary(out, len(grid), embedder.width, manifest.num_shards, len(jobs), len(failures), reasons)
+
+
+def _run(jobs: list[tuple[Any, ...]], workers: int) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    if workers > 1 and len(jobs) > 1:
+        yield from run_isolated(embed_shard, jobs, min(workers, len(jobs)))
+    else:
+        yield from ((job, embed_shard(*job)) for job in jobs)
+
+
+def _grid(corpus: Corpus, embedder: Embedder) -> GridClips:
+    return GridClips(corpus, num_frames=embedder.frames, stride=embedder.stride, sample_fps=embedder.sample_fps)
+
+
+def _device(wanted: str, index: int) -> str:
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{index % torch.cuda.device_count()}"
+
+
+def _prepare(out: Path, manifest: Manifest, corpus: Corpus, grid: GridClips) -> None:
+    """Writes manifest and spans, or checks that those in the folder are the same."""
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / "manifest.json").exists():
+        known = Manifest.read(out)
+        if known != manifest:
+            names = [name for name in vars(manifest) if getattr(known, name) != getattr(manifest, name)]
+            differences = ", ".join(f"{name} {getattr(known, name)!r} -> {getattr(manifest, name)!r}" for name in names)
+            raise CorpusError(
+                f"{out}: holds embeddings of something else ({differences}); choose another --out or delete it"
+            )
+    ids = [row["id"] for row in corpus.scan("id")]
+    write_spans(out, ids, *grid.spans())
+    manifest.write(out)
+
+
+def _is_made(out: Path, manifest: Manifest, shard: int) -> bool:
+    if not shard_path(out, shard).exists():
+        return False
+    check_shard(out, manifest, shard)
+    return True
+
+
+def _failures(out: Path, shard: int) -> list[dict[str, Any]]:
+    path = shard_path(out, shard).with_suffix(".failed.json")
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def embed_shard(
+    corpus: str, out: str, shard: int, model: str, frames: int, stride: int, threads: int, device: str
+) -> None:
+    """Makes one shard, in this process."""
+    opened, folder = Corpus.open(corpus), Path(out)
+    manifest = Manifest.read(folder)
+    embedder = load_embedder(model, torch.device(device), frames=frames, stride=stride)
+    first = shard * manifest.rows_per_shard
+    numbers = np.arange(first, first + manifest.shard_rows(shard))
+    rows = np.full((len(numbers), manifest.width), np.nan, dtype=np.float16)
+    loader = cpu.ClipLoader(
+        opened,
+        _grid(opened, embedder),
+        WholePicture() if embedder.squeeze else EvaluationCrops(),
+        [numbers[start : start + BATCH] for start in range(0, len(numbers), BATCH)],
+        resolution=embedder.resolution,
+        threads=threads,
+        device=device,
+        failure_budget=1.0,
+        failure_floor=len(numbers),
+    )
+    with loader, torch.inference_mode():
+        for batch in loader:
+            if len(batch.numbers):
+                rows[batch.numbers - first] = embedder.embed(batch.frames).cpu().numpy().astype(np.float16)
+        failures = [{"span": f.draw, "path": f.path, "reason": f.reason} for f in loader.total.failures]
+    listed = shard_path(folder, shard).with_suffix(".failed.json")
+    listed.unlink(missing_ok=True)
+    if failures:
+        listed.parent.mkdir(parents=True, exist_ok=True)
+        listed.write_text(json.dumps(failures, indent=1), encoding="utf-8")
+    write_shard(folder, shard, rows)

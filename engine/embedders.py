@@ -1,0 +1,139 @@
+"""What turns clips into vectors: a run's encoder, an image model of timm, or the descriptor without weights.
+
+Shapes: B clips, T frames, R x R pixels, D values a clip.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, VideoEncoder
+from .build import build_model
+from .checkpoint import CheckpointError, checkpoints, load_checkpoint
+from .config import Config
+from .config_error import ConfigError
+from .config_file import CONFIG_FILE, load_config
+from .descriptor import RESOLUTION, WIDTH, describe_clips
+
+DESCRIPTOR = "descriptor"
+IMAGES_PER_CLIP = 4
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """embed: (B, T, R, R, 3) uint8 on its device -> (B, D) float32. digest: of the weights. frames, stride, sample_fps,
+    resolution: what it wants clips to be. squeeze: the whole picture squeezed to a square, else the largest centred square."""
+
+    name: str
+    digest: str
+    width: int
+    frames: int
+    stride: int | None
+    sample_fps: float | None
+    resolution: int
+    squeeze: bool
+    embed: Callable[[torch.Tensor], torch.Tensor]
+
+
+def load_embedder(name: str, device: torch.device, *, frames: int = 16, stride: int = 4) -> Embedder:
+    """The embedder `name`.
+
+    name: "descriptor"; "timm:MODEL" for an image model with its published weights, or "timm:MODEL@FILE" with those of a local
+    file; else a run's directory, which brings its own frames and stride. frames, stride: of clips, for the others.
+    Raises ConfigError or CheckpointError.
+    """
+    if name == DESCRIPTOR:
+        return Embedder(name, "2", WIDTH, frames, stride, None, RESOLUTION, True, describe_clips)
+    if name.startswith("timm:"):
+        return _image_embedder(name, device, frames, stride)
+    return _run_embedder(name, device)
+
+
+def load_run_encoder(run_dir: Path) -> tuple[VideoEncoder, Config]:
+    """The encoder of a run's newest checkpoint, on the CPU, and the run's settings. Raises ConfigError or CheckpointError."""
+    if not (run_dir / CONFIG_FILE).is_file():
+        raise ConfigError(
+            f"{run_dir}: not a run (no {CONFIG_FILE}), nor {DESCRIPTOR!r} or 'timm:MODEL'; correct --model"
+        )
+    config = load_config(run_dir / CONFIG_FILE)
+    saved = checkpoints(run_dir)
+    if not saved:
+        raise CheckpointError(
+            f"{run_dir}: no checkpoint to embed with; run `trocar pretrain` with run.dir={run_dir} first"
+        )
+    model = build_model(config)[0]
+    model.load_state_dict(load_checkpoint(saved[-1]).model)
+    return model.encoder, config
+
+
+def _run_embedder(name: str, device: torch.device) -> Embedder:
+    encoder, config = load_run_encoder(Path(name))
+    width = encoder.width
+    encoder = frozen(encoder, device)
+    data = config.data
+
+    def embed(frames: torch.Tensor) -> torch.Tensor:
+        return encoder(frames).float().mean(dim=1)
+
+    path = str(Path(name).resolve())
+    return Embedder(
+        path,
+        weights_digest(encoder),
+        width,
+        data.frames,
+        data.stride,
+        data.sample_fps,
+        data.resolution,
+        False,
+        embed,
+    )
+
+
+def _image_embedder(name: str, device: torch.device, frames: int, stride: int) -> Embedder:
+    import timm
+    from timm.data.config import resolve_model_data_config
+
+    architecture, _, file = name.removeprefix("timm:").partition("@")
+    try:
+        if file:
+            model = timm.create_model(architecture, pretrained=False, checkpoint_path=file, num_classes=0)
+        else:
+            model = timm.create_model(architecture, pretrained=True, num_classes=0)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"{name}: cannot be made ({error}); name a model that timm.list_models() lists, or its weights as timm:MODEL@FILE"
+        ) from error
+    wanted = resolve_model_data_config(model)
+    mean, deviation = (
+        torch.tensor(wanted.get(key, default), device=device).view(3, 1, 1)
+        for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
+    )
+    model = frozen(model, device)
+
+    def embed(clips: torch.Tensor) -> torch.Tensor:
+        shown = torch.linspace(0, clips.shape[1] - 1, min(IMAGES_PER_CLIP, clips.shape[1])).round().long()
+        images = clips[:, shown].permute(0, 1, 4, 2, 3).float() / 255
+        features = model((images.flatten(0, 1) - mean) / deviation)
+        return features.float().unflatten(0, images.shape[:2]).mean(dim=1)
+
+    width, resolution = int(model.num_features), int(wanted["input_size"][-1])  # pyright: ignore[reportArgumentType]
+    return Embedder(name, weights_digest(model), width, frames, stride, None, resolution, False, embed)
+
+
+def frozen(model: nn.Module, device: torch.device) -> nn.Module:
+    return model.requires_grad_(False).eval().to(device)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """32 hex digits over names and values of all weights."""
+    digest = hashlib.blake2b(digest_size=16)
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

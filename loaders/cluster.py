@@ -1,0 +1,347 @@
+"""`trocar cluster`: embeddings -> a tree of clusters (hierarchical k-means with resampling, Vo et al. 2024, arXiv 2405.15613).
+
+Level 1 clusters the spans, by a sample in memory and passes over all rows. Every further level clusters the centroids of the one
+below, each of them counting once however many spans it has: what is to be even is the tree over what there is to see, not over
+how often it was filmed. What is finished is kept in OUT/state, so a killed call goes on with the pass it was in and ends with
+the same tree.
+
+Shapes: N spans, K levels, C clusters of a level, D values a row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .cluster_duplicates import duplicate_distances
+from .cluster_nodes import write_nodes
+from .cluster_tree import TREE_NAME, ClusterTree
+from .corpus import CorpusError
+from .embeddings import EmbeddingRows
+from .kmeans import Fit, KMeansBackend, choose_backend, fit_kmeans, resample
+from .kmeans_passes import Scan, assign_pass, lloyd_pass, scan_rows
+from .progress import FileProgress
+
+STATE, SUMMARY_NAME = "state", "summary.json"
+MAX_PASSES = 5
+LEAST_SAMPLE = 65_536  # rows that are clustered in memory anyway
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """levels: clusters of each level, the spans' first; None: see `default_levels`. resampling: rounds of it on every level.
+    nearest, nearest_above: spans of a leaf, and centroids of a cluster above, that it clusters again. restarts: starts of every
+    fit, of which the best counts. iterations: of Lloyd's algorithm in memory. passes: over all rows, 2 .. 5: to check, to
+    assign, and between them to refine level 1 where there is no resampling. sample_per_cluster: rows of level 1 that are
+    clustered in memory. seed: 0 .. 2**32 - 1. Raises CorpusError."""
+
+    levels: tuple[int, ...] | None = None
+    resampling: int = 5
+    nearest: int = 8
+    nearest_above: int = 2
+    restarts: int = 2
+    iterations: int = 50
+    passes: int = MAX_PASSES
+    sample_per_cluster: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.levels is not None and (
+            not self.levels
+            or min(self.levels) < 1
+            or any(b >= a for a, b in zip(self.levels, self.levels[1:], strict=False))
+        ):
+            raise CorpusError(
+                f"levels {self.levels}: give falling numbers of clusters, the spans' level first: 2000,200,20"
+            )
+        if not 2 <= self.passes <= MAX_PASSES:
+            raise CorpusError(f"passes {self.passes}: not in 2 .. {MAX_PASSES}")
+        for name in ("nearest", "nearest_above", "restarts", "iterations", "sample_per_cluster"):
+            if getattr(self, name) < 1:
+                raise CorpusError(f"{name} {getattr(self, name)}: at least 1 is needed")
+        if self.resampling < 0 or not 0 <= self.seed < 2**32:
+            raise CorpusError(f"resampling {self.resampling}, seed {self.seed}: below 0, or too large")
+
+
+def default_levels(rows: int) -> tuple[int, ...]:
+    """About 2 sqrt(rows) clusters, and a tenth of them on each further level, down to no fewer than 4."""
+    levels = [max(2, min(round(2 * rows**0.5), rows // 4))]
+    while levels[-1] >= 40:
+        levels.append(round(levels[-1] / 10))
+    return tuple(levels)
+
+
+@dataclass(frozen=True)
+class ClusterSummary:
+    """levels: clusters of each. inertia: of each, over spans on the first and over centroids above. passes: over all rows.
+    backend: what clustered in memory. near_duplicates: share of the measured spans within each distance of another."""
+
+    out: Path
+    spans: int
+    not_finite: int
+    constant: int
+    levels: list[int]
+    inertia: list[float]
+    passes: int
+    backend: str
+    duplicates_measured: int
+    near_duplicates: dict[str, float]
+    seconds: dict[str, float]
+
+    def lines(self) -> list[str]:
+        left_out = self.not_finite + self.constant
+        lines = [
+            f"{self.spans:,} spans in {' / '.join(f'{count:,}' for count in self.levels)} clusters, {self.passes} passes, "
+            f"{self.backend}: {self.out / TREE_NAME}"
+        ]
+        if left_out:
+            lines.append(
+                f"{left_out:,} spans are left out: {self.not_finite:,} could not be embedded, {self.constant:,} are constant"
+            )
+        shares = ", ".join(f"{share:.2%} within {distance}" for distance, share in self.near_duplicates.items())
+        lines.append(f"near-duplicates inside a leaf, of {self.duplicates_measured:,} spans: {shares}")
+        return lines
+
+
+def cluster_embeddings(
+    embeddings: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    settings: ClusterSettings | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    backend: KMeansBackend | None = None,
+    start: NDArray[np.float32] | None = None,
+    all_duplicates: bool = False,
+    progress: bool = True,
+) -> ClusterSummary:
+    """Clusters a folder that `trocar embed` wrote.
+
+    device: of the passes over all rows. backend: what clusters in memory, the device's best where None. start: (C, D) centroids
+    of level 1 to start from, for comparisons; then one start is tried. all_duplicates: measure near-duplicates of all spans,
+    else of some leaves where spans are many. Raises CorpusError: see `EmbeddingRows`; rows that are too few; another tree in
+    `out`.
+    """
+    settings, out, device = settings or ClusterSettings(), Path(out), torch.device(device)
+    rows = EmbeddingRows(embeddings)
+    backend = backend or choose_backend(device)
+    state = _State(out, settings, rows, start)
+    if (done := state.summary()) is not None:
+        return done
+    levels = settings.levels or default_levels(rows.num_rows)
+    run = _Run(rows, settings, levels, backend, device, state, progress)
+    scan = run.scan()
+    usable = int(scan.usable.sum())
+    if usable < levels[0]:
+        raise CorpusError(
+            f"{rows.folder}: {levels[0]:,} clusters of {usable:,} usable rows ({scan.not_finite:,} not finite, {scan.constant:,} "
+            "constant): too many; ask for fewer with --levels"
+        )
+    fits = [run.level_1(scan, start)]
+    labels, distances = run.assign(scan, fits[0].centroids)
+    for level, clusters in enumerate(levels[1:], 2):
+        fits.append(run.upper_level(level, fits[-1].centroids, clusters))
+    tree = _tree(rows, labels, distances, fits)
+    near, measured, shares = duplicate_distances(rows, labels, distances, everything=all_duplicates, seed=settings.seed)
+    tree = ClusterTree(**{**{name: getattr(tree, name) for name in _tree_fields()}, "duplicate_distance": near})
+    inertia = [float((distances[scan.usable].astype(np.float64) ** 2).sum()), *(fit.inertia for fit in fits[1:])]
+    for level, fit in enumerate(fits, 1):
+        np.save(out / f"centroids_{level}.npy", fit.centroids)
+    write_nodes(out, fits, labels, distances)
+    tree.write(out)
+    summary = ClusterSummary(
+        out,
+        usable,
+        scan.not_finite,
+        scan.constant,
+        list(levels),
+        inertia,
+        run.passes,
+        backend.name,
+        measured,
+        shares,
+        state.seconds,
+    )
+    state.finish(summary)
+    return summary
+
+
+def _tree_fields() -> list[str]:
+    return list(ClusterTree.__dataclass_fields__)
+
+
+class _Run:
+    """The steps of one call, each kept when it is finished."""
+
+    def __init__(
+        self,
+        rows: EmbeddingRows,
+        settings: ClusterSettings,
+        levels: Sequence[int],
+        backend: KMeansBackend,
+        device: torch.device,
+        state: _State,
+        progress: bool,
+    ) -> None:
+        self.rows, self.settings, self.levels, self.backend, self.device = rows, settings, levels, backend, device
+        self.state, self.progress, self.passes = state, progress, 0
+
+    def _pass(self, what: str, work: Callable[[Callable[[int], None]], Any]) -> Any:
+        self.passes += 1
+        with FileProgress(self.rows.num_rows, self.progress, what, "spans") as bar:
+            done = 0
+
+            def report(rows_done: int) -> None:
+                nonlocal done
+                bar.advance(what, rows_done - done)
+                done = rows_done
+
+            return work(report)
+
+    def scan(self) -> Scan:
+        def make() -> dict[str, NDArray]:
+            size = max(self.settings.sample_per_cluster * self.levels[0], LEAST_SAMPLE)
+            scan = self._pass("checking rows", lambda report: scan_rows(self.rows, size, self.settings.seed, report))
+            counts = np.array([scan.not_finite, scan.constant])
+            return {"usable": scan.usable, "counts": counts, "sample": scan.sample}
+
+        found = self.state.step("scan", make)
+        return Scan(found["usable"], int(found["counts"][0]), int(found["counts"][1]), found["sample"])
+
+    def level_1(self, scan: Scan, start: NDArray[np.float32] | None) -> Fit:
+        settings, clusters = self.settings, self.levels[0]
+
+        def make() -> dict[str, NDArray]:
+            if start is not None:
+                return {"centroids": self.backend.fit(scan.sample, start, settings.iterations).centroids}
+            options = {"seed": settings.seed, "restarts": settings.restarts, "iterations": settings.iterations}
+            fit = fit_kmeans(scan.sample, clusters, self.backend, **options)
+            fit = self._resample(scan.sample, fit, settings.nearest, settings.restarts)
+            return {"centroids": fit.centroids}
+
+        centroids = self.state.step("level_1", make)["centroids"]
+        # A sample of all rows needs no more; and resampled centroids are not the means of all rows.
+        sampled_all = len(scan.sample) == int(scan.usable.sum())
+        refining = 0 if sampled_all or settings.resampling else settings.passes - 2
+        for number in range(refining):
+
+            def refine(centroids: NDArray[np.float32] = centroids) -> dict[str, NDArray]:
+                result = self._pass(
+                    "refining level 1",
+                    lambda report: lloyd_pass(self.rows, scan.usable, centroids, self.device, report),
+                )
+                return {"centroids": result.centroids}
+
+            centroids = self.state.step(f"refined_{number}", refine)["centroids"]
+        return Fit(centroids, np.empty(0, dtype=np.int64), float("nan"))
+
+    def _resample(self, rows: NDArray[np.float32], fit: Fit, nearest: int, restarts: int) -> Fit:
+        settings = self.settings
+        return resample(
+            rows,
+            fit,
+            self.backend,
+            steps=settings.resampling,
+            per_cluster=nearest,
+            seed=settings.seed,
+            restarts=restarts,
+            iterations=settings.iterations,
+        )
+
+    def assign(self, scan: Scan, centroids: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        def make() -> dict[str, NDArray]:
+            labels, distances = self._pass(
+                "assigning spans", lambda report: assign_pass(self.rows, scan.usable, centroids, self.device, report)
+            )
+            return {"labels": labels, "distances": distances}
+
+        found = self.state.step("assigned", make)
+        return found["labels"], found["distances"]
+
+    def upper_level(self, level: int, below: NDArray[np.float32], clusters: int) -> Fit:
+        settings = self.settings
+        options = {"seed": settings.seed + level, "iterations": 300}
+        # Centroids are few, so many starts cost little.
+        fit = fit_kmeans(below, clusters, self.backend, restarts=max(settings.restarts, 10), **options)
+        return self._resample(below, fit, settings.nearest_above, max(settings.restarts, 10))
+
+
+def _tree(
+    rows: EmbeddingRows, labels: NDArray[np.int32], distances: NDArray[np.float32], fits: list[Fit]
+) -> ClusterTree:
+    paths = np.empty((len(fits[0].centroids), len(fits)), dtype=np.int32)
+    node = np.arange(len(paths))
+    for level, fit in enumerate(fits):
+        node = node if level == 0 else fit.labels[node]
+        paths[:, len(fits) - 1 - level] = node
+    return ClusterTree(*rows.spans(), labels, distances, np.full(len(labels), np.nan, dtype=np.float32), paths)
+
+
+class _State:
+    """What is finished of a call: arrays by step, and what they belong to."""
+
+    def __init__(
+        self, out: Path, settings: ClusterSettings, rows: EmbeddingRows, start: NDArray[np.float32] | None
+    ) -> None:
+        self.out, self.folder = out, out / STATE
+        self.seconds: dict[str, float] = {}
+        self.identity = json.loads(
+            json.dumps(
+                {
+                    "settings": asdict(settings),
+                    "embeddings": asdict(rows.manifest),
+                    "start": None if start is None else float(np.abs(start).sum(dtype=np.float64)),
+                }
+            )
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "identity.json"
+        if path.exists() and json.loads(path.read_text(encoding="utf-8")) != self.identity:
+            raise CorpusError(f"{out}: holds a tree of other embeddings or settings; choose another --out or delete it")
+        _write(path, lambda target: target.write_text(json.dumps(self.identity, indent=1), encoding="utf-8"))
+
+    def step(self, name: str, make: Callable[[], dict[str, NDArray]]) -> dict[str, NDArray]:
+        path = self.folder / f"{name}.npz"
+        if not path.exists():
+            begun = time.perf_counter()
+            made = make()
+            self.seconds[name] = time.perf_counter() - begun
+            _write(path, lambda target: _savez(target, made))
+            return made
+        with np.load(path) as stored:
+            return dict(stored)
+
+    def summary(self) -> ClusterSummary | None:
+        path = self.out / SUMMARY_NAME
+        if not path.exists():
+            return None
+        return ClusterSummary(**{**json.loads(path.read_text(encoding="utf-8")), "out": self.out})
+
+    def finish(self, summary: ClusterSummary) -> None:
+        """The tree is whole: keeps what it is of, removes the steps."""
+        text = json.dumps({**asdict(summary), "out": None}, indent=1)
+        _write(self.out / SUMMARY_NAME, lambda target: target.write_text(text, encoding="utf-8"))
+        for path in self.folder.glob("*.npz"):
+            path.unlink()
+        for path in self.folder.glob("*.tmp"):
+            path.unlink()
+
+
+def _savez(target: Path, arrays: dict[str, NDArray]) -> None:
+    with target.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    """Whole or not at all."""
+    unfinished = path.with_name(f"{path.name}.tmp")
+    write(unfinished)
+    os.replace(unfinished, path)
