@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import av
+from av.error import FFmpegError
 
 from .dataset import DatasetError
 
@@ -107,7 +108,7 @@ def frame_rate(path: Path) -> Fraction:
     try:
         with av.open(str(path)) as container:
             rate = container.streams.video[0].average_rate if container.streams.video else None
-    except (OSError, av.FFmpegError) as error:
+    except (OSError, FFmpegError) as error:
         raise DatasetError(f"{path}: cannot be opened as a video ({error})") from error
     if not rate:
         raise DatasetError(f"{path}: says no frame rate")

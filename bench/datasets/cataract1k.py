@@ -1,6 +1,7 @@
 """Cataract-1K, phases: videos/case_4687.mp4, annotations/case_4687/case_4687_annotations_phases.csv.
 
-In older copies the table is called case_4687_annotations.csv. Times are taken from the columns sec and endSec: the frame rates beside them are wrong for some videos (240 instead of 60).
+In older copies the table is called case_4687_annotations.csv. Times are taken from its columns sec and endSec: the frame rates
+beside them are wrong for some videos (240 instead of 60).
 """
 
 from __future__ import annotations

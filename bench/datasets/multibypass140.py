@@ -1,8 +1,8 @@
 """MultiBypass140, phases of 70 gastric bypasses in Bern and 70 in Strasbourg.
 
-Videos lie in {BernBypass70,StrasBypass70}/videos/BBP01.mp4 (at the root or in datasets/MultiBypass140), the repository's
-annotations in labels/{bern,strasbourg}/labels_by70/BBP01.mp4.json, in milliseconds. The folds exist in pickled files alone. A pickle
-is a program, which is not run here: the names of the videos are read from its text.
+Videos lie in {BernBypass70,StrasBypass70}/videos/BBP01.mp4 (at the root or in datasets/MultiBypass140), annotations in
+labels/{bern,strasbourg}/labels_by70/BBP01.mp4.json of the repository, in milliseconds. The folds exist in pickled files alone. A
+pickle is a program, which is not run here: the names of the videos are read from its text.
 """
 
 from __future__ import annotations
