@@ -128,7 +128,7 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
     if origin is tuple and arguments[-1] is Ellipsis:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{key}: {value!r} is not accepted; give a list")
-        return tuple(_convert(item, arguments[0], key) for item in value)
+        return tuple(_convert(item, arguments[0], f"{key}[{index}]") for index, item in enumerate(value))
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(arguments):
             raise ConfigError(f"{key}: {value!r} is not accepted; give a list of {len(arguments)} numbers")

@@ -18,7 +18,7 @@ from openpyxl import Workbook
 from PIL import Image
 
 Row = tuple[str, float | None, float | None, str, str, str, str, str]
-WIDTH, HEIGHT = 96, 64
+WIDTH, HEIGHT = 96, 96
 
 
 def video(path: Path, seconds: float, *, fps: int = 25) -> None:
