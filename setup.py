@@ -2,10 +2,10 @@
 
 from setuptools import setup
 
-FOLDERS = ["bench", "configs", "engine", "kernels", "loaders", "ssl"]
+FOLDERS = ["bench", "bench/datasets", "configs", "engine", "kernels", "loaders", "ssl"]
 
 setup(
-    packages=[f"trocar.{folder}" for folder in FOLDERS],
-    package_dir={f"trocar.{folder}": folder for folder in FOLDERS},
-    package_data={"trocar.configs": ["*.yaml", "corpus/*.yaml"]},
+    packages=[f"trocar.{folder.replace('/', '.')}" for folder in FOLDERS],
+    package_dir={f"trocar.{folder.replace('/', '.')}": folder for folder in FOLDERS},
+    package_data={"trocar.configs": ["*.yaml", "*/*.yaml"]},
 )

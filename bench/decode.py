@@ -207,7 +207,7 @@ class Utilization:
         if self._process is None:
             return
         self._process.terminate()
-        output, _ = self._process.communicate()
+        output = self._process.communicate()[0]
         samples = [line.split(",") for line in output.splitlines() if line.count(",") == 1]
         values = np.array(
             [[float(value) for value in sample] for sample in samples if all(v.strip().isdecimal() for v in sample)]

@@ -74,6 +74,23 @@ def build_parser() -> argparse.ArgumentParser:
     pack.add_argument("--workers", type=int, help="packing processes (default: one per core)")
     pack.set_defaults(run=run_pack)
 
+    convert = commands.add_parser(
+        "convert", help="published weights to an encoder's file, with an account of what matched"
+    )
+    convert.add_argument("weights", type=Path, metavar="FILE", help="safetensors, or PyTorch's, which is not run")
+    convert.add_argument("--out", type=Path, required=True, metavar="FILE", help="safetensors of the encoder")
+    convert.add_argument(
+        "--part", metavar="KEY", help='where in the file, as "encoder" (default: the first of the usual keys)'
+    )
+    convert.add_argument("--frames", type=int, default=16, help="of the clips it will see (default: 16)")
+    convert.add_argument("--resolution", type=int, default=224, metavar="PIXELS", help="default: 224")
+    convert.add_argument("--heads", type=int, help="of attention (default: by the width)")
+    convert.add_argument("--positions", choices=("flat", "axes", "rope"), help="default: as the names tell")
+    convert.add_argument(
+        "--minimum", type=float, default=0.99, metavar="SHARE", help="of tensors that must match (default: 0.99)"
+    )
+    convert.set_defaults(run=run_convert)
+
     shipped = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
     pretrain = commands.add_parser("pretrain", help="train, or resume, what a config describes")
     pretrain.add_argument("config", metavar="CONFIG", help=f"a YAML file, or one of ours: {shipped}")
@@ -175,10 +192,36 @@ def build_parser() -> argparse.ArgumentParser:
     clustering.add_argument("--out", type=Path, default=Path("bench/results/clustering.jsonl"), metavar="FILE")
     clustering.set_defaults(run=run_bench_clustering)
 
+    add_audit(benches.add_parser("audit", help="what is wrong with a labelled data set and its splits"))
+
     add_commands(commands, views)
+
     doctor = commands.add_parser("doctor", help="what this machine has, and what the absence of the rest costs")
     doctor.set_defaults(run=run_doctor)
     return parser
+
+
+def add_audit(audit: argparse.ArgumentParser) -> None:
+    audit.add_argument("dataset", metavar="DATASET", help="a data set that trocar knows, or the path of a card")
+    audit.add_argument("root", type=Path, metavar="ROOT", help="folder of the data set as downloaded")
+    audit.add_argument(
+        "--split",
+        default="leak-free",
+        metavar="NAME",
+        help="leak-free, official, as-is, paper, or CENTRE-left-out (default: leak-free)",
+    )
+    audit.add_argument(
+        "--csv", type=Path, metavar="DIR", help="take the split from DIR/{train,val,test}.csv as released"
+    )
+    audit.add_argument("--table", type=Path, metavar="CSV", help="take the table from this file instead")
+    audit.add_argument("--corpus", metavar="CORPUS", help="also look for videos that stand in this corpus")
+    audit.add_argument(
+        "--duplicates", action="store_true", help="also compare what clips look like; decodes all of them"
+    )
+    audit.add_argument("--seed", type=int, default=0, help="of subjects that are shared out (default: 0)")
+    audit.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+    audit.add_argument("--out", type=Path, metavar="CSV", help="write the table with its split there")
+    audit.set_defaults(run=run_bench_audit)
 
 
 def run_index(options: argparse.Namespace) -> int:
@@ -209,6 +252,21 @@ def run_pack(options: argparse.Namespace) -> int:
     from ..bench.packed import compare_loading, table
 
     print(table(compare_loading(options.corpus, options.out, settings.stride)))
+    return 0
+
+
+def run_convert(options: argparse.Namespace) -> int:
+    from .convert import convert, save_encoder
+    from .weight_files import WeightsError
+
+    names = ("part", "frames", "resolution", "heads", "positions", "minimum")
+    try:
+        found = convert(options.weights, **{name: getattr(options, name) for name in names})
+    except WeightsError as error:
+        print(f"trocar: {error}", file=sys.stderr)
+        return 1
+    save_encoder(found, options.out)
+    print("\n".join([*found.lines(), str(options.out)]))
     return 0
 
 
@@ -328,6 +386,21 @@ def run_bench_decode(options: argparse.Namespace) -> int:
     write_rows(options.out, rows)
     print(table(rows))
     return 0
+
+
+def run_bench_audit(options: argparse.Namespace) -> int:
+    from ..bench.audit_command import audit_dataset
+    from ..bench.dataset import DatasetError
+
+    names = ("split", "csv", "table", "corpus", "duplicates", "seed", "out")
+    given = {name: getattr(options, name) for name in names}
+    try:
+        result = audit_dataset(options.dataset, options.root, json_file=options.json, **given)
+    except DatasetError as error:
+        print(f"trocar: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(result.lines()))
+    return int(bool(result.findings))
 
 
 def run_bench_data_wait(options: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ import math
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CONFIG_FILE = "config.yaml"  # in a run's directory
+Settings = TypeVar("Settings")
 
 
 def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -32,18 +33,28 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     """
     from .config import Config  # brings PyTorch along
 
-    path = config_path(source)
+    tree = _read(config_path(source), "sections (run, data, model, objective, optim, probe)")
+    for override in overrides:
+        _apply(tree, override)
+    return _build(Config, tree, "")
+
+
+def load_settings(kind: type[Settings], path: Path) -> Settings:
+    """A YAML file as one dataclass, as strictly as a config. Raises ConfigError, which names the file."""
+    try:
+        return _build(kind, _read(path, "keys"), "")
+    except ConfigError as error:
+        raise ConfigError(str(error) if str(error).startswith(f"{path}: ") else f"{path}: {error}") from error
+
+
+def _read(path: Path, expected: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(
-            f"{path}: holds {type(tree).__name__}, not sections (run, data, model, objective, optim, probe)"
-        )
-    for override in overrides:
-        _apply(tree, override)
-    return _build(Config, tree, "")
+        raise ConfigError(f"{path}: holds {type(tree).__name__}, not {expected}")
+    return tree
 
 
 def config_path(source: str | Path) -> Path:

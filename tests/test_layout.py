@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("bench", "configs", "engine", "kernels", "loaders", "ssl")
+FOLDERS = ("bench", "bench/datasets", "configs", "configs/datasets", "engine", "kernels", "loaders", "ssl")
 MAY_IMPORT = {
     "kernels": set(),
     "loaders": {"kernels"},
@@ -95,6 +95,13 @@ def test_arrows_point_one_way(folder: str) -> None:
                 assert not (node.module or "").startswith("trocar"), f"{path}: line {node.lineno}: import relatively"
             checked += 1
     assert checked
+
+
+def test_readers_import_what_readers_share_alone() -> None:
+    for path in sorted((ROOT / "bench" / "datasets").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert (node.level, node.module) in {(2, "annotations"), (2, "dataset")}, f"{path}: line {node.lineno}"
 
 
 @pytest.mark.parametrize("blocked", ["timm", "torchvision", "sklearn", "tensorboard", "matplotlib"])

@@ -1,0 +1,238 @@
+"""`trocar bench audit`: what is wrong with a labelled table before anything is trained on it.
+
+Shapes: N rows of a table, D values of a descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .corpus_overlap import overlap
+from .dataset import SPLITS, Card, Segment, labels_of
+
+EXAMPLES = 5
+SIMILAR = 0.99  # cosine of two descriptors from which clips count as the same
+BLOCK = 1024
+# fmt: off
+HEADER_WORDS = frozenset([
+    "action", "annotation", "case", "category", "class", "end", "endsec", "file", "filename", "finding", "frame",
+    "frameno", "frames", "gesture", "id", "label", "name", "path", "phase", "sec", "start", "step", "steps", "subject",
+    "time", "timestamp", "video", "videoid",
+])
+NEGATIVE_WORDS = frozenset([
+    "background", "idle", "na", "n/a", "negative", "negatives", "no_label", "no_step", "none", "not_initialized",
+    "null", "rest", "undefined", "unknown", "unlabeled", "unlabelled",
+])
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fault. kind: which. share: of the rows that it concerns, 0 .. 1. detail: in words. examples: some of what it concerns."""
+
+    kind: str
+    share: float
+    detail: str
+    examples: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        some = f"; {', '.join(self.examples)}" if self.examples else ""
+        return f"{self.kind}: {self.detail}{some}"
+
+
+@dataclass(frozen=True)
+class Audit:
+    """rows, subjects: of each split that has any. shares: of each class in each split. majority: accuracy of the training split's
+    largest class on the others, NaN without training rows. findings: the faults."""
+
+    rows: dict[str, int]
+    subjects: dict[str, int]
+    shares: dict[str, dict[str, float]]
+    majority: dict[str, float]
+    findings: tuple[Finding, ...]
+
+    def lines(self) -> list[str]:
+        """As text: a table of classes, then the faults."""
+        splits = list(self.rows)
+        width = max([5, *map(len, self.shares)])
+        lines = [" ".join([f"{'':{width}}", *(f"{split or '(none)':>8}" for split in splits)])]
+        for name, row in (("rows", self.rows), ("subjects", self.subjects)):
+            lines.append(" ".join([f"{name:{width}}", *(f"{row[split]:8,}" for split in splits)]))
+        for name, shares in self.shares.items():
+            lines.append(" ".join([f"{name:{width}}", *(f"{shares[split]:8.1%}" for split in splits)]))
+        lines += [f"majority baseline on {split}: {score:.2%}" for split, score in self.majority.items()]
+        return [*lines, *map(str, self.findings or ("no fault found",))]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def audit(
+    table: Sequence[Segment],
+    card: Card | None = None,
+    *,
+    describe: Callable[[Sequence[Segment]], NDArray] | None = None,
+    corpus: Iterable[str] = (),
+) -> Audit:
+    """Looks for faults.
+
+    card: tells what is no class, and names of the same videos elsewhere. describe: makes (N, D) vectors of rows, by which clips are
+    compared across splits. corpus: paths of the videos that a model is pretrained on. Raises ValueError on an empty table.
+    """
+    if not table:
+        raise ValueError("the table is empty; give at least one row")
+    present = [split for split in (*SPLITS, "") if any(segment.split == split for segment in table)]
+    of_split = {split: [segment for segment in table if segment.split == split] for split in present}
+    names = _label_names(table, card)
+    findings = [
+        *_identical(of_split),
+        *_shared(of_split, "videos", lambda segment: os.path.abspath(segment.video)),
+        *_shared(of_split, "subjects", lambda segment: segment.subject),
+        *_classes(table, card),
+        *_negatives_as_classes(table, card),
+    ]
+    if describe is not None:
+        findings += duplicates(table, describe(table))
+    findings += [
+        Finding(
+            "pretraining",
+            len(rows) / len(of_split[split]),
+            f"{len(rows)} rows of {split} come from videos of the corpus",
+            paths,
+        )
+        for split in present
+        if split != "train"
+        for rows, paths in [overlap(of_split[split], corpus, card)]
+        if rows
+    ]
+    return Audit(
+        {split: len(rows) for split, rows in of_split.items()},
+        {split: len({segment.subject for segment in rows}) for split, rows in of_split.items()},
+        {
+            name: {split: sum(name in _labels(s, card) for s in rows) / len(rows) for split, rows in of_split.items()}
+            for name in names
+        },
+        {} if card and card.several else _majority(of_split),
+        tuple(findings),
+    )
+
+
+def duplicates(table: Sequence[Segment], vectors: NDArray, *, similar: float = SIMILAR) -> list[Finding]:
+    """Clips of a later split that look like one of an earlier split, and are not pieces of the same video.
+
+    vectors: (N, D), compared by their cosine. Raises ValueError where a row has none.
+    """
+    rows = np.asarray(vectors, np.float32)
+    if rows.ndim != 2 or len(rows) != len(table):
+        raise ValueError(f"{len(table)} rows have descriptors of shape {rows.shape}")
+    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    videos = np.unique([segment.video for segment in table], return_inverse=True)[1]
+    findings = []
+    for first, second in combinations(SPLITS, 2):
+        left, right = (np.array([n for n, s in enumerate(table) if s.split == split], int) for split in (first, second))
+        pairs = []
+        for start in range(0, len(right) if len(left) else 0, BLOCK):
+            block = right[start : start + BLOCK]
+            cosines = rows[block] @ rows[left].T
+            # Pieces of one video are what "videos" finds.
+            cosines[videos[block][:, None] == videos[left]] = -1
+            near = cosines.max(axis=1) >= similar
+            pairs += zip(block[near].tolist(), left[cosines.argmax(axis=1)[near]].tolist(), strict=True)
+        if pairs:
+            shown = tuple(f"{table[a].video} like {table[b].video}" for a, b in pairs[:EXAMPLES])
+            detail = f"{len(pairs)} of {len(right)} rows of {second} look like rows of {first}"
+            findings.append(Finding("duplicates", len(pairs) / len(right), detail, shown))
+    return findings
+
+
+def _labels(segment: Segment, card: Card | None) -> list[str]:
+    return labels_of(segment, card) if card else [segment.label]
+
+
+def _label_names(table: Sequence[Segment], card: Card | None) -> list[str]:
+    found = {label for segment in table for label in _labels(segment, card)}
+    order = {name: place for place, name in enumerate(card.classes if card else ())}
+    return sorted(found, key=lambda name: (order.get(name, len(order)), name))
+
+
+def _majority(of_split: dict[str, list[Segment]]) -> dict[str, float]:
+    train = Counter(segment.label for segment in of_split.get("train", ()))
+    largest = train.most_common(1)[0][0] if train else None
+    return {
+        split: sum(s.label == largest for s in rows) / len(rows) if train else float("nan")
+        for split, rows in of_split.items()
+        if split != "train"
+    }
+
+
+def _identical(of_split: dict[str, list[Segment]]) -> list[Finding]:
+    contents = {split: {(s.video, *s.seconds()) for s in rows} for split, rows in of_split.items() if split}
+    return [
+        Finding("identical splits", 1.0, f"{first} and {second} hold the same {len(contents[first])} clips")
+        for first, second in combinations(contents, 2)
+        if contents[first] == contents[second]
+    ]
+
+
+def _shared(of_split: dict[str, list[Segment]], what: str, key: Callable[[Segment], str]) -> list[Finding]:
+    """What stands in two splits. Of splits that are identical nothing more is said."""
+    findings = []
+    whole = {split: {(s.video, *s.seconds()) for s in rows} for split, rows in of_split.items() if split}
+    for first, second in combinations(whole, 2):
+        if whole[first] == whole[second]:
+            continue
+        known = {key(segment) for segment in of_split[first]}
+        rows = [segment for segment in of_split[second] if key(segment) in known]
+        if rows:
+            shared = sorted({key(segment) for segment in rows})
+            share = len(rows) / len(of_split[second])
+            detail = f"{len(shared)} of {second} stand in {first} too, with {share:.1%} of the rows of {second}"
+            findings.append(Finding(f"shared {what}", share, detail, tuple(shared[:EXAMPLES])))
+    return findings
+
+
+def _classes(table: Sequence[Segment], card: Card | None) -> list[Finding]:
+    """Labels that are words of a table's header, or say that there is nothing."""
+    counts = Counter(label for segment in table for label in _labels(segment, card))
+    classes, ignored = (set(card.classes), set(card.ignored)) if card else (set(), set())
+    findings = []
+    for label, count in counts.items():
+        word = label.strip().casefold().replace(" ", "_")
+        if label in classes or not label:
+            continue
+        share = count / len(table)
+        if word in HEADER_WORDS:
+            findings.append(
+                Finding("header word", share, f"{label!r}, a word of a header, is the label of {count} rows")
+            )
+        elif word in NEGATIVE_WORDS or label in ignored:
+            findings.append(Finding("negative class", share, f"{label!r} is no class, and the label of {count} rows"))
+    return findings
+
+
+def _negatives_as_classes(table: Sequence[Segment], card: Card | None) -> list[Finding]:
+    """Clips in a folder of negatives that are labelled as if they showed something."""
+    words = NEGATIVE_WORDS | {name.casefold() for name in (card.ignored if card else ())}
+    rows = [
+        segment
+        for segment in table
+        for folders in [{part.casefold() for part in Path(segment.video).parent.parts}]
+        if folders & words and not {label.casefold() for label in _labels(segment, card)} & words
+    ]
+    if not rows:
+        return []
+    labels = Counter(segment.label for segment in rows)
+    most, count = labels.most_common(1)[0]
+    share = count / sum(segment.label == most for segment in table)
+    detail = f"{len(rows)} clips from folders of negatives are labelled as a class, {share:.0%} of {most!r} for example"
+    shown = tuple(segment.video for segment in rows[:EXAMPLES])
+    return [Finding("mislabelled negatives", len(rows) / len(table), detail, shown)]

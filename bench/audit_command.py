@@ -1,0 +1,86 @@
+"""`trocar bench audit DATASET ROOT`: the table, split as asked for, looked over and written down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..engine.config_error import ConfigError
+from ..loaders.corpus import Corpus
+from .audit import Audit, audit
+from .dataset import Card, Segment, load_card, read_dataset, read_table, write_table
+from .splits import from_release, leak_free, leave_one_out, official, papers
+from .thumbnails import thumbnails
+
+LEFT_OUT = "-left-out"
+
+
+def audit_dataset(
+    dataset: str,
+    root: Path,
+    *,
+    split: str = "leak-free",
+    csv: Path | None = None,
+    table: Path | None = None,
+    corpus: str | None = None,
+    duplicates: bool = False,
+    seed: int = 0,
+    json_file: Path | None = None,
+    out: Path | None = None,
+) -> Audit:
+    """Audits a data set as `dataset_table` splits it.
+
+    corpus: what `trocar index` wrote, compared with the test and validation videos. duplicates: compare thumbnails of all clips.
+    json_file, out: files for the audit and for the table. Raises DatasetError, ConfigError, CorpusError and VideoError.
+    """
+    card = load_card(dataset)
+    rows = dataset_table(dataset, card, root, split=split, csv=csv, table=table, seed=seed)
+    cache = Path(root) / ".trocar"
+    describe = (lambda segments: thumbnails(segments, card, cache)) if duplicates else None
+    result = audit(rows, card, describe=describe, corpus=corpus_paths(corpus) if corpus else ())
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(result.as_json(), indent=1), encoding="utf-8")
+    if out is not None:
+        write_table(out, rows)
+    return result
+
+
+def dataset_table(
+    dataset: str,
+    card: Card,
+    root: Path,
+    *,
+    split: str = "leak-free",
+    csv: Path | None = None,
+    table: Path | None = None,
+    seed: int = 0,
+) -> list[Segment]:
+    """The table of a data set with the split of that name.
+
+    split: "leak-free", "official", "as-is" (the reader's), "paper", or "bern-left-out" for a centre. csv: a folder of split files
+    as the release writes them, which are the table then. table: a table's file instead of the data set's reader. Raises
+    DatasetError, and ConfigError on a split that there is not.
+    """
+    if csv is not None:
+        return from_release(csv, str(root), card)
+    rows = read_table(table) if table is not None else read_dataset(dataset, root)
+    if split == "as-is":
+        return rows
+    if split == "paper":
+        return papers(rows, card)
+    if split in ("leak-free", "official"):
+        return (leak_free if split == "leak-free" else official)(rows, seed=seed)
+    if split.endswith(LEFT_OUT):
+        folds = leave_one_out(rows, seed=seed)
+        centre = split.removesuffix(LEFT_OUT)
+        if centre in folds:
+            return folds[centre]
+        raise ConfigError(f"split: {split!r}: no such centre; there are {', '.join(folds)}")
+    raise ConfigError(f"split: {split!r} is not accepted; give leak-free, official, as-is, paper or CENTRE{LEFT_OUT}")
+
+
+def corpus_paths(corpus: str) -> list[str]:
+    """The videos of a corpus; of proxies, the originals'."""
+    rows = Corpus.open(corpus).scan("path", "original")
+    return [row["original"] or row["path"] for row in rows]

@@ -1,0 +1,247 @@
+"""What predictions are worth: scikit-learn's metrics, those of this field, intervals by subject, and what a guess would reach.
+
+Shapes: N rows of a test split, K classes, V videos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    f1_score,
+    jaccard_score,
+    recall_score,
+    roc_auc_score,
+)
+
+RESAMPLES = 1000
+RANDOM_DRAWS = 20
+# Two-sided 5 %, and found in 80 % of the cases.
+QUANTILES = 1.959964 + 0.841621
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of a split.
+
+    truth: (N,) class numbers, or (N, K) bool where a row may have several labels. scores: (N, K), larger is likelier. subjects,
+    videos: (N,) names or numbers. starts, ends: (N,) seconds, for metrics of sequences. Raises ValueError where shapes differ.
+    """
+
+    truth: NDArray[np.int64] | NDArray[np.bool_]
+    scores: NDArray[np.float64]
+    subjects: NDArray
+    videos: NDArray
+    starts: NDArray[np.float64]
+    ends: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        count = len(self.scores)
+        columns = (self.truth, self.subjects, self.videos, self.starts, self.ends)
+        if not count or self.scores.ndim != 2 or any(len(column) != count for column in columns):
+            raise ValueError(f"{count} rows of scores beside columns of {[len(column) for column in columns]}")
+        if not np.isfinite(self.scores).all():
+            raise ValueError("a score is not finite")
+
+    @property
+    def several(self) -> bool:
+        return self.truth.ndim == 2
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """(N,) the likeliest classes, the lowest number of equal ones."""
+        return self.scores.argmax(axis=1)
+
+    def rows(self, rows: ArrayLike, *, videos: NDArray | None = None) -> Predictions:
+        """Those of some rows, in that order; videos: other names for theirs."""
+        chosen = np.asarray(rows)
+        subjects, videos = self.subjects[chosen], self.videos[chosen] if videos is None else videos
+        return Predictions(
+            self.truth[chosen], self.scores[chosen], subjects, videos, self.starts[chosen], self.ends[chosen]
+        )
+
+
+def accuracy(p: Predictions) -> float:
+    return float(accuracy_score(p.truth, p.predicted))
+
+
+def balanced_accuracy(p: Predictions) -> float:
+    """The mean recall of the classes that occur."""
+    return float(recall_score(p.truth, p.predicted, labels=np.unique(p.truth), average="macro", zero_division=0))
+
+
+def macro_f1(p: Predictions) -> float:
+    """The mean F1 of the classes that occur."""
+    return float(f1_score(p.truth, p.predicted, labels=np.unique(p.truth), average="macro", zero_division=0))
+
+
+def mean_average_precision(p: Predictions) -> float:
+    """The mean, over the classes that occur, of the average precision of each against the rest."""
+    truth = _one_hot(p)
+    occurring = np.flatnonzero(truth.any(axis=0))
+    if not len(occurring):
+        return float("nan")
+    return float(np.mean([average_precision_score(truth[:, k], p.scores[:, k]) for k in occurring]))
+
+
+def auroc(p: Predictions) -> float:
+    """The mean area under the ROC curve of each class against the rest, over the classes that some rows have and some have not."""
+    truth = _one_hot(p)
+    mixed = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
+    if not len(mixed):
+        return float("nan")
+    return float(np.mean([roc_auc_score(truth[:, k], p.scores[:, k]) for k in mixed]))
+
+
+def phase_jaccard(p: Predictions) -> float:
+    """The Jaccard index of each phase that a video has, averaged over its phases, then over the videos."""
+    return _mean_over_videos(p, _video_jaccard)
+
+
+def f1_at_10(p: Predictions) -> float:
+    """Segmental F1 at an overlap of 10 % (Lea et al., arXiv 1611.05267), of each video, averaged over the videos."""
+    return _mean_over_videos(p, _segmental_f1)
+
+
+METRICS: dict[str, Callable[[Predictions], float]] = {
+    "accuracy": accuracy,
+    "balanced_accuracy": balanced_accuracy,
+    "macro_f1": macro_f1,
+    "phase_jaccard": phase_jaccard,
+    "mean_average_precision": mean_average_precision,
+    "auroc": auroc,
+    "f1_at_10": f1_at_10,
+}
+OF_SEVERAL_LABELS = ("mean_average_precision", "auroc")
+
+
+def measure(p: Predictions) -> dict[str, float]:
+    """All metrics that suit: rows of several labels have mean average precision and AUROC alone."""
+    return {name: metric(p) for name, metric in METRICS.items() if not p.several or name in OF_SEVERAL_LABELS}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A score, its bootstrap 95 % interval, and the smallest difference to another model that would be found in 80 % of the cases.
+
+    That difference takes the two models' errors as independent. They share the test split, so it is an upper bound.
+    """
+
+    score: float
+    low: float
+    high: float
+    detectable: float
+
+
+def bootstrap(
+    p: Predictions, metric: Callable[[Predictions], float], *, seed: int = 0, resamples: int = RESAMPLES
+) -> Interval:
+    """Percentiles of the metric over resamples of the subjects, with replacement; all rows of a subject go together.
+
+    With one subject alone nothing is known about others: the interval and the difference are NaN.
+    """
+    names, index = np.unique(p.subjects, return_inverse=True)
+    score = metric(p)
+    if len(names) < 2:
+        return Interval(score, float("nan"), float("nan"), float("nan"))
+    rows_of = [np.flatnonzero(index == name) for name in range(len(names))]
+    videos = np.unique(p.videos, return_inverse=True)[1]
+    generator = np.random.default_rng(seed)
+    drawn = np.empty(resamples)
+    for sample in range(resamples):
+        groups = [rows_of[name] for name in generator.integers(len(names), size=len(names))]
+        rows = np.concatenate(groups)
+        # A subject that is drawn twice counts as two, and so do its videos.
+        times = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+        drawn[sample] = metric(p.rows(rows, videos=times * len(p.videos) + videos[rows]))
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return Interval(score, float(low), float(high), float(QUANTILES * np.sqrt(2) * np.nanstd(drawn, ddof=1)))
+
+
+def majority(p: Predictions, training_truth: ArrayLike) -> Predictions:
+    """What a model would say that knows the classes' shares of the training split and nothing else."""
+    shares = _shares(np.asarray(training_truth), p.scores.shape[1])
+    return _with_scores(p, np.tile(shares, (len(p.scores), 1)))
+
+
+def random_baseline(p: Predictions, metric: Callable[[Predictions], float], *, seed: int = 0) -> float:
+    """The metric of scores drawn at random, on average."""
+    generator = np.random.default_rng(seed)
+    return float(np.mean([metric(_with_scores(p, generator.random(p.scores.shape))) for _ in range(RANDOM_DRAWS)]))
+
+
+def flags(p: Predictions, interval: Interval, majority_score: float) -> list[str]:
+    """What speaks against a score.
+
+    "one class": the same class is predicted for every row. "a class's share": the accuracy is exactly the share of one class.
+    "unstable": the interval is wider than the distance to the majority baseline, or unknown.
+    """
+    found = []
+    if not p.several:
+        hits = int((p.truth == p.predicted).sum())
+        if len(np.unique(p.predicted)) == 1:
+            found.append("one class")
+        if hits in np.unique(p.truth, return_counts=True)[1]:
+            found.append("a class's share")
+    elif len(np.unique(p.scores, axis=0)) == 1:
+        found.append("one class")
+    if not interval.high - interval.low <= abs(interval.score - majority_score):
+        found.append("unstable")
+    return found
+
+
+def _one_hot(p: Predictions) -> NDArray[np.bool_]:
+    return p.truth.astype(bool) if p.several else p.truth[:, None] == np.arange(p.scores.shape[1])
+
+
+def _shares(truth: NDArray, num_classes: int) -> NDArray[np.float64]:
+    if truth.ndim == 2:
+        return truth.mean(axis=0)
+    return np.bincount(truth, minlength=num_classes) / len(truth)
+
+
+def _with_scores(p: Predictions, scores: NDArray[np.float64]) -> Predictions:
+    return Predictions(p.truth, scores, p.subjects, p.videos, p.starts, p.ends)
+
+
+def _mean_over_videos(p: Predictions, metric: Callable[[Predictions, NDArray[np.int64]], float]) -> float:
+    index = np.unique(p.videos, return_inverse=True)[1]
+    order = np.argsort(index, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(index[order])) + 1)
+    return float(np.mean([metric(p, rows) for rows in groups]))
+
+
+def _video_jaccard(p: Predictions, rows: NDArray[np.int64]) -> float:
+    truth = p.truth[rows]
+    return float(jaccard_score(truth, p.predicted[rows], labels=np.unique(truth), average="macro", zero_division=0))
+
+
+def _segmental_f1(p: Predictions, rows: NDArray[np.int64], overlap: float = 0.1) -> float:
+    rows = rows[np.argsort(p.starts[rows], kind="stable")]
+    wanted, found = (_runs(p, rows, labels) for labels in (p.truth, p.predicted))
+    matched: set[int] = set()
+    for label, start, end in found:
+        best, which = 0.0, -1
+        for place, (other, first, last) in enumerate(wanted):
+            shared = min(end, last) - max(start, first)
+            union = max(end, last) - min(start, first)
+            if other == label and place not in matched and shared > 0 and shared / union > best:
+                best, which = shared / union, place
+        if best >= overlap:
+            matched.add(which)
+    return 2 * len(matched) / (len(wanted) + len(found))
+
+
+def _runs(p: Predictions, rows: NDArray[np.int64], labels: NDArray) -> list[tuple[int, float, float]]:
+    """(label, start, end) of the runs of one label among rows in order of time."""
+    runs = []
+    for label, group in groupby(rows.tolist(), key=lambda row: int(labels[row])):
+        members = list(group)
+        runs.append((label, float(p.starts[members[0]]), float(p.ends[members[-1]])))
+    return runs
