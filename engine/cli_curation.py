@@ -1,5 +1,4 @@
-"""The subcommands of curation: corpus, embed, cluster, export, and `view draws`, `view tree`, `bench balance`, `bench
-clustering`."""
+"""The subcommands of curation: corpus, embed, cluster, and `view draws`."""
 
 from __future__ import annotations
 
@@ -57,7 +56,7 @@ def add_commands(commands: Any, views: Any) -> None:
     cluster.add_argument("--corpus", metavar="CORPUS", help="report sources and domains, and show exemplars")
     cluster.set_defaults(run=run_cluster)
 
-    export = commands.add_parser("export", help="the draws of a config as a table, for other trainers")
+    export = reports.add_parser("export", help="the draws of a config as a table, for other trainers")
     _add_draws(export)
     export.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .csv or .parquet file")
     export.set_defaults(run=run_export)

@@ -199,7 +199,10 @@ def test_a_run_draws_from_the_tree(made: Path, capsys: pytest.CaptureFixture[str
 def test_export_and_contact_sheet(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for suffix in ("csv", "parquet"):
         out = str(tmp_path / f"draws.{suffix}")
-        assert main(["export", "demo_cpu", *settings(made), "--first", "10", "--draws", "300", "--out", out]) == 0
+        assert (
+            main(["corpus", "export", "demo_cpu", *settings(made), "--first", "10", "--draws", "300", "--out", out])
+            == 0
+        )
     table = pq.read_table(tmp_path / "draws.parquet").to_pylist()
     rows = read_csv(tmp_path / "draws.csv")
     assert [int(row["draw"]) for row in rows] == [row["draw"] for row in table] == list(range(10, 310))
@@ -216,7 +219,7 @@ def test_export_and_contact_sheet(made: Path, tmp_path: Path, capsys: pytest.Cap
     assert main(["view", "draws", "demo_cpu", *settings(made), *view]) == 0
     assert "| domain | robotic |" in capsys.readouterr().out
     assert out.read_bytes().startswith(b"\x89PNG")
-    assert main(["export", "demo_cpu", *settings(made), "--out", str(tmp_path / "draws.txt")]) == 2
+    assert main(["corpus", "export", "demo_cpu", *settings(made), "--out", str(tmp_path / "draws.txt")]) == 2
 
 
 def test_the_trees_report(made: Path) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("bench", "bench/datasets", "configs", "configs/datasets", "engine", "kernels", "loaders", "ssl")
+FOLDERS = ("bench", "configs", "engine", "kernels", "loaders", "ssl")
+INNER_FOLDERS = ("bench/datasets", "configs/corpus", "configs/datasets")
 MAY_IMPORT = {
     "kernels": set(),
     "loaders": {"kernels"},
@@ -44,9 +45,10 @@ def test_folders_shadow_nothing() -> None:
 
 
 def test_editable_install_maps_every_folder(tmp_path: Path) -> None:
-    names = [f"trocar.{folder}" for folder in FOLDERS]
+    folders = [*FOLDERS, "bench/datasets"]
+    names = [f"trocar.{folder.replace('/', '.')}" for folder in folders]
     code = f"import importlib; [print(importlib.import_module(name).__path__[0]) for name in {names}]"
-    assert run(sys.executable, "-c", code, cwd=tmp_path).split() == [str(ROOT / folder) for folder in FOLDERS]
+    assert run(sys.executable, "-c", code, cwd=tmp_path).split() == [str(ROOT / folder) for folder in folders]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_everything_inside_trocar(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"trocar", wheel.name.rpartition("-py3")[0] + ".dist-info"}
-    for folder in FOLDERS:
+    for folder in (*FOLDERS, *INNER_FOLDERS):
         for path in (*(ROOT / folder).glob("*.py"), *(ROOT / folder).glob("*.yaml")):
             assert f"trocar/{folder}/{path.name}" in names
 
