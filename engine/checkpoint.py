@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from .checkpoint_storage import (
     DTYPES,
@@ -96,11 +97,11 @@ def restore(
 
     Raises CheckpointError on all ranks where files are damaged, or where tensors do not fit, naming what does not.
     """
+    manifest, problem = {}, None
     try:
         manifest = read_manifest(path)
         names = sorted(manifest["files"])
         mine = {name: manifest["files"][name] for name in names[world.rank :: world.size]}
-        problem = None
         check_files(path, mine)
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = error
@@ -111,7 +112,7 @@ def restore(
     _check_fit(path, manifest["tensors"], target)
     try:
         _load(target, SafetensorsReader(path, manifest), world)
-    except (OSError, ValueError, RuntimeError, SafetensorError, dcp.CheckpointException) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, CheckpointException) as error:
         raise _unreadable(path, error) from error
     return manifest["state"]
 
@@ -125,7 +126,7 @@ def remove_unfinished(run_dir: Path) -> None:
 def _load(target: Tensors, reader: SafetensorsReader, world: World) -> None:
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     if world.size > 1:
-        dcp.load(target, storage_reader=reader, planner=planner, process_group=world.background)
+        load(target, storage_reader=reader, planner=planner, process_group=world.background)
         return
     metadata = reader.read_metadata()
     planner.set_up_planner(target, metadata, is_coordinator=True)

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -89,7 +90,7 @@ class CheckpointSaver:
             _save(staged, writer, self.world)
             if self.world.is_first:
                 self._remove_old()
-        except (OSError, SafetensorError, RuntimeError, dcp.CheckpointException) as error:
+        except (OSError, SafetensorError, RuntimeError, CheckpointException) as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             self._problem = CheckpointError(
                 f"{final}: cannot be written ({_reason(error)}); free some space or set run.dir elsewhere"
@@ -135,7 +136,7 @@ class _SavePlanner(DefaultSavePlanner):
 def _save(staged: dict[str, Any], writer: SafetensorsWriter, world: World) -> None:
     planner = _SavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     if world.size > 1:
-        dcp.save(staged, storage_writer=writer, planner=planner, process_group=world.background)
+        save(staged, storage_writer=writer, planner=planner, process_group=world.background)
         return
     # The same steps; dcp.save itself warns that there are no processes to talk to.
     planner.set_up_planner(staged, None, is_coordinator=True)
@@ -147,7 +148,7 @@ def _save(staged: dict[str, Any], writer: SafetensorsWriter, world: World) -> No
 
 def _reason(error: BaseException) -> str:
     """The first rank's reason out of what torch.distributed.checkpoint collects from all."""
-    if isinstance(error, dcp.CheckpointException):
+    if isinstance(error, CheckpointException):
         rank, (cause, _) = next(iter(error.failures.items()))
         return f"rank {rank}: {cause}"
     return str(error)

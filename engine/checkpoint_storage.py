@@ -201,7 +201,7 @@ def remove_folder(folder: Path) -> None:
 
 def checksum(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+        return _digest(file)
 
 
 def flush(path: Path) -> None:
@@ -213,7 +213,6 @@ def flush(path: Path) -> None:
 
 
 def _digest(file: Any) -> str:
-    """hashlib.file_digest came with Python 3.11."""
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)

@@ -177,6 +177,7 @@ def _play(config: Config, world: World) -> DryRun:
         optimizer = build_optimizer(objective, config.optim)
         data = config.data
         frames = torch.zeros((len(share), data.frames, data.resolution, data.resolution, 3), dtype=torch.uint8)
+        traffic, memory, gradients = Traffic(), LiveMemory(), 0
         for _ in range(2):
             traffic, memory = Traffic(), LiveMemory()
             with memory, traffic:

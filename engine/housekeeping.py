@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,12 +68,10 @@ def snapshot_when_out_of_memory(run_dir: Path, world: World) -> Iterator[None]:
     """Writes what fills the GPU to RUN/memory_RANK.pickle, for https://pytorch.org/memory_viz, before the error goes on."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except torch.OutOfMemoryError:
         path = run_dir / f"memory_{world.rank}.pickle"
         torch.cuda.memory._dump_snapshot(str(path))
-        error.add_note(f"{path} shows what filled it; open it in PyTorch's memory viewer") if hasattr(
-            error, "add_note"
-        ) else None
+        print(f"trocar: out of memory; {path} shows what filled it", file=sys.stderr, flush=True)
         raise
 
 

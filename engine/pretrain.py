@@ -190,6 +190,7 @@ def train_step(run: Run, step: int, loader: Iterator[ClipBatch]) -> StepReport:
     config, world = run.config, run.world
     started, waited, count = time.perf_counter(), 0.0, LoaderCount()
     batch_clips, accumulation = config.optim.batch, config.optim.accumulation
+    before_backward, frames = 0.0, config.data.frames
     sums = StepSums.zeros(batch_clips, world.size, world.device)
     for part in range(accumulation):
         run.watch.reach(f"waiting for clips of step {step + 1}")
@@ -198,6 +199,7 @@ def train_step(run: Run, step: int, loader: Iterator[ClipBatch]) -> StepReport:
             batch = next(loader)
         waited += time.perf_counter() - asked
         count.add(batch.count)
+        frames = batch.frames.shape[1]
         run.watch.reach(f"the forward pass of step {step + 1}")
         with gradients_exchanged(run.model, part == accumulation - 1):
             with autocast(config, world.device):
@@ -228,4 +230,4 @@ def train_step(run: Run, step: int, loader: Iterator[ClipBatch]) -> StepReport:
     with stage("ema"):
         run.objective.update_target(run.schedule.momentum(step), skip)
     row = {"step": step + 1, "learning_rate": run.schedule(step), "first_clip": step * batch_clips}
-    return StepReport(row, batch.frames.shape[1], started, sums, gradient_norm, skip, run.objective.signals())
+    return StepReport(row, frames, started, sums, gradient_norm, skip, run.objective.signals())

@@ -81,7 +81,7 @@ class _Ranges:
     """Ranges of one stage that hooks open and close; they nest, so a stack holds them."""
 
     def __init__(self, name: Stage) -> None:
-        self.name = name
+        self.name: Stage = name
         self._open: list[AbstractContextManager[Any]] = []
 
     def attach(self, module: nn.Module) -> None:

@@ -17,6 +17,7 @@ import time
 from datetime import timedelta
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from .distributed import World
 
@@ -164,13 +165,13 @@ class RankWatch:
             print(f"trocar: {self._verdict}", file=sys.stderr, flush=True)
             os._exit(EXIT_STATUS)
 
-    def _connect(self) -> dist.Store:
+    def _connect(self) -> Store:
         """A connection of its own: one that is shared would let the watch wait behind the training."""
         timeout = timedelta(seconds=self.heartbeat_timeout)
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
+        store = TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
         # A launcher that starts the ranks again keeps its store, and with it the verdict on those before.
-        return dist.PrefixStore(f"watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        return PrefixStore(f"watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _named(ranks: list[int]) -> str:

@@ -98,15 +98,15 @@ def made_batch(numbers: np.ndarray, frames: int, resolution: int) -> ClipBatch:
     count = LoaderCount(
         packets_decoded=len(numbers) * frames, frames_used=len(numbers) * frames, spans=len(numbers), clips=len(numbers)
     )
-    nothing = np.zeros((len(numbers), frames))
+    places, seconds = np.zeros((len(numbers), frames), np.int64), np.zeros((len(numbers), frames))
     return ClipBatch(
         torch.from_numpy(np.stack(clips)),
         numbers,
         numbers,
         numbers * 0,
         numbers * 0,
-        nothing,
-        nothing,
+        places,
+        seconds,
         [None] * len(numbers),
         count,
     )
