@@ -14,7 +14,6 @@ from clips import write_numbered
 from trocar.engine.config import ConfigError
 from trocar.engine.config_file import load_config
 from trocar.engine.metrics import read_metrics
-from trocar.engine.pretrain import pretrain
 from trocar.engine.online_probe import (
     OnlineProbe,
     balanced_accuracy,
@@ -23,6 +22,7 @@ from trocar.engine.online_probe import (
     linear_predictions,
     read_table,
 )
+from trocar.engine.pretrain import pretrain
 from trocar.loaders.index import index_corpus
 from trocar.ssl.block_masks import BlockRecipe, MultiBlockMask
 from trocar.ssl.encoder import VideoEncoder
