@@ -472,21 +472,23 @@ def surgicalactions160(root: Path) -> list[Row]:
 
 
 def pitvis(root: Path) -> list[Row]:
-    """Steps that are no class: -1, 11 and 13."""
-    for name, steps in {"01": (-1, 0, 0, 3), "02": (3, 11, 0, 13), "03": (0, 3, 3, 3), "04": (0, 0, 3, 3)}.items():
+    """Steps count from 1 to 14, of which 11, 13 and -1 are no class."""
+    steps = {"01": (-1, 1, 1, 14), "02": (14, 11, 1, 13), "03": (1, 14, 14, 14), "04": (1, 1, 14, 14)}
+    for name, numbers in steps.items():
         video(root / f"video_{name}.mp4", 4)
-        rows = [f"{int(name)},{second},{step},2,-1" for second, step in enumerate(steps)]
+        rows = [f"{int(name)},{second},{step},2,-1" for second, step in enumerate(numbers)]
         text(root / f"annotations_{name}.csv", "int_video,int_time,int_step,int_instrument1,int_instrument2", *rows)
-    text(root / "map_steps.csv", "int_step,str_step", "0,nasal_corridor_creation")
+    text(root / "map_steps.csv", "int_step,str_step", "-1,out_of_patient", "1,nasal_corridor_creation")
+    first, last = "nasal_corridor_creation", "debris_clearance"
     return [
-        ("video_01.mp4", 1.0, 3.0, "0", "video_01", "", "PitVis", "train"),
-        ("video_01.mp4", 3.0, 4.0, "3", "video_01", "", "PitVis", "train"),
-        ("video_02.mp4", 0.0, 1.0, "3", "video_02", "", "PitVis", "test"),
-        ("video_02.mp4", 2.0, 3.0, "0", "video_02", "", "PitVis", "test"),
-        ("video_03.mp4", 0.0, 1.0, "0", "video_03", "", "PitVis", "train"),
-        ("video_03.mp4", 1.0, 4.0, "3", "video_03", "", "PitVis", "train"),
-        ("video_04.mp4", 0.0, 2.0, "0", "video_04", "", "PitVis", "train"),
-        ("video_04.mp4", 2.0, 4.0, "3", "video_04", "", "PitVis", "train"),
+        ("video_01.mp4", 1.0, 3.0, first, "video_01", "", "PitVis", "train"),
+        ("video_01.mp4", 3.0, 4.0, last, "video_01", "", "PitVis", "train"),
+        ("video_02.mp4", 0.0, 1.0, last, "video_02", "", "PitVis", "test"),
+        ("video_02.mp4", 2.0, 3.0, first, "video_02", "", "PitVis", "test"),
+        ("video_03.mp4", 0.0, 1.0, first, "video_03", "", "PitVis", "train"),
+        ("video_03.mp4", 1.0, 4.0, last, "video_03", "", "PitVis", "train"),
+        ("video_04.mp4", 0.0, 2.0, first, "video_04", "", "PitVis", "train"),
+        ("video_04.mp4", 2.0, 4.0, last, "video_04", "", "PitVis", "train"),
     ]
 
 

@@ -150,7 +150,7 @@ def test_missing_part_is_named(
         ("jigsaws", "Suturing/transcriptions/Suturing_B001.txt", " G1 ", "", "not three columns"),
         ("kvasir_capsule", "metadata.csv", "finding_class", "class", "no column finding_class among"),
         ("ldpolypvideo", "Test/Annotations/101/7.txt", "0", "", "not the number of polyps"),
-        ("pitvis", "annotations_01.csv", "1,2,0", "1,2,19", "the label '19' is none of"),
+        ("pitvis", "annotations_01.csv", "1,2,1", "1,2,0", r"step 0 is neither -1 nor in 1 \.\. 14"),
     ],
 )
 def test_wrong_annotation_is_named(
@@ -222,7 +222,7 @@ def test_unknown_names_and_bad_cards_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such data set; there are aixsuture"):
         load_card("cholec81")
     card = (CARDS / "pitvis.yaml").read_text()
-    (tmp_path / "odd.yaml").write_text(card.replace("'12']", "'11']"))
+    (tmp_path / "odd.yaml").write_text(card.replace("  - dural_sealant", "  - durotomy"))
     with pytest.raises(ConfigError, match=r"odd\.yaml: classes: .*every label once"):
         load_card(tmp_path / "odd.yaml")
     (tmp_path / "odd.yaml").write_text(card + "colour: red\n")

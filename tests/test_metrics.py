@@ -95,6 +95,37 @@ def test_segmental_f1_worked_by_hand() -> None:
     assert metrics.f1_at_10(p.rows(np.random.default_rng(0).permutation(24))) == pytest.approx((4 / 7 + 1) / 2)
 
 
+def test_segment_whose_best_match_is_taken_finds_nothing() -> None:
+    """As SAR-RARP50's challenge counts: a found segment is held against the wanted one it overlaps most, taken or not.
+
+    Seconds 0-10 are A, 10-11 B, 11-20 A. Said: A, a second of B at 5, then A up to 14, then B. A 0-5 takes A 0-10. A 6-14 overlaps
+    A 0-10 most (4/14, against 3/14 with A 11-20), which is taken; it does not go on to the second best. B meets no B. One of 3
+    wanted and of 4 found is matched.
+    """
+    truth = [0] * 10 + [1] + [0] * 9
+    said = [0] * 5 + [1] + [0] * 8 + [1] * 6
+    assert metrics.f1_at_10(predictions(truth, said)) == pytest.approx(2 / 7)
+
+
+@pytest.mark.parametrize("first", range(0, 600, 7))
+def test_a_tenth_of_overlap_is_enough_wherever_it_lies(first: int) -> None:
+    """Ten times a second, as SAR-RARP50 is labelled: 3 of 30 rows, whose times are no exact fractions."""
+    starts = (first + np.arange(30)) / 10
+    names = np.zeros(30)
+    p = Predictions(np.zeros(30, int), np.eye(2)[[0] * 3 + [1] * 27], names, names, starts, starts + 0.1)
+    assert metrics.f1_at_10(p) == pytest.approx(2 / 3)
+
+
+def test_other_counts_as_an_action() -> None:
+    """The challenge names no class as background: class 0, `other`, is matched, missed and wrongly found like the rest.
+
+    Other 0-4, action 4-8, other 8-12; said: the action throughout. Without `other` it would be 1 of 1 and 1 of 1.
+    """
+    p = predictions([0] * 4 + [1] * 4 + [0] * 4, [1] * 12)
+    assert metrics.f1_at_10(p) == pytest.approx(2 / 4)
+    assert metrics.f1_at_10(predictions([0] * 4, [0] * 4)) == 1.0
+
+
 def test_interval_is_by_subject() -> None:
     """Rows of a subject go together: with ten subjects that are right or wrong as a whole, the interval is that of ten throws."""
     truth = np.zeros(1000, int)

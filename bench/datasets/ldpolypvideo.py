@@ -1,6 +1,7 @@
 """LDPolypVideo: {TrainValid,Test}/Images/ID/*.jpg and Annotations/ID/*.txt, whose first line is the number of polyps.
 
-Pictures of one folder are one video at 25 frames a second; the card says so as well. Further videos without boxes are not read.
+Pictures of one folder are taken as one video at 25 frames a second, as the card says; no rate is published with them. Further
+videos without boxes are not read.
 """
 
 from __future__ import annotations

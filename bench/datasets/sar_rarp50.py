@@ -15,13 +15,13 @@ FRAMES_PER_SECOND = 60
 DISCRETE_STEP = 6  # of action_discrete.txt, `frame,label`
 ACTIONS = (
     "other",
-    "picking up the needle",
+    "picking-up the needle",
     "positioning the needle tip",
     "pushing the needle through the tissue",
     "pulling the needle out of the tissue",
     "tying a knot",
     "cutting the suture",
-    "returning or dropping the needle",
+    "returning/dropping the needle",
 )
 
 
