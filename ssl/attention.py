@@ -8,13 +8,16 @@ Shapes: B clips, N tokens a clip, L tokens of all sequences together, S sequence
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Attention, Block
+from timm.models.vision_transformer import Block
 
 from ..kernels.rope3d import rope3d
+
+if TYPE_CHECKING:
+    from timm.layers.attention import Attention  # older versions of timm keep it elsewhere
 
 try:
     from torch.nn.attention.varlen import varlen_attn
