@@ -16,8 +16,9 @@ help:
 demo: setup
 	$(BIN)/trocar demo $(if $(VIDEOS),--videos '$(VIDEOS)') $(ARGS)
 
+# One process a core; each computes on one thread, so that they do not wait for each other.
 test: lint typing
-	$(BIN)/pytest -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --numprocesses auto --dist worksteal $(ARGS)
 
 test-slow: setup-dev
 	$(BIN)/pytest -m slow -s $(ARGS)

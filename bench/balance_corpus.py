@@ -102,7 +102,10 @@ class Scene:
         """The picture at a time, (72, 96, 3) uint8 RGB."""
         time = self.pace * seconds
         x, y = self.x + 6 * math.sin(time + self.phase[0]), self.y + 4 * math.cos(0.7 * time + self.phase[1])
-        texture = sum(np.sin(a * x + b * y + c + 0.5 * time) for a, b, c in self.waves) / 6 + 0.5
+        texture = np.zeros((HEIGHT, WIDTH))
+        for a, b, c in self.waves:
+            texture += np.sin(a * x + b * y + c + 0.5 * time)
+        texture = texture / 6 + 0.5
         if self.domain == "endoscopy":  # rings that come nearer, dark in the middle
             texture = 0.5 * texture + 0.3 + 0.2 * np.sin(0.5 * np.sqrt(self.radius * 12) - 3 * time)
         picture = self.dark + texture.clip(0, 1)[..., None] * (self.light - self.dark)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -96,6 +97,7 @@ def open_world(device: torch.device, rank_timeout: float) -> Iterator[World]:
     dist.init_process_group(backend, timeout=timeout)
     try:
         background = dist.new_group(backend="gloo", timeout=timeout)
+        assert isinstance(background, dist.ProcessGroup)  # every rank is in it
         yield World(device, rank, size, local_rank, local_size, background)
     finally:
         dist.destroy_process_group()
@@ -126,7 +128,7 @@ def distribute(model: nn.Module, config: Config, world: World, mesh: DeviceMesh 
         if config.run.checkpoint_activations:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         if config.run.compile != "none":
-            _compile(block, config)
+            _compile(block, config.run.compile, config.run.cuda_graphs)
     if config.run.sharding != "none":
         if world.size == 1:
             raise ConfigError(
@@ -139,7 +141,9 @@ def distribute(model: nn.Module, config: Config, world: World, mesh: DeviceMesh 
     devices = [world.device.index] if world.device.type == "cuda" else None
     # Buffers are positions, equal on all ranks; the argument that says so changed its name.
     names = inspect.signature(DistributedDataParallel.__init__).parameters
-    unsynced = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+    unsynced: dict[str, Any] = {
+        "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False
+    }
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **unsynced)
 
 
@@ -184,11 +188,11 @@ def device_mesh(config: Config, world: World) -> DeviceMesh:
     return init_device_mesh(world.device.type, shape, mesh_dim_names=("nodes", "gpus"))
 
 
-def _compile(block: nn.Module, config: Config) -> None:
+def _compile(block: nn.Module, wanted: Literal["auto", "inductor", "aot_eager"], cuda_graphs: bool) -> None:
     from .compiler import choose_backend
 
-    backend = choose_backend(config.run.compile)
-    mode = "reduce-overhead" if config.run.cuda_graphs and backend == "inductor" else None
+    backend = choose_backend(wanted)
+    mode = "reduce-overhead" if cuda_graphs and backend == "inductor" else None
     block.compile(backend=backend, mode=mode) if mode else block.compile(backend=backend)
 
 

@@ -34,9 +34,20 @@ def build_loader(
     if config.data.sizes:
 
         def open_loader(phase: Config, numbers: Numbers) -> BaseClipLoader[Any]:
-            return build_loader(phase, corpus, build_sampler(phase, corpus), numbers, device, report=report)
+            return _open(phase, corpus, build_sampler(phase, corpus), numbers, device, report)
 
         return PhasedLoader(phases(config), numbers, open_loader)
+    return _open(config, corpus, sampler, numbers, device, report)
+
+
+def build_order(config: Config) -> ClipOrder:
+    return ClipOrder(config.data.views_per_span, config.data.pool_spans, config.data.lanes, config.run.seed)
+
+
+def _open(
+    config: Config, corpus: Corpus, sampler: Sampler, numbers: Numbers, device: torch.device, report: bool
+) -> BaseClipLoader[Any]:
+    """The loader of clips of one size."""
     data = config.data
     options: dict[str, Any] = {
         "resolution": data.resolution,
@@ -60,7 +71,3 @@ def build_loader(
     if report:
         print(f"loader: {choice}", file=sys.stderr)
     return choice.open(numbers, order=build_order(config))
-
-
-def build_order(config: Config) -> ClipOrder:
-    return ClipOrder(config.data.views_per_span, config.data.pool_spans, config.data.lanes, config.run.seed)

@@ -48,7 +48,7 @@ def load_encoder(path: Path) -> tuple[VideoEncoder, str]:
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
-        digest.update(state[name].contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(state[name].contiguous().flatten().view(torch.uint8).numpy().data)
     encoder = build_encoder(load_config(run_dir / CONFIG_FILE))
     encoder.load_state_dict(state)
     return encoder, digest.hexdigest()

@@ -62,25 +62,27 @@ class Renamed:
 
 def rename(state: Tensors) -> Renamed:
     """Tells the kind and renames. Raises KeyError where there is not even a patch embedding."""
-    own = {_without_prefixes(name): (name, value) for name, value in state.items() if not _is_decoder(name)}
-    left = {name: pair[0] for name, pair in own.items()}
-    tensors: Tensors = {}
-    for name, (_, value) in own.items():
-        target = _target(name)
-        if target:
-            tensors[target] = value
-            left.pop(name)
-    fused, merged = _fused(own)
-    tensors |= fused
-    for name in (*merged, *_scaled(own, tensors), *TABLE_NAMES):
-        left.pop(name, None)
-    table = next((own[name][1] for name in TABLE_NAMES if name in own), None)
+    sources = {_without_prefixes(name): name for name in state if not _is_decoder(name)}
+    own = {name: state[source] for name, source in sources.items()}
+    tensors, without = rename_blocks(own)
+    left = {name: sources[name] for name in without if name not in TABLE_NAMES}
+    table = next((own[name] for name in TABLE_NAMES if name in own), None)
     if "patch_embed.weight" not in tensors:
         raise KeyError("patch_embed")
     kind, positions = _kind(own, tensors, table)
     stray = sorted(source for name, source in left.items() if re.match(r"(blocks|layer)\.\d+\.", name))
     others = sorted({*left.values(), *(name for name in state if _is_decoder(name))} - {*stray})
     return Renamed(kind, tensors, positions, table, stray, others)
+
+
+def rename_blocks(own: Tensors) -> tuple[Tensors, list[str]]:
+    """Tensors of blocks (blocks.0 or layer.0 on), patches and last norm -> (ours, names of `own` that have no place in them)."""
+    targets = {name: target for name in own if (target := _target(name))}
+    tensors = {target: own[name] for name, target in targets.items()}
+    fused, merged = _fused(own)
+    tensors |= fused
+    used = {*targets, *merged, *_scaled(own, tensors)}
+    return tensors, [name for name in own if name not in used]
 
 
 def inflated(weight: torch.Tensor, tubelet: int = IMAGE_TUBELET) -> torch.Tensor:
@@ -134,7 +136,7 @@ def _target(name: str) -> str | None:
     return f"blocks.{match[1]}.{inner}.{kind}" if inner in known else None
 
 
-def _fused(own: dict[str, tuple[str, torch.Tensor]]) -> tuple[Tensors, list[str]]:
+def _fused(own: Tensors) -> tuple[Tensors, list[str]]:
     """Query, key and value in one, their biases with a zero for the key where it has none."""
     tensors: Tensors = {}
     used: list[str] = []
@@ -143,7 +145,7 @@ def _fused(own: dict[str, tuple[str, torch.Tensor]]) -> tuple[Tensors, list[str]
         if name not in own:
             return None
         used.append(name)
-        return own[name][1]
+        return own[name]
 
     def put(target: str, parts: list[torch.Tensor | None]) -> None:
         present = [part for part in parts if part is not None]
@@ -169,10 +171,10 @@ def _fused(own: dict[str, tuple[str, torch.Tensor]]) -> tuple[Tensors, list[str]
     return tensors, used
 
 
-def _scaled(own: dict[str, tuple[str, torch.Tensor]], tensors: Tensors) -> list[str]:
+def _scaled(own: Tensors, tensors: Tensors) -> list[str]:
     """Multiplies layer scales into the projections before them, which gives the same function; returns the names of the scales."""
     used = []
-    for name, (_, gamma) in own.items():
+    for name, gamma in own.items():
         match = re.fullmatch(r"(?:blocks|layer)\.(\d+)\.(?:ls|gamma_|layer_scale)([12])(?:\.gamma|\.lambda1)?", name)
         layer = f"blocks.{match[1]}.{'attn.proj' if match[2] == '1' else 'mlp.fc2'}" if match else ""
         if f"{layer}.weight" in tensors:
@@ -183,7 +185,7 @@ def _scaled(own: dict[str, tuple[str, torch.Tensor]], tensors: Tensors) -> list[
     return used
 
 
-def _kind(own: dict, tensors: Tensors, table: torch.Tensor | None) -> tuple[str, str]:
+def _kind(own: Tensors, tensors: Tensors, table: torch.Tensor | None) -> tuple[str, str]:
     """(whose weights, which positions)."""
     if tensors["patch_embed.weight"].ndim == 4:
         return "image ViT", "flat"

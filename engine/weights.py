@@ -12,43 +12,21 @@ import torch
 
 from ..ssl.jepa import JointEmbedding
 from ..ssl.predictor import Predictor
+from .weight_files import Tensors
+from .weight_names import rename_blocks
 
-Tensors = dict[str, torch.Tensor]
-
-BLOCK_NAMES = {
-    "attention.output.dense": "attn.proj",
-    "intermediate.dense": "mlp.fc1",
-    "output.dense": "mlp.fc2",
-    "layernorm_before": "norm1",
-    "layernorm_after": "norm2",
-}
+KINDS = ("weight", "bias")
+BLOCK_PARTS = ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
 
 def huggingface_block(state: Tensors, source: str, target: str) -> Tensors:
-    """One transformer block of a Hugging Face VideoMAE, renamed. Takes the tensors it uses out of `state`."""
-    attention = f"{source}.attention.attention"
-    query, key, value = (state.pop(f"{attention}.{part}.weight") for part in ("query", "key", "value"))
-    query_bias, value_bias = state.pop(f"{attention}.query.bias"), state.pop(f"{attention}.value.bias")
-    block = {
-        f"{target}.attn.qkv.weight": torch.cat([query, key, value]),
-        f"{target}.attn.qkv.bias": torch.cat([query_bias, torch.zeros_like(query_bias), value_bias]),
-    }
-    for theirs, ours in BLOCK_NAMES.items():
-        for kind in ("weight", "bias"):
-            block[f"{target}.{ours}.{kind}"] = state.pop(f"{source}.{theirs}.{kind}")
-    return block
-
-
-def huggingface_vjepa2_block(state: Tensors, source: str, target: str) -> Tensors:
-    """One block of a Hugging Face V-JEPA 2, renamed. Takes the tensors it uses out of `state`."""
-    block = {}
-    for kind in ("weight", "bias"):
-        parts = [state.pop(f"{source}.attention.{part}.{kind}") for part in ("query", "key", "value")]
-        block[f"{target}.attn.qkv.{kind}"] = torch.cat(parts)
-        block[f"{target}.attn.proj.{kind}"] = state.pop(f"{source}.attention.proj.{kind}")
-        for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
-            block[f"{target}.{name}.{kind}"] = state.pop(f"{source}.{name}.{kind}")
-    return block
+    """One block of a Hugging Face VideoMAE or V-JEPA 2, renamed. Takes the tensors it uses out of `state`."""
+    block = {name.removeprefix(source): name for name in state if name.startswith(f"{source}.")}
+    renamed, left = rename_blocks({f"layer.0{name}": state[whole] for name, whole in block.items()})
+    for name, whole in block.items():
+        if f"layer.0{name}" not in left:
+            del state[whole]
+    return {f"{target}.{part}.{kind}": renamed[f"blocks.0.{part}.{kind}"] for part in BLOCK_PARTS for kind in KINDS}
 
 
 def from_huggingface_vjepa2(state_dict: Tensors, depth: int, predictor_depth: int) -> Tensors:
@@ -66,11 +44,11 @@ def from_huggingface_vjepa2(state_dict: Tensors, depth: int, predictor_depth: in
         "predictor.proj": "predictor.proj",
     }
     for theirs, ours in names.items():
-        for kind in ("weight", "bias"):
+        for kind in KINDS:
             renamed[f"{ours}.{kind}"] = state.pop(f"{theirs}.{kind}")
     for part, layers in (("encoder", depth), ("predictor", predictor_depth)):
         for layer in range(layers):
-            renamed |= huggingface_vjepa2_block(state, f"{part}.layer.{layer}", f"{part}.blocks.{layer}")
+            renamed |= huggingface_block(state, f"{part}.layer.{layer}", f"{part}.blocks.{layer}")
     if state:
         raise ValueError(f"tensors without a place in JointEmbedding: {sorted(state)}")
     return renamed

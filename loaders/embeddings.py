@@ -132,7 +132,7 @@ class EmbeddingRows:
             count = min(len(rows) - filled, self.manifest.shard_rows(shard) - inside)
             with shard_path(self.folder, shard).open("rb") as file:
                 file.seek(self._offsets[shard] + inside * self.width * 2)
-                target = memoryview(rows[filled : filled + count].view(np.uint8).reshape(-1))
+                target = rows[filled : filled + count].view(np.uint8).reshape(-1).data
                 if file.readinto(target) != len(target):
                     raise CorpusError(f"{file.name}: ends early; delete it and run trocar embed again")
             filled += count

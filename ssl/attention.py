@@ -8,13 +8,16 @@ Shapes: B clips, N tokens a clip, L tokens of all sequences together, S sequence
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 
 from ..kernels.rope3d import rope3d
+
+if TYPE_CHECKING:
+    from timm.layers.attention import Attention  # older versions of timm keep it elsewhere
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -40,7 +43,9 @@ class Layout(NamedTuple):
 class VideoBlock(Block):
     """timm's block. Without a layout it is just that, for (B, N, D)."""
 
-    def forward(self, tokens: torch.Tensor, layout: Layout | None = None) -> torch.Tensor:  # pyright: ignore
+    attn: Attention
+
+    def forward(self, tokens: torch.Tensor, layout: Layout | None = None) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """tokens: (B, N, D), or (L, D) packed. Returns the same shape."""
         if layout is None:
             return super().forward(tokens)
@@ -52,8 +57,8 @@ class VideoBlock(Block):
         if layout.rotary:
             queries, keys = rope3d(queries, keys, layout.indices, layout.grid)
         if layout.offsets is None:
-            heads = (part.transpose(1, 2) for part in (queries, keys, values))
-            mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2)
+            queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, values))
+            mixed = F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2)
         else:
             mixed = packed_attention(queries, keys, values, layout.offsets, layout.longest)
         return self.attn.proj(mixed.flatten(-2))
@@ -71,8 +76,8 @@ def packed_attention(
     if not queries.is_cuda:
         return attention_by_sequence(queries, keys, values, offsets)
     if varlen_attn is not None and queries.dtype in (torch.float16, torch.bfloat16):
-        dense = (part.contiguous() for part in (queries, keys, values))
-        mixed = varlen_attn(*dense, offsets, offsets, longest, longest)
+        queries, keys, values = (part.contiguous() for part in (queries, keys, values))
+        mixed = varlen_attn(queries, keys, values, offsets, offsets, longest, longest)
         assert isinstance(mixed, torch.Tensor)
         return mixed
     return jagged_attention(queries, keys, values, offsets, longest)
@@ -98,5 +103,6 @@ def jagged_attention(
             torch.nested.nested_tensor_from_jagged(part, offsets.long(), min_seqlen=0, max_seqlen=longest)
             for part in (queries, keys, values)
         ]
-    mixed = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in nested))
+    queries, keys, values = (part.transpose(1, 2) for part in nested)
+    mixed = F.scaled_dot_product_attention(queries, keys, values)
     return mixed.transpose(1, 2).values()

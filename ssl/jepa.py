@@ -103,8 +103,8 @@ class JointEmbedding(Objective):
 
     def _observe(self, tokens: torch.Tensor, masks: BlockMasks) -> None:
         self.pooled = tokens.mean(dim=1, dtype=torch.float32)
-        packed = (masks.context, masks.target)
-        padding = sum(part.padding() for part in packed) / sum(len(part.tokens) for part in packed)
+        context, target = masks.context, masks.target
+        padding = (context.padding() + target.padding()) / (len(context.tokens) + len(target.tokens))
         self._signals = {"padding_percent": 100.0 * padding}
         if len(tokens) > 1:
             self._signals["feature_std"] = self.pooled.std(dim=0).mean()

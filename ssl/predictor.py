@@ -40,7 +40,8 @@ class Predictor(nn.Module):
         if width % heads:
             raise ValueError(f"predictor width {width} is not divisible by {heads} heads")
         require_rotary_width(positions, width // heads)
-        self.width, self.grid, self.position_kind = width, grid, positions
+        self.width, self.grid = width, grid
+        self.position_kind: Positions = positions
         self.embed = nn.Linear(encoder_width, width)
         self.mask_tokens = nn.Parameter(torch.zeros(mask_tokens, width))
         self.register_buffer("positions", position_table(positions, grid, width), persistent=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from importlib.machinery import ModuleSpec
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ class FusedAdam(torch.optim.Optimizer):
         self._dummy_overflow_buf = torch.zeros(1, dtype=torch.int32)
 
     @torch.no_grad()
-    def step(self, closure=None, grad_scaler=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure=None, grad_scaler: Any = None):  # pyright: ignore[reportIncompatibleMethodOverride]
         for group in self.param_groups:
             if "step" in group:
                 group["step"] += (self._dummy_overflow_buf != 1).to(torch.int)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from trocar.engine.cli import main
@@ -115,6 +116,7 @@ def test_image_weights_see_a_still_clip_as_the_image(tmp_path: Path) -> None:
     assert (found.kind, found.share, found.unused) == ("image ViT", 1.0, [])
     save_encoder(found, tmp_path / "ours.safetensors")
     image = torch.randint(0, 256, (1, 1, 32, 32, 3), dtype=torch.uint8)
+    assert isinstance(peer, VisionTransformer)
     with torch.no_grad():
         wanted = peer.forward_features(((image[:, 0].float() / 255 - MEAN) / STD).permute(0, 3, 1, 2))
         tokens = load_encoder(tmp_path / "ours.safetensors")(image.expand(-1, 2, -1, -1, -1))

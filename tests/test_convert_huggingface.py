@@ -65,8 +65,8 @@ def test_decoder_of_a_pretraining_model_is_left_out(tmp_path: Path) -> None:
 def test_vjepa_2_gives_its_features(tmp_path: Path, original: bool) -> None:
     """Hugging Face's file, and the same weights under the original names."""
     torch.manual_seed(0)
-    predictor = {"pred_hidden_size": 24, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
-    sizes = {"hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS}
+    predictor: dict[str, Any] = {"pred_hidden_size": 24, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
+    sizes: dict[str, Any] = {"hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS}
     peer = VJEPA2Model(VJEPA2Config(patch_size=16, crop_size=32, frames_per_clip=4, **sizes, **predictor)).eval()
     for parameter in peer.parameters():
         nn.init.normal_(parameter, std=0.2)

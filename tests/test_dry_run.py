@@ -66,7 +66,9 @@ def measure(rank: int, port: int, settings: list[str], found: str) -> None:
         numbers = build_order(config).share(range(4), rank, 2)
         frames = made_batch(numbers, config.data.frames, config.data.resolution).frames
         drawn = masks(0, numbers, 0, world.device)
-        for _ in range(2):
+        local = dry_run_module._local
+
+        def step() -> tuple[Traffic, LiveMemory, int]:
             traffic, memory = Traffic(), LiveMemory()
             with memory, traffic:
                 for part in range(2):
@@ -74,11 +76,14 @@ def measure(rank: int, port: int, settings: list[str], found: str) -> None:
                         loss = model(frames, drawn, 1.0).loss
                         loss.backward()
                     del loss
-            local = dry_run_module._local
             gradients = sum(local(p.grad).nbytes for p in objective.parameters() if p.grad is not None)
             whole(torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0))
             step_unless(optimizer, torch.zeros(()))
             optimizer.zero_grad(set_to_none=True)
+            return traffic, memory, gradients
+
+        step()
+        traffic, memory, gradients = step()
         sent = traffic.sent()
         state = [local(value) for values in optimizer.state.values() for value in values.values()]
         if rank == 0:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +17,10 @@ from torch import nn
 from transformers import VJEPA2Config, VJEPA2Model
 
 from trocar.engine.weights import from_huggingface_vjepa2, from_vjepa
+from trocar.kernels.feature_loss import Distance
 from trocar.ssl.attention import attention_by_sequence, jagged_attention
 from trocar.ssl.block_masks import BlockRecipe, MultiBlockMask
-from trocar.ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, Positions, VideoBlock, VideoEncoder, position_table
+from trocar.ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, Positions, VideoEncoder, position_table
 from trocar.ssl.jepa import JointEmbedding
 from trocar.ssl.packing import BlockMasks, Packed, pack
 from trocar.ssl.predictor import MeanOfContext, Predictor
@@ -27,7 +30,7 @@ GRID = (2, 4, 4)
 RECIPES = (BlockRecipe(2, (0.2, 0.3)), BlockRecipe(1, (0.5, 0.7)))
 
 
-def ours(positions: Positions, mask_tokens: int = 2, distance="l1") -> JointEmbedding:
+def ours(positions: Positions, mask_tokens: int = 2, distance: Distance = "l1") -> JointEmbedding:
     encoder = VideoEncoder(WIDTH, DEPTH, 4, frames=4, resolution=32, patch=8, positions=positions)
     predictor = Predictor(
         WIDTH, PREDICTOR_WIDTH, PREDICTOR_DEPTH, 3, grid=GRID, positions=positions, mask_tokens=mask_tokens
@@ -156,7 +159,7 @@ def test_equals_hugging_face_vjepa2(dtype: torch.dtype, tolerance: float) -> Non
     assert compared == 11 + 12 * (DEPTH + PREDICTOR_DEPTH)
 
 
-def hand_written_block(block: VideoBlock, tokens: torch.Tensor, heads: int) -> torch.Tensor:
+def hand_written_block(block: Any, tokens: torch.Tensor, heads: int) -> torch.Tensor:
     def norm(values: torch.Tensor, layer: nn.LayerNorm) -> torch.Tensor:
         centred = values - values.mean(-1, keepdim=True)
         return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-6) * layer.weight + layer.bias
@@ -181,7 +184,7 @@ def test_vjepa1_block_and_table_are_the_published_formulas() -> None:
     torch.manual_seed(1)
     model = ours("axes").double()
     tokens = torch.randn(7, WIDTH, dtype=torch.float64)
-    expected = hand_written_block(model.encoder.blocks[1], tokens, 4)  # pyright: ignore[reportArgumentType]
+    expected = hand_written_block(model.encoder.blocks[1], tokens, 4)
     assert torch.allclose(model.encoder.blocks[1](tokens[None])[0], expected, rtol=0, atol=1e-12)
     table = position_table("axes", (3, 4, 5), 1024).double()
     half = math.ceil(1024 / 6)
@@ -208,7 +211,7 @@ def test_three_steps_of_loss_and_ema_by_hand() -> None:
             patches = F.conv3d(video, encoder.patch_embed.weight, encoder.patch_embed.bias, stride=(2, 8, 8))
             tokens = (patches.flatten(2).transpose(1, 2)[0] + position_table("axes", GRID, WIDTH).double())[seen]
             for block in encoder.blocks:
-                tokens = hand_written_block(block, tokens, 4)  # pyright: ignore[reportArgumentType]
+                tokens = hand_written_block(block, tokens, 4)
             return F.layer_norm(tokens, (WIDTH,), encoder.norm.weight, encoder.norm.bias, 1e-6)
 
         losses = []
@@ -220,7 +223,7 @@ def test_three_steps_of_loss_and_ema_by_hand() -> None:
             context = predictor.embed(encode(model.encoder, clip, seen)) + table[seen]
             tokens = torch.cat([context, predictor.mask_tokens[kind] + table[hidden]])
             for block in predictor.blocks:
-                tokens = hand_written_block(block, tokens, 3)  # pyright: ignore[reportArgumentType]
+                tokens = hand_written_block(block, tokens, 3)
             predicted = predictor.proj(predictor.norm(tokens[len(seen) :]))
             with torch.no_grad():
                 features = encode(model.target_encoder, clip, torch.arange(math.prod(GRID)))
@@ -314,8 +317,9 @@ def test_jagged_attention_equals_a_loop() -> None:
             parts.append(torch.einsum("hij,jhe->ihe", scores.softmax(-1), value[start:end]))
         return torch.cat(parts)
 
+    ways: list[Callable[..., torch.Tensor]] = [by_hand, attention_by_sequence, partial(jagged_attention, longest=7)]
     results = []
-    for function in (by_hand, attention_by_sequence, partial(jagged_attention, longest=7)):
+    for function in ways:
         mixed = function(*leaves, offsets)
         results.append([mixed.detach(), *torch.autograd.grad((mixed * upstream).sum(), leaves)])
     for result in results[1:]:

@@ -38,7 +38,7 @@ def step(device: torch.device, positions: Positions) -> tuple[set[str], dict[str
         loss = model(frames.to(device), masks).loss
         loss.backward()
         with torch.no_grad():
-            encoder.norm.bias += 1
+            encoder.norm.bias.add_(1)
         model.update_target(0.75)
     results = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
     target = {f"target/{name}": p.detach().cpu() for name, p in model.target_encoder.named_parameters()}
