@@ -25,13 +25,10 @@ RESAMPLES = 1000
 RANDOM_DRAWS = 20
 # Two-sided 5 %, and found in 80 % of the cases.
 QUANTILES = 1.959964 + 0.841621
-<<<<<<< HEAD
 # Of overlaps, whose seconds are sums of frames: 3 frames of 30 are a tenth, also where 0.3 / 3.0 is not.
 ROUNDING = 1e-9
-=======
 # The mean over classes, which counts one that is never predicted as 0. (The library's annotations know only the text "warn".)
 MACRO: dict[str, Any] = {"average": "macro", "zero_division": 0}
->>>>>>> refs/heads/engine
 
 
 @dataclass(frozen=True)
