@@ -32,15 +32,16 @@ def view_reconstruction(
     corpus: another corpus than the run's. Returns the path of the PNG. Raises ConfigError, CorpusError or CheckpointError.
     """
     config = _run_config(run_dir, corpus)
-    saved = checkpoints(run_dir)
-    if not saved:
-        raise CheckpointError(f"{run_dir}: no checkpoint to show; run `trocar pretrain` with run.dir={run_dir} first")
-    model, mask = build_model(config)
-    if not isinstance(model, MaskedAutoencoder):
+    if config.objective.kind != "mae":
         raise ConfigError(
             f"{run_dir}: a run with objective.kind={config.objective.kind} predicts features, not pixels: there is nothing to "
             "reconstruct; `trocar view curve` shows how it went"
         )
+    saved = checkpoints(run_dir)
+    if not saved:
+        raise CheckpointError(f"{run_dir}: no checkpoint to show; run `trocar pretrain` with run.dir={run_dir} first")
+    model, mask = build_model(config)
+    assert isinstance(model, MaskedAutoencoder)
     model.load_state_dict(load_checkpoint(saved[-1]).model)
     model.eval()
     opened = Corpus.open(config.data.corpus)

@@ -53,6 +53,7 @@ TINY = [
 
 def make_corpus(folder: Path) -> Path:
     """A corpus of two short videos: the run wants one, though its clips are made here."""
+    folder.mkdir(parents=True, exist_ok=True)
     for number in range(2):
         write_numbered(folder / f"{number}.mp4", 60, video_id=number, gop=12)
     index_corpus([folder], folder / "corpus", workers=1, progress=False)
