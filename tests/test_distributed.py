@@ -30,6 +30,17 @@ OBJECTIVES = {
     ],
 }
 
+HOWS: dict[str, tuple[int, list[str]]] = {
+    "ddp": (2, []),
+    "ddp-parts": (2, ["optim.accumulation=2"]),
+    "fsdp-parts": (2, ["run.sharding=full", "optim.accumulation=2", "run.checkpoint_activations=true"]),
+    "views": (3, ["data.views_per_span=2"]),  # shares of 4 clips, and of 2 and 6
+    "ddp-4": (4, []),
+    "fsdp-4": (4, ["run.sharding=full"]),
+}
+# In `make test`; `make test-slow` runs the others too.
+QUICK = {("mae", "ddp-parts"), ("jepa", "fsdp-parts")}
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -54,7 +65,7 @@ def furthest(run_dir: Path, other: Path) -> float:
     return max((mine[name] - theirs[name]).abs().max().item() for name in mine)
 
 
-@pytest.fixture(scope="module", params=OBJECTIVES)
+@pytest.fixture(scope="module")
 def alone(
     request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[str]]:
@@ -66,27 +77,22 @@ def alone(
 
 
 @pytest.mark.parametrize(
-    ("ranks", "how"),
+    ("alone", "how"),
     [
-        (2, ["optim.accumulation=2"]),
-        (4, []),
-        (4, ["run.sharding=full"]),
-        pytest.param(2, [], marks=pytest.mark.slow),
-        pytest.param(
-            2, ["run.sharding=full", "optim.accumulation=2", "run.checkpoint_activations=true"], marks=pytest.mark.slow
-        ),
-        pytest.param(3, ["data.views_per_span=2"], marks=pytest.mark.slow),  # shares of 4 clips, and of 2 and 6
+        pytest.param(objective, how, marks=[] if (objective, how) in QUICK else pytest.mark.slow)
+        for objective in OBJECTIVES
+        for how in HOWS
     ],
+    indirect=["alone"],
 )
-def test_ranks_do_not_change_the_run(
-    alone: tuple[Path, list[str]], corpus: Path, tmp_path: Path, ranks: int, how: list[str]
-) -> None:
+def test_ranks_do_not_change_the_run(alone: tuple[Path, list[str]], corpus: Path, tmp_path: Path, how: str) -> None:
+    ranks, changes = HOWS[how]
     expected, more = alone
-    if "data.views_per_span=2" in how:
+    if how == "views":
         expected = tmp_path / "alone"
-        train_made(settings(corpus, expected, *more, *how))
+        train_made(settings(corpus, expected, *more, *changes))
     run = tmp_path / "run"
-    for status, output in run_ranks(ranks, tmp_path, settings=settings(corpus, run, *more, *how)):
+    for status, output in run_ranks(ranks, tmp_path, settings=settings(corpus, run, *more, *changes)):
         assert status == 0, output
     assert len(losses(run)) == 20
     np.testing.assert_allclose(losses(run), losses(expected), rtol=0, atol=1e-9)
@@ -104,15 +110,20 @@ def test_losses_in_float32_over_200_steps(corpus: Path, tmp_path: Path, objectiv
         np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / "alone"), rtol=0, atol=1e-5)
 
 
-def test_a_run_goes_on_with_other_numbers_of_ranks(corpus: Path, tmp_path: Path) -> None:
-    """4 ranks are killed, 2 go on and are killed, 3 end it: the same losses, every clip once."""
+@pytest.mark.parametrize(
+    "parts", [((2, 5), (3, None)), pytest.param(((4, 5), (2, 8), (3, None)), marks=pytest.mark.slow)], ids=len
+)
+def test_a_run_goes_on_with_other_numbers_of_ranks(
+    corpus: Path, tmp_path: Path, parts: tuple[tuple[int, int | None], ...]
+) -> None:
+    """Ranks are killed, others go on, in other numbers: the same losses, every clip once. parts: ranks, the step they die at."""
     train_made(settings(corpus, tmp_path / "alone", "optim.steps=12"))
     run = tmp_path / "run"
     common = settings(
         corpus, run, "optim.steps=12", "run.checkpoint_every=3", "run.heartbeat_timeout=5", "run.sharding=full"
     )
     kept: dict[int, list[int]] = {}
-    for ranks, killed_at in ((4, 5), (2, 8), (3, None)):
+    for ranks, killed_at in parts:
         at = None
         if killed_at is not None:
             saved = f"step_{killed_at - 2:08d}"  # saving is asynchronous: it is done, and more steps are too

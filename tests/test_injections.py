@@ -92,9 +92,14 @@ def collect(run: Path, survived: dict[int, list[int]]) -> None:
     path.unlink()
 
 
-def test_sigterm_and_sigusr1_save_and_ask_for_a_requeue(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "signals", [[signal.SIGUSR1], pytest.param([signal.SIGTERM, signal.SIGUSR1], marks=pytest.mark.slow)]
+)
+def test_sigterm_and_sigusr1_save_and_ask_for_a_requeue(
+    corpus: Path, tmp_path: Path, signals: list[signal.Signals]
+) -> None:
     run = tmp_path / "run"
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in signals:
         before = newest(run)
         started = start_ranks(
             2, tmp_path, settings=settings(corpus, run, "optim.steps=100000", "run.checkpoint_every=50000")

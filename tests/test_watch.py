@@ -20,7 +20,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("what", "says"),
     [
         ("kill", f"rank 1 gave no sign of life for {HEARTBEAT} s (run.heartbeat_timeout)"),
-        ("sleep", f"rank 1 did not come on for {TIMEOUT} s (run.rank_timeout, also the timeout of NCCL and gloo)"),
+        pytest.param(
+            "sleep",
+            f"rank 1 did not come on for {TIMEOUT} s (run.rank_timeout, also the timeout of NCCL and gloo)",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("stop", f"rank 1 gave no sign of life for {HEARTBEAT} s", marks=pytest.mark.slow),
         pytest.param("raise", "rank 1 ended with ValueError: a clip of another shape", marks=pytest.mark.slow),
     ],
