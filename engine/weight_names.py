@@ -164,7 +164,9 @@ def _fused(own: Tensors) -> tuple[Tensors, list[str]]:
         for attention in (f"layer.{number}.attention.attention", f"layer.{number}.attention"):
             if all(f"{attention}.{part}.weight" in own for part in parts):
                 put(f"{target}.weight", [take(f"{attention}.{part}.weight") for part in parts])
-                put(f"{target}.bias", [bias(attention, part) for part in parts])
+                query, key, value = (bias(attention, part) for part in parts)
+                if query is not None and value is not None:
+                    put(f"{target}.bias", [query, key, value])
         attention = f"blocks.{number}.attn"
         if f"{attention}.q_bias" in own and f"{attention}.v_bias" in own:
             put(f"{target}.bias", [take(f"{attention}.{part}_bias") for part in "qkv"])
