@@ -17,7 +17,7 @@ JEPA = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("bucket", [1, 64])
+@pytest.mark.parametrize("bucket", [pytest.param(1, marks=pytest.mark.slow), 64])
 def test_packing_loses_nothing_on_any_number_of_ranks(bucket: int, tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "videos")
 

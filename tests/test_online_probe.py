@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from clips import write_numbered
+from textures import FRAMES, SIDE, moving_textures
 
 from trocar.engine.config import ConfigError
 from trocar.engine.config_file import load_config
@@ -137,25 +138,6 @@ def test_refuses_tables_that_say_nothing(tmp_path: Path) -> None:
     rows = read_table(table, 10)
     assert len(rows) == 10
     assert (rows[0][0], rows[-1][0]) == ("0.mp4", "99.mp4")
-
-
-# A planted task: random textures that move to one of four sides. No frame tells which; only motion does.
-FRAMES, SIDE, SPEED = 8, 32, 2
-
-
-def moving_textures(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(count, T, R, R, 3) uint8 and labels (count,)."""
-    chance = np.random.default_rng(seed)
-    margin = SPEED * FRAMES
-    clips, labels = [], chance.integers(0, 4, count)
-    for label in labels:
-        noise = torch.from_numpy(chance.random((1, 3, 16, 16), dtype=np.float32))
-        size = SIDE + 2 * margin
-        texture = torch.nn.functional.interpolate(noise, (size, size), mode="bicubic").clamp(0, 1)[0] * 255
-        step = ((0, 1), (0, -1), (1, 0), (-1, 0))[label]
-        places = [(margin + SPEED * t * step[0], margin + SPEED * t * step[1]) for t in range(FRAMES)]
-        clips.append(torch.stack([texture[:, top : top + SIDE, left : left + SIDE] for top, left in places]))
-    return torch.stack(clips).permute(0, 1, 3, 4, 2).round().to(torch.uint8), torch.from_numpy(labels)
 
 
 def probe_gain(seed: int, steps: int, clips: int = 256) -> tuple[float, float]:

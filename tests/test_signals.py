@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from textures import FRAMES, SIDE, moving_textures
 
 from trocar.engine.config_file import load_config
 from trocar.engine.demo import make_videos
@@ -19,6 +20,10 @@ from trocar.engine.signals import COLLAPSED_SHARE, MEMORY_STEPS, WINDOW_CLIPS, C
 from trocar.loaders.index import index_corpus
 from trocar.loaders.pack import pack_corpus
 from trocar.loaders.pack_settings import PackSettings
+from trocar.ssl.block_masks import BlockRecipe, MultiBlockMask
+from trocar.ssl.encoder import VideoEncoder
+from trocar.ssl.jepa import JointEmbedding
+from trocar.ssl.predictor import MeanOfContext, Predictor
 
 
 def test_rankme_counts_directions() -> None:
@@ -87,6 +92,36 @@ def test_an_objective_without_features_gets_the_trend_alone() -> None:
         watch.observe(SimpleNamespace())  # pyright: ignore[reportArgumentType]
         watch.complete(row)
     assert rows[-1] == {"step": 120, "loss": 1.0, "loss_trend": 0.0}
+
+
+def rows_of_a_short_training(momentum: float, predicts: bool, steps: int = 40) -> list[dict[str, Any]]:
+    """On batches of 32 moving textures, as `pretrain` watches it."""
+    torch.manual_seed(0)
+    encoder = VideoEncoder(24, 1, 2, frames=FRAMES, resolution=SIDE, patch=16, positions="axes")
+    predictor = Predictor(24, 24, 1, 2, grid=encoder.grid, positions="axes") if predicts else MeanOfContext()
+    model = JointEmbedding(encoder, predictor)
+    source = MultiBlockMask(encoder.grid, (BlockRecipe(1, (0.4, 0.4)),))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer, watch, rows = torch.optim.AdamW(trained, lr=1e-3), CollapseWatch([], tell=False), []
+    pool, _ = moving_textures(256, 0)
+    for step in range(1, steps + 1):
+        numbers = np.arange((step - 1) * 32, step * 32)
+        loss = model(pool[numbers % len(pool)], source(0, numbers, 0)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.update_target(momentum)
+        watch.observe(model)
+        rows.append({"step": step, "loss": loss.item(), "feature_std": model.signals()["feature_std"].item()})
+        watch.complete(rows[-1])
+    return rows
+
+
+def test_a_short_training_is_flagged_where_nothing_holds_it_open() -> None:
+    sound, broken = rows_of_a_short_training(0.998, True), rows_of_a_short_training(0.0, False)
+    assert not any(row["collapse"] for row in sound)
+    assert sound[-1]["loss"] < 0.9 * sound[0]["loss"]
+    assert any(row["collapse"] for row in broken)
 
 
 @pytest.fixture(scope="module")
