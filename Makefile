@@ -18,7 +18,7 @@ demo: setup
 
 # One process a core; each computes on one thread, so that they do not wait for each other.
 test: lint typing
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --numprocesses auto --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 test-slow: setup-dev
 	$(BIN)/pytest -m slow -s $(ARGS)

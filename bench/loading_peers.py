@@ -58,7 +58,7 @@ class Decord(PooledArm):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         try:
-            import decord
+            import decord  # pyright: ignore[reportMissingImports]: an extra
         except (ImportError, OSError, RuntimeError) as error:
             raise UnavailableError(f"decord cannot be used: {_first_line(error)}") from error
         self._reader: Any = decord.VideoReader
