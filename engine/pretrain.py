@@ -43,6 +43,7 @@ from .run_record import record_start
 from .signals import CollapseWatch
 from .skips import SkipLog
 from .stop import StopRequest
+from .validation import Validation
 from .watch import RankWatch
 
 
@@ -145,19 +146,27 @@ def train(run: Run, corpus: Corpus, steps: int, progress: bool) -> PretrainResul
         SkipLog(
             run_dir, corpus, sampler_at, order, config.optim.skip_budget, world.is_first, first_step, state
         ) as skips,
-        CheckpointSaver(run_dir, world, config.run.keep_checkpoints, config.run.keep_every, log.flush) as saver,
+        CheckpointSaver(
+            run_dir, world, config.run.keep_checkpoints, config.run.keep_every, log.flush, config.run.save_timeout
+        ) as saver,
         OnlineProbe(config, world.device, first_step, world.is_first) as probe,
+        Validation(config, corpus, run.objective, world, steps) as validation,
         StepProgress(first_step, steps, enabled=progress) as bar,
         collect_garbage_seldom() as collect_garbage,
     ):
         name_decoding(loader)
         collapse = CollapseWatch(read_metrics(run_dir), tell=world.is_first)
         while done < steps and not is_stopping:
-            read_back.push(train_step(run, done, loader))
+            report = train_step(run, done, loader)
             done += 1
-            collapse.observe(run.objective)
+            collapse.observe(run.objective)  # what the step's own clips left behind, before others pass
+            if validation.is_due(done):
+                run.watch.reach(f"the validation after step {done}")
+                report.signals = {**report.signals, **validation.losses()}
+            read_back.push(report)
             probe.update(done, run.objective.encoder)
             quarantine.update()
+            saver.update()
             collect_garbage(done)
             saving = done % config.run.checkpoint_every == 0 or done == steps
             for report in read_back.arrived(everything=saving):

@@ -135,7 +135,8 @@ def train_made(
 ) -> Any:
     """`pretrain` of demo_cpu with these settings on made clips, in this process.
 
-    poison: the clip whose loss and gradients become NaN. leave_out: the step whose update does not happen. in_save: what happens in
+    poison: the clip whose loss and gradients become NaN. leave_out: the step whose updates, of weights and of a target encoder, do not
+    happen. in_save: what happens in
     the middle of writing the n-th checkpoint of this process: "kill", or "full", a full disk.
     """
     if in_save:
@@ -146,7 +147,7 @@ def train_made(
     def build_loader(config: Any, corpus: Any, sampler: Any, numbers: Any, device: Any, *, report: bool) -> Any:
         return MadeLoader(config, numbers, at)
 
-    updates = iter(range(1, 1 << 30))
+    updates, moves = iter(range(1, 1 << 30)), iter(range(1, 1 << 30))
 
     def step_unless(optimizer: Any, skip: torch.Tensor) -> None:
         if next(updates) != leave_out:
@@ -154,7 +155,15 @@ def train_made(
 
     def build_model(config: Any) -> Any:
         model, masks = before[2](config)
-        model.register_forward_hook(spoil)
+        update_target = model.update_target
+
+        def move(*arguments: Any) -> None:
+            if next(moves) != leave_out:
+                update_target(*arguments)
+
+        object.__setattr__(model, "update_target", move)
+        if poison is not None:
+            model.register_forward_hook(spoil)
         return model, masks
 
     def spoil(model: Any, arguments: Any, output: Any) -> Any:
@@ -165,7 +174,7 @@ def train_made(
 
     pretrain_module.build_loader = build_loader  # type: ignore[assignment]
     pretrain_module.step_unless = step_unless
-    if poison is not None:
+    if poison is not None or leave_out is not None:
         pretrain_module.build_model = build_model
     try:
         return pretrain_module.pretrain(config, progress=False)
