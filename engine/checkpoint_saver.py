@@ -27,9 +27,9 @@ from .checkpoint import PREFIX, UNFINISHED, CheckpointError, Tensors, checkpoint
 from .checkpoint_storage import SafetensorsWriter, remove_folder
 from .distributed import World
 
-
+# How often a waiting training looks, and the most that a time between two looks counts: beyond it the process was stopped.
 WAIT_SECONDS = 0.5
-LOOK_SECONDS = 60.0  # a longer time between two looks is counted as this: the process was stopped
+LOOK_SECONDS = 60.0
 
 
 class CheckpointThreadError(CheckpointError):
@@ -95,8 +95,8 @@ class CheckpointSaver:
         self._held, self._looked_at = self._held + min(now - self._looked_at, LOOK_SECONDS), now
         if self._held > self.timeout:
             raise CheckpointThreadError(
-                f"{checkpoint_path(self.run_dir, self._step)}: not written after {self.timeout:g} s (run.save_timeout); see whether "
-                "the storage of run.dir answers, or raise run.save_timeout; the last good checkpoint stays"
+                f"{checkpoint_path(self.run_dir, self._step)}: not written after {self.timeout:g} s (run.save_timeout); see "
+                "whether the storage of run.dir answers, or raise run.save_timeout; the last good checkpoint stays"
             )
 
     def wait(self) -> None:

@@ -32,8 +32,8 @@ class RunConfig:
     replay compiled blocks as CUDA graphs. pin_cores: give every rank of a node its own cores, near its GPU.
 
     heartbeat_timeout: seconds without a sign of life from a rank before the run ends; rank_timeout: seconds that the others wait
-    for one that lives but does not come on, also of collectives (NCCL's timeout). save_timeout: seconds that writing a checkpoint in
-    the background may take before the run ends.
+    for one that lives but does not come on, also of collectives (NCCL's timeout). save_timeout: seconds that writing a checkpoint
+    in the background may take before the run ends.
     """
 
     dir: str
@@ -117,9 +117,9 @@ class DataConfig:
     decoded, each with its own offset, crop and mask. pool_spans: decoded spans of which clips wait on the device, over all
     ranks, a multiple of lanes; where 0, the clips of a span stand in one batch. lanes: independent parts of the pool; the number
     of ranks has to divide it. threads: decoding threads, all cores where None. prefetch: batches decoded ahead. failure_budget:
-    share of the spans that may fail before the run stops. clip_timeout: seconds that a thread may be at one span before the run ends
-    with its name, for ever where null. allow_changed_corpus: resume although the corpus is another one. sizes:
-    phases of other clip sizes on the way, in the order of their steps.
+    share of the spans that may fail before the run stops. clip_timeout: seconds that a thread may be at one span before the run
+    ends with its name, for ever where null. allow_changed_corpus: resume although the corpus is another one. sizes: phases of other
+    clip sizes on the way, in the order of their steps.
 
     tree: folder that `trocar cluster` wrote, to draw from its branches; null draws all spans alike. balance: 0 draws the corpus
     as it is, 1 all branches of the tree alike. max_repeats: most draws of one span an epoch. epoch_draws: draws of an epoch, as

@@ -66,7 +66,7 @@ def name_modules(model: nn.Module) -> None:
 
 
 def name_decoding(loader: Any) -> None:
-    """Gives every span that a loader's threads decode its range, with DALI every run of spans. Does nothing where ranges are off."""
+    """Gives every span that the CPU decodes its range, and every run of spans that DALI does. Does nothing where ranges are off."""
     if IS_ON:
         loader.decoding_range = partial(stage, "decode")
 

@@ -1,7 +1,7 @@
 """Threads that decode: one that dies or hangs is an error within seconds, and none holds up the end of the process.
 
 The standard library's executor hands a SystemExit on to whoever asks for the result, keeps waiting where a thread is gone, and is
-joined when the interpreter ends, however long a read of a network disk hangs. These threads are daemons which tell what they are at.
+joined when the interpreter ends, however long a read of a network disk hangs. These threads are daemons that say what they are at.
 """
 
 from __future__ import annotations

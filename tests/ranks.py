@@ -135,9 +135,8 @@ def train_made(
 ) -> Any:
     """`pretrain` of demo_cpu with these settings on made clips, in this process.
 
-    poison: the clip whose loss and gradients become NaN. leave_out: the step whose updates, of weights and of a target encoder, do not
-    happen. in_save: what happens in
-    the middle of writing the n-th checkpoint of this process: "kill", or "full", a full disk.
+    poison: the clip whose loss and gradients become NaN. leave_out: the step whose updates, of weights and of a target encoder, are
+    left out. in_save: what happens in the middle of writing the n-th checkpoint of this process: "kill", or "full", a full disk.
     """
     if in_save:
         checkpoint_storage.save_file = _disturbed(checkpoint_storage.save_file, in_save)

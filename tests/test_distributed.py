@@ -116,18 +116,25 @@ def test_losses_in_float32_over_200_steps(corpus: Path, tmp_path: Path, objectiv
         np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / "alone"), rtol=0, atol=1e-5)
 
 
+SHORT, WHOLE = ((2, 5), (3, None)), ((4, 5), (2, 8), (3, None))
+
+
 @pytest.mark.parametrize(
-    "parts", [((2, 5), (3, None)), pytest.param(((4, 5), (2, 8), (3, None)), marks=pytest.mark.slow)], ids=len
+    ("objective", "sharding", "parts"),
+    [
+        ("jepa", "full", SHORT),
+        *(pytest.param(name, how, WHOLE, marks=pytest.mark.slow) for name in OBJECTIVES for how in ("none", "full")),
+    ],
 )
 def test_a_run_goes_on_with_other_numbers_of_ranks(
-    corpus: Path, tmp_path: Path, parts: tuple[tuple[int, int | None], ...]
+    corpus: Path, tmp_path: Path, objective: str, sharding: str, parts: tuple[tuple[int, int | None], ...]
 ) -> None:
     """Ranks are killed, others go on, in other numbers: the same losses, every clip once. parts: ranks, the step they die at."""
-    train_made(settings(corpus, tmp_path / "alone", "optim.steps=12"))
+    more = [*OBJECTIVES[objective], "optim.steps=12"]
+    train_made(settings(corpus, tmp_path / "alone", *more))
     run = tmp_path / "run"
-    common = settings(
-        corpus, run, "optim.steps=12", "run.checkpoint_every=3", "run.heartbeat_timeout=5", "run.sharding=full"
-    )
+    more += ["run.checkpoint_every=3", "run.heartbeat_timeout=3", f"run.sharding={sharding}"]
+    common = settings(corpus, run, *more)
     kept: dict[int, list[int]] = {}
     for ranks, killed_at in parts:
         at = None
