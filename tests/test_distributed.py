@@ -110,10 +110,15 @@ def test_ranks_do_not_change_the_run(alone: tuple[Path, list[str]], corpus: Path
 def test_losses_in_float32_over_200_steps(corpus: Path, tmp_path: Path, objective: str) -> None:
     more = [*OBJECTIVES[objective], "optim.steps=200", "run.precision=float32"]
     train_made(settings(corpus, tmp_path / "alone", *more))
-    for name, ranks, how in (("ddp", 4, []), ("fsdp", 2, ["run.sharding=full"])):
-        for status, output in run_ranks(ranks, tmp_path, settings=settings(corpus, tmp_path / name, *more, *how)):
+    for sharding, ranks in (("none", 2), ("none", 4), ("full", 2), ("full", 4)):
+        run = tmp_path / f"{sharding}_{ranks}"
+        how = settings(corpus, run, *more, f"run.sharding={sharding}")
+        for status, output in run_ranks(ranks, tmp_path, settings=how):
             assert status == 0, output
-        np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / "alone"), rtol=0, atol=1e-5)
+        difference = np.abs(losses(run) - losses(tmp_path / "alone")).max()
+        print(f"{objective}, sharding {sharding}, {ranks} ranks: losses differ by at most {difference:.1e}")
+        assert len(losses(run)) == 200
+        assert difference < 1e-5
 
 
 SHORT, WHOLE = ((2, 5), (3, None)), ((4, 5), (2, 8), (3, None))
