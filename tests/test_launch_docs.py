@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from ranks import make_corpus
 
-from trocar.engine.config import OptimConfig, RunConfig
+from trocar.engine.config import DataConfig, OptimConfig, RunConfig, ValidationConfig
 from trocar.engine.distributed import COLLECTIVE_GRACE
 from trocar.engine.optim import build_schedule
 from trocar.engine.stop import REQUEUE_STATUS
@@ -51,11 +51,17 @@ def test_sums_are_the_codes() -> None:
 
 
 def test_settings_and_figures_exist() -> None:
-    known = {f"run.{item.name}" for item in fields(RunConfig)} | {f"optim.{item.name}" for item in fields(OptimConfig)}
-    assert set(re.findall(r"\b((?:run|optim)\.[a-z_]+)\b(?!\()", PAGE)) - {"run.json"} <= known
+    sections = {"run": RunConfig, "optim": OptimConfig, "data": DataConfig, "validation": ValidationConfig}
+    known = {f"{name}.{item.name}" for name, section in sections.items() for item in fields(section)}
+    named = set(re.findall(rf"\b((?:{'|'.join(sections)})\.[a-z_]+)\b(?!\()", PAGE)) - {"run.json"}
+    assert named <= known
     settings = {item.name: item.default for item in fields(RunConfig)}
     assert f"`run.heartbeat_timeout` ({settings['heartbeat_timeout']:g} s)" in PAGE
+    assert f"`run.save_timeout` ({settings['save_timeout']:g} s)" in PAGE
     assert f"`run.rank_timeout` ({settings['rank_timeout']:g} s)" in PAGE
+    limit = DataConfig(corpus="none").clip_timeout
+    assert limit is not None
+    assert f"`data.clip_timeout` ({limit:g} s)" in PAGE
     assert f"({COLLECTIVE_GRACE:g} times it)" in PAGE
     assert f"exit status **{REQUEUE_STATUS}**" in PAGE
     assert f'"$status" -eq {REQUEUE_STATUS}' in PAGE
