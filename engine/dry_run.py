@@ -171,8 +171,8 @@ def _packed_as_one() -> Iterator[None]:
     def as_one(
         queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, offsets: torch.Tensor, longest: int
     ) -> torch.Tensor:
-        parts = (part.transpose(0, 1)[None] for part in (queries, keys, values))
-        return F.scaled_dot_product_attention(*parts)[0].transpose(0, 1)
+        queries, keys, values = (part.transpose(0, 1)[None] for part in (queries, keys, values))
+        return F.scaled_dot_product_attention(queries, keys, values)[0].transpose(0, 1)
 
     attention.packed_attention = as_one
     try:

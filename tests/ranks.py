@@ -64,7 +64,8 @@ class MadeLoader:
     """Stands in for a ClipLoader: the frames of clip n are random numbers keyed by n.
 
     Appends (step, rank, clip numbers) to RUN/read_RANK.jsonl. at: what happens before a rank's batch of a step, as
-    {"rank": r, "step": s, "do": "kill" | "stop" | "sleep" | "raise" | "term"}, once RUN/checkpoints holds "saved" where given.
+    {"rank": r, "step": s, "do": "kill" | "stop" | "sleep" | "pause" | "raise" | "term"}, once RUN/checkpoints holds "saved"
+    where given.
     """
 
     def __init__(self, config: Any, numbers: Iterator[Any], at: dict[str, Any] | None) -> None:
@@ -122,6 +123,8 @@ def happen(what: str) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     elif what == "sleep":
         time.sleep(600)
+    elif what == "pause":
+        time.sleep(0.5)
     elif what == "raise":
         raise ValueError("a clip of another shape")
 

@@ -96,9 +96,13 @@ def test_ranks_do_not_change_the_run(alone: tuple[Path, list[str]], corpus: Path
         expected = tmp_path / "alone"
         train_made(settings(corpus, expected, *more, *changes))
     run = tmp_path / "run"
-    for status, output in run_ranks(ranks, tmp_path, settings=settings(corpus, run, *more, *changes)):
+    slow = {"rank": 1, "step": 15, "do": "pause"}
+    for status, output in run_ranks(ranks, tmp_path, settings=settings(corpus, run, *more, *changes), at=slow):
         assert status == 0, output
     assert len(losses(run)) == 20
+    straggler = read_metrics(run)[14]
+    assert straggler["slowest_rank"] == 1
+    assert min(straggler["slowest_rank_behind_ms"], straggler["slowest_rank_wait_ms"]) > 400
     np.testing.assert_allclose(losses(run), losses(expected), rtol=0, atol=1e-9)
     assert len(losses(run, "validation_loss")) == 2
     np.testing.assert_allclose(losses(run, "validation_loss"), losses(expected, "validation_loss"), rtol=0, atol=1e-9)

@@ -8,6 +8,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,23 @@ def test_a_slow_thread_is_left_alone(corpus: Corpus, monkeypatch: pytest.MonkeyP
     for kind in KINDS.values():
         with load(kind(), corpus, clip_timeout=1.0) as loader:
             assert [batch.numbers.tolist() for batch in loader] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decoding_stands_in_its_range(corpus: Corpus, kind: str) -> None:
+    """Every span on the CPU, every run of spans with DALI; for profilers."""
+    entered: list[str] = []
+
+    @contextmanager
+    def named() -> Iterator[None]:
+        entered.append(threading.current_thread().name)
+        yield
+
+    with load(KINDS[kind](), corpus) as loader:
+        loader.decoding_range = named
+        assert len(list(loader)) == 3
+    assert len(entered) == {"cpu": 12, "dali": 3}[kind]
+    assert all(name.startswith("decode_") for name in entered)
 
 
 def test_threads_that_cannot_begin() -> None:
