@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from ..loaders.batch import ClipBatch, LoaderCount
 from ..loaders.corpus import Corpus
@@ -199,7 +200,8 @@ def train_step(run: Run, step: int, loader: Iterator[ClipBatch]) -> StepReport:
     config, world = run.config, run.world
     started, waited, count = time.perf_counter(), 0.0, LoaderCount()
     batch_clips, accumulation = config.optim.batch, config.optim.accumulation
-    before_backward, frames = 0.0, config.data.frames
+    alone, since, frames = 0.0, started, config.data.frames
+    is_sharded = isinstance(run.model, FSDPModule)
     sums = StepSums.zeros(batch_clips, world.size, world.device)
     for part in range(accumulation):
         run.watch.reach(f"waiting for clips of step {step + 1}")
@@ -216,14 +218,18 @@ def train_step(run: Run, step: int, loader: Iterator[ClipBatch]) -> StepReport:
                     masks = run.masks(config.run.seed, batch.numbers, 0, world.device)
                 # The exchange takes the mean over ranks: each weighs by its share, whether or not the shares are equal.
                 share = len(batch.numbers) * world.size / batch_clips
+                if is_sharded:  # ranks gather weights in the forward pass already, where all wait for the slowest
+                    alone += time.perf_counter() - since
                 with stage("forward"):
                     output = run.model(batch.frames, masks, share)
-            before_backward = time.perf_counter() - started
+            if not is_sharded:
+                alone = time.perf_counter() - started
             run.watch.reach(f"the exchange of gradients of step {step + 1}")
             with stage("backward"):
                 output.loss.backward()
+        since = time.perf_counter()
         sums.add(batch.numbers - step * batch_clips, output.loss.detach() / world.size, output.clip_loss)
-    sums.tell(world.rank, count, run.stop.is_asked, waited, before_backward)
+    sums.tell(world.rank, count, run.stop.is_asked, waited, alone)
     world.sum(sums.values)
 
     with stage("guard"):

@@ -124,7 +124,7 @@ def happen(what: str) -> None:
     elif what == "sleep":
         time.sleep(600)
     elif what == "pause":
-        time.sleep(0.5)
+        time.sleep(1.5)
     elif what == "raise":
         raise ValueError("a clip of another shape")
 

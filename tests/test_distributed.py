@@ -102,7 +102,7 @@ def test_ranks_do_not_change_the_run(alone: tuple[Path, list[str]], corpus: Path
     assert len(losses(run)) == 20
     straggler = read_metrics(run)[14]
     assert straggler["slowest_rank"] == 1
-    assert min(straggler["slowest_rank_behind_ms"], straggler["slowest_rank_wait_ms"]) > 400
+    assert min(straggler["slowest_rank_behind_ms"], straggler["slowest_rank_wait_ms"]) > 1000
     np.testing.assert_allclose(losses(run), losses(expected), rtol=0, atol=1e-9)
     assert len(losses(run, "validation_loss")) == 2
     np.testing.assert_allclose(losses(run, "validation_loss"), losses(expected, "validation_loss"), rtol=0, atol=1e-9)

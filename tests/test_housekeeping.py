@@ -168,6 +168,9 @@ def test_weights_and_biases_is_asked_for_by_name(tmp_path: Path, monkeypatch: py
     assert ended == [True]
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor:UserWarning"
+)  # torch.compile looks at its own inputs
 @pytest.mark.parametrize("objective", ["mae", pytest.param("jepa", marks=pytest.mark.slow)])
 def test_compiled_blocks_learn_the_same(tmp_path: Path, objective: str) -> None:
     """aot_eager, the backend where there is no compiler; also the forward passes of a validation, which take no gradient."""
