@@ -43,11 +43,14 @@ def describe(
     encoder, whole = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.encoder, model))
     clips = steps * config.optim.batch
     resumed = f", resumed after step {first_step}" if first_step else ""
+    held = held_out(config, corpus)
+    num_held = 0 if held is None else int(held.sum())
+    beside = f", {num_held:,} more held out" if num_held else ""
     return (
         f"{config.model.encoder} encoder of {encoder:.1f} M parameters ({whole:.1f} M with all that goes with it) on {device}, "
         f"{config.run.precision}\n"
         f"{steps:,} steps of {config.optim.batch:,} clips{resumed}: {clips / sampler.num_spans:.1f} passes over "
-        f"{sampler.num_spans:,} spans of {len(corpus):,} videos"
+        f"{sampler.num_spans:,} spans of {len(corpus) - num_held:,} videos{beside}"
     )
 
 
