@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..loaders.corpus import Corpus, CorpusError
+from ..loaders.order import ClipOrder
 from ..loaders.phases import DrawSettings, PlannedOrder, plan_order, uniform_order
 from ..loaders.sampler import Sampler
 from ..loaders.selection import hold_out, select_videos
@@ -25,6 +26,7 @@ from ..ssl.masks import TubeMask
 from ..ssl.objective import MaskSource, Objective
 from ..ssl.predictor import MeanOfContext, Predictor
 from .config import Config, ConfigError
+from .config_file import CONFIG_FILE
 from .run_encoder import build_encoder
 from .sizes import Phase, PhasedMasks, phase_at, phases
 from .teacher import load_teacher
@@ -138,6 +140,12 @@ def samplers_by_clip(config: Config, corpus: Corpus) -> Callable[[int], Sampler]
     return lambda clip: samplers[phase_at(found, clip)]
 
 
+def draws_fingerprints(config: Config, sampler_at: Callable[[int], Sampler], order: ClipOrder, clips: int) -> list[str]:
+    """One for each size of clip (data.sizes) that has come by then: it changes when any draw of the first `clips` clips may."""
+    stop = order.draws_before(clips)
+    return [sampler_at(phase.first_clip).fingerprint(stop) for phase in phases(config) if phase.first_clip < clips]
+
+
 def build_sampler(config: Config, corpus: Corpus) -> Sampler:
     """The sampler of originals and proxies alike: data.stride counts frames of the originals.
 
@@ -229,6 +237,21 @@ def check_same_corpus(config: Config, corpus: Corpus, fingerprint: str) -> None:
             f"data.corpus: {config.data.corpus} has changed since the run in {config.run.dir} began, so its draws would be "
             f"others; "
             "restore the corpus, set run.dir elsewhere, or accept it with data.allow_changed_corpus=true"
+        )
+
+
+def check_same_draws(
+    config: Config, sampler_at: Callable[[int], Sampler], order: ClipOrder, step: int, fingerprints: list[str] | None
+) -> None:
+    """Raises ConfigError where the clips of steps 1 .. step are drawn otherwise now than `fingerprints`, a checkpoint's, say."""
+    clips = step * config.optim.batch
+    if fingerprints != draws_fingerprints(config, sampler_at, order, clips) and not config.data.allow_changed_corpus:
+        raise ConfigError(
+            f"data: the first {step:,} steps of the run in {config.run.dir} would draw other clips now: the tree, balance, "
+            "max_repeats, epoch_draws, source_caps, thin, include, exclude, sizes of clips, held-out videos (validation) or "
+            f"run.seed are not those of {config.run.dir}/{CONFIG_FILE}; set them back, change them from a later draw on "
+            f"(data.phases with a first_draw at the end of an epoch, draw {order.draws_before(clips):,} or later), set run.dir "
+            "elsewhere, or accept it with data.allow_changed_corpus=true"
         )
 
 

@@ -118,8 +118,8 @@ class DataConfig:
     ranks, a multiple of lanes; where 0, the clips of a span stand in one batch. lanes: independent parts of the pool; the number
     of ranks has to divide it. threads: decoding threads, all cores where None. prefetch: batches decoded ahead. failure_budget:
     share of the spans that may fail before the run stops. clip_timeout: seconds that a thread may be at one span before the run
-    ends with its name, for ever where null. allow_changed_corpus: resume although the corpus is another one. sizes: phases of other
-    clip sizes on the way, in the order of their steps.
+    ends with its name, for ever where null. allow_changed_corpus: resume although the corpus or its draws are others. sizes:
+    phases of other clip sizes on the way, in the order of their steps.
 
     tree: folder that `trocar cluster` wrote, to draw from its branches; null draws all spans alike. balance: 0 draws the corpus
     as it is, 1 all branches of the tree alike. max_repeats: most draws of one span an epoch. epoch_draws: draws of an epoch, as

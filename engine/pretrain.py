@@ -25,7 +25,16 @@ from torch.distributed.fsdp import FSDPModule
 from ..loaders.batch import ClipBatch, LoaderCount
 from ..loaders.corpus import Corpus
 from ..ssl.objective import MaskSource, Objective
-from .build import autocast, build_model, check_same_corpus, choose_device, describe, samplers_by_clip
+from .build import (
+    autocast,
+    build_model,
+    check_same_corpus,
+    check_same_draws,
+    choose_device,
+    describe,
+    draws_fingerprints,
+    samplers_by_clip,
+)
 from .checkpoint import checkpoint_path, newest_step, remove_unfinished, restore, run_tensors
 from .checkpoint_saver import CheckpointSaver
 from .config import Config
@@ -128,6 +137,7 @@ def train(run: Run, corpus: Corpus, steps: int, progress: bool) -> PretrainResul
     if first_step:
         state = restore(checkpoint_path(run_dir, first_step), run.objective, run.optimizer, run.guard, world)
         check_same_corpus(config, corpus, state["corpus"])
+        check_same_draws(config, sampler_at, order, first_step, state.get("draws"))
     if world.is_first:
         (run_dir / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
     record_start(config, world, first_step)
@@ -184,7 +194,9 @@ def train(run: Run, corpus: Corpus, steps: int, progress: bool) -> PretrainResul
                 run.watch.reach(f"saving step {done}")
                 with stage("save"):
                     tensors = run_tensors(run.objective, run.optimizer, run.guard)
-                    saver.save(tensors, {"step": done, "corpus": corpus.fingerprint, **skips.state()})
+                    draws = draws_fingerprints(config, sampler_at, order, done * config.optim.batch)
+                    state = {"step": done, "corpus": corpus.fingerprint, "draws": draws, **skips.state()}
+                    saver.save(tensors, state)
         saver.wait()
     return PretrainResult(run_dir, checkpoint_path(run_dir, done), steps, first_step, done < steps)
 

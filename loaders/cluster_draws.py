@@ -86,22 +86,12 @@ class TreeOrder:
         """Draws of an epoch of the last phase."""
         return self._parts[-1].phase.epoch_draws
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """32 hex digits that change when any draw may."""
+    def fingerprint(self, stop: int) -> str:
+        """32 hex digits that change when any of the draws 0 .. stop - 1 may: those of the phases that have begun by then."""
         digest = hashlib.blake2b(digest_size=16)
         for part in self._parts:
-            spans = part.phase.spans
-            digest.update(repr((part.phase.first_draw, part.phase.epoch_draws)).encode())
-            for array in (
-                spans.video,
-                spans.first_frame,
-                spans.span_frames,
-                spans.offsets,
-                spans.paths,
-                part.phase.quotas,
-            ):
-                digest.update(np.ascontiguousarray(array).tobytes())
+            if part.phase.first_draw < stop:
+                digest.update(part.digest)
         return digest.hexdigest()
 
     def spans(
@@ -139,6 +129,16 @@ class _PhaseDraws:
         self.rounding = QuotaRounding(phase.quotas, phase.epoch_draws, seed)
         self._tables: OrderedDict[int, tuple[Integers, Integers]] = OrderedDict()
         self._lock = threading.Lock()
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Of all that this phase's draws follow from, but the phases before it."""
+        phase, spans = self.phase, self.phase.spans
+        digest = hashlib.blake2b(repr((self.seed, phase.first_draw, phase.epoch_draws)).encode(), digest_size=16)
+        placed = (spans.video, spans.first_frame, spans.span_frames, spans.offsets, spans.leaf, spans.paths)
+        for array in (*placed, phase.quotas):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.digest()
 
     def _table(self, epoch: int) -> tuple[Integers, Integers]:
         """Of an epoch: (L,) where each leaf's places end, (L,) what to add to a place for the position in the leaf."""

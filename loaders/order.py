@@ -58,6 +58,12 @@ class ClipOrder:
         span = uses // self.views_per_span * slots + slot
         return span * self.lanes + lane, uses % self.views_per_span
 
+    def draws_before(self, number: int) -> int:
+        """How many draws there are up to the last of those that clips 0 .. number - 1, at least one, belong to."""
+        # Within two rounds every slot of the pool is served, and a slot's draws ascend.
+        latest = self.clips(np.arange(max(0, number - max(1, 2 * self.pool_spans)), number))[0]
+        return int(latest.max()) + 1
+
     def share(self, numbers: ArrayLike, rank: int, ranks: int) -> NDArray[np.int64]:
         """Those of the clips `numbers` that rank `rank` of `ranks` reads: all views of a draw fall to one rank.
 

@@ -10,6 +10,7 @@ Draw n is the same on 1 or 1,000 ranks, and resuming is one integer. Replacement
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -105,6 +106,10 @@ class SpanOrder(Protocol):
         """
         ...
 
+    def fingerprint(self, stop: int) -> str:
+        """Hex digits that change when any of the draws 0 .. stop - 1 may."""
+        ...
+
 
 class Sampler:
     """Draws clips from a corpus.
@@ -163,6 +168,14 @@ class Sampler:
     def epoch_draws(self) -> int:
         """Draws of an epoch: every span once, where no tree says otherwise."""
         return self.num_spans if self.order is None else self.order.epoch_draws
+
+    def fingerprint(self, stop: int) -> str:
+        """32 hex digits that change when any of the draws 0 .. stop - 1 may: their spans, or where in them clips start."""
+        order = "" if self.order is None else self.order.fingerprint(stop)
+        digest = hashlib.blake2b(repr((self.num_frames, self.seed, order)).encode(), digest_size=16)
+        for array in (self.video_frames, self.stride):
+            digest.update(array.tobytes())
+        return digest.hexdigest()
 
     def _offsets(self, stride: NDArray[np.float64]) -> Integers:
         """Frame offsets inside a clip, (B, T), for the strides (B,)."""

@@ -211,7 +211,9 @@ def test_a_leaf_goes_on_where_it_was_in_the_next_phase() -> None:
         assert counts.max() - counts.min() <= 1
     assert counts.sum() == 18 + 60
     assert np.array_equal(spans[:60], spans_of(TreeOrder([first], seed=5), np.arange(60)))
-    assert order.fingerprint != TreeOrder([first], seed=5).fingerprint
+    alone = TreeOrder([first], seed=5)
+    assert order.fingerprint(60) == alone.fingerprint(60) == alone.fingerprint(61) != order.fingerprint(61)
+    assert alone.fingerprint(1) != TreeOrder([first], seed=6).fingerprint(1)
 
 
 def test_a_leaf_with_other_spans_starts_anew_and_others_do_not() -> None:

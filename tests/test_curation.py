@@ -194,6 +194,8 @@ def test_a_run_draws_from_the_tree(made: Path, capsys: pytest.CaptureFixture[str
     tiny = ["model.depth=1", "model.decoder_depth=1", "optim.batch=4", "optim.steps=2", "run.tensorboard=false"]
     assert main(["pretrain", "demo_cpu", *settings(made), *tiny]) == 0
     assert f"{sum(span_counts(400).values()):,} spans" in capsys.readouterr().err
+    assert main(["pretrain", "demo_cpu", *settings(made, "data.balance=0.5"), *tiny, "optim.steps=3"]) == 2
+    assert "the first 2 steps of the run" in capsys.readouterr().err
 
 
 def test_export_and_contact_sheet(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

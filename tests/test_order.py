@@ -34,6 +34,14 @@ def test_a_number_means_the_same_however_it_is_asked_for(order):
 
 
 @pytest.mark.parametrize("order", [*POOLS, *NO_POOL], ids=str)
+def test_how_many_draws_there_are_before_a_clip(order):
+    numbers = rounds(order, 6)
+    before = np.maximum.accumulate(order.clips(numbers)[0]) + 1
+    for number in range(1, len(numbers), 1 + len(numbers) // 300):
+        assert order.draws_before(number) == before[number - 1]
+
+
+@pytest.mark.parametrize("order", [*POOLS, *NO_POOL], ids=str)
 def test_every_view_is_served_once_and_none_of_a_whole_span_is_left_out(order):
     views_per_span, count = order.views_per_span, 7 * order.views_per_span
     draws, views = order.clips(rounds(order, count))

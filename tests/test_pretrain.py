@@ -233,6 +233,26 @@ def test_refuses_what_cannot_be_resumed(corpus: Path, tmp_path: Path) -> None:
         pretrain(load_config("demo_cpu", [*allowed, "optim.steps=6"]), progress=False)
 
 
+def test_refuses_to_go_on_with_other_draws(corpus: Path, tmp_path: Path) -> None:
+    """The same corpus, drawn otherwise: refused, but where the change begins with a draw that is still to come."""
+    run, held = tmp_path / "run", ["data.epoch_draws=4", "data.exclude=['2.mp4']"]
+    pretrain(load_config("demo_cpu", settings(corpus, run, *held, "optim.steps=2")), progress=False)
+    for changed in (
+        ["data.epoch_draws=4"],
+        ["data.epoch_draws=4", "data.exclude=['1.mp4']"],
+        ["data.epoch_draws=8", held[1]],
+        [*held, "run.seed=1"],
+        [*held, "validation.videos=['1.mp4']"],
+        [*held, "data.phases=[{first_draw: 4, exclude: []}]"],
+    ):
+        with pytest.raises(ConfigError, match=r"first 2 steps of the run .* would draw other clips now.*draw 8 or later"):
+            pretrain(load_config("demo_cpu", settings(corpus, run, *changed, "optim.steps=4")), progress=False)
+    later = [*held, "data.phases=[{first_draw: 8, exclude: ['1.mp4']}]"]
+    assert pretrain(load_config("demo_cpu", settings(corpus, run, *later, "optim.steps=4")), progress=False).resumed_from == 2
+    other = ["data.epoch_draws=4", "data.allow_changed_corpus=true", "optim.steps=6"]
+    assert pretrain(load_config("demo_cpu", settings(corpus, run, *other)), progress=False).resumed_from == 4
+
+
 def test_refuses_a_missing_corpus_and_a_missing_gpu(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="no such folder; build it with `trocar index"):
         pretrain(load_config("demo_cpu", settings(tmp_path / "none", tmp_path / "run")), progress=False)
