@@ -8,6 +8,8 @@ from typing import Any
 
 from .config_error import ConfigError
 
+GROUP_TIMEOUT = 24 * 3600.0  # seconds that processes wait for the first, which clusters in memory alone
+
 
 def add_commands(commands: Any, views: Any) -> None:
     """Adds them to the parsers of `trocar` and `trocar view`."""
@@ -35,7 +37,9 @@ def add_commands(commands: Any, views: Any) -> None:
     embed.add_argument("--rows-per-shard", type=int, default=4096, help="default: 4096")
     embed.set_defaults(run=run_embed)
 
-    cluster = commands.add_parser("cluster", help="embeddings to a tree of clusters, and a report; resumable")
+    cluster = commands.add_parser(
+        "cluster", help="embeddings to a tree of clusters, and a report; resumable; torchrun splits it over GPUs"
+    )
     cluster.add_argument("embeddings", metavar="EMBEDDINGS", help="folder that `trocar embed` wrote")
     cluster.add_argument("--out", required=True, metavar="TREE")
     cluster.add_argument(
@@ -127,16 +131,22 @@ def run_cluster(options: argparse.Namespace) -> int:
     from ..loaders.cluster import ClusterSettings, cluster_embeddings
     from ..loaders.corpus import Corpus
     from .cluster_report import write_report
+    from .distributed import open_world
 
     names = ("resampling", "restarts", "passes", "sample_per_cluster", "seed")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     settings = ClusterSettings(levels=parse_levels(options.levels), **given)
-    device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
-    summary = cluster_embeddings(
-        options.embeddings, options.out, settings, device=device, all_duplicates=options.duplicates
-    )
-    print("\n".join(summary.lines()))
-    print(write_report(summary, None if options.corpus is None else Corpus.open(options.corpus)))
+    has_gpu = torch.cuda.is_available()
+    if options.device == "cuda" and not has_gpu:
+        raise ConfigError("--device cuda: PyTorch finds no CUDA device; run `trocar doctor`, or give --device cpu")
+    device = torch.device("cuda" if has_gpu and options.device != "cpu" else "cpu")
+    with open_world(device, GROUP_TIMEOUT) as world:
+        summary = cluster_embeddings(
+            options.embeddings, options.out, settings, device=world.device, all_duplicates=options.duplicates
+        )
+    if world.is_first:
+        print("\n".join(summary.lines()))
+        print(write_report(summary, None if options.corpus is None else Corpus.open(options.corpus)))
     return 0
 
 

@@ -5,14 +5,15 @@ below, each of them counting once however many spans it has: what is to be even 
 how often it was filmed. What is finished is kept in OUT/state, so a killed call goes on with the pass it was in and ends with
 the same tree.
 
+Over several processes (torch.distributed) each makes its part of every pass over all rows; the first one clusters what fits in
+memory.
+
 Shapes: N spans, K levels, C clusters of a level, D values a row.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,14 +25,15 @@ from numpy.typing import NDArray
 
 from .cluster_duplicates import duplicate_distances
 from .cluster_nodes import write_nodes
+from .cluster_state import ClusterState
 from .cluster_tree import TREE_NAME, ClusterTree
 from .corpus import CorpusError
 from .embeddings import EmbeddingRows
 from .kmeans import Fit, KMeansBackend, choose_backend, fit_kmeans, resample
 from .kmeans_passes import Scan, assign_pass, lloyd_pass, scan_rows
+from .processes import from_first, is_first, rank_and_size
 from .progress import FileProgress
 
-STATE, SUMMARY_NAME = "state", "summary.json"
 MAX_PASSES = 5
 LEAST_SAMPLE = 65_536  # rows that are clustered in memory anyway
 
@@ -123,7 +125,7 @@ def cluster_embeddings(
     all_duplicates: bool = False,
     progress: bool = True,
 ) -> ClusterSummary:
-    """Clusters a folder that `trocar embed` wrote.
+    """Clusters a folder that `trocar embed` wrote. Every process of a group calls it alike; all return the same summary.
 
     device: of the passes over all rows. backend: what clusters in memory, the device's best where None. start: (C, D) centroids
     of level 1 to start from, for comparisons; then one start is tried. all_duplicates: measure near-duplicates of all spans,
@@ -133,11 +135,16 @@ def cluster_embeddings(
     settings, out, device = settings or ClusterSettings(), Path(out), torch.device(device)
     rows = EmbeddingRows(embeddings)
     backend = backend or choose_backend(device)
-    state = _State(out, settings, rows, start)
+    identity = {
+        "settings": asdict(settings),
+        "embeddings": asdict(rows.manifest),
+        "start": None if start is None else float(np.abs(start).sum(dtype=np.float64)),
+    }
+    state = ClusterState(out, identity)
     if (done := state.summary()) is not None:
-        return done
+        return ClusterSummary(**{**done, "out": out})
     levels = settings.levels or default_levels(rows.num_rows)
-    run = _Run(rows, settings, levels, backend, device, state, progress)
+    run = _Run(rows, settings, levels, backend, device, state, progress and is_first())
     scan = run.scan()
     usable = int(scan.usable.sum())
     if usable < levels[0]:
@@ -145,12 +152,30 @@ def cluster_embeddings(
             f"{rows.folder}: {levels[0]:,} clusters of {usable:,} usable rows ({scan.not_finite:,} not finite, {scan.constant:,} "
             "constant): too many; ask for fewer with --levels"
         )
-    fits = [run.level_1(scan, start)]
-    labels, distances = run.assign(scan, fits[0].centroids)
+    leaves = run.level_1(scan, start)
+    labels, distances = run.assign(scan, leaves.centroids)
+    summary = _finish(run, scan, leaves, labels, distances, all_duplicates) if is_first() else None
+    summary = from_first(summary)
+    assert summary is not None
+    return summary
+
+
+def _finish(
+    run: _Run,
+    scan: Scan,
+    leaves: Fit,
+    labels: NDArray[np.int32],
+    distances: NDArray[np.float32],
+    all_duplicates: bool,
+) -> ClusterSummary:
+    """The levels above the leaves, and the tree's files."""
+    rows, levels, out, fits = run.rows, run.levels, run.state.out, [leaves]
     for level, clusters in enumerate(levels[1:], 2):
         fits.append(run.upper_level(level, fits[-1].centroids, clusters))
     tree = _tree(rows, labels, distances, fits)
-    near, measured, shares = duplicate_distances(rows, labels, distances, everything=all_duplicates, seed=settings.seed)
+    near, measured, shares = duplicate_distances(
+        rows, labels, distances, everything=all_duplicates, seed=run.settings.seed
+    )
     tree = ClusterTree(**{**{name: getattr(tree, name) for name in _tree_fields()}, "duplicate_distance": near})
     inertia = [float((distances[scan.usable].astype(np.float64) ** 2).sum()), *(fit.inertia for fit in fits[1:])]
     for level, fit in enumerate(fits, 1):
@@ -159,18 +184,18 @@ def cluster_embeddings(
     tree.write(out)
     summary = ClusterSummary(
         out,
-        usable,
+        int(scan.usable.sum()),
         scan.not_finite,
         scan.constant,
         list(levels),
         inertia,
         run.passes,
-        backend.name,
+        run.backend.name,
         measured,
         shares,
-        state.seconds,
+        run.state.seconds,
     )
-    state.finish(summary)
+    run.state.finish({**asdict(summary), "out": None})
     return summary
 
 
@@ -188,7 +213,7 @@ class _Run:
         levels: Sequence[int],
         backend: KMeansBackend,
         device: torch.device,
-        state: _State,
+        state: ClusterState,
         progress: bool,
     ) -> None:
         self.rows, self.settings, self.levels, self.backend, self.device = rows, settings, levels, backend, device
@@ -196,7 +221,7 @@ class _Run:
 
     def _pass(self, what: str, work: Callable[[Callable[[int], None]], Any]) -> Any:
         self.passes += 1
-        with FileProgress(self.rows.num_rows, self.progress, what, "spans") as bar:
+        with FileProgress(self.rows.num_rows // rank_and_size()[1], self.progress, what, "spans") as bar:
             done = 0
 
             def report(rows_done: int) -> None:
@@ -227,7 +252,7 @@ class _Run:
             fit = self._resample(scan.sample, fit, settings.nearest, settings.restarts)
             return {"centroids": fit.centroids}
 
-        centroids = self.state.step("level_1", make)["centroids"]
+        centroids = self.state.step("level_1", make, by_first=True)["centroids"]
         # A sample of all rows needs no more; and resampled centroids are not the means of all rows.
         sampled_all = len(scan.sample) == int(scan.usable.sum())
         refining = 0 if sampled_all or settings.resampling else settings.passes - 2
@@ -283,65 +308,3 @@ def _tree(
         node = node if level == 0 else fit.labels[node]
         paths[:, len(fits) - 1 - level] = node
     return ClusterTree(*rows.spans(), labels, distances, np.full(len(labels), np.nan, dtype=np.float32), paths)
-
-
-class _State:
-    """What is finished of a call: arrays by step, and what they belong to."""
-
-    def __init__(
-        self, out: Path, settings: ClusterSettings, rows: EmbeddingRows, start: NDArray[np.float32] | None
-    ) -> None:
-        self.out, self.folder = out, out / STATE
-        self.seconds: dict[str, float] = {}
-        self.identity = json.loads(
-            json.dumps(
-                {
-                    "settings": asdict(settings),
-                    "embeddings": asdict(rows.manifest),
-                    "start": None if start is None else float(np.abs(start).sum(dtype=np.float64)),
-                }
-            )
-        )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "identity.json"
-        if path.exists() and json.loads(path.read_text(encoding="utf-8")) != self.identity:
-            raise CorpusError(f"{out}: holds a tree of other embeddings or settings; choose another --out or delete it")
-        _write(path, lambda target: target.write_text(json.dumps(self.identity, indent=1), encoding="utf-8"))
-
-    def step(self, name: str, make: Callable[[], dict[str, NDArray]]) -> dict[str, NDArray]:
-        path = self.folder / f"{name}.npz"
-        if not path.exists():
-            begun = time.perf_counter()
-            made = make()
-            self.seconds[name] = time.perf_counter() - begun
-            _write(path, lambda target: _savez(target, made))
-            return made
-        with np.load(path) as stored:
-            return dict(stored)
-
-    def summary(self) -> ClusterSummary | None:
-        path = self.out / SUMMARY_NAME
-        if not path.exists():
-            return None
-        return ClusterSummary(**{**json.loads(path.read_text(encoding="utf-8")), "out": self.out})
-
-    def finish(self, summary: ClusterSummary) -> None:
-        """The tree is whole: keeps what it is of, removes the steps."""
-        text = json.dumps({**asdict(summary), "out": None}, indent=1)
-        _write(self.out / SUMMARY_NAME, lambda target: target.write_text(text, encoding="utf-8"))
-        for path in self.folder.glob("*.npz"):
-            path.unlink()
-        for path in self.folder.glob("*.tmp"):
-            path.unlink()
-
-
-def _savez(target: Path, arrays: dict[str, NDArray]) -> None:
-    with target.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.tmp")
-    write(unfinished)
-    os.replace(unfinished, path)

@@ -3,7 +3,7 @@
 One pass checks the rows and takes a sample; the sample is clustered in memory; further passes are Lloyd's iterations over all
 rows, by the kernel's sums; the last one assigns. Nothing grows with the number of rows but their labels and distances.
 
-Over several processes (torch.distributed) each reads its part of the rows and sums are all-reduced.
+Over several processes (torch.distributed) each reads its part of the rows; sums, labels and the sample are all-reduced.
 
 Shapes: N rows, C clusters, D values a row.
 """
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..kernels.kmeans_assign import kmeans_assign
 from .embeddings import EmbeddingRows
+from .processes import add_up, greatest, rank_and_size
 
 BLOCK_ROWS = 32_768
 FARTHEST_KEPT = 256
@@ -43,24 +44,25 @@ def scan_rows(rows: EmbeddingRows, sample_rows: int, seed: int, report: Report) 
     usable = np.zeros(rows.num_rows, dtype=bool)
     count = min(sample_rows, rows.num_rows)
     wanted = np.sort(np.random.default_rng([seed, 0]).choice(rows.num_rows, count, replace=False))
-    sample = np.empty((count, rows.width), dtype=np.float32)
-    not_finite = constant = filled = 0
-    for start, block in rows.blocks(BLOCK_ROWS):
+    sample = np.zeros((count, rows.width), dtype=np.float32)
+    counts = torch.zeros(2, dtype=torch.int64)
+    for start in _my_starts(rows):
+        block = rows.read(start, min(start + BLOCK_ROWS, rows.num_rows))
         values = torch.from_numpy(block)
         least, most = values.amin(dim=1), values.amax(dim=1)  # NaN comes through both
         finite = torch.isfinite(least) & torch.isfinite(most)
         same = finite & (least == most)
         good = (finite & ~same).numpy()
         usable[start : start + len(block)] = good
-        not_finite += int((~finite).sum())
-        constant += int(same.sum())
+        counts += torch.stack([(~finite).sum(), same.sum()])
         first, stop = np.searchsorted(wanted, [start, start + len(block)])
         chosen = wanted[first:stop] - start
-        chosen = chosen[good[chosen]]
-        sample[filled : filled + len(chosen)] = block[chosen]
-        filled += len(chosen)
+        sample[first:stop][good[chosen]] = block[chosen[good[chosen]]]
         report(start + len(block))
-    return Scan(usable, not_finite, constant, sample[:filled])
+    add_up(counts)
+    greatest(torch.from_numpy(usable.view(np.uint8)))
+    add_up(torch.from_numpy(sample))  # of each row one process knows the values, the others zeros: the sum is exact
+    return Scan(usable, int(counts[0]), int(counts[1]), sample if usable[wanted].all() else sample[usable[wanted]])
 
 
 @dataclass(frozen=True)
@@ -114,25 +116,17 @@ def assign_pass(
         chosen = start + np.flatnonzero(usable[start : start + BLOCK_ROWS])
         labels[chosen] = found.cpu().numpy()
         distances[chosen] = squares.sqrt().float().cpu().numpy()
-    if _world_size() > 1:
-        # Every process knows its part alone; what it does not know is -1 or NaN.
-        gathered, squared = (
-            torch.from_numpy(labels).to(device),
-            torch.from_numpy(np.nan_to_num(distances, nan=-1.0)).to(device),
-        )
-        torch.distributed.all_reduce(gathered, torch.distributed.ReduceOp.MAX)
-        torch.distributed.all_reduce(squared, torch.distributed.ReduceOp.MAX)
-        labels, distances = gathered.cpu().numpy(), squared.cpu().numpy()
-        distances[labels < 0] = np.nan
+    # Every process knows its part alone; what it does not know is -1.
+    np.nan_to_num(distances, copy=False, nan=-1.0)
+    greatest(torch.from_numpy(labels))
+    greatest(torch.from_numpy(distances))
+    distances[labels < 0] = np.nan
     return labels, distances
 
 
 def _my_blocks(rows: EmbeddingRows, usable: NDArray[np.bool_], report: Report):
     """Yields (number of the first row of the block, its usable rows (n, D) fp16): this process's part of all blocks."""
-    total = math.ceil(rows.num_rows / BLOCK_ROWS)
-    rank, ranks = (torch.distributed.get_rank(), _world_size()) if _world_size() > 1 else (0, 1)
-    first, stop = (total * part // ranks * BLOCK_ROWS for part in (rank, rank + 1))
-    for start in range(first, min(stop, rows.num_rows), BLOCK_ROWS):
+    for start in _my_starts(rows):
         block = rows.read(start, min(start + BLOCK_ROWS, rows.num_rows))
         good = usable[start : start + len(block)]
         if good.any():
@@ -140,22 +134,25 @@ def _my_blocks(rows: EmbeddingRows, usable: NDArray[np.bool_], report: Report):
         report(start + len(block))
 
 
+def _my_starts(rows: EmbeddingRows) -> range:
+    """Where this process's blocks begin; they lie together, the first process's first."""
+    total = math.ceil(rows.num_rows / BLOCK_ROWS)
+    rank, ranks = rank_and_size()
+    first, stop = (total * part // ranks * BLOCK_ROWS for part in (rank, rank + 1))
+    return range(first, min(stop, rows.num_rows), BLOCK_ROWS)
+
+
 def _sum_up(totals: list[torch.Tensor], far_rows: torch.Tensor, far_distances: torch.Tensor) -> torch.Tensor:
     """Adds the totals over all processes, in place. Returns the rows that are farthest from their centroids, the farthest
     first."""
-    if _world_size() > 1:
-        for total in totals:
-            torch.distributed.all_reduce(total)
-        everyone: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * _world_size()
+    for total in totals:
+        add_up(total)
+    if (ranks := rank_and_size()[1]) > 1:
+        everyone: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * ranks
         torch.distributed.all_gather_object(everyone, (far_rows, far_distances))
         parts = [part for part in everyone if part is not None]
         far_rows, far_distances = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     return far_rows[far_distances.argsort(descending=True, stable=True)]
-
-
-def _world_size() -> int:
-    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if ready else 1
 
 
 def _on_device(values: NDArray, device: torch.device) -> torch.Tensor:

@@ -218,6 +218,31 @@ def test_sigkill_at_any_time(tmp_path: Path) -> None:
         assert ClusterTree.read(out).digest == whole
 
 
+def cluster_by(processes: int, folder: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    """`trocar cluster` as torchrun starts it; 100,000 rows are four blocks, and more than the sample in memory."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    options = ["--levels", "40,8", "--resampling", "0", "--restarts", "1", "--passes", "4", "--device", "cpu"]
+    command = [sys.executable, *launch, "-m", "trocar.engine.cli", "cluster", str(folder), "--out", str(out), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_two_processes_make_the_tree_of_one(tmp_path: Path) -> None:
+    rows, *_ = long_tail(SHARES, PROCEDURES, 100_000, 8, 6)
+    rows[99_999] = np.nan
+    folder = write_embeddings(tmp_path / "embeddings", rows, rows_per_shard=30_000)
+    settings = ClusterSettings(levels=(40, 8), resampling=0, restarts=1, passes=4)
+    alone = cluster_embeddings(folder, tmp_path / "alone", settings, progress=False)
+    finished = cluster_by(2, folder, tmp_path / "together")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("99,999 spans in 40 / 8 clusters, 4 passes") == 1
+    one, two = (ClusterTree.read(tmp_path / name) for name in ("alone", "together"))
+    assert (one.leaf == two.leaf).mean() > 0.9999  # sums in another order: a row halfway between two may change sides
+    assert two.distance == pytest.approx(one.distance, rel=1e-4, nan_ok=True)
+    assert np.array_equal(one.paths, two.paths)
+    inertia = json.loads((tmp_path / "together" / "summary.json").read_text())["inertia"]
+    assert inertia == pytest.approx(alone.inertia, rel=1e-5)
+
+
 def test_bad_rows_are_left_out_and_reported(tmp_path: Path) -> None:
     rows, *_ = long_tail([0.7, 0.3], 2, 1000, 16, 2)
     rows[3], rows[500, 7], rows[501], rows[999] = np.nan, np.inf, 0, 0.25

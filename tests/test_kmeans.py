@@ -64,10 +64,14 @@ def pass_of_one_rank(rank: int, ranks: int, folder: str) -> None:
     usable = np.load(f"{folder}/usable.npy")
     start = np.load(f"{folder}/start.npy")
     device = torch.device("cpu")
+    scan = kmeans_passes.scan_rows(rows, 500, 0, nothing)
     result = kmeans_passes.lloyd_pass(rows, usable, start, device, nothing)
     labels, distances = kmeans_passes.assign_pass(rows, usable, start, device, nothing)
     np.savez(
         f"{folder}/rank_{rank}.npz",
+        usable=scan.usable,
+        counts=[scan.not_finite, scan.constant],
+        sample=scan.sample,
         centroids=result.centroids,
         inertia=result.inertia,
         labels=labels,
@@ -78,20 +82,26 @@ def pass_of_one_rank(rank: int, ranks: int, folder: str) -> None:
 
 def test_several_processes_give_what_one_gives(tmp_path: Path) -> None:
     rows = planted(1000).astype(np.float16)
-    rows[5] = np.nan
+    rows[5], rows[800] = np.nan, 0.5
     write_embeddings(tmp_path / "embeddings", rows, rows_per_shard=400)
     opened, start = EmbeddingRows(tmp_path / "embeddings"), rows[[0, 10, 20, 30]].astype(np.float32)
     start[3] = 900  # nobody's: it is given the row that is farthest from its centroid, whoever reads it
     usable = np.ones(1000, dtype=bool)
-    usable[5] = False
+    usable[[5, 800]] = False
     np.save(tmp_path / "usable.npy", usable)
     np.save(tmp_path / "start.npy", start)
     device = torch.device("cpu")
+    scan = kmeans_passes.scan_rows(opened, 500, 0, nothing)
+    assert np.array_equal(scan.usable, usable)
+    assert (scan.not_finite, scan.constant) == (1, 1)
     alone = kmeans_passes.lloyd_pass(opened, usable, start, device, nothing)
     labels, distances = kmeans_passes.assign_pass(opened, usable, start, device, nothing)
     start_processes(pass_of_one_rank, args=(2, str(tmp_path)), nprocs=2, start_method="spawn")
     for rank in range(2):
         found = np.load(tmp_path / f"rank_{rank}.npz")
+        assert np.array_equal(found["usable"], usable)
+        assert found["counts"].tolist() == [1, 1]
+        assert np.array_equal(found["sample"], scan.sample)
         assert np.allclose(found["centroids"], alone.centroids, rtol=1e-5, atol=1e-5)
         assert found["inertia"] == pytest.approx(alone.inertia)
         assert np.array_equal(found["labels"], labels)

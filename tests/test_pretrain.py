@@ -245,10 +245,15 @@ def test_refuses_to_go_on_with_other_draws(corpus: Path, tmp_path: Path) -> None
         [*held, "validation.videos=['1.mp4']"],
         [*held, "data.phases=[{first_draw: 4, exclude: []}]"],
     ):
-        with pytest.raises(ConfigError, match=r"first 2 steps of the run .* would draw other clips now.*draw 8 or later"):
+        with pytest.raises(
+            ConfigError, match=r"first 2 steps of the run .* would draw other clips now.*draw 8 or later"
+        ):
             pretrain(load_config("demo_cpu", settings(corpus, run, *changed, "optim.steps=4")), progress=False)
     later = [*held, "data.phases=[{first_draw: 8, exclude: ['1.mp4']}]"]
-    assert pretrain(load_config("demo_cpu", settings(corpus, run, *later, "optim.steps=4")), progress=False).resumed_from == 2
+    assert (
+        pretrain(load_config("demo_cpu", settings(corpus, run, *later, "optim.steps=4")), progress=False).resumed_from
+        == 2
+    )
     other = ["data.epoch_draws=4", "data.allow_changed_corpus=true", "optim.steps=6"]
     assert pretrain(load_config("demo_cpu", settings(corpus, run, *other)), progress=False).resumed_from == 4
 
