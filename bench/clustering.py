@@ -58,7 +58,8 @@ def make_embeddings(folder: Path, rows: int, width: int) -> Path:
 def bench_clustering(
     rows: int, width: int, levels: Sequence[int], *, device: str = "cpu", threads: int | None = None, **settings: Any
 ) -> dict[str, Any]:
-    """One measurement: seconds of each step, their sum, bytes resident at the peak, over `rows` x `width` fp16 rows.
+    """One measurement: seconds of each step, their sum, bytes resident at the peak and of the libraries
+    alone, over `rows` x `width` fp16 rows.
 
     settings: of `ClusterSettings`; by default what a large corpus takes: one fit of a sample and three passes that refine it.
     """
@@ -149,10 +150,12 @@ def _measure(task: dict[str, Any]) -> dict[str, Any]:
     if task["threads"]:
         torch.set_num_threads(task["threads"])
     settings = ClusterSettings(levels=tuple(task["levels"]), **task["settings"])
+    if find_spec("sklearn") is not None:
+        import sklearn.cluster  # noqa: F401  (so that what the libraries take is known before)
+    libraries = _peak_resident_bytes()
     begun = time.perf_counter()
     summary = cluster_embeddings(task["embeddings"], task["out"], settings, device=task["device"], progress=False)
     seconds, used = time.perf_counter() - begun, time.process_time()
-    (peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return {
         "seconds": round(seconds, 1),
         "processor_seconds": round(used, 1),
@@ -161,8 +164,14 @@ def _measure(task: dict[str, Any]) -> dict[str, Any]:
         "passes": summary.passes,
         "inertia": summary.inertia,
         "backend": summary.backend,
-        "peak_resident_bytes": int(peak.split()[1]) * 1024,
+        "peak_resident_bytes": _peak_resident_bytes(),
+        "libraries_resident_bytes": libraries,
     }
+
+
+def _peak_resident_bytes() -> int:
+    (peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(peak.split()[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The subcommands of curation: corpus, embed, cluster, and `view draws`."""
+"""The subcommands of curation: corpus, embed, cluster, `view draws` and `view tree`."""
 
 from __future__ import annotations
 
@@ -70,6 +70,13 @@ def add_commands(commands: Any, views: Any) -> None:
     draws.add_argument("--out", type=Path, default=Path("draws.png"), metavar="PNG", help="default: draws.png")
     draws.add_argument("--clips", type=int, default=48, help="of the contact sheet (default: 48)")
     draws.set_defaults(run=run_view_draws)
+
+    tree = views.add_parser("tree", help="the clusters of a tree with their exemplars")
+    tree.add_argument("tree", type=Path, metavar="TREE", help="folder that `trocar cluster` wrote")
+    tree.add_argument("--corpus", metavar="CORPUS", help="show exemplars and sources")
+    tree.add_argument("--most", type=int, default=4, help="clusters shown of every one above (default: 4)")
+    tree.add_argument("--out", type=Path, metavar="FILE", help="a .html or .png file (default: TREE/tree.html)")
+    tree.set_defaults(run=run_view_tree)
 
 
 def _add_draws(parser: argparse.ArgumentParser) -> None:
@@ -162,4 +169,13 @@ def run_view_draws(options: argparse.Namespace) -> int:
 
     planned = plan(options.config, options.overrides)
     print("\n".join(view_draws(planned, options.first, options.draws, options.out, options.clips)))
+    return 0
+
+
+def run_view_tree(options: argparse.Namespace) -> int:
+    from ..loaders.corpus import Corpus
+    from .view_tree import view_tree
+
+    corpus = None if options.corpus is None else Corpus.open(options.corpus)
+    print("\n".join(view_tree(options.tree, corpus, options.out or options.tree / "tree.html", options.most)))
     return 0

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
-from numpy.typing import ArrayLike
 
 from ..loaders.cluster import ClusterSummary
 from ..loaders.cluster_nodes import NODES_NAME
 from ..loaders.cluster_shares import leaf_quotas
 from ..loaders.cluster_tree import ClusterTree
 from ..loaders.corpus import Corpus
-from ..loaders.cpu import ClipLoader
-from ..loaders.grid_clips import WholePicture
-from ..loaders.sampler import Clip
 from .draws import contact_sheet, effective_number
+from .exemplars import exemplar_pictures
 
 REPORT_NAME, SIZES_NAME, SHEET_NAME = "report.md", "sizes.png", "exemplars.png"
 LISTED_NODES, SHEET_NODES, PER_NODE = 40, 12, 4
@@ -103,48 +98,14 @@ def _plot_sizes(tree: ClusterTree, out: Path) -> None:
     figure.savefig(out, dpi=120)
 
 
-@dataclass
-class _Chosen:
-    """A few spans' middle frames, a `ClipSource`."""
-
-    chosen: list[Clip]
-    num_videos: int
-    num_frames: int = 1
-    seed: int = 0
-    max_spares: int = 0
-
-    def clips(self, draws: ArrayLike, *, view: int = 0, spare: int = 0) -> list[Clip]:
-        return [self.chosen[draw] for draw in np.asarray(draws).tolist()]
-
-
 def _exemplars(tree: ClusterTree, corpus: Corpus, out: Path) -> bool:
     """Writes the contact sheet; False where no exemplar is in the corpus."""
-    rows = {row["id"]: index for index, row in enumerate(corpus.scan("id"))}
     nodes = pq.read_table(out / NODES_NAME).to_pylist()
     top = max(node["level"] for node in nodes)
     largest = sorted((node for node in nodes if node["level"] == top), key=lambda node: -node["spans"])[:SHEET_NODES]
-    clips: list[Clip] = []
-    labels = []
-    for node in largest:
-        for span in node["exemplars"][:PER_NODE]:
-            video = rows.get(tree.video_ids[tree.video[span]])
-            if video is not None:
-                middle = (tree.first_frame[span] + tree.span_frames[span] // 2) // corpus.packed_stride[video]
-                frame = np.minimum([middle], corpus.frames[video] - 1).astype(np.int64)
-                clips.append(Clip(len(clips), 0, 0, video, frame, 0))
-                labels.append(f"cluster {node['node']}")
-    if not clips:
+    labels = {span: f"cluster {node['node']}" for node in largest for span in node["exemplars"][:PER_NODE]}
+    pictures = exemplar_pictures(tree, corpus, list(labels), 128)
+    if not pictures:
         return False
-    source = _Chosen(clips, len(corpus))
-    with ClipLoader(
-        corpus,
-        source,
-        WholePicture(),
-        [np.arange(len(clips))],
-        resolution=128,
-        device=torch.device("cpu"),
-        failure_budget=1.0,
-    ) as loader:
-        batch = next(loader)
-    contact_sheet(batch.frames[:, 0].numpy(), [labels[number] for number in batch.numbers.tolist()], out / SHEET_NAME)
+    contact_sheet(np.stack(list(pictures.values())), [labels[span] for span in pictures], out / SHEET_NAME)
     return True

@@ -54,8 +54,9 @@ def _nearest_before(values: NDArray[np.float16]) -> NDArray[np.float32]:
     rows = torch.from_numpy(values).float()
     nearest = torch.full((len(rows),), float("inf"))
     for start in range(0, len(rows), BLOCK):
-        block = rows[start : start + BLOCK]
-        gaps = torch.cdist(block, rows[: start + len(block)])
-        before = torch.arange(gaps.shape[1]) < torch.arange(start, start + len(block))[:, None]
-        nearest[start : start + len(block)] = gaps.masked_fill(~before, float("inf")).amin(dim=1)
+        block, mine = rows[start : start + BLOCK], nearest[start : start + BLOCK]
+        own = torch.cdist(block, block).masked_fill_(torch.ones(len(block), len(block)).triu().bool(), float("inf"))
+        torch.minimum(mine, own.amin(dim=1), out=mine)
+        for other in range(0, start, BLOCK):
+            torch.minimum(mine, torch.cdist(block, rows[other : other + BLOCK]).amin(dim=1), out=mine)
     return nearest.numpy()

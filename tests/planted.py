@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,23 @@ def write_embeddings(folder: Path, rows: NDArray[np.float16], rows_per_shard: in
         write_shard(folder, shard, rows[start : start + manifest.shard_rows(shard)])
     manifest.write(folder)
     return folder
+
+
+class PlantedCorpus:
+    """What draws ask of the corpus whose spans `write_embeddings` wrote."""
+
+    path = "planted"
+
+    def __init__(self, spans: int) -> None:
+        self.frames = np.full(-(-spans // SPANS_PER_VIDEO), SPANS_PER_VIDEO * SPAN_FRAMES)
+        self.frames[-1] = ((spans - 1) % SPANS_PER_VIDEO + 1) * SPAN_FRAMES
+        self.packed_stride = np.ones(len(self), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def scan(self, *columns: str) -> Iterator[dict[str, str]]:
+        return ({name: f"{row:016x}" if name == "id" else "" for name in columns} for row in range(len(self)))
 
 
 def long_tail(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from planted import long_tail, write_embeddings
+from planted import SPAN_FRAMES, SPANS_PER_VIDEO, PlantedCorpus, long_tail, write_embeddings
 from sklearn.cluster import KMeans, kmeans_plusplus
 
 from trocar.loaders import kmeans_passes
@@ -23,8 +23,10 @@ from trocar.loaders.cluster_shares import leaf_quotas
 from trocar.loaders.cluster_tree import ClusterTree
 from trocar.loaders.corpus import CorpusError
 from trocar.loaders.embeddings import EmbeddingRows, shard_path
+from trocar.loaders.phases import DrawSettings, plan_order
+from trocar.loaders.sampler import Sampler
 
-SHARES, PROCEDURES = [0.85, 0.10, 0.04, 0.01], 3
+SHARES, PROCEDURES, DRAWS = [0.85, 0.10, 0.04, 0.01], 3, 20_000
 
 
 def scikit_learn(rows: np.ndarray, clusters: int, **options: Any) -> Any:
@@ -53,19 +55,36 @@ def divergence(classes: np.ndarray, weights: np.ndarray) -> float:
     return float((shares * np.log(np.maximum(shares, 1e-12) * len(shares))).sum())
 
 
+def drawn_rows(tree: Path, rows: int, balance: float, seed: int) -> np.ndarray:
+    """The embedded rows that the clips of draws 0 .. 19,999 are cut from."""
+    corpus: Any = PlantedCorpus(rows)
+    spans = np.full(len(corpus), SPAN_FRAMES)
+    order = plan_order(corpus, [DrawSettings(tree=str(tree), balance=balance)], spans, seed).order
+    sampler = Sampler(corpus.frames, num_frames=16, stride=4, seed=seed, order=order)
+    video, first_frame, _ = order.spans(np.arange(DRAWS))
+    videos, frames, _ = sampler.frames(np.arange(DRAWS))
+    assert np.array_equal(videos, video)
+    assert (np.abs(frames[:, 0] - first_frame) < SPAN_FRAMES).all()
+    return video * SPANS_PER_VIDEO + first_frame // SPAN_FRAMES
+
+
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_balanced_draw_is_even_over_planted_classes(seed: int, tmp_path: Path) -> None:
+def test_20_000_balanced_draws_are_even_over_planted_classes(seed: int, tmp_path: Path) -> None:
     rows, domains, procedures = long_tail(SHARES, PROCEDURES, 6000, 24, seed)
     write_embeddings(tmp_path / "embeddings", rows)
     settings = ClusterSettings(levels=(96, 12, 4), seed=seed)
     summary = cluster_embeddings(tmp_path / "embeddings", tmp_path / "tree", settings, progress=False)
     assert summary.levels == [96, 12, 4]
     assert summary.passes == 2
-    tree = ClusterTree.read(tmp_path / "tree")
-    even = balanced_weights(tree, 1)
-    assert np.abs(np.bincount(domains, even) - 0.25).max() < 0.05
-    assert (np.abs(np.log(12 * np.bincount(procedures, even))) < np.log(1.5)).all()
-    assert np.bincount(domains, balanced_weights(tree, 0)) == pytest.approx(np.bincount(domains) / len(domains))
+    even = drawn_rows(tmp_path / "tree", len(rows), 1, seed)
+    assert np.abs(np.bincount(domains[even]) / DRAWS - 0.25).max() < 0.05
+    assert (np.abs(np.log(12 * np.bincount(procedures[even], minlength=12) / DRAWS)) < np.log(1.5)).all()
+    as_it_is = drawn_rows(tmp_path / "tree", len(rows), 0, seed)
+    for classes in (domains, procedures):
+        shares = np.bincount(classes) / len(rows)
+        gaps = np.abs(np.bincount(classes[as_it_is], minlength=len(shares)) / DRAWS - shares)
+        assert (gaps < 4 * np.sqrt(shares / DRAWS)).all()
+    assert np.bincount(as_it_is, minlength=len(rows)).max() == 4  # 6,000 spans, each 3 or 4 times
 
 
 def in_memory_tree(rows: np.ndarray, levels: tuple[int, ...]) -> tuple[ClusterTree, list[float], np.ndarray]:

@@ -19,6 +19,7 @@ from trocar.engine.config_error import ConfigError
 from trocar.engine.config_file import CONFIGS, load_config
 from trocar.engine.corpus_report import corpus_report, load_sources, sources_table
 from trocar.engine.draws import effective_number, plan
+from trocar.loaders.cluster_tree import ClusterTree
 from trocar.loaders.corpus import Corpus, CorpusError
 from trocar.loaders.index import index_corpus
 from trocar.loaders.phases import DrawSettings, plan_order
@@ -235,6 +236,31 @@ def test_the_trees_report(made: Path) -> None:
     assert effective_number(np.array([1, 0])) == pytest.approx(1)
 
 
+def test_the_tree_is_shown(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, picture, corpus = tmp_path / "tree.html", tmp_path / "tree.png", ["--corpus", str(made / "corpus")]
+    assert main(["view", "tree", str(made / "tree"), *corpus, "--out", str(page), "--most", "3"]) == 0
+    text = page.read_text(encoding="utf-8")
+    total = sum(span_counts(400).values())
+    assert f"<h1>{made / 'tree'}: {total:,} spans (100.0%)</h1>" in text
+    assert "1 smaller left out, " in text
+    nodes = pq.read_table(made / "tree" / "nodes.parquet").to_pylist()
+    largest = max((node for node in nodes if node["level"] == 3), key=lambda node: node["spans"])
+    assert text.count("<details open>") == 3
+    assert f"<details open><summary>3.{largest['node']}: {largest['spans']:,} spans" in text
+    # Every cluster shows its spans, whose pictures stand in the page itself.
+    tree = ClusterTree.read(made / "tree")
+    shown = [int(part.partition("'")[0]) for part in text.split("alt='span ")[1:]]
+    assert len(shown) == text.count("src='data:image/png;base64,") > 12
+    assert set(tree.paths[tree.leaf[shown], 0].tolist()) <= set(range(4))
+    assert "://" not in text
+    assert "made_laparoscopy 100%" in text
+    assert main(["view", "tree", str(made / "tree"), *corpus, "--out", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert main(["view", "tree", str(made / "tree"), "--out", str(page)]) == 0
+    assert "<img" not in page.read_text(encoding="utf-8")
+    assert main(["view", "tree", str(made / "tree"), "--out", str(tmp_path / "tree.pdf")]) == 2
+
+
 def test_the_corpus_report_counts(made: Path) -> None:
     report = corpus_report(Corpus.open(made / "corpus"))
     counts = span_counts(400)
@@ -278,7 +304,7 @@ def test_clustering_needs_neither_models_nor_plots() -> None:
 def test_the_commands_of_the_page_are_understood() -> None:
     page = (CONFIGS.parent / "docs" / "curation.md").read_text(encoding="utf-8")
     commands = [line for line in page.splitlines() if line.startswith("trocar ")]
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         options = build_parser().parse_args(shlex.split(command)[1:])
         assert callable(options.run)

@@ -1,0 +1,61 @@
+"""The spans that show best what a cluster is, as pictures: the middle frame of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from ..loaders.cluster_tree import ClusterTree
+from ..loaders.corpus import Corpus
+from ..loaders.cpu import ClipLoader
+from ..loaders.grid_clips import WholePicture
+from ..loaders.sampler import Clip
+
+
+@dataclass
+class _Chosen:
+    """A few spans' middle frames, a `ClipSource`."""
+
+    chosen: list[Clip]
+    num_videos: int
+    num_frames: int = 1
+    seed: int = 0
+    max_spares: int = 0
+
+    def clips(self, draws: ArrayLike, *, view: int = 0, spare: int = 0) -> list[Clip]:
+        return [self.chosen[draw] for draw in np.asarray(draws).tolist()]
+
+
+def exemplar_pictures(
+    tree: ClusterTree, corpus: Corpus, spans: Sequence[int], side: int
+) -> dict[int, NDArray[np.uint8]]:
+    """(side, side, 3) by span, a row of the tree; those that are not in the corpus or cannot be read are missing."""
+    rows = {row["id"]: index for index, row in enumerate(corpus.scan("id"))}
+    clips: list[Clip] = []
+    shown = []
+    for span in dict.fromkeys(spans):
+        video = rows.get(tree.video_ids[tree.video[span]])
+        if video is not None:
+            middle = (tree.first_frame[span] + tree.span_frames[span] // 2) // corpus.packed_stride[video]
+            frame = np.minimum([middle], corpus.frames[video] - 1).astype(np.int64)
+            clips.append(Clip(len(clips), 0, 0, video, frame, 0))
+            shown.append(span)
+    if not clips:
+        return {}
+    source = _Chosen(clips, len(corpus))
+    with ClipLoader(
+        corpus,
+        source,
+        WholePicture(),
+        [np.arange(len(clips))],
+        resolution=side,
+        device=torch.device("cpu"),
+        failure_budget=1.0,
+    ) as loader:
+        batch = next(loader)
+    frames = batch.frames[:, 0].numpy()
+    return {shown[number]: frames[place] for place, number in enumerate(batch.numbers.tolist())}
