@@ -245,15 +245,27 @@ def cluster_by(processes: int, folder: Path, out: Path) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_two_processes_make_the_tree_of_one(tmp_path: Path) -> None:
+def test_two_processes_make_the_tree_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They go on, too, where one was killed: its rows are checked, nothing is clustered."""
     rows, *_ = long_tail(SHARES, PROCEDURES, 100_000, 8, 6)
     rows[99_999] = np.nan
     folder = write_embeddings(tmp_path / "embeddings", rows, rows_per_shard=30_000)
     settings = ClusterSettings(levels=(40, 8), resampling=0, restarts=1, passes=4)
     alone = cluster_embeddings(folder, tmp_path / "alone", settings, progress=False)
+    replace = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if target.name == "level_1.npz":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        cluster_embeddings(folder, tmp_path / "together", settings, progress=False)
+    assert (tmp_path / "together" / "state" / "scan.npz").exists()
     finished = cluster_by(2, folder, tmp_path / "together")
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.count("99,999 spans in 40 / 8 clusters, 4 passes") == 1
+    assert finished.stdout.count("99,999 spans in 40 / 8 clusters, 3 passes") == 1
     one, two = (ClusterTree.read(tmp_path / name) for name in ("alone", "together"))
     assert (one.leaf == two.leaf).mean() > 0.9999  # sums in another order: a row halfway between two may change sides
     assert two.distance == pytest.approx(one.distance, rel=1e-4, nan_ok=True)
