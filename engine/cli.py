@@ -100,6 +100,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     pretrain.set_defaults(run=run_pretrain)
 
+    profile = commands.add_parser("profile", help="train some steps under a profiler; says where they went")
+    profile.add_argument("config", metavar="CONFIG", help="as for trocar pretrain")
+    profile.add_argument("overrides", nargs="*", metavar="section.key=value")
+    profile.add_argument("--steps", default="10:20", metavar="A:B", help="steps A .. B - 1, from 0 (default: 10:20)")
+    profile.add_argument("--ranks", default="0", metavar="N,N", help="those that are recorded (default: 0)")
+    profile.add_argument("--out", type=Path, default=Path("runs/profile"), metavar="DIR", help="default: runs/profile")
+    profile.add_argument(
+        "--ncu", metavar="KERNEL", help="print the command of Nsight Compute for a kernel; run nothing"
+    )
+    profile.add_argument(
+        "--capture", action="store_true", help="only mark the steps, for a profiler of CUDA around this command"
+    )
+    profile.set_defaults(run=run_profile)
+
     export = commands.add_parser("export", help="the newest checkpoint's encoder as one safetensors file")
     export.add_argument("run_dir", type=Path, metavar="RUN")
     export.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/encoder.safetensors")
@@ -289,6 +303,29 @@ def run_pretrain(options: argparse.Namespace) -> int:
         print(f"asked to stop; checkpoint: {result.checkpoint}; the same command goes on from it", file=sys.stderr)
         return REQUEUE_STATUS
     print(f"{result.steps} steps{resumed}; checkpoint: {result.checkpoint}")
+    return 0
+
+
+def run_profile(options: argparse.Namespace) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # read with PyTorch: torch.profiler complains where there is no GPU
+    from ..bench.profile_run import Request, capture, profile_steps
+    from ..bench.profile_table import table
+    from ..bench.trace import TraceError
+
+    request = Request.parse(options.config, options.overrides, options.steps, options.ranks, options.out)
+    if options.ncu:
+        print(request.ncu_command(options.ncu))
+        return 0
+    if options.capture:
+        capture(request)
+        return 0
+    try:
+        found = profile_steps(request)
+    except TraceError as error:
+        print(f"trocar: {error}", file=sys.stderr)
+        return 1
+    if found is not None:
+        print(table(found[0]))
     return 0
 
 
