@@ -7,7 +7,6 @@ which is removed afterwards: nothing of an existing run is touched.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -18,16 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch.profiler import record_function
 
 from ..engine.build import choose_device
 from ..engine.config import Config, ConfigError
 from ..engine.config_file import load_config
 from ..engine.metrics import read_metrics
 from ..engine.pretrain import pretrain
-from ..engine.profiler import recorded_by_torch
+from ..engine.profiler import recorded_by
+from .profile_row import figures
 from .profile_table import timeline_picture
 from .report import row, write_rows
+from .stage_clock import ProcessorClock
 from .stages import StepProfile, analyse
 from .trace import Trace, TraceError
 from .trace_nsys import CudaProfilerRecorder, export, find_nsys, nsys_command, read_nsys
@@ -107,59 +108,46 @@ def profile_steps(request: Request) -> tuple[StepProfile, dict[str, Any], Trace]
         pretrain(config, progress=False)
         return None
     device, nsys = choose_device(config), find_nsys()
+    processor = None
     try:
         if device.type == "cuda" and nsys is not None:
             trace = _record_by_nsys(request, nsys, rank)
         else:
-            trace = _record_by_torch(request, config, rank, is_nsys_missing=device.type == "cuda")
+            trace, processor = _record_by_torch(request, config, rank, is_nsys_missing=device.type == "cuda")
         steps = [entry for entry in read_metrics(folder) if request.first < entry["step"] <= request.last]
     finally:
         if rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
     profile = analyse(trace)
-    measured = {
-        "config": request.config,
-        "rank": rank,
-        "overrides": list(request.overrides),
-        **_settings(config),
-        **profile.row(),
-    }
-    names = ("amplification", "bytes_per_clip")
-    measured |= {name: sum(entry[name] for entry in steps) / len(steps) for name in names if steps}
+    measured = {"config": request.config, "rank": rank, "overrides": list(request.overrides)}
+    measured |= figures(config, profile, steps, processor)
     written = row("profile", device, measured)
     write_rows(request.out / f"profile_rank{rank}.jsonl", [written])
     timeline_picture(trace, profile, request.out / f"timeline_rank{rank}.png")
     return profile, written, trace
 
 
-def _settings(config: Config) -> dict[str, Any]:
-    """What the plan has to know of the run. clips_per_step: of this rank. threads: that decode, and that compute on a CPU."""
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    cores = len(os.sched_getaffinity(0))
-    return {
-        "objective": config.objective.kind,
-        "encoder": config.model.encoder,
-        "clips_per_step": config.optim.batch / ranks,
-        "views_per_span": config.data.views_per_span,
-        "frames": config.data.frames,
-        "resolution": config.data.resolution,
-        "loader_threads": config.data.threads or cores,
-        "compute_threads": torch.get_num_threads(),
-        "cores": cores,
-    }
+def _record_by_torch(
+    request: Request, config: Config, rank: int, *, is_nsys_missing: bool
+) -> tuple[Trace, ProcessorClock]:
+    recorder, processor = TorchRecorder(request.first, request.last), ProcessorClock(request.first, request.last)
 
+    def on_step(steps_done: int) -> None:
+        if steps_done == request.last:
+            processor.on_step(steps_done)  # what the recorder does at the end is no part of the steps
+        recorder.on_step(steps_done)
+        if steps_done == request.first:
+            processor.on_step(steps_done)
 
-def _record_by_torch(request: Request, config: Config, rank: int, *, is_nsys_missing: bool) -> Trace:
-    recorder = TorchRecorder(request.first, request.last)
-    with recorded_by_torch():
-        pretrain(config, progress=False, on_step=recorder.on_step)
+    with recorded_by(record_function):
+        pretrain(config, progress=False, on_step=on_step)
     path = request.out / f"trace_rank{rank}.json.gz"
     recorder.save(path)
     trace = read_chrome_trace(path)
     trace.notes += recorder.notes
     if is_nsys_missing:
         trace.notes.append("nsys is not installed, so torch.profiler recorded: DALI's and NVDEC's work is seen in part")
-    return trace
+    return trace, processor
 
 
 def _record_by_nsys(request: Request, nsys: str, rank: int) -> Trace:
@@ -183,7 +171,3 @@ def _record_by_nsys(request: Request, nsys: str, rank: int) -> Trace:
     trace = read_nsys(export(nsys, found))
     trace.notes += notes
     return trace
-
-
-def read_profile_row(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8").splitlines()[0])

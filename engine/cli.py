@@ -114,6 +114,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     profile.set_defaults(run=run_profile)
 
+    plan = commands.add_parser("plan", help="what a run on a cluster will take, and what holds it up")
+    plan.add_argument("config", metavar="CONFIG", help="the recipe, as for trocar pretrain")
+    plan.add_argument("overrides", nargs="*", metavar="section.key=value")
+    plan.add_argument("--cluster", default="a100_8", metavar="NAME|YAML", help="default: a100_8")
+    plan.add_argument("--corpus", type=Path, metavar="CORPUS", help="an index of the original videos")
+    plan.add_argument("--videos", type=int, help="number of videos, where there is no index")
+    plan.add_argument("--frames", type=int, help="their frames in all, where there is no index")
+    plan.add_argument("--rates", nargs="+", type=Path, metavar="JSONL", help="rows of yours (default: those shipped)")
+    plan.add_argument("--views", type=int, default=4, help="a span, in the arms with span reuse (default: 4)")
+    plan.add_argument("--json", type=Path, metavar="FILE", help="write the arms there as well")
+    plan.set_defaults(run=run_plan)
+
     export = commands.add_parser("export", help="the newest checkpoint's encoder as one safetensors file")
     export.add_argument("run_dir", type=Path, metavar="RUN")
     export.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/encoder.safetensors")
@@ -326,6 +338,26 @@ def run_profile(options: argparse.Namespace) -> int:
         return 1
     if found is not None:
         print(table(found[0]))
+    return 0
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    import json
+
+    from ..bench.plan_cluster import load_cluster
+    from ..bench.plan_rates import shipped_rows
+    from ..bench.plan_report import corpus_size, make_plan, rows_of, table
+    from ..bench.report import read_rows
+    from .config_file import load_config
+
+    own = [f"data.corpus={options.corpus}"] if options.corpus else []
+    config, cluster = load_config(options.config, [*options.overrides, *own]), load_cluster(options.cluster)
+    rows = [row for path in options.rates for row in read_rows(path)] if options.rates else shipped_rows()
+    size = corpus_size(options.corpus, options.videos, options.frames, config, cluster)
+    plan = make_plan(config, cluster, size, rows, views=options.views)
+    if options.json:
+        options.json.write_text("".join(json.dumps(row) + "\n" for row in rows_of(plan)), encoding="utf-8")
+    print(table(plan))
     return 0
 
 

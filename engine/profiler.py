@@ -9,20 +9,19 @@
     trocar/ema        the target encoder's update             trocar/save       weights are copied for a checkpoint
     trocar/step       one optimizer step, around all of these but decode and save
 
-They are off unless TROCAR_NVTX=1 is in the environment, which gives Nsight Systems NVTX ranges, or a run is inside
-`recorded_by_torch`, which gives them to torch.profiler. Then a range costs microseconds, else a call that returns one shared
-object, and the model has no hooks.
+They are off unless TROCAR_NVTX=1 is in the environment, which gives Nsight Systems NVTX ranges, or a run is inside `recorded_by`,
+which gives them to another recorder. Then a range costs about a microsecond, else a call that returns one shared object, and the
+model has no hooks.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 from torch import nn
-from torch.profiler import record_function
 
 Stage = Literal[
     "wait", "decode", "masks", "forward", "patch_embed", "encoder", "target", "decoder", "loss", "backward", "guard", "optimizer",
@@ -37,7 +36,7 @@ MODULES: dict[str, Stage] = {
     "predictor": "decoder",
 }
 IS_ON = os.environ.get("TROCAR_NVTX", "0") == "1"
-_for_torch = False
+_recorder: Callable[[str], AbstractContextManager[Any]] | None = None
 _OFF = nullcontext()
 
 
@@ -47,20 +46,23 @@ def stage(name: Stage) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def recorded_by_torch() -> Iterator[None]:
-    """Inside, ranges are on and go to torch.profiler in place of Nsight Systems; models and loaders made inside have theirs."""
-    global IS_ON, _for_torch
-    before = IS_ON, _for_torch
-    IS_ON = _for_torch = True
+def recorded_by(recorder: Callable[[str], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Inside, ranges are on, also of models and loaders that are made there, and go to `recorder` in place of Nsight Systems.
+
+    recorder: of a name, the range; for example `torch.profiler.record_function`. Called on all threads.
+    """
+    global IS_ON, _recorder
+    before = IS_ON, _recorder
+    IS_ON, _recorder = True, recorder
     try:
         yield
     finally:
-        IS_ON, _for_torch = before
+        IS_ON, _recorder = before
 
 
 def _range(name: Stage) -> AbstractContextManager[Any]:
-    if _for_torch:
-        return record_function(f"trocar/{name}")
+    if _recorder is not None:
+        return _recorder(f"trocar/{name}")
     import nvtx
 
     return nvtx.annotate(f"trocar/{name}", domain="trocar")
