@@ -33,7 +33,7 @@ from .profile_row import figures
 from .report import row
 from .stage_clock import clock_stages
 
-SIZE, GOP = (480, 272), 30
+SIZE, GOP = (854, 480), 30
 CORPUS = Scale(frames=300, videos=3)
 CONFIG = [
     "data.frames=16",
@@ -64,15 +64,16 @@ class Setting:
         return f"{self.batch} clips, {self.views} view{'s' * (self.views > 1)} a span{slowed}"
 
 
+# Far from where both sides take equally long: there neither is the bottleneck.
 SETTINGS = (
     Setting(4, 1),
     Setting(12, 4),
     Setting(8, 2),
     Setting(6, 1, is_held_out=True),
-    Setting(6, 3, is_held_out=True),
+    Setting(6, 6, is_held_out=True),
     Setting(16, 8, is_held_out=True),
-    Setting(4, 1, 0.1, is_held_out=True),
-    Setting(8, 2, 0.2, is_held_out=True),
+    Setting(4, 2, 0.3, is_held_out=True),
+    Setting(8, 4, 0.6, is_held_out=True),
 )
 
 

@@ -58,7 +58,7 @@ def compute_rates(rows: Iterable[Row], config: Config, cluster: Cluster) -> Comp
             for name, times in row["stages"].items():
                 if name != "wait":
                     stages[name].append(times["critical"] / computing)
-        elif row["benchmark"] == "training" and row.get("arm") == "resident" and not row["changed"]:
+        elif row["benchmark"] == "training" and row.get("arm") == "resident" and not row.get("changed"):
             points["training"][row["batch"]].append(row["step_seconds"]["median"])
             threads = row["threads"]
         chosen[row["benchmark"]] = row

@@ -210,6 +210,18 @@ def build_parser() -> argparse.ArgumentParser:
     balance.add_argument("--out", type=Path, default=Path("bench/results/balance.jsonl"), metavar="FILE")
     balance.set_defaults(run=run_bench_balance)
 
+    plan = benches.add_parser("plan", help="trocar plan's model against the clock, on the CPU")
+    plan.add_argument("--rounds", type=int, default=3, help="how often each setting runs, in turns (default: 3)")
+    plan.add_argument("--steps", type=int, default=12, help="steps that are timed (default: 12)")
+    plan.add_argument("--out", type=Path, default=Path("bench/results/plan.jsonl"), metavar="FILE")
+    plan.set_defaults(run=run_bench_plan)
+
+    report = benches.add_parser("report", help="write the tables of README.md and docs/*.md from bench/results")
+    report.add_argument("--root", type=Path, default=Path(), metavar="DIR", help="of a checkout (default: here)")
+    report.add_argument("--check", action="store_true", help="change nothing; status 1 where a page differs")
+    report.add_argument("--rooflines", type=Path, metavar="PNG", help="plot kernels and stages of GPU rows there")
+    report.set_defaults(run=run_bench_report)
+
     clustering = benches.add_parser("clustering", help="seconds and memory of a tree over made rows")
     clustering.add_argument("--rows", type=int, nargs="+", default=[200_000], help="default: 200000")
     clustering.add_argument("--width", type=int, default=384, help="default: 384")
@@ -501,6 +513,38 @@ def run_bench_balance(options: argparse.Namespace) -> int:
     write_rows(options.out, rows)
     print(table(rows))
     return 0
+
+
+def run_bench_plan(options: argparse.Namespace) -> int:
+    from ..bench.plan_check import bench_plan, table
+    from ..bench.report import write_rows
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    rows = bench_plan(rounds=options.rounds, steps=options.steps, tell=tell)
+    write_rows(options.out, rows)
+    print(table(rows))
+    return 0
+
+
+def run_bench_report(options: argparse.Namespace) -> int:
+    from ..bench.render import ReportError, all_rows, render_pages
+    from ..bench.roofline import plot_rooflines
+
+    try:
+        pages = render_pages(options.root)
+    except ReportError as error:
+        print(f"trocar: {error}", file=sys.stderr)
+        return 1
+    stale = [page for page in pages if not page.is_current]
+    for page in stale:
+        if not options.check:
+            page.path.write_text(page.after, encoding="utf-8")
+        print(f"{page.path}: {'differs from bench/results' if options.check else 'written'}")
+    if options.rooflines:
+        print(plot_rooflines(all_rows(options.root / "bench" / "results"), options.rooflines))
+    return int(options.check and bool(stale))
 
 
 def run_bench_clustering(options: argparse.Namespace) -> int:
