@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..engine.build import build_model
 from ..engine.config import Config, ConfigError
@@ -95,7 +96,8 @@ def _assumed_compute(config: Config, cluster: Cluster) -> Compute:
 
 def clip_flops(config: Config) -> float:
     """Model FLOPs of one clip, forward and backward: the mean over a few clips' masks."""
-    model, masks = build_model(config)
+    with torch.device("meta"):  # only its shapes count
+        model, masks = build_model(config)
     drawn = masks(config.run.seed, np.arange(FLOPS_CLIPS), 0)
     return step_flops(model, drawn).total / FLOPS_CLIPS
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..engine.build import build_model
 from ..engine.config import Config, ConfigError
 from ..loaders.corpus import Corpus
@@ -121,7 +123,8 @@ def make_plan(
         )
     packing, proxy_bytes = packing_rates(rows, cluster)
     clips = optim.steps * optim.batch if optim.steps else round((optim.epochs or 0) * corpus.spans)
-    parameters = sum(p.numel() for p in build_model(config)[0].parameters() if p.requires_grad)
+    with torch.device("meta"):  # only its shapes count
+        parameters = sum(p.numel() for p in build_model(config)[0].parameters() if p.requires_grad)
     gradient_bytes = FLOAT32_BYTES * parameters / optim.accumulation if cluster.ranks > 1 else 0.0
     share, arms = _share(cluster, config), []
     for name, videos in known.items():

@@ -1,8 +1,8 @@
-"""Rooflines of GPU rows: what every kernel reaches beside what its bytes and FLOPs allow, and the share of the ceiling of every stage.
+"""Rooflines of GPU rows: what every kernel reaches beside what its bytes and FLOPs allow, and where the GPU's time of a step goes.
 
-A kernel lies at FLOPs per byte against FLOP/s, under min(bandwidth x intensity, matrix units); one without products, which only moves
-bytes, is drawn at the left edge against the bandwidth. Ceilings are those measured in the same run. Stages of `trocar profile` have
-times but no counted bytes: of these the second panel shows the GPU's time a step.
+A kernel lies at FLOPs per byte against FLOP/s, under min(bandwidth x intensity, matrix units); one without products, which only
+moves bytes, is drawn at the left edge against the bandwidth. Ceilings are those measured in the same run. Stages of
+`trocar profile` have times but no counted bytes: of these the second panel shows the GPU's time a step.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def plot_rooflines(rows: Sequence[dict[str, Any]], path: Path) -> Path:
 
 
 def points(kernels: Sequence[dict[str, Any]]) -> list[tuple[str, float, float, float]]:
-    """(name, FLOP a byte, TFLOP/s, TFLOP/s allowed there); for kernels without products bytes stand in for FLOPs at the left edge."""
+    """(name, FLOP a byte, TFLOP/s, TFLOP/s allowed there); a kernel without products counts LEFT_EDGE FLOPs for every byte."""
     found = []
     for row in kernels:
         bandwidth, matrix = row["copy_gigabytes_per_second"] / 1e3, row["matrix_teraflops_per_second"]

@@ -6,11 +6,15 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import balance, decode, goals, kernels, plan_check, proxies
+from ..engine.config_file import load_config
+from . import balance, decode, goals, kernels, plan_check, plan_report, proxies
 from .loading_table import ratio_table, speed_table
+from .plan_cluster import load_cluster
+from .plan_report import corpus_size, make_plan
 
 Row = dict[str, Any]
 UNMEASURED = "unmeasured"
+PAPER_VIDEOS, PAPER_FRAMES = 10_535, 214_500_000
 OURS = "trocar"
 
 
@@ -100,6 +104,17 @@ def plan_accuracy(rows: Sequence[Row]) -> str:
     return f"{plan_check.table(mine)}\n\n{facts}"
 
 
+def paper(config: str, accumulation: int) -> Callable[[Sequence[Row]], str]:
+    """`trocar plan` on the paper's corpus and eight A100, by these rows."""
+
+    def text(rows: Sequence[Row]) -> str:
+        loaded, cluster = load_config(config, [f"optim.accumulation={accumulation}"]), load_cluster("a100_8")
+        corpus = corpus_size(None, PAPER_VIDEOS, PAPER_FRAMES, loaded, cluster)
+        return plan_report.table(make_plan(loaded, cluster, corpus, rows))
+
+    return text
+
+
 TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "balance": lambda rows: balance.table(of(rows, "balance")),
     "clustering": clustering,
@@ -111,6 +126,8 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "loading-short": loading_short,
     "loading-speeds": lambda rows: speed_table(of(rows, "loading")),
     "loading-summary": loading_summary,
+    "paper-jepa": paper("surgrec_jepa", 16),
+    "paper-mae": paper("surgrec_mae_unbalanced", 4),
     "plan": plan_accuracy,
     "proxies": lambda rows: proxies.table(of(rows, "proxies")),
 }

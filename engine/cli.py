@@ -17,6 +17,16 @@ from .cli_curation import add_commands, parse_levels
 from .config_error import ConfigError
 from .config_file import CONFIGS
 
+# Errors that end a command with their message alone.
+EXPECTED_ERRORS = {
+    "loaders.corpus": "CorpusError",
+    "loaders.video": "VideoError",
+    "engine.checkpoint": "CheckpointError",
+    "engine.watch": "RankError",
+    "engine.skips": "SkipError",
+    "bench.trace": "TraceError",
+}
+
 # Heavy imports stand inside the subcommands, so that `trocar --help` and a refused argument answer at once.
 
 
@@ -29,23 +39,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     if left:
         options.overrides = [*options.overrides, *left]
-    from ..loaders.corpus import CorpusError
-    from ..loaders.video import VideoError
-    from .checkpoint import CheckpointError
-    from .skips import SkipError
-    from .watch import RankError
-
     try:
         return options.run(options)
     except ConfigError as error:
         print(f"trocar: {error}", file=sys.stderr)
         return 2
-    except (CorpusError, VideoError, CheckpointError, RankError, SkipError, OSError) as error:
+    except (OSError, *_expected_errors()) as error:
         print(f"trocar: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("trocar: interrupted", file=sys.stderr)
         return 130
+
+
+def _expected_errors() -> list[type[Exception]]:
+    """Of the modules that were imported: others cannot have raised, and need packages that a command may do without."""
+    package = __package__.rpartition(".")[0]
+    loaded = [(sys.modules.get(f"{package}.{module}"), name) for module, name in EXPECTED_ERRORS.items()]
+    return [getattr(module, name) for module, name in loaded if module is not None]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -106,6 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     profile.add_argument("--steps", default="10:20", metavar="A:B", help="steps A .. B - 1, from 0 (default: 10:20)")
     profile.add_argument("--ranks", default="0", metavar="N,N", help="those that are recorded (default: 0)")
     profile.add_argument("--out", type=Path, default=Path("runs/profile"), metavar="DIR", help="default: runs/profile")
+    profile.add_argument("--json", type=Path, metavar="FILE", help="write the row there as well")
     profile.add_argument(
         "--ncu", metavar="KERNEL", help="print the command of Nsight Compute for a kernel; run nothing"
     )
@@ -190,6 +202,7 @@ def build_parser() -> argparse.ArgumentParser:
     proxies.set_defaults(run=run_bench_proxies)
 
     decode = benches.add_parser("decode", help="DALI's decoding of windows against the decoder's own ceiling")
+    decode.add_argument("--quick", action="store_true", help="H.264 and HEVC in two sizes and GOPs, two seconds each")
     decode.add_argument("--out", type=Path, default=Path("bench/results/decode.jsonl"), metavar="FILE")
     decode.set_defaults(run=run_bench_decode)
     wait = benches.add_parser("data-wait", help="how long training waits on originals, on proxies, and with span reuse")
@@ -216,6 +229,14 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--out", type=Path, default=Path("bench/results/plan.jsonl"), metavar="FILE")
     plan.set_defaults(run=run_bench_plan)
 
+    gpu = benches.add_parser("gpu", help="tests and measurements of an NVIDIA GPU, in stages; `make gpu` calls it")
+    gpu.add_argument(
+        "stages", nargs="*", metavar="STAGE", help="tests, kernels, loading, training, cluster (default: all)"
+    )
+    gpu.add_argument("--videos", type=Path, metavar="DIR", help="videos of yours (default: some are made)")
+    gpu.add_argument("--again", action="store_true", help="also the steps that are done")
+    gpu.set_defaults(run=run_bench_gpu)
+
     report = benches.add_parser("report", help="write the tables of README.md and docs/*.md from bench/results")
     report.add_argument("--root", type=Path, default=Path(), metavar="DIR", help="of a checkout (default: here)")
     report.add_argument("--check", action="store_true", help="change nothing; status 1 where a page differs")
@@ -227,6 +248,7 @@ def build_parser() -> argparse.ArgumentParser:
     clustering.add_argument("--width", type=int, default=384, help="default: 384")
     clustering.add_argument("--levels", default="2000,200,20", metavar="N,N,...", help="default: 2000,200,20")
     clustering.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    clustering.add_argument("--level-only", action="store_true", help="no tree, only one level at 10 M x 768 on a GPU")
     clustering.add_argument("--out", type=Path, default=Path("bench/results/clustering.jsonl"), metavar="FILE")
     clustering.set_defaults(run=run_bench_clustering)
 
@@ -334,7 +356,7 @@ def run_profile(options: argparse.Namespace) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # read with PyTorch: torch.profiler complains where there is no GPU
     from ..bench.profile_run import Request, capture, profile_steps
     from ..bench.profile_table import table
-    from ..bench.trace import TraceError
+    from ..bench.report import write_rows
 
     request = Request.parse(options.config, options.overrides, options.steps, options.ranks, options.out)
     if options.ncu:
@@ -343,12 +365,10 @@ def run_profile(options: argparse.Namespace) -> int:
     if options.capture:
         capture(request)
         return 0
-    try:
-        found = profile_steps(request)
-    except TraceError as error:
-        print(f"trocar: {error}", file=sys.stderr)
-        return 1
+    found = profile_steps(request)
     if found is not None:
+        if options.json:
+            write_rows(options.json, [found[1]])
         print(table(found[0]))
     return 0
 
@@ -457,13 +477,13 @@ def run_bench_loading(options: argparse.Namespace) -> int:
 def run_bench_decode(options: argparse.Namespace) -> int:
     import torch
 
-    from ..bench.decode import bench_decode, table
+    from ..bench.decode import QUICK, bench_decode, table
     from ..bench.report import write_rows
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cpu":
         print("no NVIDIA GPU: a small run on DALI's CPU backend, which says nothing about one", file=sys.stderr)
-    rows = bench_decode(device)
+    rows = bench_decode(device, QUICK if options.quick and device.type == "cuda" else None)
     write_rows(options.out, rows)
     print(table(rows))
     return 0
@@ -528,6 +548,14 @@ def run_bench_plan(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_bench_gpu(options: argparse.Namespace) -> int:
+    from ..bench.gpu import is_success, run_stages, summary
+
+    outcomes = run_stages(options.stages, videos=options.videos, again=options.again)
+    print(summary(outcomes))
+    return int(not is_success(outcomes))
+
+
 def run_bench_report(options: argparse.Namespace) -> int:
     from ..bench.render import ReportError, all_rows, render_pages
     from ..bench.roofline import plot_rooflines
@@ -555,9 +583,12 @@ def run_bench_clustering(options: argparse.Namespace) -> int:
 
     device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
     levels = parse_levels(options.levels) or ()
-    rows = [bench_clustering(count, options.width, levels, device=device) for count in options.rows]
+    if options.level_only and device != "cuda":
+        raise ConfigError("--level-only: one level of k-means is measured on a GPU, and PyTorch finds none")
+    counts = [] if options.level_only else options.rows
+    rows = [bench_clustering(count, options.width, levels, device=device) for count in counts]
     print(table(rows))
-    if device == "cuda":  # the design's row: one level at 10 M x 768
+    if options.level_only:  # the design's row
         rows.append(bench_level(torch.device(device), rows=10_000_000, width=768, clusters=4096))
         print({name: value for name, value in rows[-1].items() if name.endswith(("seconds", "inertia"))})
     write_rows(options.out, rows)
