@@ -46,6 +46,7 @@ CONFIG = [
     "run.tensorboard=false",
     "run.checkpoint_every=100000",
 ]
+QUEUES = ("training_queue_seconds_per_step", "decode_queue_seconds_per_step")
 WARMUP = 4  # steps until what was decoded before the first one is used up
 
 
@@ -161,12 +162,7 @@ def _compare(
     cluster = Cluster("this machine", rows[0]["machine"]["device"], 1, 0, 0, rows[0]["cores"], 1.0)
     step = predict(setting, config, rows, cluster)
     seconds = [entry["seconds_per_step"] for entry in measured]
-    queue = "training" if step.bottleneck == COMPUTE else "decode"
-    without_others = [
-        entry["seconds_per_step"]
-        - entry[f"{queue}_queue_seconds_per_step"] / (entry["loader_threads"] if queue == "decode" else 1)
-        for entry in measured
-    ]
+    without_others = [_without_other_work(entry, step.bottleneck) for entry in measured]
     waits = [entry["stages"].get("wait", {}).get("critical", 0.0) / entry["seconds_per_step"] for entry in measured]
     return {
         "setting": setting.name,
@@ -177,10 +173,23 @@ def _compare(
         "measured_clips_per_second": setting.batch / statistics.median(without_others),
         "clips_per_second_with_other_work": setting.batch / statistics.median(seconds),
         "seconds_per_step": seconds,
+        **{name: [entry[name] for entry in measured] for name in QUEUES},
         "bottleneck": step.bottleneck,
         "load_average": os.getloadavg()[1],
         "measured_data_wait_percent": 100 * statistics.median(waits),
     }
+
+
+def _without_other_work(entry: dict[str, Any], bottleneck: str) -> float:
+    """Seconds of a step, less those in which what holds it up was ready and had no core.
+
+    Where that is the training thread, it may also have waited for decoding that had no core.
+    """
+    decode = entry["decode_queue_seconds_per_step"] / entry["loader_threads"]
+    if bottleneck != COMPUTE:
+        return entry["seconds_per_step"] - decode
+    wait = entry["stages"].get("wait", {}).get("critical", 0.0)
+    return entry["seconds_per_step"] - entry["training_queue_seconds_per_step"] - min(wait, decode)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

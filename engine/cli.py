@@ -561,18 +561,17 @@ def run_bench_report(options: argparse.Namespace) -> int:
     from ..bench.roofline import plot_rooflines
 
     try:
-        pages = render_pages(options.root)
+        pages = [page for page in render_pages(options.root) if not page.is_current]
+        if options.rooflines:
+            print(plot_rooflines(all_rows(options.root / "bench" / "results"), options.rooflines))
     except ReportError as error:
         print(f"trocar: {error}", file=sys.stderr)
         return 1
-    stale = [page for page in pages if not page.is_current]
-    for page in stale:
+    for page in pages:
         if not options.check:
             page.path.write_text(page.after, encoding="utf-8")
         print(f"{page.path}: {'differs from bench/results' if options.check else 'written'}")
-    if options.rooflines:
-        print(plot_rooflines(all_rows(options.root / "bench" / "results"), options.rooflines))
-    return int(options.check and bool(stale))
+    return int(options.check and bool(pages))
 
 
 def run_bench_clustering(options: argparse.Namespace) -> int:
