@@ -7,19 +7,25 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from clips import write_numbered
 
 from trocar.bench.profile_run import Request
 from trocar.bench.stages import analyse
 from trocar.bench.trace import Event, Trace, TraceError, innermost
 from trocar.bench.trace_torch import read_chrome_trace
+from trocar.engine.build import build_model
 from trocar.engine.cli import main
 from trocar.engine.config import ConfigError
+from trocar.engine.config_file import load_config
+from trocar.engine.profiler import name_modules, recorded_by
 from trocar.loaders import cpu
 from trocar.loaders.index import index_corpus
 from trocar.ssl import encoder, mae
@@ -174,6 +180,42 @@ def test_the_command_of_nsight_compute(capsys: pytest.CaptureFixture[str], tmp_p
     assert "regex:_pixel_loss" in printed
     assert printed[printed.index("--profile-from-start") + 1] == "off"
     assert {"--capture", "20:21", "surgrec_mae"} <= set(printed)
+
+
+def test_a_jepas_parts_have_their_ranges() -> None:
+    seen: list[str] = []
+
+    @contextmanager
+    def recorder(stage: str) -> Iterator[None]:
+        seen.append(stage)
+        yield
+        seen.append(f"/{stage}")
+
+    tiny = [
+        "data.frames=4",
+        "data.resolution=32",
+        "model.depth=1",
+        "model.predictor_depth=1",
+        "data.corpus=none",
+        "run.dir=none",
+    ]
+    model, masks = build_model(load_config("demo_jepa_cpu", tiny))
+    with recorded_by(recorder):
+        name_modules(model)
+        model(torch.zeros(2, 4, 32, 32, 3, dtype=torch.uint8), masks(0, np.arange(2), 0))
+    order = [
+        "encoder",
+        "patch_embed",
+        "/patch_embed",
+        "/encoder",
+        "decoder",
+        "/decoder",
+        "loss",
+        "target",
+        "/target",
+        "/loss",
+    ]
+    assert seen == [f"/trocar/{name[1:]}" if name[0] == "/" else f"trocar/{name}" for name in order]
 
 
 def test_pieces_of_nested_ranges() -> None:
