@@ -24,7 +24,7 @@ import torch
 from ..engine.config import Config
 from ..engine.config_file import load_config
 from ..engine.metrics import read_metrics
-from ..loaders.cpu import ClipLoader
+from ..loaders.span import SpanReader
 from .decode import Scale, write_corpus
 from .plan import COMPUTE, Demand, Rate, Share, Step, plan_step
 from .plan_cluster import Cluster
@@ -81,17 +81,17 @@ SETTINGS = (
 @contextmanager
 def slowed(seconds: float) -> Iterator[None]:
     """Inside, the CPU loader's threads sleep so long for every span."""
-    read = ClipLoader._read
+    read = SpanReader.read
 
     def slow(*arguments: Any) -> Any:
         time.sleep(seconds)
         return read(*arguments)
 
-    ClipLoader._read = slow  # pyright: ignore[reportAttributeAccessIssue]
+    SpanReader.read = slow  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
-        ClipLoader._read = read
+        SpanReader.read = read
 
 
 def bench_plan(

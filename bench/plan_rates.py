@@ -145,6 +145,7 @@ def _profiled(rows: Iterable[Row], config: Config, name: str) -> dict[str, Rate]
         if row["benchmark"] == "profile"
         and (row["videos"], row["frames"], row["resolution"]) == (name, data.frames, data.resolution)
         and row["decode_threads"]
+        and "capability" not in row["machine"]  # beside a GPU it may be DALI that a thread waits for
         and row["spans_per_step"]
         and "amplification" in row
     ]

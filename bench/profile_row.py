@@ -38,9 +38,11 @@ def figures(
         **profile.row(),
     }
     measured |= {name: statistics.fmean(entry[name] for entry in steps) for name in COSTS if steps}
-    if processor is not None:
-        core = min(processor.core, profile.decode_seconds)
-        measured["decode_core_seconds_per_step"] = core
+    if processor is not None and processor.spans:
+        seconds, core, queue = (sum(values) / profile.steps for values in zip(*processor.spans, strict=True))
+        measured["decode_thread_seconds_per_step"] = seconds
+        measured["decode_core_seconds_per_step"] = min(core, seconds)
+        measured["decode_queue_seconds_per_step"] = min(queue, seconds - min(core, seconds))
+        measured["spans_per_step"] = len(processor.spans) / profile.steps
         measured["training_queue_seconds_per_step"] = processor.training_queue
-        measured["decode_queue_seconds_per_step"] = min(processor.queue, profile.decode_seconds - core)
     return measured

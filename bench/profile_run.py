@@ -139,7 +139,7 @@ def _record_by_torch(
         if steps_done == request.first:
             processor.on_step(steps_done)
 
-    with recorded_by(record_function):
+    with recorded_by(processor.around(record_function)):
         pretrain(config, progress=False, on_step=on_step)
     path = request.out / f"trace_rank{rank}.json.gz"
     recorder.save(path)

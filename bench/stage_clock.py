@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,49 +44,66 @@ class _Range:
     def __exit__(self, *_: object) -> None:
         if self._clock.is_on:
             name = self._name.removeprefix(PREFIX)
-            self._clock.events.append(Event(name, self._start, time.perf_counter_ns(), threading.get_ident()))
+            self._clock.events.append(Event(name, self._start, time.perf_counter_ns(), threading.get_native_id()))
 
 
 @dataclass
 class ProcessorClock:
-    """What the threads of this process did in the steps `first` .. `last` - 1, seconds a step.
+    """What threads did in the steps `first` .. `last` - 1, by the system's account (/proc, Linux; elsewhere all is 0).
 
-    training_queue: the training thread was ready to run and had no core, because of other work on the machine. queue, core: of all
-    other threads together, the same, and on a core; what is left of a decoding thread's time it waited for something else, such as
-    storage. OpenMP's threads count too where there are several. All 0 where the system does not say (/proc, Linux).
+    spans: (seconds, of them on a core, of them ready to run without a core) of every span that was decoded. training_queue: seconds a
+    step in which the training thread was ready to compute and had no core: other work on the machine. What is left of a span's
+    time its thread waited for something, such as storage.
     """
 
     first: int
     last: int
+    spans: list[tuple[float, float, float]] = field(default_factory=list)
     training_queue: float = 0.0
-    core: float = 0.0
-    queue: float = 0.0
+    _waiting: float = 0.0
+    _is_on: bool = False
+
+    def around(
+        self, recorder: Callable[[str], AbstractContextManager[Any]]
+    ) -> Callable[[str], AbstractContextManager[Any]]:
+        """The same recorder of ranges, with an account of those of decoding and waiting."""
+
+        def accounted(name: str) -> AbstractContextManager[Any]:
+            if name.removeprefix(PREFIX) not in ("decode", "wait"):
+                return recorder(name)
+            return self._account(name.removeprefix(PREFIX), recorder(name))
+
+        return accounted
+
+    @contextmanager
+    def _account(self, name: str, inner: AbstractContextManager[Any]) -> Iterator[None]:
+        began, (core, queue) = time.perf_counter(), _account_of_this_thread()
+        with inner:
+            yield
+        core_now, queue_now = _account_of_this_thread()
+        if not self._is_on:
+            return
+        if name == "wait":
+            self._waiting += queue_now - queue
+        else:
+            self.spans.append((time.perf_counter() - began, core_now - core, queue_now - queue))
 
     def on_step(self, steps_done: int) -> None:
         """To be called on the training thread with the number of steps done, before the first and after each."""
         if steps_done == self.first:
-            self._before = _threads()
+            self._before, self._is_on = _account_of_this_thread()[1], True
         elif steps_done == self.last:
-            per_step = 1e-9 / (self.last - self.first)
-            for number, (core, queue) in _threads().items():
-                core_before, queue_before = self._before.get(number, (0, 0))
-                if number == threading.get_native_id():
-                    self.training_queue = (queue - queue_before) * per_step
-                else:
-                    self.core += (core - core_before) * per_step
-                    self.queue += (queue - queue_before) * per_step
+            queue = _account_of_this_thread()[1] - self._before - self._waiting
+            self.training_queue, self._is_on = queue / (self.last - self.first), False
 
 
-def _threads() -> dict[int, tuple[int, int]]:
-    """Thread -> nanoseconds on a core, and ready without one."""
-    found = {}
-    for folder in Path("/proc/self/task").glob("*"):
-        try:
-            core, queue, _ = (folder / "schedstat").read_text().split()
-        except OSError:  # it has ended
-            continue
-        found[int(folder.name)] = int(core), int(queue)
-    return found
+def _account_of_this_thread() -> tuple[float, float]:
+    """Seconds on a core, and ready without one, since the thread began."""
+    try:
+        core, queue, _ = Path("/proc/thread-self/schedstat").read_text().split()
+    except OSError:  # not Linux, or without the account
+        return 0.0, 0.0
+    return int(core) * 1e-9, int(queue) * 1e-9
 
 
 def clock_stages(config: Config, first: int, last: int) -> tuple[StepProfile, ProcessorClock]:
@@ -100,7 +120,7 @@ def clock_stages(config: Config, first: int, last: int) -> tuple[StepProfile, Pr
             clock.is_on = steps_done == first
         processor.on_step(steps_done)
 
-    with recorded_by(clock):
+    with recorded_by(processor.around(clock)):
         pretrain(config, progress=False, on_step=on_step)
     if clock.is_on or not clock.events:
         raise TraceError(f"{config.run.dir}: the run ended before step {last}")

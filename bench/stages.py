@@ -42,7 +42,7 @@ class StageTimes:
 class StepProfile:
     """steps: how many. seconds: a step. stages: by what they add, most first. parts: kernels, operators where there is no GPU.
     idle: seconds a step in which the GPU does nothing for the training, by the stage that the host is in. syncs: (call, stage) ->
-    calls and seconds a step. decode_seconds: a step, of all decoding threads together. decode_threads: how many were seen. spans:
+    calls and seconds a step. decode_seconds: a step, of all decoding threads together. decode_ids: those that were seen. spans:
     decoded, a step. counters: the GPU's, means in percent."""
 
     tool: str
@@ -53,12 +53,16 @@ class StepProfile:
     stages: list[StageTimes]
     parts: list[Part]
     decode_seconds: float
-    decode_threads: int
+    decode_ids: tuple[int, ...]
     spans: float
     idle: dict[str, float] = field(default_factory=dict)
     syncs: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
     counters: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def decode_threads(self) -> int:
+        return len(self.decode_ids)
 
     @property
     def bottleneck(self) -> StageTimes:
@@ -152,7 +156,7 @@ def analyse(trace: Trace) -> StepProfile:
         stages=sorted(stages, key=lambda stage: -stage.critical),
         parts=kernels(work, steps) if work else parts,
         decode_seconds=sum(min(event.end, end) - max(event.start, begin) for event in decoding) * per_step,
-        decode_threads=len({event.thread for event in decoding}),
+        decode_ids=tuple(sorted({event.thread for event in decoding})),
         spans=sum(begin < event.end <= end for event in decoding) / steps,
         idle={name: value * per_step for name, value in idle.items()},
         syncs=host_syncs(trace, pieces, thread, steps),

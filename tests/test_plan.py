@@ -188,8 +188,8 @@ def test_the_model_against_runs_whose_times_are_sleeps(monkeypatch: pytest.Monke
         return fast(prediction, *arguments)
 
     monkeypatch.setattr(mae, "pixel_loss", slow)
-    read = plan_check.ClipLoader._read
-    monkeypatch.setattr(plan_check.ClipLoader, "_read", lambda *a: time.sleep(0.05) or read(*a))
+    read = plan_check.SpanReader.read
+    monkeypatch.setattr(plan_check.SpanReader, "read", lambda *a: time.sleep(0.05) or read(*a))
     monkeypatch.setattr(plan_check, "SIZE", (96, 64))
     monkeypatch.setattr(plan_check, "CORPUS", plan_check.Scale(frames=120, videos=2))
     tiny = ["data.resolution=32", "model.width=24", "model.heads=2", "model.depth=1", "model.decoder_depth=1"]

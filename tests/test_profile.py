@@ -26,7 +26,7 @@ from trocar.engine.cli import main
 from trocar.engine.config import ConfigError
 from trocar.engine.config_file import load_config
 from trocar.engine.profiler import name_modules, recorded_by
-from trocar.loaders import cpu
+from trocar.loaders import span
 from trocar.loaders.index import index_corpus
 from trocar.ssl import encoder, mae
 
@@ -78,8 +78,8 @@ def planned(corpus: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_slow_loader_is_named(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = cpu.ClipLoader._read
-    monkeypatch.setattr(cpu.ClipLoader, "_read", lambda *arguments: time.sleep(SLOW) or read(*arguments))
+    read = span.SpanReader.read
+    monkeypatch.setattr(span.SpanReader, "read", lambda *arguments: time.sleep(SLOW) or read(*arguments))
     printed, row = profiled(corpus, tmp_path, capsys)
     assert row["bottleneck"] == "wait"
     assert "The bottleneck is the loader: training waits for clips" in printed
