@@ -46,7 +46,7 @@ CONFIG = [
     "run.tensorboard=false",
     "run.checkpoint_every=100000",
 ]
-QUEUES = ("training_queue_seconds_per_step", "decode_queue_seconds_per_step")
+QUEUES = ("training_queue_seconds_per_step", "decode_threads_queue_seconds_per_step")
 WARMUP = 4  # steps until what was decoded before the first one is used up
 
 
@@ -108,7 +108,7 @@ def bench_plan(
         corpus = write_corpus(Path(name) / "made", "h264", SIZE, GOP, CORPUS).path
         for number in range(rounds):
             turn = number % len(settings)
-            for setting in settings[turn:] + settings[:turn]:
+            for setting in (*settings[turn:], *settings[:turn]):
                 config = _config(setting, corpus, Path(name) / f"run_{setting.batch}_{setting.views}", steps, overrides)
                 measured[setting].append(_measure(setting, config, steps))
                 tell(
@@ -185,7 +185,7 @@ def _without_other_work(entry: dict[str, Any], bottleneck: str) -> float:
 
     Where that is the training thread, it may also have waited for decoding that had no core.
     """
-    decode = entry["decode_queue_seconds_per_step"] / entry["loader_threads"]
+    decode = entry["decode_threads_queue_seconds_per_step"] / entry["loader_threads"]
     if bottleneck != COMPUTE:
         return entry["seconds_per_step"] - decode
     wait = entry["stages"].get("wait", {}).get("critical", 0.0)

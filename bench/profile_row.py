@@ -43,6 +43,7 @@ def figures(
         measured["decode_thread_seconds_per_step"] = seconds
         measured["decode_core_seconds_per_step"] = min(core, seconds)
         measured["decode_queue_seconds_per_step"] = min(queue, seconds - min(core, seconds))
+        measured["decode_threads_queue_seconds_per_step"] = processor.decode_queue
         measured["spans_per_step"] = len(processor.spans) / profile.steps
         measured["training_queue_seconds_per_step"] = processor.training_queue
     return measured

@@ -51,16 +51,18 @@ class _Range:
 class ProcessorClock:
     """What threads did in the steps `first` .. `last` - 1, by the system's account (/proc, Linux; elsewhere all is 0).
 
-    spans: (seconds, of them on a core, of them ready to run without a core) of every span that was decoded. training_queue: seconds a
-    step in which the training thread was ready to compute and had no core: other work on the machine. What is left of a span's
-    time its thread waited for something, such as storage.
+    spans: (seconds, of them on a core, of them ready to run without a core) of every span that was decoded; what is left its thread
+    waited for something, such as storage. training_queue: seconds a step in which the training thread was ready to compute and had
+    no core, because of other work on the machine. decode_queue: the same of all decoding threads, also between spans.
     """
 
     first: int
     last: int
     spans: list[tuple[float, float, float]] = field(default_factory=list)
     training_queue: float = 0.0
+    decode_queue: float = 0.0
     _waiting: float = 0.0
+    _queues: dict[int, tuple[float, float]] = field(default_factory=dict)
     _is_on: bool = False
 
     def around(
@@ -87,6 +89,8 @@ class ProcessorClock:
             self._waiting += queue_now - queue
         else:
             self.spans.append((time.perf_counter() - began, core_now - core, queue_now - queue))
+            number = threading.get_ident()
+            self._queues[number] = self._queues.get(number, (queue, queue))[0], queue_now
 
     def on_step(self, steps_done: int) -> None:
         """To be called on the training thread with the number of steps done, before the first and after each."""
@@ -95,6 +99,7 @@ class ProcessorClock:
         elif steps_done == self.last:
             queue = _account_of_this_thread()[1] - self._before - self._waiting
             self.training_queue, self._is_on = queue / (self.last - self.first), False
+            self.decode_queue = sum(end - start for start, end in self._queues.values()) / (self.last - self.first)
 
 
 def _account_of_this_thread() -> tuple[float, float]:

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _expected_errors() -> list[type[Exception]]:
     """Of the modules that were imported: others cannot have raised, and need packages that a command may do without."""
-    package = __package__.rpartition(".")[0]
+    package = (__package__ or "").rpartition(".")[0]
     loaded = [(sys.modules.get(f"{package}.{module}"), name) for module, name in EXPECTED_ERRORS.items()]
     return [getattr(module, name) for module, name in loaded if module is not None]
 

@@ -124,9 +124,9 @@ def test_measured_and_assumed_are_kept_apart(paper: tuple[Config, Cluster], monk
         "commit": "abc", "machine": {"device": "NVIDIA A100-SXM4-80GB"},
     }  # fmt: skip
     compute = compute_rates([*rows, measured], config, cluster)
-    assert compute.seconds_per_clip == Rate(
-        pytest.approx(0.001), "training, NVIDIA A100-SXM4-80GB, 2030-01-01, commit abc"
-    )
+    assert compute.seconds_per_clip.value == pytest.approx(0.001)
+    assert compute.seconds_per_clip.origin == "training, NVIDIA A100-SXM4-80GB, 2030-01-01, commit abc"
+    assert compute.seconds_per_clip.is_measured
     other = {**measured, "machine": {"device": "NVIDIA H100"}}
     assert not compute_rates([*rows, other], config, cluster).seconds_per_clip.is_measured, "another card's step"
     with pytest.raises(ConfigError, match="measure one: trocar profile"):

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
 from nsys_export import TRAINING, Export, write_two_steps
 
 from trocar.bench.profile_table import table, timeline_picture
@@ -144,7 +145,7 @@ def test_a_rank_runs_under_nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     write_two_steps(nsys.with_name("made.sqlite"))
     monkeypatch.setenv("PATH", str(nsys.parent), prepend=":")
     assert find_nsys() == str(nsys)
-    monkeypatch.setattr(profile_run, "choose_device", lambda config: profile_run.torch.device("cuda", 0))
+    monkeypatch.setattr(profile_run, "choose_device", lambda config: torch.device("cuda", 0))
     monkeypatch.setattr(profile_run, "row", lambda name, device, measured: {"benchmark": name, **measured})
     request = profile_run.Request.parse("demo_cpu", ["run.device=cuda"], "5:7", "0", tmp_path / "out")
     found = profile_run.profile_steps(request)
