@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from clips import write_numbered
 from nsys_export import TRAINING, Export, write_two_steps
 
 from trocar.bench.profile_table import table, timeline_picture
 from trocar.bench.stages import analyse
 from trocar.bench.trace import TraceError
 from trocar.bench.trace_nsys import export_command, find_nsys, nsys_command, read_nsys
+from trocar.loaders.index import index_corpus
 
 
 def test_the_arguments(tmp_path: Path) -> None:
@@ -147,7 +149,10 @@ def test_a_rank_runs_under_nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert find_nsys() == str(nsys)
     monkeypatch.setattr(profile_run, "choose_device", lambda config: torch.device("cuda", 0))
     monkeypatch.setattr(profile_run, "row", lambda name, device, measured: {"benchmark": name, **measured})
-    request = profile_run.Request.parse("demo_cpu", ["run.device=cuda"], "5:7", "0", tmp_path / "out")
+    write_numbered(tmp_path / "0.mp4", 60, video_id=0)
+    index_corpus([tmp_path / "0.mp4"], tmp_path / "corpus", workers=1, progress=False)
+    settings = ["run.device=cuda", f"data.corpus={tmp_path / 'corpus'}"]
+    request = profile_run.Request.parse("demo_cpu", settings, "5:7", "0", tmp_path / "out")
     found = profile_run.profile_steps(request)
     assert found is not None
     profile, written, _ = found
