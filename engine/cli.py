@@ -17,6 +17,16 @@ from .cli_curation import add_commands, parse_levels
 from .config_error import ConfigError
 from .config_file import CONFIGS
 
+# Errors that end a command with their message alone.
+EXPECTED_ERRORS = {
+    "loaders.corpus": "CorpusError",
+    "loaders.video": "VideoError",
+    "engine.checkpoint": "CheckpointError",
+    "engine.watch": "RankError",
+    "engine.skips": "SkipError",
+    "bench.trace": "TraceError",
+}
+
 # Heavy imports stand inside the subcommands, so that `trocar --help` and a refused argument answer at once.
 
 
@@ -29,24 +39,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     if left:
         options.overrides = [*options.overrides, *left]
-    from ..loaders.corpus import CorpusError
-    from ..loaders.threads import LoaderError
-    from ..loaders.video import VideoError
-    from .checkpoint import CheckpointError
-    from .skips import SkipError
-    from .watch import RankError
-
     try:
         return options.run(options)
     except ConfigError as error:
         print(f"trocar: {error}", file=sys.stderr)
         return 2
-    except (CorpusError, VideoError, LoaderError, CheckpointError, RankError, SkipError, OSError) as error:
+    except (OSError, *_expected_errors()) as error:
         print(f"trocar: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("trocar: interrupted", file=sys.stderr)
         return 130
+
+
+def _expected_errors() -> list[type[Exception]]:
+    """Of the modules that were imported: others cannot have raised, and need packages that a command may do without."""
+    package = (__package__ or "").rpartition(".")[0]
+    loaded = [(sys.modules.get(f"{package}.{module}"), name) for module, name in EXPECTED_ERRORS.items()]
+    return [getattr(module, name) for module, name in loaded if module is not None]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -100,6 +110,33 @@ def build_parser() -> argparse.ArgumentParser:
         "--dry-run", type=int, metavar="WORLD", help="print memory and traffic of a rank of so many; train nothing"
     )
     pretrain.set_defaults(run=run_pretrain)
+
+    profile = commands.add_parser("profile", help="train some steps under a profiler; says where they went")
+    profile.add_argument("config", metavar="CONFIG", help="as for trocar pretrain")
+    profile.add_argument("overrides", nargs="*", metavar="section.key=value")
+    profile.add_argument("--steps", default="10:20", metavar="A:B", help="steps A .. B - 1, from 0 (default: 10:20)")
+    profile.add_argument("--ranks", default="0", metavar="N,N", help="those that are recorded (default: 0)")
+    profile.add_argument("--out", type=Path, default=Path("runs/profile"), metavar="DIR", help="default: runs/profile")
+    profile.add_argument("--json", type=Path, metavar="FILE", help="write the row there as well")
+    profile.add_argument(
+        "--ncu", metavar="KERNEL", help="print the command of Nsight Compute for a kernel; run nothing"
+    )
+    profile.add_argument(
+        "--capture", action="store_true", help="only mark the steps, for a profiler of CUDA around this command"
+    )
+    profile.set_defaults(run=run_profile)
+
+    plan = commands.add_parser("plan", help="what a run on a cluster will take, and what holds it up")
+    plan.add_argument("config", metavar="CONFIG", help="the recipe, as for trocar pretrain")
+    plan.add_argument("overrides", nargs="*", metavar="section.key=value")
+    plan.add_argument("--cluster", default="a100_8", metavar="NAME|YAML", help="default: a100_8")
+    plan.add_argument("--corpus", type=Path, metavar="CORPUS", help="an index of the original videos")
+    plan.add_argument("--videos", type=int, help="number of videos, where there is no index")
+    plan.add_argument("--frames", type=int, help="their frames in all, where there is no index")
+    plan.add_argument("--rates", nargs="+", type=Path, metavar="JSONL", help="rows of yours (default: those shipped)")
+    plan.add_argument("--views", type=int, default=4, help="a span, in the arms with span reuse (default: 4)")
+    plan.add_argument("--json", type=Path, metavar="FILE", help="write the arms there as well")
+    plan.set_defaults(run=run_plan)
 
     export = commands.add_parser("export", help="the newest checkpoint's encoder as one safetensors file")
     export.add_argument("run_dir", type=Path, metavar="RUN")
@@ -165,6 +202,7 @@ def build_parser() -> argparse.ArgumentParser:
     proxies.set_defaults(run=run_bench_proxies)
 
     decode = benches.add_parser("decode", help="DALI's decoding of windows against the decoder's own ceiling")
+    decode.add_argument("--quick", action="store_true", help="H.264 and HEVC in two sizes and GOPs, two seconds each")
     decode.add_argument("--out", type=Path, default=Path("bench/results/decode.jsonl"), metavar="FILE")
     decode.set_defaults(run=run_bench_decode)
     wait = benches.add_parser("data-wait", help="how long training waits on originals, on proxies, and with span reuse")
@@ -185,11 +223,32 @@ def build_parser() -> argparse.ArgumentParser:
     balance.add_argument("--out", type=Path, default=Path("bench/results/balance.jsonl"), metavar="FILE")
     balance.set_defaults(run=run_bench_balance)
 
+    plan = benches.add_parser("plan", help="trocar plan's model against the clock, on the CPU")
+    plan.add_argument("--rounds", type=int, default=3, help="how often each setting runs, in turns (default: 3)")
+    plan.add_argument("--steps", type=int, default=12, help="steps that are timed (default: 12)")
+    plan.add_argument("--out", type=Path, default=Path("bench/results/plan.jsonl"), metavar="FILE")
+    plan.set_defaults(run=run_bench_plan)
+
+    gpu = benches.add_parser("gpu", help="tests and measurements of an NVIDIA GPU, in stages; `make gpu` calls it")
+    gpu.add_argument(
+        "stages", nargs="*", metavar="STAGE", help="tests, kernels, loading, training, cluster (default: all)"
+    )
+    gpu.add_argument("--videos", type=Path, metavar="DIR", help="videos of yours (default: some are made)")
+    gpu.add_argument("--again", action="store_true", help="also the steps that are done")
+    gpu.set_defaults(run=run_bench_gpu)
+
+    report = benches.add_parser("report", help="write the tables of README.md and docs/*.md from bench/results")
+    report.add_argument("--root", type=Path, default=Path(), metavar="DIR", help="of a checkout (default: here)")
+    report.add_argument("--check", action="store_true", help="change nothing; status 1 where a page differs")
+    report.add_argument("--rooflines", type=Path, metavar="PNG", help="plot kernels and stages of GPU rows there")
+    report.set_defaults(run=run_bench_report)
+
     clustering = benches.add_parser("clustering", help="seconds and memory of a tree over made rows")
     clustering.add_argument("--rows", type=int, nargs="+", default=[200_000], help="default: 200000")
     clustering.add_argument("--width", type=int, default=384, help="default: 384")
     clustering.add_argument("--levels", default="2000,200,20", metavar="N,N,...", help="default: 2000,200,20")
     clustering.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    clustering.add_argument("--level-only", action="store_true", help="no tree, only one level at 10 M x 768 on a GPU")
     clustering.add_argument("--out", type=Path, default=Path("bench/results/clustering.jsonl"), metavar="FILE")
     clustering.set_defaults(run=run_bench_clustering)
 
@@ -293,6 +352,47 @@ def run_pretrain(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_profile(options: argparse.Namespace) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # read with PyTorch: torch.profiler complains where there is no GPU
+    from ..bench.profile_run import Request, capture, profile_steps
+    from ..bench.profile_table import table
+    from ..bench.report import write_rows
+
+    request = Request.parse(options.config, options.overrides, options.steps, options.ranks, options.out)
+    if options.ncu:
+        print(request.ncu_command(options.ncu))
+        return 0
+    if options.capture:
+        capture(request)
+        return 0
+    found = profile_steps(request)
+    if found is not None:
+        if options.json:
+            write_rows(options.json, [found[1]])
+        print(table(found[0]))
+    return 0
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    import json
+
+    from ..bench.plan_cluster import load_cluster
+    from ..bench.plan_rates import shipped_rows
+    from ..bench.plan_report import corpus_size, make_plan, rows_of, table
+    from ..bench.report import read_rows
+    from .config_file import load_config
+
+    own = [f"data.corpus={options.corpus}"] if options.corpus else []
+    config, cluster = load_config(options.config, [*options.overrides, *own]), load_cluster(options.cluster)
+    rows = [row for path in options.rates for row in read_rows(path)] if options.rates else shipped_rows()
+    size = corpus_size(options.corpus, options.videos, options.frames, config, cluster)
+    plan = make_plan(config, cluster, size, rows, views=options.views)
+    if options.json:
+        options.json.write_text("".join(json.dumps(row) + "\n" for row in rows_of(plan)), encoding="utf-8")
+    print(table(plan))
+    return 0
+
+
 def run_export(options: argparse.Namespace) -> int:
     from .export import export_weights
 
@@ -377,13 +477,13 @@ def run_bench_loading(options: argparse.Namespace) -> int:
 def run_bench_decode(options: argparse.Namespace) -> int:
     import torch
 
-    from ..bench.decode import bench_decode, table
+    from ..bench.decode import QUICK, bench_decode, table
     from ..bench.report import write_rows
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cpu":
         print("no NVIDIA GPU: a small run on DALI's CPU backend, which says nothing about one", file=sys.stderr)
-    rows = bench_decode(device)
+    rows = bench_decode(device, QUICK if options.quick and device.type == "cuda" else None)
     write_rows(options.out, rows)
     print(table(rows))
     return 0
@@ -435,6 +535,45 @@ def run_bench_balance(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_bench_plan(options: argparse.Namespace) -> int:
+    from ..bench.plan_check import bench_plan, table
+    from ..bench.report import write_rows
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    rows = bench_plan(rounds=options.rounds, steps=options.steps, tell=tell)
+    write_rows(options.out, rows)
+    print(table(rows))
+    return 0
+
+
+def run_bench_gpu(options: argparse.Namespace) -> int:
+    from ..bench.gpu import is_success, run_stages, summary
+
+    outcomes = run_stages(options.stages, videos=options.videos, again=options.again)
+    print(summary(outcomes))
+    return int(not is_success(outcomes))
+
+
+def run_bench_report(options: argparse.Namespace) -> int:
+    from ..bench.render import ReportError, all_rows, render_pages
+    from ..bench.roofline import plot_rooflines
+
+    try:
+        pages = [page for page in render_pages(options.root) if not page.is_current]
+        if options.rooflines:
+            print(plot_rooflines(all_rows(options.root / "bench" / "results"), options.rooflines))
+    except ReportError as error:
+        print(f"trocar: {error}", file=sys.stderr)
+        return 1
+    for page in pages:
+        if not options.check:
+            page.path.write_text(page.after, encoding="utf-8")
+        print(f"{page.path}: {'differs from bench/results' if options.check else 'written'}")
+    return int(options.check and bool(pages))
+
+
 def run_bench_clustering(options: argparse.Namespace) -> int:
     import torch
 
@@ -443,9 +582,12 @@ def run_bench_clustering(options: argparse.Namespace) -> int:
 
     device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
     levels = parse_levels(options.levels) or ()
-    rows = [bench_clustering(count, options.width, levels, device=device) for count in options.rows]
+    if options.level_only and device != "cuda":
+        raise ConfigError("--level-only: one level of k-means is measured on a GPU, and PyTorch finds none")
+    counts = [] if options.level_only else options.rows
+    rows = [bench_clustering(count, options.width, levels, device=device) for count in counts]
     print(table(rows))
-    if device == "cuda":  # the design's row: one level at 10 M x 768
+    if options.level_only:  # the design's row
         rows.append(bench_level(torch.device(device), rows=10_000_000, width=768, clusters=4096))
         print({name: value for name, value in rows[-1].items() if name.endswith(("seconds", "inertia"))})
     write_rows(options.out, rows)

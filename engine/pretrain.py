@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,9 +78,12 @@ class Run:
     guard: StepGuard
 
 
-def pretrain(config: Config, *, progress: bool = True) -> PretrainResult:
+def pretrain(
+    config: Config, *, progress: bool = True, on_step: Callable[[int], None] = lambda steps_done: None
+) -> PretrainResult:
     """Runs, or resumes, the pretraining that `config` describes, on all ranks that were started.
 
+    on_step: called with the number of steps done, before the first one and after each.
     Raises ConfigError, CorpusError, CheckpointError, VideoError where more draws fail than data.failure_budget allows, SkipError
     where more steps are left out than optim.skip_budget allows, RankError where another rank is gone.
     """
@@ -108,14 +111,16 @@ def pretrain(config: Config, *, progress: bool = True) -> PretrainResult:
         steps = count_steps(config, samplers_by_clip(config, corpus)(0).num_spans)
         schedule = build_schedule(config.optim, steps)
         run = Run(config, world, watch, stop, schedule, objective, model, masks, optimizer, guard)
-        return train(run, corpus, steps, progress and world.is_first)
+        return train(run, corpus, steps, progress and world.is_first, on_step)
 
 
 def count_steps(config: Config, num_spans: int) -> int:
     return config.optim.steps or max(1, round((config.optim.epochs or 0) * num_spans / config.optim.batch))
 
 
-def train(run: Run, corpus: Corpus, steps: int, progress: bool) -> PretrainResult:
+def train(
+    run: Run, corpus: Corpus, steps: int, progress: bool, on_step: Callable[[int], None] = lambda steps_done: None
+) -> PretrainResult:
     """From the newest checkpoint, or from nothing, to step `steps`, or to where the run is asked to stop."""
     config, world, run_dir = run.config, run.world, Path(run.config.run.dir)
     sampler_at, order = samplers_by_clip(config, corpus), build_order(config)
@@ -157,9 +162,12 @@ def train(run: Run, corpus: Corpus, steps: int, progress: bool) -> PretrainResul
     ):
         name_decoding(loader)
         collapse = CollapseWatch(read_metrics(run_dir), tell=world.is_first)
+        on_step(done)
         while done < steps and not is_stopping:
-            report = train_step(run, done, loader)
+            with stage("step"):
+                report = train_step(run, done, loader)
             done += 1
+            on_step(done)
             collapse.observe(run.objective)  # what the step's own clips left behind, before others pass
             if validation.is_due(done):
                 run.watch.reach(f"the validation after step {done}")

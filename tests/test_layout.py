@@ -69,6 +69,7 @@ def test_wheel_holds_everything_inside_trocar(wheel: Path) -> None:
     for folder in (*FOLDERS, *INNER_FOLDERS):
         for path in (*(ROOT / folder).glob("*.py"), *(ROOT / folder).glob("*.yaml")):
             assert f"trocar/{folder}/{path.name}" in names
+    assert "trocar/bench/results/loading.jsonl" in names, "what `trocar plan` takes its rates from"
 
 
 def test_wheel_runs_without_the_source(wheel: Path, tmp_path: Path) -> None:
