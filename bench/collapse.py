@@ -48,8 +48,8 @@ def rank_trend(ranks: Sequence[float]) -> tuple[float, float, float]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
-        "| peak rate, `ema` | `feature_std`, first and last 20 steps | `rankme`, first and last third (error of the difference), lowest "
-        "| loss, first and last 20 steps | `collapse` |",
+        "| peak rate, `ema` | `feature_std`, first and last 20 steps "
+        "| `rankme`, first and last third (error of the difference), lowest | loss, first and last 20 steps | `collapse` |",
         "|---|---|---|---|---|",
     ]
     for item in rows:
