@@ -23,8 +23,9 @@ from ..ssl.masks import TubeMask
 from ..ssl.objective import MaskSource, Objective
 from ..ssl.predictor import MeanOfContext, Predictor
 from .config import Config, ConfigError
+from .run_encoder import build_encoder
 from .sizes import Phase, PhasedMasks, phase_at, phases
-from .teacher import build_encoder, load_teacher
+from .teacher import load_teacher
 
 
 def describe(

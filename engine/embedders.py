@@ -5,7 +5,6 @@ Shapes: B clips, T frames, R x R pixels, D values a clip.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, VideoEncoder
-from .build import build_model
-from .checkpoint import CheckpointError, checkpoints, load_checkpoint
-from .config import Config
+from ..ssl.encoder import IMAGENET_MEAN, IMAGENET_STD
 from .config_error import ConfigError
-from .config_file import CONFIG_FILE, load_config
 from .descriptor import RESOLUTION, WIDTH, describe_clips
+from .run_encoder import load_run_encoder, weights_digest
 
 DESCRIPTOR = "descriptor"
 IMAGES_PER_CLIP = 4
@@ -45,38 +41,22 @@ def load_embedder(name: str, device: torch.device, *, frames: int = 16, stride: 
     """The embedder `name`.
 
     name: "descriptor"; "timm:MODEL" for an image model with its published weights, or "timm:MODEL@FILE" with those of a local
-    file; else a run's directory, which brings its own frames and stride. frames, stride: of clips, for the others.
+    file; else a run's folder or one of its checkpoints, which bring their own frames and stride. frames, stride: for the others.
     Raises ConfigError or CheckpointError.
     """
     if name == DESCRIPTOR:
         return Embedder(name, "2", WIDTH, frames, stride, None, RESOLUTION, True, describe_clips)
     if name.startswith("timm:"):
         return _image_embedder(name, device, frames, stride)
+    if not Path(name).exists():
+        raise ConfigError(f"{name}: neither {DESCRIPTOR!r}, 'timm:MODEL' nor a run's folder; correct --model")
     return _run_embedder(name, device)
-
-
-def load_run_encoder(run_dir: Path) -> tuple[VideoEncoder, Config]:
-    """The encoder of a run's newest checkpoint, on the CPU, and the run's settings. Raises ConfigError or CheckpointError."""
-    if not (run_dir / CONFIG_FILE).is_file():
-        raise ConfigError(
-            f"{run_dir}: not a run (no {CONFIG_FILE}), nor {DESCRIPTOR!r} or 'timm:MODEL'; correct --model"
-        )
-    config = load_config(run_dir / CONFIG_FILE)
-    saved = checkpoints(run_dir)
-    if not saved:
-        raise CheckpointError(
-            f"{run_dir}: no checkpoint to embed with; run `trocar pretrain` with run.dir={run_dir} first"
-        )
-    model = build_model(config)[0]
-    model.load_state_dict(load_checkpoint(saved[-1]).model)
-    return model.encoder, config
 
 
 def _run_embedder(name: str, device: torch.device) -> Embedder:
     encoder, config = load_run_encoder(Path(name))
-    width = encoder.width
+    width, data = encoder.width, config.data
     encoder = frozen(encoder, device)
-    data = config.data
 
     def embed(frames: torch.Tensor) -> torch.Tensor:
         return encoder(frames).float().mean(dim=1)
@@ -128,12 +108,3 @@ def _image_embedder(name: str, device: torch.device, frames: int, stride: int) -
 
 def frozen(model: nn.Module, device: torch.device) -> nn.Module:
     return model.requires_grad_(False).eval().to(device)
-
-
-def weights_digest(model: nn.Module) -> str:
-    """32 hex digits over names and values of all weights."""
-    digest = hashlib.blake2b(digest_size=16)
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -7,12 +7,11 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from .checkpoint import CheckpointError, checkpoints, load_checkpoint
-
-ENCODER = "encoder."
+from .run_encoder import encoder_tensors
 
 
 def export_weights(run_dir: Path, out: Path | None = None, *, whole: bool = False) -> Path:
-    """Writes the newest checkpoint's encoder, named as in `VideoEncoder`, or with `whole` the whole objective. Returns the file.
+    """Writes the newest checkpoint's encoder (of a JEPA the target encoder), or with `whole` the whole objective. Returns the file.
 
     out: RUN/encoder.safetensors or RUN/model.safetensors where None. The config travels as metadata. Raises CheckpointError.
     """
@@ -20,9 +19,7 @@ def export_weights(run_dir: Path, out: Path | None = None, *, whole: bool = Fals
     if not saved:
         raise CheckpointError(f"{run_dir}: no checkpoint to export; run `trocar pretrain` with run.dir={run_dir} first")
     checkpoint = load_checkpoint(saved[-1])
-    tensors = checkpoint.model
-    if not whole:
-        tensors = {name[len(ENCODER) :]: tensor for name, tensor in tensors.items() if name.startswith(ENCODER)}
+    tensors = checkpoint.model if whole else encoder_tensors(checkpoint.model)
     out = out or run_dir / ("model.safetensors" if whole else "encoder.safetensors")
     config = (run_dir / "config.yaml").read_text(encoding="utf-8")
     save_file(tensors, out, metadata={"step": str(checkpoint.state["step"]), "config": config})

@@ -24,8 +24,9 @@ from trocar.engine.config_error import ConfigError
 from trocar.engine.config_file import load_config
 from trocar.engine.descriptor import WIDTH, cielab, describe_clips
 from trocar.engine.embed import embed_corpus
-from trocar.engine.embedders import load_embedder, load_run_encoder
+from trocar.engine.embedders import load_embedder
 from trocar.engine.pretrain import pretrain
+from trocar.engine.run_encoder import load_run_encoder
 from trocar.loaders.corpus import Corpus, CorpusError
 from trocar.loaders.embeddings import EmbeddingRows, shard_path
 from trocar.loaders.grid_clips import GridClips
@@ -204,9 +205,9 @@ def test_a_runs_encoder(corpus: Path, tmp_path: Path) -> None:
     summary = embed_corpus(corpus, tmp_path / "out", model=str(tmp_path / "run"), threads=1, progress=False)
     assert (summary.spans, summary.width, summary.failed) == (16, 192, 0)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    with pytest.raises(CheckpointError, match="no checkpoint to embed with"):
+    with pytest.raises(CheckpointError, match="no checkpoint yet"):
         load_run_encoder(tmp_path / "run")
-    with pytest.raises(ConfigError, match="not a run"):
+    with pytest.raises(ConfigError, match="neither 'descriptor'"):
         load_embedder("descriptr", torch.device("cpu"))
 
 

@@ -14,8 +14,10 @@ from trocar.engine.checkpoint import CheckpointError, checkpoints, load_checkpoi
 from trocar.engine.cli import main
 from trocar.engine.config import Config, ConfigError
 from trocar.engine.config_file import load_config
+from trocar.engine.embedders import load_embedder
 from trocar.engine.metrics import read_metrics
-from trocar.engine.teacher import load_encoder, load_teacher
+from trocar.engine.run_encoder import load_run_encoder, weights_digest
+from trocar.engine.teacher import load_teacher
 
 STUDENT = [
     "objective.kind=jepa", "data.resolution=32", "model.width=12", "model.predictor_width=12", "model.predictor_heads=2",
@@ -46,6 +48,10 @@ def student(folder: Path, run: Path, teacher: str, *more: str) -> Config:
     )
 
 
+def digest(path: Path) -> str:
+    return weights_digest(load_run_encoder(path)[0])
+
+
 def saved(run: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(checkpoints(run)[-1]).model
 
@@ -62,7 +68,7 @@ def test_the_teacher_is_the_encoder_that_was_saved(run: str, part: str, folder: 
         assert any(not torch.equal(own[part + name], own["encoder." + name]) for name in tensors), (
             "the target's, not the encoder's"
         )
-    assert load_encoder(checkpoints(folder / run)[-1])[1] == load_encoder(folder / run)[1]
+    assert digest(checkpoints(folder / run)[-1]) == digest(folder / run)
 
 
 def test_a_run_remembers_its_teacher(folder: Path, tmp_path: Path) -> None:
@@ -70,7 +76,7 @@ def test_a_run_remembers_its_teacher(folder: Path, tmp_path: Path) -> None:
     assert load_teacher(load_config("demo_jepa_cpu", ["data.corpus=none"])) is None
     load_teacher(student(folder, run, "mae"))
     record = json.loads((run / "teacher.json").read_text())
-    assert record == {"path": str(folder / "mae"), "checksum": load_encoder(folder / "mae")[1]}
+    assert record == {"path": str(folder / "mae"), "checksum": digest(folder / "mae")}
     load_teacher(student(folder, run, "mae"))
     with pytest.raises(ConfigError, match=rf"has the checksum .*teacher.json says {record['checksum']}"):
         load_teacher(student(folder, run, "other"))
@@ -78,7 +84,7 @@ def test_a_run_remembers_its_teacher(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_checksum_pins_the_teacher(folder: Path, tmp_path: Path) -> None:
-    checksum = load_encoder(folder / "mae")[1]
+    checksum = digest(folder / "mae")
     pin = f"objective.teacher_checksum={checksum}"
     assert load_teacher(student(folder, tmp_path / "right", "mae", pin)) is not None
     with pytest.raises(ConfigError, match=f"objective.teacher_checksum says {checksum}"):
@@ -87,7 +93,7 @@ def test_a_checksum_pins_the_teacher(folder: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_teacher_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="neither a run with a checkpoint nor a checkpoint of a run"):
+    with pytest.raises(CheckpointError, match=r"neither a run .* nor a checkpoint of one"):
         load_teacher(student(folder, tmp_path / "run", "videos"))
 
 
@@ -97,7 +103,17 @@ def test_a_taught_run_leaves_its_teacher_alone(folder: Path) -> None:
     assert rows[0]["loss"] > 0
     assert not [name for name in saved(folder / "taught") if name.startswith("target_encoder.")]
     record = json.loads((folder / "taught" / "teacher.json").read_text())
-    assert record["checksum"] == load_encoder(folder / "mae")[1]
+    assert record["checksum"] == digest(folder / "mae")
+
+
+def test_a_taught_encoder_embeds_without_its_teacher(folder: Path) -> None:
+    """The teacher of "taught" is gone; the run's record of it stays as it is."""
+    record = (folder / "taught" / "teacher.json").read_text()
+    encoder, tensors = load_run_encoder(folder / "taught")[0], saved(folder / "taught")
+    assert all(torch.equal(value, tensors["encoder." + name].float()) for name, value in encoder.state_dict().items())
+    embedder = load_embedder(str(folder / "taught"), torch.device("cpu"))
+    assert embedder.digest == weights_digest(encoder)
+    assert (folder / "taught" / "teacher.json").read_text() == record
 
 
 @pytest.mark.parametrize("run", ["jepa", "taught"])

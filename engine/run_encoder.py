@@ -1,0 +1,68 @@
+"""The encoder that a run has trained, read from its newest checkpoint without building the rest of the objective.
+
+Of a JEPA it is the target encoder, an average over steps, which V-JEPA evaluates. Where there is none (MAE, a frozen teacher) it
+is the encoder itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..ssl.encoder import SIZES, VideoEncoder
+from .checkpoint import CheckpointError, checkpoints, load_checkpoint
+from .config import Config
+from .config_file import CONFIG_FILE, load_config
+
+
+def build_encoder(config: Config) -> VideoEncoder:
+    """The encoder that a config describes, freshly initialised. Raises ValueError where sizes do not fit."""
+    choice, size = config.model, SIZES[config.model.encoder]
+    return VideoEncoder(
+        choice.width or size.width,
+        choice.depth or size.depth,
+        choice.heads or size.heads,
+        frames=config.data.frames,
+        resolution=config.data.resolution,
+        tubelet=choice.tubelet,
+        patch=choice.patch,
+        positions=choice.positions,
+    )
+
+
+def encoder_tensors(model: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The encoder's part of an objective's state dict, named as in `VideoEncoder`."""
+    part = "target_encoder." if any(name.startswith("target_encoder.") for name in model) else "encoder."
+    return {name.removeprefix(part): tensor for name, tensor in model.items() if name.startswith(part)}
+
+
+def load_run_encoder(path: Path) -> tuple[VideoEncoder, Config]:
+    """A run's encoder, on the CPU, and the run's settings.
+
+    path: a run's folder, whose newest checkpoint counts, or one of its checkpoints. Raises CheckpointError or ConfigError.
+    """
+    run_dir = path.parent.parent if path.parent.name == "checkpoints" else path
+    if not (run_dir / CONFIG_FILE).is_file():
+        raise CheckpointError(
+            f"{path}: neither a run (no {CONFIG_FILE}) nor a checkpoint of one (RUN/checkpoints/step_...); name the run.dir "
+            "of a `trocar pretrain`"
+        )
+    saved = [path] if run_dir != path else checkpoints(path)
+    if not saved:
+        raise CheckpointError(f"{path}: no checkpoint yet; run `trocar pretrain` with run.dir={path} first")
+    config = load_config(run_dir / CONFIG_FILE)
+    encoder = build_encoder(config)
+    encoder.load_state_dict(encoder_tensors(load_checkpoint(saved[-1]).model))
+    return encoder, config
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over names and values of all weights, 64 hex digits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
