@@ -87,8 +87,8 @@ def bench_end_to_end(
 ) -> list[dict[str, Any]]:
     """One row for each arm, the usual pipeline with the faster of `libraries`.
 
-    packed: proxies of the same videos at the config's stride. step_seconds: of a step on resident data by "trocar" and by "peer", of
-    which the share of decoding follows. Tells the progress on stderr. Raises ConfigError, CorpusError and LoadingBenchError.
+    packed: proxies of the same videos at the config's stride. step_seconds: of a step on resident data by "trocar" and by "peer",
+    from which the share of decoding follows. Tells the progress on stderr. Raises ConfigError, CorpusError and LoadingBenchError.
     """
     corpus, stride = Corpus.open(originals), config.data.stride or 1
     clips = config.optim.batch * steps_a_round
@@ -288,9 +288,7 @@ def measure(
         print(f"end to end, round {number} of {rounds}, seconds: {told or 'not timed'}", file=sys.stderr, flush=True)
 
 
-def figures(
-    arm: Arm, arms: Sequence[Arm], clips: int, steps: int, step_seconds: dict[str, float]
-) -> dict[str, Any]:
+def figures(arm: Arm, arms: Sequence[Arm], clips: int, steps: int, step_seconds: dict[str, float]) -> dict[str, Any]:
     """Of a row. The share of decoding is what a round takes beyond its steps on resident data."""
     found: dict[str, Any] = {"arm": arm.name, "reason": arm.reason, **arm.facts}
     if not arm.seconds:

@@ -103,7 +103,7 @@ class UsualPipeline:
         )
         try:
             list(self.passage([0] * min(workers, len(clips))))
-        except Exception as error:  # noqa: BLE001  (whatever a worker raised arrives as its own type, or as a RuntimeError)
+        except Exception as error:  # whatever a worker raised arrives as its own type, or as a RuntimeError
             self.close()
             last = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
             raise UnusableError(f"{library} cannot be used: {last[-1].strip()}") from error

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -63,8 +64,8 @@ class HuggingFaceMAE(nn.Module):
             decoder_intermediate_size=4 * width,
             use_mean_pooling=False,
             norm_pix_loss=model.normalization == "channel",
-            attn_implementation=attention,
         )
+        config._attn_implementation = attention
         self.model = VideoMAEForPreTraining(config)
         for module in self.model.modules():
             if isinstance(module, nn.LayerNorm):
@@ -115,8 +116,8 @@ class HuggingFaceJEPA(nn.Module):
             pred_num_attention_heads=_heads(predictor.blocks),
             pred_num_hidden_layers=len(predictor.blocks),
             pred_num_mask_tokens=len(predictor.mask_tokens),
-            attn_implementation=attention,
         )
+        config._attn_implementation = attention
         self.model = VJEPA2Model(config)
         self.target = copy.deepcopy(self.model.encoder).requires_grad_(False)
 
@@ -164,7 +165,8 @@ class HuggingFaceJEPA(nn.Module):
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
         """Moves the target encoder, all tensors in one call."""
-        targets, sources = (list(part.parameters()) for part in (self.target, self.model.encoder))
+        pair = (self.target, self.model.encoder)
+        targets, sources = ([part.detach() for part in encoder.parameters()] for encoder in pair)
         torch._foreach_lerp_(targets, sources, 1 - momentum)  # pyright: ignore[reportPrivateImportUsage]
 
 
@@ -172,8 +174,11 @@ Peer = HuggingFaceMAE | HuggingFaceJEPA
 
 
 def build_peer(model: Objective, attention: Attention) -> Peer:
-    """The peer of an objective, on its device, with weights of its own. Raises PeerError where there is none, or no transformers."""
-    kinds: dict[type[Objective], Callable[..., Peer]] = {MaskedAutoencoder: HuggingFaceMAE, JointEmbedding: HuggingFaceJEPA}
+    """The peer of an objective, on its device, with weights of its own. Raises PeerError where there is none."""
+    kinds: dict[type[Objective], Callable[..., Peer]] = {
+        MaskedAutoencoder: HuggingFaceMAE,
+        JointEmbedding: HuggingFaceJEPA,
+    }
     _require(type(model) in kinds, f"an objective of type {type(model).__name__}")
     try:
         peer = kinds[type(model)](model, attention)
@@ -184,7 +189,7 @@ def build_peer(model: Objective, attention: Attention) -> Peer:
 
 def _sequences(packed: Packed) -> list[torch.Tensor]:
     ends = packed.offsets.tolist()
-    return [packed.tokens[start:stop] for start, stop in zip(ends[:-2], ends[1:-1], strict=True)]
+    return [packed.tokens[start:stop] for start, stop in pairwise(ends[:-1])]  # the padding stands behind the last
 
 
 def _wide(places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Training on 1 to N ranks of one machine: every rank has as many clips whatever their number, and each size is a run of its own.
 
-The step waits for no data, so what is lost against one rank is the exchange of gradients and what the ranks share. A run's clips are
-those of all ranks, its seconds those of the slowest. Efficiency: clips/s of N ranks over N times those of one.
+The step waits for no data, so what is lost against one rank is the exchange of gradients and what the ranks share. A run's clips
+are those of all ranks, its seconds those of the slowest. Efficiency: clips/s of N ranks over N times those of one.
 
     python -m torch.distributed.run --nproc-per-node N -m trocar.bench.ranks CONFIG --out FILE [--steps S] [section.key=value ...]
 
@@ -26,21 +26,20 @@ from ..engine.config import Config, ConfigError
 from ..engine.config_file import load_config
 from ..engine.distributed import World
 from .report import row
-from .training import Effort, describe
+from .training import EFFORT, Effort, describe
 from .training_clock import StepTimes, peak_memory, time_steps
 from .training_run import clip_numbers, made_clips, open_run, resident
 
-LEAST_STEPS = 2
 LAUNCH_SECONDS = 900
 
 
 def bench_ranks(
-    source: str | Path, overrides: Sequence[str], sizes: Sequence[int], *, effort: Effort = Effort()
+    source: str | Path, overrides: Sequence[str], sizes: Sequence[int], *, effort: Effort = EFFORT
 ) -> list[dict[str, Any]]:
     """One row for every number of ranks in `sizes`, each started by torchrun, the smallest first.
 
-    The config's batch is a rank's. Cores are shared out alike in all runs, as to the largest of them. Raises ConfigError where ranks
-    cannot run, with what the first of them said.
+    The config's batch is a rank's. Cores are shared out alike in all runs, as to the largest of them. Raises ConfigError where
+    ranks cannot run, with the last that was said.
     """
     batch = load_config(source, overrides).optim.batch
     cores = max(1, len(os.sched_getaffinity(0)) // max(sizes))
@@ -118,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*", default=[])
     parser.add_argument("--out", type=Path, required=True)
-    for name, default in vars(Effort()).items():
+    for name, default in vars(EFFORT).items():
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_intermixed_args(arguments)
     effort = Effort(options.sets, options.steps, options.warmup)

@@ -52,6 +52,9 @@ class Effort:
     warmup: int = 5
 
 
+EFFORT = Effort()
+
+
 @dataclass
 class _Arm:
     """corpus: where the loader reads; None for arms without one."""
@@ -66,7 +69,7 @@ def bench_steps(
     overrides: Sequence[str],
     corpora: dict[str, Path],
     *,
-    effort: Effort = Effort(),
+    effort: Effort = EFFORT,
     sweep: Sequence[tuple[str, str]] = (),
     ceilings: Ceilings | None = None,
 ) -> list[dict[str, Any]]:
@@ -84,13 +87,13 @@ def bench_steps(
             device = run.world.device
             ceilings = ceilings or device_ceilings(device, config.run.precision)
             point = {"config": str(source), "changed": f"{key}={value}" if key else ""}
-            rows += [row("training", device, {**point, **entry}) for entry in measure_steps(run, corpora, effort, ceilings)]
+            rows += [
+                row("training", device, {**point, **entry}) for entry in measure_steps(run, corpora, effort, ceilings)
+            ]
     return rows
 
 
-def measure_steps(
-    run: Run, corpora: dict[str, Path], effort: Effort, ceilings: Ceilings
-) -> list[dict[str, Any]]:
+def measure_steps(run: Run, corpora: dict[str, Path], effort: Effort, ceilings: Ceilings) -> list[dict[str, Any]]:
     """All arms of one run: the figures of a row for each."""
     config, device = run.config, run.world.device
     arms = [_Arm(RESIDENT), _Arm(REPLAYED), *(_Arm(f"{LOADER}, {name}", path) for name, path in corpora.items())]

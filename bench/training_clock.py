@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 
@@ -96,7 +97,7 @@ def time_steps(
     losses.extend(report.row["loss"] for report in read_back.arrived(everything=True))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    seconds = tuple(_between(start, end) for start, end in zip(marks[:-1], marks[1:], strict=True))
+    seconds = tuple(_between(start, end) for start, end in pairwise(marks))
     return StepTimes(seconds, fed.waited, tuple(losses), fed.count)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from .end_to_end import bench_end_to_end
 from .peers import OURS, PEERS, bench_peers
 from .ranks import bench_ranks
 from .report import row, write_rows
-from .training import SWEEPS, Effort, bench_steps, describe
+from .training import EFFORT, SWEEPS, Effort, bench_steps, describe
 from .training_corpus import make_corpora
 
 PARTS = ("peers", "end-to-end", "steps", "ranks")
@@ -27,7 +26,11 @@ MAE, JEPA = "surgrec_mae_unbalanced", "vjepa2_vitl"
 COMMON = ("optim.accumulation=1", "run.tensorboard=false", "data.content_box=true")
 JEPA_AS_MEASURED = ("data.sizes=[]", "data.sample_fps=null", "data.stride=4", "run.checkpoint_activations=false")
 SMALL_MAE = ("model.encoder=small", "optim.batch=2", "run.precision=float32")
-SMALL_JEPA = (*SMALL_MAE, "data.frames=8", "data.resolution=112", "model.predictor_depth=6", "objective.bucket=64")
+SMALL_JEPA = (*SMALL_MAE, "data.frames=8", "data.resolution=112", "model.predictor_depth=4", "objective.bucket=64")
+
+CPU_EFFORT = Effort(sets=2, steps=2, warmup=1)
+# What a CPU compares in minutes; the others on request.
+CPU_PEERS = ("Hugging Face, SDPA",)
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ def bench_training(
 
     device: "cpu" or "cuda". config: None measures an MAE and a JEPA, small ones on a CPU. corpora: "originals" and perhaps
     "proxies"; made where None. sweep: "key=value,value" each; empty is the standard sweep, None is none. ranks: numbers of ranks;
-    where empty, 1, 2, 4 .. as many as there are GPUs. peers: names of peers.PEERS; all where None, but the compiled one on a GPU alone.
-    Raises ConfigError and what the parts raise.
+    where empty, 1, 2, 4 .. as many as there are GPUs. peers: names of peers.PEERS; where None all, on a CPU the one
+    with SDPA. Raises ConfigError and what the parts raise.
     """
     if unknown := [part for part in parts if part not in PARTS]:
         raise ConfigError(f"--parts: {', '.join(unknown)} is not accepted; there are {', '.join(PARTS)}")
@@ -75,7 +78,7 @@ def bench_training(
         if out is not None:
             write_rows(out, rows)
 
-    effort = Effort(sets=3, steps=1, warmup=1) if is_cpu else Effort()
+    effort = CPU_EFFORT if is_cpu else EFFORT
     with tempfile.TemporaryDirectory(prefix="trocar_training_") as folder:
         if corpora is None and {"end-to-end", "steps"} & {*parts}:
             _say("making 1080p videos and their proxies")
@@ -84,14 +87,18 @@ def bench_training(
         for number, case in enumerate(cases):
             loaded = load_config(case.source, case.settings)
             if "peers" in parts:
-                names = peers if peers is not None else [name for name in PEERS if not is_cpu or "compile" not in name]
+                names = peers or (CPU_PEERS if is_cpu else tuple(PEERS))
                 keep(bench_peers(loaded, rounds=rounds, steps_a_round=1 if is_cpu else 5, names=names))
                 keep([_left_out(loaded, name) for name in PEERS if name not in names])
             if "end-to-end" in parts and number == 0 and corpora is not None:
                 originals, packed = corpora["originals"], corpora.get("proxies")
                 seconds = _resident_seconds(rows, loaded.optim.batch)
                 steps = 2 if is_cpu else 8
-                keep(bench_end_to_end(loaded, originals, packed, rounds=rounds, steps_a_round=steps, step_seconds=seconds))
+                keep(
+                    bench_end_to_end(
+                        loaded, originals, packed, rounds=rounds, steps_a_round=steps, step_seconds=seconds
+                    )
+                )
             if "steps" in parts and corpora is not None:
                 # A CPU decodes originals for minutes; what they cost it stands in the end to end.
                 read = corpora if not is_cpu or "proxies" not in corpora else {"proxies": corpora["proxies"]}
@@ -153,8 +160,7 @@ def _resident_seconds(rows: Sequence[dict[str, Any]], batch: int) -> dict[str, f
 
 
 def _left_out(config: Any, name: str) -> dict[str, Any]:
-    reason = "not measured: compiling takes minutes on a CPU" if "compile" in name else "not measured: not asked for"
-    facts = {"part": "peers", **describe(config), "arm": name, "reason": f"{reason}; --peers names what is"}
+    facts = {"part": "peers", **describe(config), "arm": name, "reason": "not measured here unless --peers names it"}
     return row("training", torch.device(config.run.device), facts)
 
 

@@ -15,7 +15,7 @@ from ..loaders.index import index_corpus
 from ..loaders.pack import pack_corpus
 from ..loaders.pack_settings import PackSettings
 
-VIDEOS, SECONDS, GOP = 2, 12, 250
+VIDEOS, SECONDS, GOP = 1, 11, 250
 SIZE = (1920, 1080)
 GRAIN_LEVELS = 3.0  # a sensor's noise, of 255: without it made pictures take hardly a bit
 
@@ -33,7 +33,8 @@ def make_corpora(folder: Path, *, stride: int, videos: int = VIDEOS, seconds: fl
 def _encode(path: Path, seed: int, frames: int) -> None:
     """The demo's synthetic operation, enlarged by the scaler, with grain of which a few pictures are used again and again."""
     generator = np.random.default_rng(seed)
-    grain = [generator.normal(0, GRAIN_LEVELS, (SIZE[1], SIZE[0])).round().astype(np.int16) for _ in range(4)]
+    normal = (generator.normal(0, GRAIN_LEVELS, (SIZE[1], SIZE[0])).round().clip(-15, 15) for _ in range(4))
+    grain = [levels.astype(np.int8).view(np.uint8) for levels in normal]
     options = {"preset": "veryfast", "x264-params": f"keyint={GOP}:min-keyint={GOP}:scenecut=0"}
     scene = Scene(seed)
     with av.open(str(path), "w", format="mp4") as container:
@@ -43,7 +44,6 @@ def _encode(path: Path, seed: int, frames: int) -> None:
         for number in range(frames):
             small = av.VideoFrame.from_ndarray(scene.render(number / FPS), format="rgb24")
             planes = small.reformat(*SIZE, format="yuv420p", interpolation="BICUBIC").to_ndarray()
-            luma = planes[: SIZE[1]]
-            luma[:] = (luma + grain[number % len(grain)]).clip(0, 255)
+            planes[: SIZE[1]] += grain[number % len(grain)]  # luma lies in 16 .. 235: nothing wraps around
             container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
         container.mux(stream.encode(None))

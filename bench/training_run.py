@@ -91,9 +91,7 @@ def resident(run: Run, frames: torch.Tensor, numbers: Iterator[NDArray[np.int64]
     return (kept(there[: len(part)], part) for part in numbers)
 
 
-def replayed(
-    run: Run, batches: Sequence[torch.Tensor], numbers: Iterator[NDArray[np.int64]]
-) -> Iterator[ClipBatch]:
+def replayed(run: Run, batches: Sequence[torch.Tensor], numbers: Iterator[NDArray[np.int64]]) -> Iterator[ClipBatch]:
     """Several batches of frames in turn, from host memory: with a transfer to the device, without decoding."""
     is_cuda = run.world.device.type == "cuda"
     held = [batch.pin_memory() if is_cuda else batch for batch in batches]

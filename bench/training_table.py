@@ -13,7 +13,8 @@ def table(rows: Sequence[Row]) -> str:
     parts = []
     for kind, render in (("peers", peers), ("end to end", end_to_end), ("steps", steps), ("ranks", ranks)):
         for group in grouped([entry for entry in rows if entry["part"] == kind]):
-            parts.append(f"**{title(kind, group[0])}**\n\n{render(group)}{absent(group)}")
+            text = render(group) + absent(group)
+            parts += [f"**{title(kind, group[0])}**", text]
     return "\n\n".join([*parts, conditions(rows)]) if rows else "nothing was measured"
 
 
@@ -28,7 +29,11 @@ def grouped(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def title(kind: str, entry: Row) -> str:
-    names = {"peers": "The step against peers", "end to end": "From videos to trained clips", "steps": "The step and its data"}
+    names = {
+        "peers": "The step against peers",
+        "end to end": "From videos to trained clips",
+        "steps": "The step and its data",
+    }
     ratio = f", mask {entry['mask_ratio']}" if entry["mask_ratio"] else ""
     changed = f" ({entry['changed']})" if entry.get("changed") else ""
     clips = f", {entry['batch']} clips a step" if kind != "ranks" else ""

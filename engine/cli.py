@@ -177,6 +177,12 @@ def build_parser() -> argparse.ArgumentParser:
     wait.add_argument("--out", type=Path, default=Path("bench/results/data_wait.jsonl"), metavar="FILE")
     wait.set_defaults(run=run_bench_data_wait)
 
+    add_training(
+        benches.add_parser(
+            "training", help="the training step: data's share, utilisation, Hugging Face's models, ranks"
+        )
+    )
+
     balance = benches.add_parser("balance", help="pretraining with balanced draws against without, on a made corpus")
     balance.add_argument("--seeds", type=int, default=3, help="default: 3")
     balance.add_argument("--steps", type=int, default=300, help="of every run (default: 300)")
@@ -199,6 +205,28 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what this machine has, and what the absence of the rest costs")
     doctor.set_defaults(run=run_doctor)
     return parser
+
+
+def add_training(training: argparse.ArgumentParser) -> None:
+    training.add_argument("config", nargs="?", metavar="CONFIG", help="default: an MAE and a JEPA, small ones on a CPU")
+    training.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
+    training.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    training.add_argument("--corpus", type=Path, help="an index of original videos (default: 1080p videos are made)")
+    training.add_argument("--packed", type=Path, metavar="CORPUS", help="an index of their proxies")
+    training.add_argument(
+        "--parts", nargs="+", metavar="PART", help="of peers, end-to-end, steps, ranks (default: all)"
+    )
+    training.add_argument(
+        "--sweep",
+        nargs="*",
+        metavar="section.key=V,V",
+        help="measure the step again with each value (default: no sweep)",
+    )
+    training.add_argument("--ranks", metavar="N,N", help="numbers of ranks (default: 1, 2, 4 .. GPUs)")
+    training.add_argument("--peers", nargs="+", metavar="PEER", help="default: all that are quick to start here")
+    training.add_argument("--rounds", type=int, default=7, help="how often each arm runs, in turns (default: 7)")
+    training.add_argument("--out", type=Path, default=Path("bench/results/training.jsonl"), metavar="FILE")
+    training.set_defaults(run=run_bench_training)
 
 
 def add_audit(audit: argparse.ArgumentParser) -> None:
@@ -417,6 +445,42 @@ def run_bench_data_wait(options: argparse.Namespace) -> int:
     numbers = {"views_per_span": options.views, "steps": options.steps}
     rows = bench_data_wait(device, corpora, config=options.config, overrides=options.set, **numbers)
     write_rows(options.out, rows)
+    print(table(rows))
+    return 0
+
+
+def run_bench_training(options: argparse.Namespace) -> int:
+    import torch
+
+    from ..bench.loading_clips import LoadingBenchError
+    from ..bench.training_command import PARTS, bench_training
+    from ..bench.training_table import table
+
+    if options.packed and not options.corpus:
+        raise ConfigError("--packed: proxies need their originals beside them; give --corpus too")
+    corpora = {"originals": options.corpus, "proxies": options.packed}
+    ranks = options.ranks.split(",") if options.ranks else []
+    if not all(text.isdigit() and int(text) for text in ranks):
+        raise ConfigError(f"--ranks: {options.ranks!r} is not accepted; give numbers of ranks, as 1,2,4")
+    config, overrides = options.config, options.overrides
+    if config and "=" in config:  # settings without a config
+        config, overrides = None, [config, *overrides]
+    try:
+        rows = bench_training(
+            options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            config=config,
+            overrides=overrides,
+            corpora={name: path for name, path in corpora.items() if path} or None,
+            parts=options.parts or PARTS,
+            sweep=options.sweep,
+            ranks=[int(text) for text in ranks],
+            peers=options.peers,
+            rounds=options.rounds,
+            out=options.out,
+        )
+    except LoadingBenchError as error:
+        print(f"trocar: {error}", file=sys.stderr)
+        return 1
     print(table(rows))
     return 0
 
