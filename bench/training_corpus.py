@@ -1,4 +1,5 @@
-"""Videos for `trocar bench training` where none are given: 1080p originals with a keyframe every 250 frames, and their proxies.
+"""Videos for `trocar bench training` and `loading` where none are given: 1080p, a keyframe every 250
+frames, and their proxies.
 
 Made scenes are easier to decode than what a camera sees; how much of a result is due to that only videos of one's own can tell.
 """
@@ -16,6 +17,7 @@ from ..loaders.pack import pack_corpus
 from ..loaders.pack_settings import PackSettings
 
 VIDEOS, SECONDS, GOP = 1, 11, 250
+MADE_CLIPS = 4  # a round of `trocar bench loading`, so that all of it takes minutes
 SIZE = (1920, 1080)
 GRAIN_LEVELS = 3.0  # a sensor's noise, of 255: without it made pictures take hardly a bit
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -137,8 +138,14 @@ def build_parser() -> argparse.ArgumentParser:
     kernels.add_argument("--out", type=Path, default=Path("bench/results/kernels.jsonl"), metavar="FILE")
     kernels.set_defaults(run=run_bench_kernels)
     loading = benches.add_parser("loading", help="our loaders against torchcodec, decord, PyAV and DALI's reader")
-    clips_from = loading.add_mutually_exclusive_group(required=True)
-    clips_from.add_argument("corpus", nargs="?", type=Path, metavar="CORPUS", help="an index of original videos")
+    clips_from = loading.add_mutually_exclusive_group()
+    clips_from.add_argument(
+        "corpus",
+        nargs="?",
+        type=Path,
+        metavar="CORPUS",
+        help="an index of original videos (default: made 1080p and proxies)",
+    )
     clips_from.add_argument(
         "--make-1080p",
         nargs=2,
@@ -147,7 +154,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="the standard case: a minute of H.264, GOP 250, made in DIR of a 1080p video",
     )
     loading.add_argument("--packed", type=Path, metavar="CORPUS", help="an index of proxies of the same videos")
-    loading.add_argument("--clips", type=int, default=32, help="clips a round (default: 32)")
+    loading.add_argument("--clips", type=int, help="clips a round (default: 32, of made videos 4)")
     loading.add_argument("--rounds", type=int, default=7, help="how often each arm runs, in turns (default: 7)")
     loading.add_argument(
         "--stride", type=int, default=4, help="frames from one frame of a clip to the next (default: 4)"
@@ -382,17 +389,27 @@ def run_bench_loading(options: argparse.Namespace) -> int:
     from ..bench.loading_clips import LoadingBenchError
     from ..bench.loading_table import table
     from ..bench.report import write_rows
+    from ..bench.training_corpus import MADE_CLIPS, make_corpora
 
     try:
-        corpus = make_1080p(*options.make_1080p) if options.make_1080p else options.corpus
-        rows = bench_loading(
-            corpus,
-            packed=options.packed,
-            clips=options.clips,
-            rounds=options.rounds,
-            stride=options.stride,
-            arms=options.arms or tuple(ARMS),
-        )
+        with tempfile.TemporaryDirectory(prefix="trocar_loading_") as folder:
+            corpus, packed, clips = options.corpus, options.packed, 32
+            if options.make_1080p:
+                corpus = make_1080p(*options.make_1080p)
+            elif corpus is None:
+                if packed:
+                    raise ConfigError("--packed: proxies need their originals beside them; give CORPUS too")
+                print("making 1080p videos and their proxies", file=sys.stderr)
+                made, clips = make_corpora(Path(folder), stride=options.stride), MADE_CLIPS
+                corpus, packed = made["originals"], made["proxies"]
+            rows = bench_loading(
+                corpus,
+                packed=packed,
+                clips=clips if options.clips is None else options.clips,
+                rounds=options.rounds,
+                stride=options.stride,
+                arms=options.arms or tuple(ARMS),
+            )
     except (CaseError, LoadingBenchError) as error:
         print(f"trocar: {error}", file=sys.stderr)
         return 1

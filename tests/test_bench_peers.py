@@ -31,7 +31,13 @@ SMALL = [
     *("data.frames=4", "data.resolution=32", "model.patch=8", "model.width=48", "model.depth=2", "model.heads=4"),
 ]
 MAE = [*SMALL, "model.positions=flat", "model.decoder_width=24", "model.decoder_depth=1", "model.decoder_heads=2"]
-JEPA = [*SMALL, "model.positions=rope", "model.predictor_width=36", "model.predictor_heads=3", "model.predictor_depth=2"]
+JEPA = [
+    *SMALL,
+    "model.positions=rope",
+    "model.predictor_width=36",
+    "model.predictor_heads=3",
+    "model.predictor_depth=2",
+]
 TWO = ["Hugging Face, SDPA", "Hugging Face, eager attention"]
 
 
@@ -88,7 +94,11 @@ def test_an_unequal_loss_has_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_losses_that_are_no_numbers_are_not_equal() -> None:
-    arms = [Arm("trocar", losses=[1.0, 2.0]), Arm("nan", losses=[1.0, float("nan")]), Arm("near", losses=[1.0, 2.00001])]
+    arms = [
+        Arm("trocar", losses=[1.0, 2.0]),
+        Arm("nan", losses=[1.0, float("nan")]),
+        Arm("near", losses=[1.0, 2.00001]),
+    ]
     judge(arms, 1e-5)
     assert [bool(arm.reason) for arm in arms] == [False, True, False]
     assert "unequal loss: nan where ours is 2 in step 1 (1 of 2 steps" in arms[1].reason

@@ -88,9 +88,7 @@ def test_steps_waits_and_losses_are_those_of_the_timed_steps() -> None:
 
 
 def test_every_arm_trains_on_what_it_says(corpora: dict[str, Path]) -> None:
-    rows = bench_steps(
-        "demo_cpu", SETTINGS, corpora, effort=SMALL, sweep=[("optim.batch", "half")], ceilings=CEILINGS
-    )
+    rows = bench_steps("demo_cpu", SETTINGS, corpora, effort=SMALL, sweep=[("optim.batch", "half")], ceilings=CEILINGS)
     arms = ["resident", "replayed", "loader, originals", "loader, proxies"]
     assert [(entry["arm"], entry["batch"], entry["changed"]) for entry in rows] == [
         *((arm, 4, "") for arm in arms),
@@ -108,7 +106,9 @@ def test_every_arm_trains_on_what_it_says(corpora: dict[str, Path]) -> None:
         )
         assert entry["of_matrix_ceiling"]["median"] == pytest.approx(entry["flops_per_second"]["median"] / 1e11)
     # 4 x 16 x 16 pixels are 8 tokens, of which the mask leaves two: one cell of four at two time steps.
-    tokens = by_arm["resident"]["visible_tokens_per_second"]["median"] / by_arm["resident"]["clips_per_second"]["median"]
+    tokens = (
+        by_arm["resident"]["visible_tokens_per_second"]["median"] / by_arm["resident"]["clips_per_second"]["median"]
+    )
     assert tokens == pytest.approx(2)
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
     text = table(rows)
@@ -147,7 +147,9 @@ def one_of_two(rank: int, port: int, out: str, settings: list[str]) -> None:
 def test_two_ranks_add_up(tmp_path: Path) -> None:
     settings = [*SETTINGS, "optim.batch=6", f"run.dir={tmp_path}"]
     out, port = tmp_path / "row.json", free_port()
-    started = [CONTEXT.Process(target=one_of_two, args=(rank, port, str(out), settings), daemon=True) for rank in (0, 1)]
+    started = [
+        CONTEXT.Process(target=one_of_two, args=(rank, port, str(out), settings), daemon=True) for rank in (0, 1)
+    ]
     for process in started:
         process.start()
     for process in started:
@@ -231,7 +233,14 @@ def test_without_a_gpu_cuda_is_refused() -> None:
 
 def made_row(arm: str, speed: float, **more: Any) -> dict[str, Any]:
     speeds = {"median": speed, "low": speed, "high": speed}
-    facts = {"part": "peers", "objective": "mae", "encoder": "small", "frames": 16, "resolution": 224, "mask_ratio": 0.9}
+    facts = {
+        "part": "peers",
+        "objective": "mae",
+        "encoder": "small",
+        "frames": 16,
+        "resolution": 224,
+        "mask_ratio": 0.9,
+    }
     facts |= {"precision": "float32", "batch": 2, "rounds": 7, "tolerance": 1e-5, "threads": 2}
     return row("training", torch.device("cpu"), {**facts, "arm": arm, "clips_per_second": speeds, "reason": "", **more})
 
