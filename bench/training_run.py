@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -97,8 +96,3 @@ def replayed(run: Run, batches: Sequence[torch.Tensor], numbers: Iterator[NDArra
     held = [batch.pin_memory() if is_cuda else batch for batch in batches]
     turns = zip(itertools.cycle(held), numbers, strict=False)
     return (kept(frames[: len(part)].to(run.world.device, non_blocking=True), part) for frames, part in turns)
-
-
-def renumbered(batches: Iterator[ClipBatch], numbers: Iterator[NDArray[np.int64]]) -> Iterator[ClipBatch]:
-    """A loader's batches under other clip numbers, which is what masks follow from and where a loss is put."""
-    return (replace(batch, numbers=part[: len(batch.numbers)]) for batch, part in zip(batches, numbers, strict=False))

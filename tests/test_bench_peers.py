@@ -14,7 +14,8 @@ import torch
 from clips import read_number, write_numbered
 
 from trocar.bench import end_to_end, peers
-from trocar.bench.end_to_end import OURS, PACKED, USUAL, Waited, bench_end_to_end
+from trocar.bench.end_to_end import OURS, PACKED, bench_end_to_end
+from trocar.bench.end_to_end_arms import USUAL, Waited
 from trocar.bench.peer_input import UnusableError, UsualPipeline, VideoClips, WantedClip
 from trocar.bench.peer_models import HuggingFaceMAE, PeerError, build_peer
 from trocar.bench.peers import Arm, bench_peers, figures, judge, measure
