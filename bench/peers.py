@@ -63,13 +63,14 @@ class AlikeMasks:
 class Arm:
     """One way to train. ready: of a step's number, the step on its batch, which returns the loss; only the step is timed.
 
-    seconds, losses: of each round. reason: why it has no ratio.
+    seconds, losses: of each round. core_seconds: of all of this process's threads. reason: why it has no ratio.
     """
 
     name: str
     ready: Callable[[int], Step] | None = None
     reason: str = ""
     seconds: list[float] = field(default_factory=list)
+    core_seconds: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
 
 
@@ -171,16 +172,17 @@ def measure(
                 numbers = range(number * steps_a_round, (number + 1) * steps_a_round)
                 steps = [arm.ready(place) for place in numbers]
                 wait(device)
-                started = clock()
+                started, cores_started = clock(), time.process_time()
                 losses = [step() for step in steps]
                 wait(device)
-                seconds = clock() - started
+                seconds, core_seconds = clock() - started, time.process_time() - cores_started
             except (PeerError, RuntimeError) as error:  # RuntimeError: what compilers and full memory raise
                 arm.reason = f"not usable: {str(error).strip().splitlines()[0]}"
                 continue
             arm.losses += [loss.item() for loss in losses]
             if number:
                 arm.seconds.append(seconds)
+                arm.core_seconds.append(core_seconds)
         told = ", ".join(f"{arm.name} {arm.seconds[-1]:.3f}" for arm in running if arm.seconds)
         print(f"round {number} of {rounds}, seconds: {told or 'not timed'}", file=sys.stderr, flush=True)
 
@@ -218,8 +220,13 @@ def figures(arm: Arm, ours: Arm, clips: int) -> dict[str, Any]:
     if arm.seconds:
         found["clips_per_second"] = spread([clips / seconds for seconds in arm.seconds])
         found["seconds_by_round"] = arm.seconds
+        found["core_seconds_per_clip"] = spread([seconds / clips for seconds in arm.core_seconds])
     if arm is not ours and not arm.reason:
-        pairs = list(zip(arm.seconds, ours.seconds, strict=True))
-        found["ours_against_it"] = vars(median_interval([theirs / mine for theirs, mine in pairs]))
+        found["ours_against_it"] = _ratio(arm.seconds, ours.seconds)
+        found["ours_against_it_in_core_seconds"] = _ratio(arm.core_seconds, ours.core_seconds)
         found["largest_loss_difference"] = max(map(loss_difference, arm.losses, ours.losses))
     return found
+
+
+def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
+    return vars(median_interval([one / other for one, other in zip(theirs, ours, strict=True)]))

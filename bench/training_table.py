@@ -50,15 +50,18 @@ def by_speed(rows: Sequence[Row]) -> list[Row]:
 
 
 def peers(rows: Sequence[Row]) -> str:
-    lines = ["| step | clips/s | ours is so many times as fast | loss differs by at most |", "|---|---|---|---|"]
+    lines = [
+        "| step | clips/s | core seconds a clip | ours is so many times as fast | in core seconds | loss differs by at most |",
+        "|---|---|---|---|---|---|",
+    ]
     for entry in by_speed(rows):
-        ratio = entry.get("ours_against_it")
-        lines.append(
-            f"| {entry['arm']} | {_range(entry['clips_per_second'])} | {_interval(ratio) if ratio else '1'} | "
-            f"{entry['largest_loss_difference']:.1e} |"
-            if ratio
-            else f"| {entry['arm']} | {_range(entry['clips_per_second'])} | 1 | - |"
-        )
+        cells = [entry["arm"], _range(entry["clips_per_second"]), f"{entry['core_seconds_per_clip']['median']:.3f}"]
+        if ratio := entry.get("ours_against_it"):
+            cells += [_interval(ratio), _interval(entry["ours_against_it_in_core_seconds"])]
+            cells += [f"{entry['largest_loss_difference']:.1e}"]
+        else:
+            cells += ["1", "1", "-"]
+        lines.append(f"| {' | '.join(cells)} |")
     first = rows[0]
     return "\n".join(lines) + (
         f"\n\n{first['rounds']} rounds in turns, medians; losses of all steps are equal to {first['tolerance']:g}, relative."
