@@ -27,6 +27,7 @@ from .end_to_end_arms import USUAL, Arm, our_arm, usual_arm
 from .loading_check import LARGEST_DIFFERENCE
 from .loading_clips import draw_requests, onto_proxies
 from .peer_input import LIBRARIES
+from .peer_models import Attention
 from .peers import AlikeMasks, loss_difference, wait
 from .ratios import median_interval
 from .report import row
@@ -48,11 +49,13 @@ def bench_end_to_end(
     steps_a_round: int = 2,
     step_seconds: dict[str, float] | None = None,
     libraries: Sequence[str] = LIBRARIES,
+    attention: Attention = "sdpa",
 ) -> list[dict[str, Any]]:
     """One row for each arm, the usual pipeline with the faster of `libraries`.
 
     packed: proxies of the same videos at the config's stride. step_seconds: of a step on resident data by "trocar" and by "peer",
-    from which the share of decoding follows. Tells the progress on stderr. Raises ConfigError, CorpusError and LoadingBenchError.
+    from which the share of decoding follows. attention: of Hugging Face's model. Tells the
+    progress on stderr. Raises ConfigError, CorpusError and LoadingBenchError.
     """
     corpus, stride = Corpus.open(originals), config.data.stride or 1
     clips = config.optim.batch * steps_a_round
@@ -64,7 +67,7 @@ def bench_end_to_end(
     with open_run(config) as run:
         if config.objective.kind == "jepa":
             run = replace(run, masks=AlikeMasks(run.masks))
-        usual, close = usual_arm(run, corpus, requests, steps_a_round, libraries)
+        usual, close = usual_arm(run, corpus, requests, steps_a_round, libraries, attention)
         arms = [*(our_arm(name, run, *source, steps_a_round) for name, source in sources.items()), usual]
         try:
             compare(arms)

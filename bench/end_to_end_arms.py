@@ -25,7 +25,7 @@ from ..loaders.sampler import Clip
 from .loading_arms import Request
 from .loading_ours import ListedClips
 from .peer_input import UnusableError, UsualPipeline, WantedClip
-from .peer_models import PeerError, build_peer, normalized
+from .peer_models import Attention, PeerError, build_peer, normalized
 from .peers import peer_training
 from .training_clock import Clock, Fed
 
@@ -99,13 +99,13 @@ def our_arm(name: str, run: Run, corpus: Corpus, requests: Sequence[Request], st
 
 
 def usual_arm(
-    run: Run, corpus: Corpus, requests: Sequence[Request], steps: int, libraries: Sequence[str]
+    run: Run, corpus: Corpus, requests: Sequence[Request], steps: int, libraries: Sequence[str], attention: Attention
 ) -> tuple[Arm, Callable[[], None]]:
     """The usual pipeline into Hugging Face's model with our weights, and what ends its processes."""
     config, device = run.config, run.world.device
     batch = config.optim.batch
     try:
-        peer = build_peer(run.objective, "sdpa")
+        peer = build_peer(run.objective, attention)
         peer.give_weights(run.objective)  # pyright: ignore[reportArgumentType]
         pipeline, tried = fastest_pipeline(_wanted(config, corpus, requests), config, libraries)
     except (PeerError, UnusableError) as error:
@@ -127,7 +127,10 @@ def usual_arm(
         with torch.no_grad(), autocast(config, device):
             return pixels, peer(pixels, masks(0)).item()
 
-    facts = {"input": f"{pipeline.library} in {pipeline.workers} DataLoader workers", "tried_seconds": tried}
+    facts = {
+        "input": f"{pipeline.library} in {pipeline.workers} DataLoader workers, {attention} attention",
+        "tried_seconds": tried,
+    }
     return Arm(USUAL, passage, first, facts=facts), pipeline.close
 
 

@@ -40,7 +40,7 @@ PEERS: dict[str, tuple[Attention, bool]] = {
     "Hugging Face, torch.compile": ("sdpa", True),
 }
 # Of a loss, relative. float32 differs by the order of its sums, bfloat16 by what is rounded.
-TOLERANCES = {"float64": 1e-7, "float32": 1e-5, "bfloat16": 1e-3}
+TOLERANCES = {"float64": 1e-7, "float32": 1e-5, "bfloat16": 1e-4}
 
 Step = Callable[[], torch.Tensor]
 
