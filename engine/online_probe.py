@@ -5,7 +5,8 @@ time, averages each clip's tokens and asks: does its label follow from those of 
 "linear": ridge regression, fitted on four fifths of the videos and judged on the rest, in turns. Videos never stand on both sides.
 
 What it costs: one copy of the encoder, the table's clips as uint8 in host memory, decoded once, and their forward passes, which
-share the device with training. A probe that is not done when the next is due holds that one off; so training never waits.
+share the device with training: `seconds` in each row, the first of which holds the decoding. A probe that is not done when the next
+is due holds that one off; so training never waits.
 
 Shapes: K clips of the table, D width, C classes.
 """
@@ -16,6 +17,7 @@ import copy
 import csv
 import json
 import sys
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -145,8 +147,9 @@ class OnlineProbe:
         self._running = self._pool.submit(self._probe, step, snapshot)
 
     def _probe(self, step: int, encoder: VideoEncoder) -> None:
+        start = time.perf_counter()
         try:
-            row = {"step": step, **self._judge(encoder)}
+            row = {"step": step, **self._judge(encoder), "seconds": time.perf_counter() - start}
         except Exception as error:  # noqa: BLE001  (whatever a side thread meets, training goes on, and it is said)
             print(f"trocar: the probe of step {step} failed: {error}", file=sys.stderr, flush=True)
             row = {"step": step, "error": str(error)}

@@ -5,8 +5,9 @@ rankme          exp of the entropy of the normalised singular values of such fea
 loss_trend      mean loss of the latest steps over that of as many steps before them, minus 1
 collapse        1 where feature_std or rankme has fallen below half of what it was at the run's start, else 0
 
-Features are those of the rank that writes the metrics, of its latest `WINDOW_CLIPS` clips, kept on the device; every `RANK_EVERY`
-steps, once the window is full, they come to the host.
+Features are those of the rank that writes the metrics, kept on the device: of as many of its latest clips as `window_clips` says.
+Every `RANK_EVERY` steps, once they are so many, they come to the host. Features of many steps are those of many target encoders,
+whose differences would count as directions of their own: a run that learns fast would seem to have a higher rank than it has.
 
 Shapes: B clips, K clips in the window, D width.
 """
@@ -23,7 +24,7 @@ import torch
 
 from ..ssl.objective import Objective
 
-WINDOW_CLIPS = 256
+LEAST_CLIPS, MOST_CLIPS, WINDOW_STEPS = 64, 256, 8
 TREND_STEPS = 50
 RANK_EVERY = 10
 MEMORY_STEPS = 20  # deviations of single batches vary: their mean over so many steps counts
@@ -40,6 +41,11 @@ def rankme(features: torch.Tensor) -> float:
     return float(torch.exp(-(share * share.log()).sum()))
 
 
+def window_clips(batch: int) -> int:
+    """How many clips `rankme` is taken of: those of 8 steps, but at least 64 and at most 256. batch: clips a step on a rank."""
+    return min(MOST_CLIPS, max(LEAST_CLIPS, WINDOW_STEPS * batch))
+
+
 class CollapseWatch:
     """Adds the signals above to the rows of a run.
 
@@ -53,6 +59,7 @@ class CollapseWatch:
         self._deviations: deque[float] = deque(maxlen=MEMORY_STEPS)
         self._start: dict[str, float] = {}
         self._pooled: deque[torch.Tensor] = deque()
+        self._window = MOST_CLIPS
         self._rank, self._collapsed = float("nan"), 0
         for row in rows:
             self._take(row)
@@ -65,14 +72,15 @@ class CollapseWatch:
         if pooled is None or not len(pooled):
             return
         self._pooled.append(pooled.detach())
-        while sum(map(len, self._pooled)) - len(self._pooled[0]) >= WINDOW_CLIPS:
+        self._window = window_clips(len(pooled))
+        while sum(map(len, self._pooled)) - len(self._pooled[0]) >= self._window:
             self._pooled.popleft()
 
     def complete(self, row: dict[str, Any]) -> None:
         """Adds the signals to a row whose loss has arrived."""
         self._take(row)
-        if row["step"] % RANK_EVERY == 0 and sum(map(len, self._pooled)) >= WINDOW_CLIPS:
-            self._rank = row["rankme"] = rankme(torch.cat(list(self._pooled))[-WINDOW_CLIPS:])
+        if row["step"] % RANK_EVERY == 0 and sum(map(len, self._pooled)) >= self._window:
+            self._rank = row["rankme"] = rankme(torch.cat(list(self._pooled))[-self._window :])
         if len(self._losses) == 2 * TREND_STEPS:
             losses = list(self._losses)
             row["loss_trend"] = sum(losses[TREND_STEPS:]) / sum(losses[:TREND_STEPS]) - 1

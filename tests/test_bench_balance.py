@@ -43,6 +43,7 @@ def test_bench_clustering_measures_a_process_of_its_own() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_scale() -> None:
     """5 M rows of 384: five passes in under 20 minutes below 3 GB, at a cost per row that is no higher than at half a million."""
     levels = (2000, 200, 20)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from clips import write_numbered
-from textures import FRAMES, SIDE, moving_textures
+from textures import FRAMES, moving_textures
 
 from trocar.engine.config import ConfigError
 from trocar.engine.config_file import load_config
@@ -118,6 +118,8 @@ def test_training_does_not_wait_and_a_failure_is_said(
         probe.update(4, encoder)
     assert seen == [1.0, 4.0], "a probe sees the weights of its step, and one that is due too early is left out"
     rows = [json.loads(line) for line in (tmp_path / "probe.jsonl").read_text().splitlines()]
+    seconds = rows[0].pop("seconds")
+    assert 0 <= seconds < 60
     assert rows == [{"step": 1, "balanced_accuracy": 1.0}, {"step": 4, "error": "no such clip"}]
     assert "the probe of step 4 failed: no such clip" in capsys.readouterr().err
     OnlineProbe(config, torch.device("cpu"), 2, True)
@@ -140,25 +142,29 @@ def test_refuses_tables_that_say_nothing(tmp_path: Path) -> None:
     assert (rows[0][0], rows[-1][0]) == ("0.mp4", "99.mp4")
 
 
-def probe_gain(seed: int, steps: int, clips: int = 256) -> tuple[float, float]:
-    """Balanced accuracy of the linear probe on random weights and after a short JEPA training."""
+def probe_gain(seed: int, steps: int, clips: int = 384, batch: int = 24) -> tuple[float, float]:
+    """Balanced accuracy of the linear probe on random weights and after a short JEPA training.
+
+    Masks hide half of the time: what is then at a place follows from where the texture moves. V-JEPA's own hide a place at all
+    times; that teaches so small an encoder colours.
+    """
     torch.manual_seed(seed)
-    encoder = VideoEncoder(96, 3, 3, frames=FRAMES, resolution=SIDE, patch=8, positions="axes")
-    model = JointEmbedding(encoder, Predictor(96, 48, 2, 3, grid=encoder.grid, positions="axes"))
-    source = MultiBlockMask(encoder.grid, (BlockRecipe(4, (0.15, 0.15)), BlockRecipe(1, (0.7, 0.7))))
-    frames, labels = moving_textures(clips, 1000 + seed)
-    videos = torch.arange(clips)
+    side, options = 24, {"side": 24, "speed": 4, "grain": 8}
+    encoder = VideoEncoder(48, 2, 2, frames=FRAMES, resolution=side, patch=8, positions="axes")
+    model = JointEmbedding(encoder, Predictor(48, 24, 2, 2, grid=encoder.grid, positions="axes"))
+    source = MultiBlockMask(encoder.grid, (BlockRecipe(1, (1.0, 1.0), (1.0, 1.0), (0.5, 0.5)),))
+    frames, labels = moving_textures(clips, 1000 + seed, **options)
 
     def judge() -> float:
-        features = encode(encoder, frames, 32, torch.device("cpu"))
-        return balanced_accuracy(linear_predictions(features, labels, videos), labels)
+        features = encode(encoder, frames, 64, torch.device("cpu"))
+        return balanced_accuracy(linear_predictions(features, labels, torch.arange(clips)), labels)
 
     before = judge()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.04)
-    pool, _ = moving_textures(512, seed)
+    optimizer = torch.optim.AdamW(trained, weight_decay=0.04)
+    pool, _ = moving_textures(4096, seed, **options)
     for step in range(steps):
-        numbers = np.arange(step * 16, (step + 1) * 16)
+        numbers = np.arange(step * batch, (step + 1) * batch)
         optimizer.param_groups[0]["lr"] = 1e-3 * min(1.0, (step + 1) / 30)
         model(pool[numbers % len(pool)], source(seed, numbers, 0)).loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -169,11 +175,12 @@ def probe_gain(seed: int, steps: int, clips: int = 256) -> tuple[float, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_brief_training_sees_motion_that_random_weights_do_not() -> None:
-    results = [probe_gain(seed, 400) for seed in range(3)]
+    results = [probe_gain(seed, 3000) for seed in range(3)]
     gains = np.array([after - before for before, after in results])
     half = 4.303 * gains.std(ddof=1) / np.sqrt(3)  # Student's t, two degrees of freedom, 95 %
     interval = f"{gains.mean() - half:.3f} .. {gains.mean() + half:.3f}"
     print(f"\nrandom, trained: {results}; gain {gains.mean():.3f}, 95 % interval {interval}")
     assert (gains > 0).all()
-    assert gains.mean() > 0.05
+    assert gains.mean() - half > 0
