@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..engine.config_file import load_config
-from . import balance, collapse, decode, goals, kernels, plan_check, plan_report, proxies
+from . import balance, collapse, decode, goals, kernels, plan_check, plan_report, proxies, training_table
 from .loading_table import ratio_table, speed_table
 from .plan_cluster import load_cluster
 from .plan_report import corpus_size, make_plan
@@ -117,4 +117,5 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "paper-mae": paper("surgrec_mae_unbalanced", 4),
     "plan": plan_accuracy,
     "proxies": lambda rows: proxies.table(of(rows, "proxies")),
+    "training": lambda rows: training_table.table(of(rows, "training")),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -175,8 +176,14 @@ def build_parser() -> argparse.ArgumentParser:
     kernels.add_argument("--out", type=Path, default=Path("bench/results/kernels.jsonl"), metavar="FILE")
     kernels.set_defaults(run=run_bench_kernels)
     loading = benches.add_parser("loading", help="our loaders against torchcodec, decord, PyAV and DALI's reader")
-    clips_from = loading.add_mutually_exclusive_group(required=True)
-    clips_from.add_argument("corpus", nargs="?", type=Path, metavar="CORPUS", help="an index of original videos")
+    clips_from = loading.add_mutually_exclusive_group()
+    clips_from.add_argument(
+        "corpus",
+        nargs="?",
+        type=Path,
+        metavar="CORPUS",
+        help="an index of original videos (default: made 1080p and proxies)",
+    )
     clips_from.add_argument(
         "--make-1080p",
         nargs=2,
@@ -185,7 +192,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="the standard case: a minute of H.264, GOP 250, made in DIR of a 1080p video",
     )
     loading.add_argument("--packed", type=Path, metavar="CORPUS", help="an index of proxies of the same videos")
-    loading.add_argument("--clips", type=int, default=32, help="clips a round (default: 32)")
+    loading.add_argument("--clips", type=int, help="clips a round (default: 32, of made videos 4)")
     loading.add_argument("--rounds", type=int, default=7, help="how often each arm runs, in turns (default: 7)")
     loading.add_argument(
         "--stride", type=int, default=4, help="frames from one frame of a clip to the next (default: 4)"
@@ -215,6 +222,12 @@ def build_parser() -> argparse.ArgumentParser:
     wait.add_argument("--set", nargs="*", default=[], metavar="section.key=value", help="settings for all runs")
     wait.add_argument("--out", type=Path, default=Path("bench/results/data_wait.jsonl"), metavar="FILE")
     wait.set_defaults(run=run_bench_data_wait)
+
+    add_training(
+        benches.add_parser(
+            "training", help="the training step: data's share, utilisation, Hugging Face's models, ranks"
+        )
+    )
 
     balance = benches.add_parser("balance", help="pretraining with balanced draws against without, on a made corpus")
     balance.add_argument("--seeds", type=int, default=3, help="default: 3")
@@ -259,6 +272,28 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what this machine has, and what the absence of the rest costs")
     doctor.set_defaults(run=run_doctor)
     return parser
+
+
+def add_training(training: argparse.ArgumentParser) -> None:
+    training.add_argument("config", nargs="?", metavar="CONFIG", help="default: an MAE and a JEPA, small ones on a CPU")
+    training.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
+    training.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    training.add_argument("--corpus", type=Path, help="an index of original videos (default: 1080p videos are made)")
+    training.add_argument("--packed", type=Path, metavar="CORPUS", help="an index of their proxies")
+    training.add_argument(
+        "--parts", nargs="+", metavar="PART", help="of peers, end-to-end, steps, ranks (default: all)"
+    )
+    training.add_argument(
+        "--sweep",
+        nargs="*",
+        metavar="section.key=V,V",
+        help="measure the step again with each value (default: no sweep)",
+    )
+    training.add_argument("--ranks", metavar="N,N", help="numbers of ranks (default: 1, 2, 4 .. GPUs)")
+    training.add_argument("--peers", nargs="+", metavar="PEER", help="default: all that are quick to start here")
+    training.add_argument("--rounds", type=int, default=7, help="how often each arm runs, in turns (default: 7)")
+    training.add_argument("--out", type=Path, default=Path("bench/results/training.jsonl"), metavar="FILE")
+    training.set_defaults(run=run_bench_training)
 
 
 def add_audit(audit: argparse.ArgumentParser) -> None:
@@ -455,17 +490,27 @@ def run_bench_loading(options: argparse.Namespace) -> int:
     from ..bench.loading_clips import LoadingBenchError
     from ..bench.loading_table import table
     from ..bench.report import write_rows
+    from ..bench.training_corpus import MADE_CLIPS, make_corpora
 
     try:
-        corpus = make_1080p(*options.make_1080p) if options.make_1080p else options.corpus
-        rows = bench_loading(
-            corpus,
-            packed=options.packed,
-            clips=options.clips,
-            rounds=options.rounds,
-            stride=options.stride,
-            arms=options.arms or tuple(ARMS),
-        )
+        with tempfile.TemporaryDirectory(prefix="trocar_loading_") as folder:
+            corpus, packed, clips = options.corpus, options.packed, 32
+            if options.make_1080p:
+                corpus = make_1080p(*options.make_1080p)
+            elif corpus is None:
+                if packed:
+                    raise ConfigError("--packed: proxies need their originals beside them; give CORPUS too")
+                print("making 1080p videos and their proxies", file=sys.stderr)
+                made, clips = make_corpora(Path(folder), stride=options.stride), MADE_CLIPS
+                corpus, packed = made["originals"], made["proxies"]
+            rows = bench_loading(
+                corpus,
+                packed=packed,
+                clips=clips if options.clips is None else options.clips,
+                rounds=options.rounds,
+                stride=options.stride,
+                arms=options.arms or tuple(ARMS),
+            )
     except (CaseError, LoadingBenchError) as error:
         print(f"trocar: {error}", file=sys.stderr)
         return 1
@@ -518,6 +563,42 @@ def run_bench_data_wait(options: argparse.Namespace) -> int:
     numbers = {"views_per_span": options.views, "steps": options.steps}
     rows = bench_data_wait(device, corpora, config=options.config, overrides=options.set, **numbers)
     write_rows(options.out, rows)
+    print(table(rows))
+    return 0
+
+
+def run_bench_training(options: argparse.Namespace) -> int:
+    import torch
+
+    from ..bench.loading_clips import LoadingBenchError
+    from ..bench.training_command import PARTS, bench_training
+    from ..bench.training_table import table
+
+    if options.packed and not options.corpus:
+        raise ConfigError("--packed: proxies need their originals beside them; give --corpus too")
+    corpora = {"originals": options.corpus, "proxies": options.packed}
+    ranks = options.ranks.split(",") if options.ranks else []
+    if not all(text.isdigit() and int(text) for text in ranks):
+        raise ConfigError(f"--ranks: {options.ranks!r} is not accepted; give numbers of ranks, as 1,2,4")
+    config, overrides = options.config, options.overrides
+    if config and "=" in config:  # settings without a config
+        config, overrides = None, [config, *overrides]
+    try:
+        rows = bench_training(
+            options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            config=config,
+            overrides=overrides,
+            corpora={name: path for name, path in corpora.items() if path} or None,
+            parts=options.parts or PARTS,
+            sweep=options.sweep,
+            ranks=[int(text) for text in ranks],
+            peers=options.peers,
+            rounds=options.rounds,
+            out=options.out,
+        )
+    except LoadingBenchError as error:
+        print(f"trocar: {error}", file=sys.stderr)
+        return 1
     print(table(rows))
     return 0
 

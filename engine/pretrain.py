@@ -197,6 +197,15 @@ def train(
     return PretrainResult(run_dir, checkpoint_path(run_dir, done), steps, first_step, done < steps)
 
 
+def clipped_norm(objective: Objective, largest: float | None) -> torch.Tensor:
+    """The norm of all gradients, which are scaled down to norm `largest`; None leaves them, and spares a pass over them."""
+    gradients = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if largest is not None:
+        nn.utils.clip_grads_with_norm_(objective.parameters(), largest, norm)
+    return norm
+
+
 def open_log(config: Config, first_step: int, world: World) -> MetricsLog:
     settings = config.run
     more = {"every": settings.log_every, "write": world.is_first, "wandb": settings.wandb}
@@ -241,9 +250,7 @@ def train_step(run: Run, step: int, loader: Iterator[ClipBatch]) -> StepReport:
     world.sum(sums.values)
 
     with stage("guard"):
-        gradient_norm = whole(
-            nn.utils.clip_grad_norm_(run.objective.parameters(), config.optim.clip_gradient or float("inf"))
-        )
+        gradient_norm = whole(clipped_norm(run.objective, config.optim.clip_gradient))
         skip = world.maximum(run.guard.verdict(sums.loss, gradient_norm))
         run.guard.remember(sums.loss, gradient_norm, skip)
     set_schedule(run.optimizer, run.schedule, step)

@@ -188,11 +188,11 @@ def test_real_clips_train_300_steps_without_collapse_and_a_broken_run_is_flagged
 
 @pytest.mark.slow
 def test_a_broken_run_is_flagged(tmp_path: Path) -> None:
-    """Small made videos and clips, 60 steps: the sound setting is not flagged, the broken one is."""
+    """Small made videos and clips, 90 steps: the sound setting is not flagged, the broken one is."""
     videos = make_videos(tmp_path / "videos", num_videos=6, seconds=4)
     index_corpus(videos, tmp_path / "corpus", workers=1, progress=False)
     small = (
-        "optim.steps=60", "data.frames=4", "data.resolution=32", "data.stride=2", "data.views_per_span=4", "model.width=48",
+        "optim.steps=90", "data.frames=4", "data.resolution=32", "data.stride=2", "data.views_per_span=4", "model.width=48",
         "model.depth=2",
     )  # fmt: skip
     assert not any(row["collapse"] for row in run(tmp_path / "corpus", tmp_path / "sound", *small))
