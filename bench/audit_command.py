@@ -65,6 +65,11 @@ def dataset_table(
     if csv is not None:
         return from_release(csv, str(root), card)
     rows = read_table(table) if table is not None else read_dataset(dataset, root)
+    return split_table(rows, card, split, seed)
+
+
+def split_table(rows: list[Segment], card: Card, split: str, seed: int = 0) -> list[Segment]:
+    """The rows with the split of that name, as `dataset_table` has them."""
     if split == "as-is":
         return rows
     if split == "paper":

@@ -98,9 +98,9 @@ def load_backbone(
 ) -> Backbone:
     """The encoder that `name` means, on the CPU, in evaluation mode.
 
-    frames, resolution, stride or sample_fps: of clips, where the weights' own are not wanted. minimum: share of the tensors that has
-    to match. seed: of random weights. Raises ConfigError where there is no such encoder, WeightsError or CheckpointError where its
-    weights cannot be used.
+    frames, resolution, stride or sample_fps: of clips, where the weights' own are not wanted. minimum: share of the tensors that
+    has to match. seed: of random weights. Raises ConfigError where there is no such encoder, WeightsError or CheckpointError where
+    its weights cannot be used.
     """
     is_random = name.startswith(RANDOM)
     source = name.removeprefix(RANDOM)
@@ -134,15 +134,16 @@ def _video_backbone(
             "timm:MODEL, timm:MODEL@FILE, or random: before one of these"
         )
     shape = ClipShape(frames or FRAMES, STRIDE, None, resolution or RESOLUTION)
+    header = _header(path) if path.suffix == ".safetensors" else {}
     if path.is_dir() and ((path / CONFIG_FILE).is_file() or path.parent.name == "checkpoints"):
         encoder, config = load_run_encoder(path)
         account, data = "a run's encoder", config.data
         shape = ClipShape(frames or data.frames, data.stride, data.sample_fps, resolution or data.resolution)
-    elif path.suffix == ".safetensors" and "config" in (header := _header(path)):
+    elif "config" in header:
         encoder, config = load_exported_encoder(path)
         account, data = "an exported encoder", config.data
         shape = ClipShape(frames or data.frames, data.stride, data.sample_fps, resolution or data.resolution)
-    elif path.suffix == ".safetensors" and "trocar_encoder" in header:
+    elif "trocar_encoder" in header:
         encoder = load_encoder(path)
         account = f"{header.get('kind', 'an encoder')}, converted"
         own = encoder.grid
@@ -161,12 +162,13 @@ def _image_backbone(
     from timm.data.config import resolve_model_data_config
 
     architecture, _, file = source.removeprefix("timm:").partition("@")
-    made = {"pretrained": not file and not is_random, "num_classes": 0}
+    is_published = not file and not is_random
     try:
         try:
-            model = timm.create_model(architecture, **made, **({"img_size": resolution} if resolution else {}))
+            size: dict[str, Any] = {"img_size": resolution} if resolution else {}
+            model = timm.create_model(architecture, pretrained=is_published, num_classes=0, **size)
         except TypeError:  # of convolutions, which take any size
-            model = timm.create_model(architecture, **made)
+            model = timm.create_model(architecture, pretrained=is_published, num_classes=0)
     except (RuntimeError, OSError, ValueError) as error:
         raise ConfigError(
             f"{source}: cannot be made ({error}); name a model that timm.list_models() lists, or its weights as "

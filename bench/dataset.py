@@ -71,7 +71,7 @@ class Card:
     """
 
     title: str
-    domain: Literal["endoscopy", "laparoscopy", "cataract", "robotic", "open"]
+    domain: Literal["endoscopy", "laparoscopy", "cataract", "robotic", "open", "other"]
     task: str
     num_classes: int
     subject: str
@@ -111,6 +111,25 @@ def dataset_names() -> list[str]:
 def load_card(name: str | Path) -> Card:
     """The card of a data set: one of `dataset_names()`, or the path of a YAML. Raises ConfigError."""
     return load_settings(Card, _card_path(name))
+
+
+def table_card(path: Path, table: Sequence[Segment]) -> Card:
+    """A card for a table that has none: its labels are the classes, and "|" in one of them says that rows may have several."""
+    several = any(MANY in segment.label or not segment.label for segment in table)
+    labels = {label for s in table for label in (s.label.split(MANY) if several else [s.label]) if label}
+    return Card(
+        path.stem,
+        "other",
+        "labels of a table",
+        num_classes=len(labels),
+        subject="as the table says",
+        videos=len({segment.video for segment in table}),
+        main_metric="mean_average_precision" if several else "balanced_accuracy",
+        licence="not stated",
+        source=str(path),
+        citation="not stated",
+        several=several,
+    )
 
 
 def read_dataset(name: str | Path, root: str | os.PathLike[str]) -> list[Segment]:

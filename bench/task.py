@@ -81,7 +81,9 @@ class Task:
         self._pieces = pieces
         self.train, self.val = self._split(kept, "train"), self._split(kept, "val")
         self._test = [segment for segment in kept if segment.split == "test"]
-        self.digest = digest([self.train.identity, self.val.identity, *map(str, map(astuple, self._test)), str(pieces)])
+        self.digest = digest(
+            [self.train.identity, self.val.identity, *(str(astuple(segment)) for segment in self._test), str(pieces)]
+        )
 
     @property
     def num_classes(self) -> int:

@@ -1,6 +1,7 @@
-"""A labelled table whose label is in the motion alone: textures that drift to the left or to the right.
+"""A labelled table whose label is in the motion alone: textures that go to the left and come back, or to the right and come back.
 
-Either class is the other one played backwards, so what does not see the order of frames cannot tell them apart.
+The frames of a clip, without their order, say nothing of it. Nor do random weights much: which way a token moves has to be seen
+together with when it does.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ FPS = 25
 
 
 def texture_clip(chance: np.random.Generator, direction: int) -> list[np.ndarray]:
-    """FRAMES pictures (R, R, 3) uint8; direction: 1 or -1 columns times SPEED a frame."""
-    margin = SPEED * FRAMES
+    """FRAMES pictures (R, R, 3) uint8; direction: 1 or -1, columns times SPEED a frame, forth and back."""
+    margin = SPEED * FRAMES // 2
     noise = torch.from_numpy(chance.random((1, 3, 12, 12), dtype=np.float32))
     size = SIDE + 2 * margin
     texture = torch.nn.functional.interpolate(noise, (size, size), mode="bicubic").clamp(0, 1)[0].permute(1, 2, 0) * 255
     picture = texture.round().to(torch.uint8).numpy()
-    lefts = [margin + direction * SPEED * step for step in range(FRAMES)]
+    lefts = [margin + direction * SPEED * min(step, FRAMES - 1 - step) for step in range(FRAMES)]
     return [np.ascontiguousarray(picture[margin : margin + SIDE, left : left + SIDE]) for left in lefts]
 
 
