@@ -22,8 +22,8 @@ from .metrics import Interval, interval_of
 @dataclass(frozen=True)
 class Result:
     """One encoder on one data set under one protocol. rows: of its seeds, as far as they are done. interval: of the mean over
-    seeds, by resamples of the same subjects for all of them. deviation: of the seeds' scores; NaN for one. paper: what the paper reports,
-    0 .. 1, where the protocol is the paper's."""
+    seeds, by resamples of the same subjects for all of them. deviation: of the seeds' scores; NaN for one. paper: what the paper
+    reports, 0 .. 1, where the protocol is the paper's."""
 
     dataset: DatasetEntry
     model: ModelEntry
