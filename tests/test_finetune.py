@@ -1,4 +1,4 @@
-"""Probes and full fine-tuning: exact heads, an honest selection, the same twice, killed and resumed, and a task that needs motion."""
+"""Probes and full fine-tuning: exact heads, an honest selection, the same twice, killed and resumed, motion seen where it is."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from trocar.bench.protocol import PROTOCOLS, read_protocol
 from trocar.bench.task import Task, pieces_of
 from trocar.bench.tuning import build_tuned, layer_groups
 from trocar.engine.config_error import ConfigError
+from trocar.engine.convert import Conversion, EncoderSettings, save_encoder
 from trocar.engine.run_encoder import weights_digest
 from trocar.ssl.encoder import VideoEncoder
 
@@ -43,6 +44,14 @@ def video_backbone(width: int = 48, depth: int = 1) -> Backbone:
     return Backbone("video", encoder, width, depth, ClipShape(FRAMES, 1, None, SIDE), weights_digest(encoder), "random")
 
 
+def tiny_conversion() -> Conversion:
+    """What `trocar convert` would make of a tiny encoder."""
+    settings = EncoderSettings(16, 1, 1, FRAMES, SIDE, 2, 8, "axes")
+    torch.manual_seed(0)
+    state = {name: value.clone() for name, value in settings.build().state_dict().items()}
+    return Conversion("VideoMAE", settings, state, len(state), [], [], [])
+
+
 def image_backbone() -> Backbone:
     torch.manual_seed(0)
     size = {"img_size": SIDE, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3}
@@ -53,7 +62,7 @@ def image_backbone() -> Backbone:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> list[Segment]:
-    return motion_table(tmp_path_factory.mktemp("motion"), {"train": 8, "val": 2, "test": 6}, 32)
+    return motion_table(tmp_path_factory.mktemp("motion"), {"train": 7, "val": 2, "test": 5}, 32)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +91,7 @@ def test_motion_is_seen_by_the_tuned_video_encoder_alone(task: Task, tmp_path: P
         "linear", [*PLAIN, "epochs=10", "train_views=1", "learning_rates=[1e-3]", "weight_decays=[0.05]"]
     )
     video = finetune(task, video_backbone(), tuned, tmp_path / "video", tell=print)
-    image = finetune(task, image_backbone(), tuned, tmp_path / "image", tell=print)
+    image = finetune(task, image_backbone(), replace(tuned, epochs=6), tmp_path / "image", tell=print)
     frozen = finetune(task, video_backbone(), probe, tmp_path / "frozen", tell=print)
     print({name: (row["score"], row["low"], row["high"], row["flags"]) for name, row in
            {"video": video, "image": image, "frozen": frozen}.items()})  # fmt: skip
@@ -153,17 +162,17 @@ def test_validation_that_is_the_test_split_is_refused(small: list[Segment]) -> N
     assert left_out.left_out == 1
 
 
-@pytest.mark.parametrize("kind", ["attentive", "full"])
+@pytest.mark.parametrize("kind", [pytest.param("attentive", marks=pytest.mark.slow), "full"])
 def test_a_killed_cell_resumes(kind: str, small: list[Segment], tmp_path: Path) -> None:
     """SIGKILL once something is written; the same command ends as it would have ended."""
     write_table(tmp_path / "small.csv", small)
-    torch.manual_seed(0)
+    save_encoder(tiny_conversion(), tmp_path / "tiny.safetensors")
     settings = [*BRIEF, "epochs=6", "batch=4", "train_views=6", "learning_rates=[1e-3, 1e-2]", "flip=0.5"]
-    clips = ["--frames", "8", "--resolution", "32", "--stride", "1", "--split", "as-is", "--device", "cpu"]
+    clips = ["--stride", "1", "--split", "as-is", "--device", "cpu"]
 
     def command(out: Path) -> list[str]:
         start = [sys.executable, "-m", "trocar.engine.cli", "finetune", str(tmp_path / "small.csv"), str(tmp_path)]
-        return [*start, "random:tiny", "--out", str(out), "--protocol", kind, *clips, *settings]
+        return [*start, str(tmp_path / "tiny.safetensors"), "--out", str(out), "--protocol", kind, *clips, *settings]
 
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     running = subprocess.Popen(command(tmp_path / "killed"), env=environment, stderr=subprocess.DEVNULL)
@@ -198,7 +207,6 @@ def test_features_resume_behind_the_last_whole_part(
         return found.read(np.arange(48))
 
     whole = open_features(tmp_path / "a")
-    assert not torch.equal(whole[:24], whole[24:]) or True
     for number in (2, 3, 4, 5, 6):
         (tmp_path / "a" / f"{number:06d}.npy").unlink()
     kept = (tmp_path / "a" / "000000.npy").stat().st_mtime_ns
