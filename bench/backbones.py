@@ -22,29 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..engine.config_error import ConfigError
-from ..engine.config_file import CONFIG_FILE
-from ..engine.convert import MINIMUM, conversion_encoder, convert, load_encoder
-from ..engine.run_encoder import load_exported_encoder, load_run_encoder, weights_digest
+from ..engine.convert import MINIMUM
+from ..engine.encoder_sources import FRAMES, RESOLUTION, STRIDE, ClipShape, find_encoder
+from ..engine.run_encoder import weights_digest
 from ..engine.weight_files import WeightsError, read_weights
 from ..ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, SIZES, VideoEncoder, initialize
 
-FRAMES, STRIDE, RESOLUTION = 16, 4, 224  # the paper's, where the weights bring none of their own
-WHOLE_MODEL = "model.safetensors"
 RANDOM = "random:"
-
-
-@dataclass(frozen=True)
-class ClipShape:
-    """What clips an encoder wants: T frames, one of `stride` of the video's or `sample_fps` a second, of R x R pixels."""
-
-    frames: int
-    stride: int | None
-    sample_fps: float | None
-    resolution: int
 
 
 @dataclass(frozen=True)
@@ -123,36 +110,12 @@ def load_backbone(
 def _video_backbone(
     source: str, frames: int | None, resolution: int | None, minimum: float, is_random: bool
 ) -> tuple[VideoEncoder, ClipShape, int, str]:
-    path = Path(source)
     if is_random and source in SIZES:
         size, shape = SIZES[source], ClipShape(frames or FRAMES, STRIDE, None, resolution or RESOLUTION)
         encoder = VideoEncoder(size.width, size.depth, size.heads, frames=shape.frames, resolution=shape.resolution)
         return encoder, shape, size.depth, ""
-    if not path.exists():
-        raise ConfigError(
-            f"{source}: no such encoder; give a run of `trocar pretrain`, a file of weights, a folder with {WHOLE_MODEL}, "
-            "timm:MODEL, timm:MODEL@FILE, or random: before one of these"
-        )
-    shape = ClipShape(frames or FRAMES, STRIDE, None, resolution or RESOLUTION)
-    header = _header(path) if path.suffix == ".safetensors" else {}
-    if path.is_dir() and ((path / CONFIG_FILE).is_file() or path.parent.name == "checkpoints"):
-        encoder, config = load_run_encoder(path)
-        account, data = "a run's encoder", config.data
-        shape = ClipShape(frames or data.frames, data.stride, data.sample_fps, resolution or data.resolution)
-    elif "config" in header:
-        encoder, config = load_exported_encoder(path)
-        account, data = "an exported encoder", config.data
-        shape = ClipShape(frames or data.frames, data.stride, data.sample_fps, resolution or data.resolution)
-    elif "trocar_encoder" in header:
-        encoder = load_encoder(path)
-        account = f"{header.get('kind', 'an encoder')}, converted"
-        own = encoder.grid
-        shape = ClipShape(frames or own[0] * encoder.tubelet, STRIDE, None, resolution or own[1] * encoder.patch)
-    else:
-        file = path / WHOLE_MODEL if path.is_dir() else path
-        found = convert(file, frames=shape.frames, resolution=shape.resolution, minimum=minimum)
-        encoder, account = conversion_encoder(found), found.lines()[0]
-    return encoder, shape, len(encoder.blocks), account
+    found = find_encoder(Path(source), frames=frames, resolution=resolution, minimum=minimum)
+    return found.encoder, found.clips, len(found.encoder.blocks), found.account
 
 
 def _image_backbone(
@@ -204,14 +167,6 @@ def _put_image_weights(model: nn.Module, architecture: str, path: Path, minimum:
         )
     model.load_state_dict(kept, strict=False)
     return account
-
-
-def _header(path: Path) -> dict[str, str]:
-    try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
 
 
 def _forget(model: nn.Module, seed: int) -> None:

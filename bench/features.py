@@ -20,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 
 from ..engine.config_error import ConfigError
+from ..engine.encoder_sources import ClipShape
 from ..loaders.clip_loader import clip_loader
 from ..loaders.epochs import EpochLoader
 from ..loaders.progress import FileProgress
-from .backbones import Backbone, ClipShape
+from .backbones import Backbone
 from .protocol import Protocol
 from .segment_clips import ClipRow
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from timm.layers.drop import DropPath
 from torch import nn
 
-from .backbones import Backbone, ClipShape
+from ..engine.encoder_sources import ClipShape
+from .backbones import Backbone
 from .features import ViewPlan, open_clips
 from .heads import build_head
 from .mixing import Mixing

@@ -336,8 +336,13 @@ def run_pretrain(options: argparse.Namespace) -> int:
         return 0
     from .pretrain import pretrain
     from .stop import REQUEUE_STATUS
+    from .weight_files import WeightsError
 
-    result = pretrain(load_config(options.config, options.overrides))
+    try:
+        result = pretrain(load_config(options.config, options.overrides))
+    except WeightsError as error:
+        print(f"trocar: {error}", file=sys.stderr)
+        return 1
     resumed = f" (resumed at step {result.resumed_from})" if result.resumed_from else ""
     if result.is_stopped:
         print(f"asked to stop; checkpoint: {result.checkpoint}; the same command goes on from it", file=sys.stderr)

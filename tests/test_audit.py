@@ -213,12 +213,13 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {s.centre for s in table if s.split == "test"} == {"bern"}
 
 
-def test_segments_become_exactly_their_frames(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "other"), [(".jpg", ".png"), (".png", ".jpg")])
+def test_segments_become_exactly_their_frames(kind: str, other: str, tmp_path: Path) -> None:
     """First and last frame of a segment that ends where the next one begins; folders of pictures as well as files."""
     root = tmp_path / "pictures"
     root.mkdir()
     for number in range(12):
-        Image.fromarray(number_picture(7, number, 96, 96)).save(root / f"{number + 1}.jpg", quality=95)
+        Image.fromarray(number_picture(7, number, 96, 96)).save(root / f"{number + 1}{kind}", quality=95)
     card = load_card("ldpolypvideo")
     table = [Segment(str(root), 0.08, 0.2, "polyp", "s"), Segment(str(root), 0.2, 0.48, "no_polyp", "s")]
     rows = clip_rows(table, card, tmp_path / "cache")
@@ -229,7 +230,7 @@ def test_segments_become_exactly_their_frames(tmp_path: Path) -> None:
     made = picture_video(root, 25.0, tmp_path / "cache")
     before = made.stat().st_mtime_ns
     assert picture_video(root, 25.0, tmp_path / "cache").stat().st_mtime_ns == before
-    Image.fromarray(number_picture(7, 0, 96, 96)).save(root / "13.png")
+    Image.fromarray(number_picture(7, 0, 96, 96)).save(root / f"13{other}")
     with pytest.raises(DatasetError, match=r"its pictures are \.jpg, \.png"):
         picture_video(root, 25.0, tmp_path / "cache")
     with pytest.raises(DatasetError, match="needs a card with picture_fps"):

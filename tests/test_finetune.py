@@ -17,7 +17,7 @@ import timm
 import torch
 from motion_task import FRAMES, SIDE, motion_table
 
-from trocar.bench.backbones import Backbone, ClipShape, FrameAverage, load_backbone
+from trocar.bench.backbones import Backbone, FrameAverage, load_backbone
 from trocar.bench.dataset import Card, DatasetError, Segment, table_card, write_table
 from trocar.bench.features import ViewPlan, extract
 from trocar.bench.finetune import finetune
@@ -29,6 +29,7 @@ from trocar.bench.task import Task, pieces_of
 from trocar.bench.tuning import build_tuned, layer_groups
 from trocar.engine.config_error import ConfigError
 from trocar.engine.convert import Conversion, EncoderSettings, save_encoder
+from trocar.engine.encoder_sources import ClipShape
 from trocar.engine.run_encoder import weights_digest
 from trocar.ssl.encoder import VideoEncoder
 
