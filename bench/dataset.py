@@ -66,7 +66,7 @@ class Card:
     where only the release's files tell. main_metric: by which it is ranked. clip_name: regular expression on the paths of the
     paper's clips, with a group `label` where they tell it; clip_subject: the subject, made of its groups. corpus_name: one on the
     names that videos of this data set have in others, up to the number `corpus_last`, and corpus_subject: the subject, made of
-    `number`. picture_fps: rate of folders of pictures. licence, source, citation: as the publisher states them; where that was not
+    `number` and of what other groups there are. picture_fps: rate of folders of pictures. licence, source, citation: as the publisher states them; where that was not
     seen, the text says who states it, and "not confirmed".
     """
 
@@ -82,6 +82,7 @@ class Card:
     citation: str
     classes: tuple[str, ...] = ()
     official_split: str = ""
+    official_is_partial: bool = False
     paper_split: str = ""
     paper_rule: Literal["", "official", "validation_is_test"] = ""
     ignored: tuple[str, ...] = ()

@@ -272,6 +272,12 @@ def add_audit(audit: argparse.ArgumentParser) -> None:
     audit.add_argument(
         "--duplicates", action="store_true", help="also compare what clips look like; decodes all of them"
     )
+    audit.add_argument(
+        "--likeness", default="thumbnails", metavar="MODEL", help="by which: thumbnails, descriptor, RUN or timm:MODEL"
+    )
+    audit.add_argument(
+        "--similar", type=float, default=0.99, metavar="COSINE", help="of clips that are the same (default: 0.99)"
+    )
     audit.add_argument("--seed", type=int, default=0, help="of subjects that are shared out (default: 0)")
     audit.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
     audit.add_argument("--out", type=Path, metavar="CSV", help="write the table with its split there")
@@ -490,7 +496,7 @@ def run_bench_audit(options: argparse.Namespace) -> int:
     from ..bench.audit_command import audit_dataset
     from ..bench.dataset import DatasetError
 
-    names = ("split", "csv", "table", "corpus", "duplicates", "seed", "out")
+    names = ("split", "csv", "table", "corpus", "duplicates", "likeness", "similar", "seed", "out")
     given = {name: getattr(options, name) for name in names}
     try:
         result = audit_dataset(options.dataset, options.root, json_file=options.json, **given)
