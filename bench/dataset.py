@@ -62,12 +62,13 @@ class Card:
     their numbers; empty: those that occur, sorted. num_classes: how many there are. ignored: labels that are no class, left out on
     purpose. others: what to do with a label that is neither: "refuse" it, or "drop" it where the data set has many more. several:
     segments may have several labels, or none. subject: what the column holds. videos: how many there are. official_split,
-    paper_split: in words. paper_rule: how the paper's split follows from the official one: "official", "validation_is_test", or ""
-    where only the release's files tell. main_metric: by which it is ranked. clip_name: regular expression on the paths of the
-    paper's clips, with a group `label` where they tell it; clip_subject: the subject, made of its groups. corpus_name: one on the
-    names that videos of this data set have in others, up to the number `corpus_last`, and corpus_subject: the subject, made of
-    `number` and of what other groups there are. picture_fps: rate of folders of pictures. licence, source, citation: as the publisher states them; where that was not
-    seen, the text says who states it, and "not confirmed".
+    paper_split: in words. official_is_partial: the official split leaves rows out on purpose; they take no part in it. paper_rule:
+    how the paper's split follows from the official one: "official", "validation_is_test", or "" where only the release's files
+    tell. main_metric: by which it is ranked. clip_name: regular expression on the paths of the paper's clips, with a group `label`
+    where they tell it; clip_subject: the subject, made of its groups. corpus_name: one on the names that videos of this data set
+    have in others, up to the number `corpus_last`, and corpus_subject: the subject, made of `number` and of what other groups there
+    are. picture_fps: rate of folders of pictures. licence, source, citation: as the publisher states them; where that was not seen,
+    the text says who states it, and "not confirmed".
     """
 
     title: str
