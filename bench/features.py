@@ -26,7 +26,7 @@ from ..loaders.epochs import EpochLoader
 from ..loaders.progress import FileProgress
 from .backbones import Backbone
 from .protocol import Protocol
-from .segment_clips import ClipRow
+from .task import Split
 
 CLIPS_PER_PART = {True: 256, False: 64}  # averaged, and with all tokens, of which a ViT-L's clip has 3 MB
 MANIFEST = "manifest.json"
@@ -79,7 +79,7 @@ class ViewPlan:
 
 
 def open_clips(
-    rows: Sequence[ClipRow],
+    split: Split,
     plan: ViewPlan,
     shape: ClipShape,
     protocol: Protocol,
@@ -89,39 +89,37 @@ def open_clips(
     device: torch.device,
     **options: Any,
 ) -> EpochLoader:
-    """The clips of a table in batches; labels are row numbers. options: of `clip_loader`."""
+    """The clips of a split in batches; labels are row numbers. options: of `clip_loader`."""
     timing = {"num_frames": shape.frames, "stride": shape.stride, "sample_fps": shape.sample_fps}
     if plan.training:
         views = {"crops": protocol.recipe(), "drop_last": False, "epochs": plan.views}
     else:
         views = {"segments": plan.segments, "crops": plan.crops}
     common = {"batch": batch, "resolution": shape.resolution, "seed": seed, "device": device, "rank": 0, "ranks": 1}
-    return clip_loader(rows, training=plan.training, **timing, **views, **common, **options)
+    return clip_loader(split.rows, videos=split.videos, training=plan.training, **timing, **views, **common, **options)
 
 
 def extract(
     folder: Path,
-    rows: Sequence[ClipRow],
+    split: Split,
     plan: ViewPlan,
     backbone: Backbone,
     protocol: Protocol,
     *,
     averaged: bool,
-    identity: str,
     seed: int,
     device: torch.device,
     progress: bool = False,
 ) -> Features:
     """Encodes what `folder` does not hold yet, and opens it.
 
-    rows: N clips, as `clip_rows` makes them. averaged: keep the mean of the tokens, not each. identity: of the table. Raises
-    ConfigError where the folder holds features of something else, VideoError where a row cannot be read (in training it is
-    replaced).
+    averaged: keep the mean of the tokens, not each. Raises ConfigError where the folder holds features of something else,
+    VideoError where a row cannot be read (in training it is replaced).
     """
     shape = backbone.clips
     made_of = {
         "encoder": backbone.digest,
-        "table": identity,
+        "table": split.identity,
         "clips": [shape.frames, shape.stride, shape.sample_fps, shape.resolution],
         "plan": [plan.training, plan.views, plan.segments, plan.crops],
         "recipe": repr(protocol.recipe()) if plan.training else "",
@@ -130,14 +128,14 @@ def extract(
     }
     _prepare(folder, made_of)
     per_part = CLIPS_PER_PART[averaged]
-    total = len(rows) * plan.views
+    total = len(split.rows) * plan.views
     parts = -(-total // per_part)
     done = next((number for number in range(parts) if not _path(folder, number).exists()), parts)
     if done < parts:
         model = backbone.model.to(device)
         places = {"first_number": done * per_part, "shuffle": False}
         batch = protocol.encode_batch
-        loader = open_clips(rows, plan, shape, protocol, batch=batch, seed=seed, device=device, **places)
+        loader = open_clips(split, plan, shape, protocol, batch=batch, seed=seed, device=device, **places)
         with FileProgress(parts - done, progress, f"encoding {folder.name}", "parts") as report:
             waiting: list[NDArray] = []
             labels: list[int] = []

@@ -203,12 +203,11 @@ def _features(cell: Cell, split: Split, name: str, plan: ViewPlan) -> Features:
     identity = digest([cell.backbone.digest, split.identity, repr(plan), repr(cell.protocol.recipe()), str(averaged)])
     return extract(
         cell.features / f"{name}_{identity[:12]}",
-        split.rows,
+        split,
         plan,
         cell.backbone,
         cell.protocol,
         averaged=averaged,
-        identity=split.identity,
         seed=0,
         device=cell.device,
         progress=cell.progress,

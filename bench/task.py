@@ -20,21 +20,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..loaders.video_files import VideoFiles
 from .audit import audit
 from .dataset import Card, DatasetError, Segment, class_names, labels_of
 from .metrics import METRICS, OF_SEVERAL_LABELS, Predictions
 from .segment_clips import ClipRow, clip_rows
 
 SELECTED, OPENED = "selected.json", "test_opened.json"
-IDENTICAL = "identical splits"
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of one split. rows: as the loaders take them. truth: (N,) class numbers, or (N, K) bool. identity: of the table."""
+    """Rows of one split. rows: as the loaders take them, from `videos`. truth: (N,) class numbers, or (N, K) bool. identity: of the
+    table."""
 
     segments: tuple[Segment, ...]
     rows: list[ClipRow]
+    videos: VideoFiles
     truth: NDArray
     identity: str
 
@@ -51,7 +53,7 @@ class Task:
 
     name: of the data set. table: with splits; rows without one take no part and are counted as `left_out`. cache: for videos of
     folders of pictures. pieces: cut segments into pieces of at most so many seconds, each a row. findings: kinds of faults that the
-    audit found. Raises DatasetError where a split is missing, or validation and test are the same rows.
+    audit found. Raises DatasetError where a split is missing, or a test clip stands in validation too.
     """
 
     def __init__(
@@ -71,14 +73,14 @@ class Task:
         kept = [segment for segment in table if segment.split]
         self.findings = tuple(sorted({finding.kind for finding in audit(kept, card).findings}))
         val, test = ({(s.video, *s.seconds()) for s in kept if s.split == split} for split in ("val", "test"))
-        if val == test:
+        if val & test:
             raise DatasetError(
-                f"{name}: validation and test are the same {len(test)} clips, so what is selected on one has seen the other; "
-                "take the official split, whose validation is carved from the training subjects"
+                f"{name}: {len(val & test)} of {len(test)} test clips are validation clips too, so what is selected there has seen "
+                "them; take the official split, whose validation is carved from the training subjects, or the leak-free one"
             )
         self.classes = class_names(kept, card)
-        self._cache = cache
-        self._pieces = pieces
+        self._cache, self._pieces = cache, pieces
+        self._videos = VideoFiles()  # every file is probed once, whatever asks for its clips
         self.train, self.val = self._split(kept, "train"), self._split(kept, "val")
         self._test = [segment for segment in kept if segment.split == "test"]
         self.digest = digest(
@@ -121,7 +123,7 @@ class Task:
         else:
             truth = np.array([found[0] for found in labels], np.int64)
         rows = clip_rows(chosen, self.card, self._cache)
-        return Split(tuple(chosen), rows, truth, digest(map(str, rows)))
+        return Split(tuple(chosen), rows, self._videos, truth, digest(map(str, rows)))
 
 
 def pieces_of(segment: Segment, seconds: float) -> list[Segment]:

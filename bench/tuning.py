@@ -85,7 +85,7 @@ def train_point(
     clips = {"first_number": done * rows, "batch": protocol.batch, "seed": seed, "device": device}
     plan = ViewPlan(True, protocol.epochs, 0, 0)
     # Whatever the loader has to measure at its start, it measures once.
-    loader = open_clips(task.train.rows, plan, backbone.clips, protocol, **clips) if done < protocol.epochs else ()
+    loader = open_clips(task.train, plan, backbone.clips, protocol, **clips) if done < protocol.epochs else ()
     model.train()
     for step, batch in enumerate(loader, start=done * per_epoch):
         torch.manual_seed((seed << 32) + step)
@@ -112,7 +112,7 @@ def clip_scores(
     plan = ViewPlan.evaluation_of(protocol)
     scores = np.zeros((len(split.rows), task.num_classes))
     clips = {"batch": protocol.encode_batch, "seed": 0, "device": device}
-    for batch in open_clips(split.rows, plan, shape, protocol, **clips):
+    for batch in open_clips(split, plan, shape, protocol, **clips):
         np.add.at(scores, np.array(batch.labels), probabilities(model(batch.frames), task.several))
     return scores / plan.views
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -25,6 +26,7 @@ from trocar.engine.run_encoder import load_run_encoder
 from trocar.engine.weight_files import WeightsError
 from trocar.loaders.index import index_corpus
 from trocar.ssl.encoder import VideoEncoder
+from trocar.ssl.jepa import JointEmbedding
 
 WIDTH, DEPTH, HEADS = 192, 1, 3
 TINY = [
@@ -71,7 +73,7 @@ def test_runs_exports_and_files(run: PretrainResult, tmp_path: Path) -> None:
     assert random.digest != found.digest
     assert not any(parameter.requires_grad for parameter in random.model.parameters())
     encoder = original_videomae(tmp_path / "videomae.pth")
-    size = {"frames": 4, "resolution": 32}
+    size: dict[str, Any] = {"frames": 4, "resolution": 32}
     found = load_backbone(str(tmp_path / "videomae.pth"), **size)
     torch.testing.assert_close(found.model(frames), encoder(frames))
     assert "100.0%" in found.account
@@ -91,7 +93,7 @@ def test_a_tenth_of_the_names_changed_is_refused_with_the_list(tmp_path: Path) -
     with pytest.raises(WeightsError, match="are asked for") as caught:
         load_backbone(str(tmp_path / "b.pth"), frames=4, resolution=32)
     assert all(f"{name}_old" in str(caught.value) for name in changed)
-    size = {"img_size": 32, "patch_size": 16}
+    size: dict[str, Any] = {"img_size": 32, "patch_size": 16}
     torch.save(timm.create_model("test_vit", num_classes=0, **size).state_dict(), tmp_path / "vit.pth")
     state = torch.load(tmp_path / "vit.pth", weights_only=True)
     changed = [name for name in state if "blocks" in name][: len(state) // 10]
@@ -190,6 +192,7 @@ def test_a_jepas_target_begins_with_them_too(run: PretrainResult, tmp_path: Path
     objective = build_model(config)[0]
     assert "100.0%" in initialize_encoder(config, objective)
     expected = load_run_encoder(run.run_dir)[0].state_dict()
+    assert isinstance(objective, JointEmbedding)
     for part in (objective.encoder, objective.target_encoder):
         for name, value in part.state_dict().items():
             assert torch.equal(value, expected[name]), name

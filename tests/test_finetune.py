@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def tiny_conversion() -> Conversion:
 
 def image_backbone() -> Backbone:
     torch.manual_seed(0)
-    size = {"img_size": SIDE, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3}
+    size: dict[str, Any] = {"img_size": SIDE, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3}
     model = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0, **size)
     average = FrameAverage(model, (0.5,) * 3, (0.5,) * 3).requires_grad_(False).eval()
     return Backbone("image", average, 48, 1, ClipShape(FRAMES, 1, None, SIDE), weights_digest(average), "random")
@@ -155,7 +156,7 @@ def test_the_test_split_opens_once(small: list[Segment], tmp_path: Path) -> None
 
 def test_validation_that_is_the_test_split_is_refused(small: list[Segment]) -> None:
     copied = [replace(s, split="val") for s in small if s.split == "test"]
-    with pytest.raises(DatasetError, match="validation and test are the same 12 clips"):
+    with pytest.raises(DatasetError, match="12 of 12 test clips are validation clips too"):
         small_task([*(s for s in small if s.split != "val"), *copied])
     with pytest.raises(DatasetError, match="no rows for val"):
         small_task([s for s in small if s.split != "val"])
@@ -202,8 +203,7 @@ def test_features_resume_behind_the_last_whole_part(
 
     def open_features(folder: Path) -> torch.Tensor:
         plan = ViewPlan.training_of(protocol)
-        made = {"averaged": False, "identity": "x", "seed": 0, "device": CPU}
-        found = extract(folder, task.train.rows, plan, backbone, protocol, **made)
+        found = extract(folder, task.train, plan, backbone, protocol, averaged=False, seed=0, device=CPU)
         assert found.row_of.tolist() == [*range(24), *range(24)]
         return found.read(np.arange(48))
 
@@ -213,11 +213,9 @@ def test_features_resume_behind_the_last_whole_part(
     kept = (tmp_path / "a" / "000000.npy").stat().st_mtime_ns
     assert torch.equal(open_features(tmp_path / "a"), whole)
     assert (tmp_path / "a" / "000000.npy").stat().st_mtime_ns == kept
+    plan = ViewPlan.training_of(protocol)
     with pytest.raises(ConfigError, match="features of another table"):
-        extract(
-            tmp_path / "a", task.train.rows, ViewPlan.training_of(protocol), backbone, protocol,
-            averaged=False, identity="y", seed=0, device=CPU,
-        )  # fmt: skip
+        extract(tmp_path / "a", task.val, plan, backbone, protocol, averaged=False, seed=0, device=CPU)
 
 
 def test_attentive_head_is_vjepas() -> None:
