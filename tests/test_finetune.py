@@ -87,7 +87,8 @@ def test_motion_is_seen_by_the_tuned_video_encoder_alone(task: Task, tmp_path: P
     """The label is in the order of frames: full fine-tuning of a video encoder finds it, the average over frames of an image model
     does not, nor a probe on random weights, and the row of each says so."""
     tuned = read_protocol(
-        "full", [*PLAIN, "learning_rates=[2e-3]", "epochs=9", "batch=16", "drop_path=0", "layer_decay=1", "label_smoothing=0"]
+        "full",
+        [*PLAIN, "learning_rates=[2e-3]", "epochs=9", "batch=16", "drop_path=0", "layer_decay=1", "label_smoothing=0"],
     )
     probe = read_protocol(
         "linear", [*PLAIN, "epochs=10", "train_views=1", "learning_rates=[1e-3]", "weight_decays=[0.05]"]
