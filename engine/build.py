@@ -6,14 +6,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..loaders.corpus import Corpus
-from ..loaders.phases import DrawSettings, PlannedOrder, plan_order
+from ..loaders.corpus import Corpus, CorpusError
+from ..loaders.phases import DrawSettings, PlannedOrder, plan_order, uniform_order
 from ..loaders.sampler import Sampler
+from ..loaders.selection import hold_out, select_videos
 from ..ssl.ahead import DrawnAhead
 from ..ssl.block_masks import MultiBlockMask
 from ..ssl.encoder import SIZES, VideoEncoder
@@ -41,11 +43,14 @@ def describe(
     encoder, whole = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.encoder, model))
     clips = steps * config.optim.batch
     resumed = f", resumed after step {first_step}" if first_step else ""
+    held = held_out(config, corpus)
+    num_held = 0 if held is None else int(held.sum())
+    beside = f", {num_held:,} more held out" if num_held else ""
     return (
         f"{config.model.encoder} encoder of {encoder:.1f} M parameters ({whole:.1f} M with all that goes with it) on {device}, "
         f"{config.run.precision}\n"
         f"{steps:,} steps of {config.optim.batch:,} clips{resumed}: {clips / sampler.num_spans:.1f} passes over "
-        f"{sampler.num_spans:,} spans of {len(corpus):,} videos"
+        f"{sampler.num_spans:,} spans of {len(corpus) - num_held:,} videos{beside}"
     )
 
 
@@ -80,7 +85,7 @@ def _build_mae(config: Config, found: list[Phase]) -> tuple[Objective, MaskSourc
         decoder_heads=choice.decoder_heads or size.decoder_heads,
         normalization=config.objective.targets,
     )
-    masks = [TubeMask(_grid(phase.config, encoder), config.objective.mask_ratio) for phase in found]
+    masks = [build_masks(phase.config, encoder) for phase in found]
     return model, masks[0] if len(masks) == 1 else PhasedMasks(found, masks)
 
 
@@ -100,10 +105,17 @@ def _build_jepa(config: Config, found: list[Phase]) -> tuple[Objective, MaskSour
         )
     else:
         predictor = MeanOfContext()
-    recipes = tuple(mask.recipe() for mask in objective.masks)
-    masks = [MultiBlockMask(_grid(phase.config, encoder), recipes, objective.bucket) for phase in found]
+    masks = [build_masks(phase.config, encoder) for phase in found]
     model = JointEmbedding(encoder, predictor, distance=objective.distance, teacher=teacher)
     return model, DrawnAhead(masks[0] if len(masks) == 1 else PhasedMasks(found, masks))
+
+
+def build_masks(config: Config, encoder: VideoEncoder) -> Any:
+    """The masks of clips of one size, that of `config`."""
+    objective, grid = config.objective, _grid(config, encoder)
+    if objective.kind == "jepa":
+        return MultiBlockMask(grid, tuple(mask.recipe() for mask in objective.masks), objective.bucket)
+    return TubeMask(grid, objective.mask_ratio)
 
 
 def _grid(config: Config, encoder: VideoEncoder) -> tuple[int, int, int]:
@@ -131,19 +143,42 @@ def build_sampler(config: Config, corpus: Corpus) -> Sampler:
 
     Raises ConfigError where the proxies hold too few frames or pixels for what is asked.
     """
-    data, packed = config.data, corpus.packed_stride
     _check_proxies(config, corpus)
-    make = partial(
+    make = _sampler_of(config, corpus)
+    plan = plan_draws(config, corpus, make().span_frames)
+    return make(seed=config.run.seed, order=None if plan is None else plan.order)
+
+
+def build_held_out_sampler(config: Config, corpus: Corpus) -> Sampler:
+    """Draws from the held-out videos, all their spans alike. Raises ConfigError where there are none."""
+    held = held_out(config, corpus)
+    assert held is not None
+    make, seed = _sampler_of(config, corpus), config.validation.seed
+    return make(seed=seed, order=uniform_order(corpus, make().span_frames, held, seed))
+
+
+def _sampler_of(config: Config, corpus: Corpus) -> Callable[..., Sampler]:
+    data = config.data
+    return partial(
         Sampler,
         corpus.frames,
         num_frames=data.frames,
-        stride=None if data.stride is None else data.stride // packed,
+        stride=None if data.stride is None else data.stride // corpus.packed_stride,
         sample_fps=data.sample_fps,
         video_fps=corpus.fps,
-        seed=config.run.seed,
     )
-    plan = plan_draws(config, corpus, make().span_frames)
-    return make(order=None if plan is None else plan.order)
+
+
+def held_out(config: Config, corpus: Corpus) -> NDArray[np.bool_] | None:
+    """(V,) the videos that training never draws; None where validation asks for none. Raises ConfigError."""
+    validation, data = config.validation, config.data
+    if not validation.is_wanted:
+        return None
+    try:
+        among = select_videos(corpus, data.include, data.exclude).wanted
+        return hold_out(corpus, among, validation.videos, validation.fraction, validation.seed)
+    except CorpusError as error:
+        raise ConfigError(str(error)) from error
 
 
 def plan_draws(config: Config, corpus: Corpus, span_frames: NDArray[np.int64]) -> PlannedOrder | None:
@@ -151,13 +186,14 @@ def plan_draws(config: Config, corpus: Corpus, span_frames: NDArray[np.int64]) -
     data = config.data
     names = [item.name for item in fields(DrawSettings)]
     settings = [DrawSettings(**{name: getattr(data, name) for name in names if name != "first_draw"})]
-    if settings == [DrawSettings()] and not data.phases:
+    held = held_out(config, corpus)
+    if settings == [DrawSettings()] and not data.phases and held is None:
         return None
     for phase in data.phases:
         changed = {name: getattr(phase, name) for name in names if getattr(phase, name) is not None}
         settings.append(replace(settings[-1], **changed))
     try:
-        return plan_order(corpus, settings, span_frames, config.run.seed)
+        return plan_order(corpus, settings, span_frames, config.run.seed, held)
     except ValueError as error:
         raise ConfigError(f"data: {error}") from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,22 @@ from .checkpoint import PREFIX, UNFINISHED, CheckpointError, Tensors, checkpoint
 from .checkpoint_storage import SafetensorsWriter, remove_folder
 from .distributed import World
 
+# How often a waiting training looks, and the most that a time between two looks counts: beyond it the process was stopped.
+WAIT_SECONDS = 0.5
+LOOK_SECONDS = 60.0
+
+
+class CheckpointThreadError(CheckpointError):
+    """The thread that saves is no more: nothing would be saved any longer."""
+
 
 class CheckpointSaver:
     """Saves while training goes on.
 
     run_dir: where. keep: how many of the newest stay; keep_every: those of steps that are multiples of it stay too. group: of
     processes, for collectives beside the training's; None where there is one process. before_commit: called on the first rank, in
-    the background, before a checkpoint counts.
+    the background, before a checkpoint counts. timeout: seconds that writing one may take; time in which the process is stopped
+    does not count.
     """
 
     def __init__(
@@ -42,18 +52,22 @@ class CheckpointSaver:
         keep: int,
         keep_every: int | None = None,
         before_commit: Callable[[], None] = lambda: None,
+        timeout: float = float("inf"),
     ) -> None:
         self.run_dir, self.world, self.keep, self.keep_every = run_dir, world, keep, keep_every
-        self.before_commit = before_commit
+        self.before_commit, self.timeout = before_commit, timeout
         self._thread: threading.Thread | None = None
         self._problem: Exception | None = None
+        self._is_written = True
+        self._looked_at, self._held = 0.0, 0.0
 
     def __enter__(self) -> CheckpointSaver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # What is being written may be finished, unless another rank is why this one ends.
-        if self._thread is not None and (kind is None or self.world.size == 1):
+        is_stuck = kind is not None and issubclass(kind, CheckpointThreadError)
+        if self._thread is not None and not is_stuck and (kind is None or self.world.size == 1):
             self._thread.join()
 
     def save(self, tensors: Tensors, state: dict[str, Any]) -> None:
@@ -61,25 +75,55 @@ class CheckpointSaver:
 
         Waits first where the one before is still being written; says so on stderr where that could not be.
         """
-        try:
-            self.wait()
-        except CheckpointError as error:
-            if self.world.is_first:
-                print(f"trocar: {error}; training goes on, the last good checkpoint stays", file=sys.stderr, flush=True)
+        self._finish()
         staged = {name: _Staged(tensor) for name, tensor in tensors.items()}
         if torch.cuda.is_available():
             torch.cuda.current_stream().synchronize()  # the copies to pinned memory
+        self._is_written, self._step = False, state["step"]
+        self._looked_at, self._held = time.monotonic(), 0.0
         self._thread = threading.Thread(target=self._write, args=(staged, state), name="checkpoint", daemon=True)
         self._thread.start()
 
+    def update(self) -> None:
+        """After every step: says on stderr at once where a save failed. Raises CheckpointError where its thread died or hangs."""
+        if self._thread is None:
+            return
+        if not self._thread.is_alive():
+            self._finish()
+            return
+        now = time.monotonic()
+        self._held, self._looked_at = self._held + min(now - self._looked_at, LOOK_SECONDS), now
+        if self._held > self.timeout:
+            raise CheckpointThreadError(
+                f"{checkpoint_path(self.run_dir, self._step)}: not written after {self.timeout:g} s (run.save_timeout); see "
+                "whether the storage of run.dir answers, or raise run.save_timeout; the last good checkpoint stays"
+            )
+
     def wait(self) -> None:
         """Until nothing is being written. Raises CheckpointError, once, where the latest save failed, e.g. on a full disk."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        while self._thread is not None and self._thread.is_alive():
+            self._thread.join(WAIT_SECONDS)
+            if self._thread.is_alive():
+                self.update()
+        self._thread = None
         problem, self._problem = self._problem, None
+        is_written, self._is_written = self._is_written, True
         if problem is not None:
             raise problem
+        if not is_written:
+            raise CheckpointThreadError(
+                f"{checkpoint_path(self.run_dir, self._step)}: the thread that writes it is gone; start the same command again, it "
+                "goes on from the checkpoint before"
+            )
+
+    def _finish(self) -> None:
+        try:
+            self.wait()
+        except CheckpointThreadError:
+            raise
+        except CheckpointError as error:
+            if self.world.is_first:
+                print(f"trocar: {error}; training goes on, the last good checkpoint stays", file=sys.stderr, flush=True)
 
     def _write(self, staged: dict[str, _Staged], state: dict[str, Any]) -> None:
         folder = self.run_dir / "checkpoints"
@@ -90,6 +134,7 @@ class CheckpointSaver:
             _save(staged, writer, self.world)
             if self.world.is_first:
                 self._remove_old()
+            self._is_written = True
         except (OSError, SafetensorError, RuntimeError, CheckpointException) as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             self._problem = CheckpointError(
@@ -97,6 +142,8 @@ class CheckpointSaver:
             )
         except Exception as error:  # noqa: BLE001  (a mistake of ours: raised where the training waits)
             self._problem = error
+        except BaseException as error:  # noqa: BLE001  (nothing that ends a thread may pass for a checkpoint)
+            self._problem = CheckpointThreadError(f"{final}: the thread that writes it ended with {error!r}")
 
     def _remove_old(self) -> None:
         for old in checkpoints(self.run_dir)[: -self.keep]:

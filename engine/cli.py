@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if left:
         options.overrides = [*options.overrides, *left]
     from ..loaders.corpus import CorpusError
+    from ..loaders.threads import LoaderError
     from ..loaders.video import VideoError
     from .checkpoint import CheckpointError
     from .skips import SkipError
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"trocar: {error}", file=sys.stderr)
         return 2
-    except (CorpusError, VideoError, CheckpointError, RankError, SkipError, OSError) as error:
+    except (CorpusError, VideoError, LoaderError, CheckpointError, RankError, SkipError, OSError) as error:
         print(f"trocar: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

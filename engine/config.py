@@ -32,7 +32,8 @@ class RunConfig:
     replay compiled blocks as CUDA graphs. pin_cores: give every rank of a node its own cores, near its GPU.
 
     heartbeat_timeout: seconds without a sign of life from a rank before the run ends; rank_timeout: seconds that the others wait
-    for one that lives but does not come on, also of collectives (NCCL's timeout).
+    for one that lives but does not come on, also of collectives (NCCL's timeout). save_timeout: seconds that writing a checkpoint
+    in the background may take before the run ends.
     """
 
     dir: str
@@ -53,11 +54,14 @@ class RunConfig:
     pin_cores: bool = True
     heartbeat_timeout: float = 30.0
     rank_timeout: float = 600.0
+    save_timeout: float = 1800.0
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "run.seed", self.seed, "0 .. 2**63 - 1")
         require(self.threads is None or self.threads > 0, "run.threads", self.threads, "a positive number or null")
-        for key in ("log_every", "checkpoint_every", "keep_checkpoints", "heartbeat_timeout", "rank_timeout"):
+        for key in (
+            "log_every", "checkpoint_every", "keep_checkpoints", "heartbeat_timeout", "rank_timeout", "save_timeout",
+        ):  # fmt: skip
             require(getattr(self, key) > 0, f"run.{key}", getattr(self, key), "a positive number")
         accepted = "a positive number of steps or null"
         require(self.keep_every is None or self.keep_every > 0, "run.keep_every", self.keep_every, accepted)
@@ -113,8 +117,9 @@ class DataConfig:
     decoded, each with its own offset, crop and mask. pool_spans: decoded spans of which clips wait on the device, over all
     ranks, a multiple of lanes; where 0, the clips of a span stand in one batch. lanes: independent parts of the pool; the number
     of ranks has to divide it. threads: decoding threads, all cores where None. prefetch: batches decoded ahead. failure_budget:
-    share of the spans that may fail before the run stops. allow_changed_corpus: resume although the corpus is another one. sizes:
-    phases of other clip sizes on the way, in the order of their steps.
+    share of the spans that may fail before the run stops. clip_timeout: seconds that a thread may be at one span before the run
+    ends with its name, for ever where null. allow_changed_corpus: resume although the corpus is another one. sizes: phases of other
+    clip sizes on the way, in the order of their steps.
 
     tree: folder that `trocar cluster` wrote, to draw from its branches; null draws all spans alike. balance: 0 draws the corpus
     as it is, 1 all branches of the tree alike. max_repeats: most draws of one span an epoch. epoch_draws: draws of an epoch, as
@@ -141,6 +146,7 @@ class DataConfig:
     threads: int | None = None
     prefetch: int = 2
     failure_budget: float = 0.1
+    clip_timeout: float | None = 300.0
     allow_changed_corpus: bool = False
     sizes: tuple[SizePhase, ...] = ()
     tree: str | None = None
@@ -183,6 +189,8 @@ class DataConfig:
         begin = [phase.from_step for phase in self.sizes]
         require(begin == sorted(set(begin)), "data.sizes: from_step", begin, "steps in ascending order")
         require(0 <= self.flip <= 1, "data.flip", self.flip, "a probability, 0 .. 1")
+        limit = self.clip_timeout
+        require(limit is None or limit > 0, "data.clip_timeout", limit, "a positive number of seconds or null")
         require(0 <= self.failure_budget <= 1, "data.failure_budget", self.failure_budget, "a share, 0 .. 1")
         sampled = [self, *self.phases]
         if all(part.tree is None for part in sampled) and any(
@@ -314,6 +322,34 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True)
+class ValidationConfig:
+    """The loss on videos that training never draws; none where no video is held out.
+
+    videos: held out by name, entries as in data.include. fraction: of the others that data.include and data.exclude leave, each
+    held out or not by a keyed hash of its id, whatever else the corpus holds. seed: the key of that hash, and of the clips, their
+    cuts and masks; run.seed has no part in it, so that runs are judged alike. every: in optimizer steps; the last one counts too.
+    clips: at most so many, as large as clips are at the run's start; they wait in host memory. batch: of them at a time on a rank.
+    """
+
+    videos: tuple[str, ...] = ()
+    fraction: float = 0.0
+    seed: int = 0
+    every: int = 1000
+    clips: int = 256
+    batch: int = 16
+
+    def __post_init__(self) -> None:
+        require(0 <= self.fraction < 1, "validation.fraction", self.fraction, "a share of the videos, 0 <= share < 1")
+        require(0 <= self.seed < 2**63, "validation.seed", self.seed, "0 .. 2**63 - 1")
+        for key in ("every", "clips", "batch"):
+            require(getattr(self, key) > 0, f"validation.{key}", getattr(self, key), "a positive number")
+
+    @property
+    def is_wanted(self) -> bool:
+        return bool(self.videos or self.fraction)
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """How it is learned.
 
@@ -402,6 +438,7 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(_plain(self), sort_keys=False)

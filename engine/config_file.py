@@ -33,7 +33,7 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     """
     from .config import Config  # brings PyTorch along
 
-    tree = _read(config_path(source), "sections (run, data, model, objective, optim, probe)")
+    tree = _read(config_path(source), "sections (run, data, model, objective, optim, probe, validation)")
     for override in overrides:
         _apply(tree, override)
     return _build(Config, tree, "")

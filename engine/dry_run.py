@@ -5,6 +5,9 @@ The model is built, spread and stepped as in a real run, so parameters, gradient
 what the code does and not from a formula. What no trace shows is not in the figures: kernels' workspaces, the allocator's
 fragments, CUDA's and NCCL's own memory (about 1 to 2 GB a GPU), decoded clips waiting (printed apart).
 
+Attention over packed sequences asks how long each is, which a tensor without memory cannot say. It is traced as one sequence of all
+tokens: what it keeps for the backward pass (queries, keys, values, output, a logarithm for each token and head) is the same.
+
 Shapes: as on rank 0, the first step of which is traced twice: the second finds its optimizer state made.
 """
 
@@ -14,21 +17,26 @@ import dataclasses
 import math
 import weakref
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ..ssl import attention
 from .build import autocast, build_model
-from .config import Config, ConfigError
+from .config import Config
 from .distributed import World, check_shares, device_mesh, distribute, gradients_exchanged, whole
 from .loading import build_order
 from .optim import build_optimizer, step_unless
@@ -149,13 +157,28 @@ def dry_run(config: Config, ranks: int) -> DryRun:
     check_shares(world, build_order(config), config)
     dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
     try:
-        return _play(config, world)
-    except DataDependentOutputException as error:
-        raise ConfigError(
-            f"objective.kind: {config.objective.kind!r} cannot be traced without values ({error}); a dry run is for 'mae'"
-        ) from error
+        with TemporaryDirectory() as folder, _packed_as_one():
+            # A teacher leaves its checksum in the run's folder, which is not to be there yet.
+            return _play(dataclasses.replace(config, run=dataclasses.replace(config.run, dir=folder)), world)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _packed_as_one() -> Iterator[None]:
+    packed = attention.packed_attention
+
+    def as_one(
+        queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, offsets: torch.Tensor, longest: int
+    ) -> torch.Tensor:
+        queries, keys, values = (part.transpose(0, 1)[None] for part in (queries, keys, values))
+        return F.scaled_dot_product_attention(queries, keys, values)[0].transpose(0, 1)
+
+    attention.packed_attention = as_one
+    try:
+        yield
+    finally:
+        attention.packed_attention = packed
 
 
 def _play(config: Config, world: World) -> DryRun:
@@ -168,7 +191,9 @@ def _play(config: Config, world: World) -> DryRun:
     objective, masks = build_model(plain)  # initialisation asks for values, so it has some
     drawn = masks(config.run.seed, share, 0, world.device)
     objective.to(torch.float64 if config.run.precision == "float64" else torch.float32)
-    _forget_values(objective, fake)
+    parts = _with_teacher(objective)
+    for part in parts:
+        _forget_values(part, fake)
     drawn = tree_map_only(torch.Tensor, fake.from_tensor, drawn)
     with fake:
         parameters = sum(parameter.numel() for parameter in objective.parameters())
@@ -194,7 +219,7 @@ def _play(config: Config, world: World) -> DryRun:
                 whole(torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0))
             step_unless(optimizer, torch.zeros(()))
             optimizer.zero_grad(set_to_none=True)
-        here = [_local(tensor) for tensor in [*objective.parameters(), *objective.buffers()]]
+        here = [_local(tensor) for part in parts for tensor in [*part.parameters(), *part.buffers()]]
         state = [_local(value) for values in optimizer.state.values() for value in values.values()]
         if not is_sharded and world.size > 1:
             traffic.add("all-reduce of gradients", gradients)
@@ -212,6 +237,12 @@ def _play(config: Config, world: World) -> DryRun:
         clips_waiting=waiting * math.prod(frames.shape[1:]),
         sent=traffic.sent(),
     )
+
+
+def _with_teacher(objective: nn.Module) -> list[nn.Module]:
+    """The objective, and the frozen teacher that is no submodule of it: each rank holds all of that, whatever is sharded."""
+    target = getattr(objective, "target_encoder", None)
+    return [objective] if target is None or target in objective.modules() else [objective, target]
 
 
 def _forget_values(model: nn.Module, fake: FakeTensorMode) -> None:

@@ -56,6 +56,7 @@ def _open(
         "threads": data.threads,
         "prefetch": data.prefetch,
         "failure_budget": data.failure_budget,
+        "clip_timeout": data.clip_timeout,
         # On a CPU the training shares the cores: its steps are barriers of many threads, which one decoding thread in the way
         # holds up, while decoding runs ahead and can wait.
         "background": device.type == "cpu",

@@ -43,14 +43,14 @@ class MetricsLog:
         self._lock = threading.Lock()
         if not write:
             return
+        if wandb is not None:
+            self._wandb = _open_wandb(wandb, run_dir)
         _cut(self.path, last_step)
         self._file = self.path.open("ab", buffering=0)
         if tensorboard:
             from torch.utils.tensorboard.writer import SummaryWriter  # slow to import: only when asked for
 
             self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=last_step + 1)
-        if wandb is not None:
-            self._wandb = _open_wandb(wandb, run_dir)
 
     def write(self, row: dict[str, Any]) -> None:
         if self._file is None:

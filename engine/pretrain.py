@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from ..loaders.batch import ClipBatch, LoaderCount
 from ..loaders.corpus import Corpus
@@ -44,6 +45,7 @@ from .run_record import record_start
 from .signals import CollapseWatch
 from .skips import SkipLog
 from .stop import StopRequest
+from .validation import Validation
 from .watch import RankWatch
 
 
@@ -151,19 +153,27 @@ def train(run: Run, corpus: Corpus, steps: int, progress: bool) -> PretrainResul
         SkipLog(
             run_dir, corpus, sampler_at, order, config.optim.skip_budget, world.is_first, first_step, state
         ) as skips,
-        CheckpointSaver(run_dir, world, config.run.keep_checkpoints, config.run.keep_every, log.flush) as saver,
+        CheckpointSaver(
+            run_dir, world, config.run.keep_checkpoints, config.run.keep_every, log.flush, config.run.save_timeout
+        ) as saver,
         OnlineProbe(config, world.device, first_step, world.is_first) as probe,
+        Validation(config, corpus, run.objective, world, steps) as validation,
         StepProgress(first_step, steps, enabled=progress) as bar,
         collect_garbage_seldom() as collect_garbage,
     ):
         name_decoding(loader)
         collapse = CollapseWatch(read_metrics(run_dir), tell=world.is_first)
         while done < steps and not is_stopping:
-            read_back.push(train_step(run, done, loader))
+            report = train_step(run, done, loader)
             done += 1
-            collapse.observe(run.objective)
+            collapse.observe(run.objective)  # what the step's own clips left behind, before others pass
+            if validation.is_due(done):
+                run.watch.reach(f"the validation after step {done}")
+                report.signals = {**report.signals, **validation.losses()}
+            read_back.push(report)
             probe.update(done, run.objective.encoder)
             quarantine.update()
+            saver.update()
             collect_garbage(done)
             saving = done % config.run.checkpoint_every == 0 or done == steps
             for report in read_back.arrived(everything=saving):
@@ -196,7 +206,8 @@ def train_step(run: Run, step: int, loader: Iterator[ClipBatch]) -> StepReport:
     config, world = run.config, run.world
     started, waited, count = time.perf_counter(), 0.0, LoaderCount()
     batch_clips, accumulation = config.optim.batch, config.optim.accumulation
-    before_backward, frames = 0.0, config.data.frames
+    alone, since, frames = 0.0, started, config.data.frames
+    is_sharded = isinstance(run.model, FSDPModule)
     sums = StepSums.zeros(batch_clips, world.size, world.device)
     for part in range(accumulation):
         run.watch.reach(f"waiting for clips of step {step + 1}")
@@ -213,14 +224,18 @@ def train_step(run: Run, step: int, loader: Iterator[ClipBatch]) -> StepReport:
                     masks = run.masks(config.run.seed, batch.numbers, 0, world.device)
                 # The exchange takes the mean over ranks: each weighs by its share, whether or not the shares are equal.
                 share = len(batch.numbers) * world.size / batch_clips
+                if is_sharded:  # ranks gather weights in the forward pass already, where all wait for the slowest
+                    alone += time.perf_counter() - since
                 with stage("forward"):
                     output = run.model(batch.frames, masks, share)
-            before_backward = time.perf_counter() - started
+            if not is_sharded:
+                alone = time.perf_counter() - started
             run.watch.reach(f"the exchange of gradients of step {step + 1}")
             with stage("backward"):
                 output.loss.backward()
+        since = time.perf_counter()
         sums.add(batch.numbers - step * batch_clips, output.loss.detach() / world.size, output.clip_loss)
-    sums.tell(world.rank, count, run.stop.is_asked, waited, before_backward)
+    sums.tell(world.rank, count, run.stop.is_asked, waited, alone)
     world.sum(sums.values)
 
     with stage("guard"):

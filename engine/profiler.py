@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Literal, get_args
 
 from torch import nn
@@ -65,16 +66,9 @@ def name_modules(model: nn.Module) -> None:
 
 
 def name_decoding(loader: Any) -> None:
-    """Gives every span that a CPU loader's threads decode its range. Does nothing where ranges are off."""
-    if not IS_ON or not hasattr(loader, "_read"):
-        return
-    read = loader._read
-
-    def named(*arguments: Any) -> Any:
-        with stage("decode"):
-            return read(*arguments)
-
-    loader._read = named
+    """Gives every span that the CPU decodes its range, and every run of spans that DALI does. Does nothing where ranges are off."""
+    if IS_ON:
+        loader.decoding_range = partial(stage, "decode")
 
 
 class _Ranges:

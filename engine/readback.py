@@ -43,12 +43,12 @@ class StepSums:
         index = torch.from_numpy(places).to(self.values.device, non_blocking=True)
         self.clip_loss.index_copy_(0, index, clip_loss.double())
 
-    def tell(self, rank: int, count: LoaderCount, stop: bool, waited: float, before_backward: float) -> None:
+    def tell(self, rank: int, count: LoaderCount, stop: bool, waited: float, alone: float) -> None:
         """Puts in what this rank's host knows: the numbers named in HOST, and seconds (see `seconds`)."""
         replaced = len({failure.draw for failure in count.failures})
         told = [float(stop), *(getattr(count, name) for name in HOST[1:-1]), replaced]
         seconds = torch.zeros_like(self.seconds, device="cpu")
-        seconds[:, rank] = torch.tensor([waited, before_backward])
+        seconds[:, rank] = torch.tensor([waited, alone])
         host = torch.cat([torch.tensor(told, dtype=torch.float64), seconds.flatten()])
         self.values[1 + self.batch :] = host.to(self.values.device, non_blocking=True)
 
@@ -67,7 +67,7 @@ class StepSums:
 
     @property
     def seconds(self) -> torch.Tensor:
-        """(2, R): waited for data; from the start of the step to its backward pass."""
+        """(2, R): waited for data; what a rank took until it first waited for others, or between such waits."""
         return self.values[1 + self.batch + len(HOST) :].view(2, -1)
 
 
@@ -146,10 +146,10 @@ def _complete(report: StepReport, seconds: float) -> None:
     row["replaced_clips"] = int(host["replaced"])
     row["clips_per_second"] = host["clips"] / seconds
     row["spans_per_second"] = host["spans"] / seconds
-    waits, before_backward = sums.seconds
+    waits, alone = sums.seconds
     row["data_wait_percent"] = min(100.0, 100 * waits.max().item() / seconds)
     if len(waits) > 1:
-        # Who comes to the exchange of gradients last holds up all others.
-        row["slowest_rank"] = int(before_backward.argmax())
-        row["slowest_rank_behind_ms"] = 1000 * (before_backward.max() - before_backward.median()).item()
+        # Who comes to an exchange last holds up all others.
+        row["slowest_rank"] = int(alone.argmax())
+        row["slowest_rank_behind_ms"] = 1000 * (alone.max() - alone.median()).item()
         row["slowest_rank_wait_ms"] = 1000 * waits[row["slowest_rank"]].item()

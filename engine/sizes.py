@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,7 @@ class PhasedLoader:
         self._stack = ExitStack()
         self._loader: BaseClipLoader[Any] | None = None
         self.total = LoaderCount()
+        self.decoding_range: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def __enter__(self) -> PhasedLoader:
         return self
@@ -130,6 +131,7 @@ class PhasedLoader:
         self._loader = self._stack.enter_context(
             self.open_loader(self.phases[phase].config, self._until_the_next(phase))
         )
+        self._loader.decoding_range = self.decoding_range
 
     def _until_the_next(self, phase: int) -> Iterator[NDArray[np.int64]]:
         while self._next is not None and phase_at(self.phases, int(self._next[0])) == phase:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from uuid import uuid4
 
 from ..ssl.encoder import VideoEncoder
 from .config import Config, ConfigError
@@ -30,5 +31,8 @@ def load_teacher(config: Config) -> VideoEncoder | None:
             "name the teacher that is meant, or set run.dir elsewhere"
         )
     record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps({"path": objective.teacher, "checksum": checksum}), encoding="utf-8")
+    # All ranks come here at once, and none may read what another has half written.
+    unfinished = record.with_suffix(f".{uuid4().hex}")
+    unfinished.write_text(json.dumps({"path": objective.teacher, "checksum": checksum}), encoding="utf-8")
+    unfinished.replace(record)
     return encoder

@@ -101,6 +101,9 @@ def view_curve(run_dir: Path, out: Path | None = None) -> Path:
     steps = [row["step"] for row in rows]
     loss.plot(steps, [row["loss"] for row in rows], color="0.75", linewidth=0.8, label="each step")
     loss.plot(steps, _smooth([row["loss"] for row in rows]), color="C0", label="running mean")
+    if validated := [row for row in rows if "validation_loss" in row]:
+        held_out = [row["validation_loss"] for row in validated]
+        loss.plot([row["step"] for row in validated], held_out, "o-", color="C3", markersize=3, label="held-out videos")
     loss.set_yscale("log")
     loss.set_ylabel("loss")
     loss.set_title(run_dir.name)

@@ -21,8 +21,20 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensor
 
-from .launch import INDEX_DTYPES, TRITON_DTYPES, jit, launch, power_of_two, require, require_indices, takes_triton, tl
+from .launch import (
+    INDEX_DTYPES,
+    TRITON_DTYPES,
+    has_values,
+    jit,
+    launch,
+    power_of_two,
+    require,
+    require_indices,
+    takes_triton,
+    tl,
+)
 from .pixel_loss import _scale
 
 Distance = Literal["l1", "smooth_l1", "l2"]
@@ -215,10 +227,12 @@ def feature_loss(
         require("offsets", offsets, dtypes=INDEX_DTYPES, shape=(None,), like=features)
         if len(offsets) == 1 or (len(offsets) - 1) % clips:
             raise ValueError(f"offsets must be one more than a multiple of the {clips} clips, got {len(offsets)}")
-        on_host = offsets.device.type == "cpu" and not torch.compiler.is_compiling()
+        on_host = offsets.device.type == "cpu" and has_values(offsets)
         if on_host and not (offsets[0] == 0 and (offsets.diff() >= 0).all() and offsets[-1] <= len(prediction)):
             raise ValueError(f"offsets must ascend from 0 to at most {len(prediction)} rows, got {offsets.tolist()}")
-    if not takes_triton(prediction, features):
+    # The reference's shapes follow from the values of packed offsets; where there are none, the operator says what it returns.
+    is_traced = offsets is not None and isinstance(prediction, FakeTensor)
+    if not takes_triton(prediction, features) and not is_traced:
         return feature_loss_reference(prediction, features, indices, distance, offsets, loss_scale, eps)
     with_gradient = torch.is_grad_enabled() and prediction.requires_grad
     if offsets is None:

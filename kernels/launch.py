@@ -44,6 +44,11 @@ def takes_triton(*tensors: torch.Tensor) -> bool:
     return tensors[0].is_cuda or interpret_on_cpu
 
 
+def has_values(tensor: torch.Tensor) -> bool:
+    """False where only shapes are traced: by torch.compile, or in a dry run."""
+    return not (torch.compiler.is_compiling() or isinstance(tensor, FakeTensor))
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """Starts `kernel` on the device of its first tensor."""
     if record is not None:
@@ -109,8 +114,7 @@ def require_indices(
 ) -> None:
     """As `require`, for indices of any layout: also refuses those outside 0 .. bound - 1 (on a device only when asked to)."""
     require(name, indices, dtypes=INDEX_DTYPES, shape=shape, like=like, contiguous=False)
-    has_no_values = torch.compiler.is_compiling() or isinstance(indices, FakeTensor)
-    if has_no_values or not (check_indices_on_device or indices.device.type == "cpu"):
+    if not has_values(indices) or not (check_indices_on_device or indices.device.type == "cpu"):
         return
     smallest, largest = indices.min().item(), indices.max().item()
     if smallest < 0 or largest >= bound:

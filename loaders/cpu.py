@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from .loader import BaseClipLoader, Span
 from .order import ClipOrder
 from .resize import Resize
 from .span import ClipSource, CropSource, Recipe, SpanResult, VideoSource
+from .threads import Threads
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class ClipLoader(BaseClipLoader[_CpuBlock]):
         failure_budget: float = 0.1,
         failure_floor: int = 20,
         stall_seconds: float = 60.0,
+        clip_timeout: float | None = 300.0,
         background: bool = False,
     ) -> None:
         super().__init__(
@@ -68,10 +70,10 @@ class ClipLoader(BaseClipLoader[_CpuBlock]):
             failure_budget=failure_budget,
             failure_floor=failure_floor,
             stall_seconds=stall_seconds,
+            clip_timeout=clip_timeout,
         )
-        self._pool = ThreadPoolExecutor(
-            self.threads, thread_name_prefix="decode", initializer=_lower_priority if background else None
-        )
+        self._pool = Threads(self.threads, "decode", _lower_priority if background else None)
+        self._threads = [self._pool]
 
     def _start(self, spans: list[Span]) -> _CpuBlock:
         rows = [len(span.views) for span in spans]
@@ -79,16 +81,15 @@ class ClipLoader(BaseClipLoader[_CpuBlock]):
         frames = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         outputs, stops = frames.numpy(), np.cumsum(rows)
         parts = [outputs[stop - count : stop] for stop, count in zip(stops, rows, strict=True)]
-        return _CpuBlock(frames, [self._pool.submit(self._read, *pair) for pair in zip(spans, parts, strict=True)])
+        pairs = zip(spans, parts, strict=True)
+        return _CpuBlock(frames, [self._pool.submit(self._account, self._read, *pair) for pair in pairs])
 
     def _finish(self, block: _CpuBlock) -> tuple[torch.Tensor, list[SpanResult]]:
         return block.frames, [self._wait(future) for future in block.work]
 
     def _read(self, span: Span, output: NDArray[np.uint8]) -> SpanResult:
-        return self._reader().read(span.draw, span.views, output)
-
-    def _stop(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        with self.decoding_range():
+            return self._reader().read(span.draw, span.views, output)
 
 
 def _lower_priority() -> None:

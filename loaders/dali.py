@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ from .order import ClipOrder
 from .resize import Resize
 from .sampler import Clip
 from .span import ClipSource, CropSource, Cut, Recipe, SpanReader, SpanResult, VideoSource
+from .threads import Threads
 from .video import VideoError
 
 # Decoder sessions on a GPU: about two for each of its engines, as a session waits for the end of every picture.
@@ -83,6 +84,7 @@ class ClipLoader(BaseClipLoader[_Block]):
         failure_budget: float = 0.1,
         failure_floor: int = 20,
         stall_seconds: float = 60.0,
+        clip_timeout: float | None = 300.0,
         background: bool = False,
         pipeline: Callable[..., Any] = clip_pipeline,
         inputs: Callable[[Clip], Mapping[str, ArrayLike]] | None = None,
@@ -100,6 +102,7 @@ class ClipLoader(BaseClipLoader[_Block]):
             failure_budget=failure_budget,
             failure_floor=failure_floor,
             stall_seconds=stall_seconds,
+            clip_timeout=clip_timeout,
         )
         if decoders is None:
             decoders = SESSIONS if self.device.type == "cuda" else self.threads
@@ -111,7 +114,8 @@ class ClipLoader(BaseClipLoader[_Block]):
         # Rows of the corpus and kinds of video that DALI has failed at.
         self._unfit: set[int | Kind] = set(on_cpu)
         priority = _lower_priority if background else None
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="window", initializer=priority)
+        self._pool = Threads(self.threads, "window", priority)
+        self._threads = [self._pool]
         self._decoder = AheadDecoder(
             lambda: DecodingPipeline(
                 pipeline,
@@ -124,23 +128,26 @@ class ClipLoader(BaseClipLoader[_Block]):
             self._take_over,
             jobs_per_run=spans_per_run,
             initializer=priority,
+            decoding_range=lambda: self.decoding_range(),
         )
+        self._threads.append(self._decoder.threads)
 
     def _start(self, spans: list[Span]) -> _Block:
-        prepared = [self._pool.submit(self._prepare, span) for span in spans]
-        return _Block(prepared, self._decoder.decode(prepared))
+        prepared = [self._pool.submit(self._account, self._prepare, span) for span in spans]
+        draws = f"DALI decodes draws {spans[0].draw} to {spans[-1].draw}" if spans else "DALI decodes nothing"
+        return _Block(prepared, self._decoder.decode(prepared, lambda thread: draws))
 
     def _finish(self, block: _Block) -> tuple[torch.Tensor, list[SpanResult]]:
         parts = self._wait(block.clips)
-        prepared = [future.result() for future in block.spans]
+        prepared = [self._wait(future) for future in block.spans]
         results = [span.result for span in prepared]
         if not parts:
             return torch.empty((0, *self._clip_shape), dtype=torch.uint8, device=self.device), results
         views = parts[0] if len(parts) == 1 else [torch.cat(part) for part in zip(*parts, strict=True)]
         return views[0] if len(views) == 1 else torch.stack(views, dim=1).flatten(0, 1), results
 
-    def _stop(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    def close(self) -> None:
+        super().close()
         self._decoder.close()
 
     @property

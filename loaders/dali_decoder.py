@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from .dali_pipeline import Sample
+from .threads import Account, Threads
 
+POLL_SECONDS = 0.2
 # What the graph is fed where a sample has nothing of the kind.
 NOTHING, NO_RANK, IDENTITY = np.zeros((1, 1, 1, 3), np.uint8), np.zeros(1, np.int32), np.eye(3, dtype=np.float32)
 
@@ -117,6 +120,7 @@ class AheadDecoder(Generic[AnyJob]):
 
     build: makes a pipeline; called in that thread, so that DALI's threads take over the priority that `initializer` gives it.
     take_over: called there with a job whose window DALI fails at, and the error; has to give the job a sample of decoded pictures.
+    decoding_range: makes the context around the wait for DALI's clips, for profilers. threads: that thread, to be closed first.
     """
 
     def __init__(
@@ -126,33 +130,42 @@ class AheadDecoder(Generic[AnyJob]):
         *,
         jobs_per_run: int,
         initializer: Callable[[], None] | None = None,
+        decoding_range: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self._build, self._take_over, self._jobs_per_run = build, take_over, jobs_per_run
         self._waiting: deque[list[Future[AnyJob]]] = deque()
         self._queued: deque[list[AnyJob]] = deque()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode", initializer=initializer)
-        self._pipeline = self._thread.submit(build).result()
+        self._decoding_range, self._is_closed = decoding_range, False
+        self.threads = Threads(1, "decode", initializer)
+        self._pipeline = self.threads.submit(lambda thread: "DALI builds its graph", build).result()
 
-    def decode(self, jobs: list[Future[AnyJob]]) -> Future[list[Clips]]:
-        """The clips of these jobs, in parts that follow one another."""
+    def decode(self, jobs: list[Future[AnyJob]], account: Account) -> Future[list[Clips]]:
+        """The clips of these jobs, in parts that follow one another. account: which ones, for errors."""
         self._waiting.append(jobs)
-        return self._thread.submit(self._decode, jobs)
+        return self.threads.submit(account, self._decode, jobs)
 
     def close(self) -> None:
-        """Drops what is not decoded yet. To be called when no job is being made ready any more."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Drops what is not decoded yet. To be called when no job is being made ready any more, and the thread is closed."""
+        self._is_closed = True
         self._waiting.clear()
         self._queued.clear()
         self._pipeline.close()
 
     def _decode(self, jobs: list[Future[AnyJob]]) -> list[Clips]:
         for job in jobs:
-            job.result()
+            self._wait(job)
         parts: list[Clips] = []
         for _ in range(0, len(jobs), self._jobs_per_run):
             self._queue_what_is_ready()
             parts += self._collect()
         return parts
+
+    def _wait(self, job: Future[AnyJob]) -> None:
+        """Until a job is ready. The thread that makes it so is watched itself: waiting for it is not this thread's fault."""
+        while not job.done() and not self._is_closed:
+            wait([job], timeout=POLL_SECONDS)
+            self.threads.come_on()
+        job.result(timeout=0)
 
     def _queue_what_is_ready(self) -> None:
         """Queues later jobs as well, so that DALI goes on while nobody waits for it."""
@@ -169,12 +182,16 @@ class AheadDecoder(Generic[AnyJob]):
         """The clips of the run that was queued first."""
         run = self._queued.popleft()
         try:
-            return [self._pipeline.result()]
+            return [self._result()]
         except RuntimeError as error:
             parts = self._rescue(run, error)
             for later in self._queued:
                 self._submit(later)
             return parts
+
+    def _result(self) -> Clips:
+        with self._decoding_range():
+            return self._pipeline.result()
 
     def _rescue(self, run: list[AnyJob], error: RuntimeError) -> list[Clips]:
         """Decodes a run that DALI failed at, half by half, down to the job at fault: DALI does not say which one it is."""
@@ -189,7 +206,7 @@ class AheadDecoder(Generic[AnyJob]):
         for rest in filter(None, (run[:half], run[half:])):
             self._submit(rest)
             try:
-                parts.append(self._pipeline.result())
+                parts.append(self._result())
             except RuntimeError as again:
                 parts += self._rescue(rest, again)
         return parts

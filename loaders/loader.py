@@ -14,9 +14,10 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -27,9 +28,12 @@ from numpy.typing import ArrayLike, NDArray
 from .batch import ClipBatch, LoaderCount
 from .order import ClipOrder
 from .span import Recipe, SpanReader, SpanResult
+from .threads import LoaderError, Threads
 from .video import VideoError
 
 LISTED_FAILURES = 20
+POLL_SECONDS = 0.5
+STUCK_PATIENCE = 1.0  # seconds for the other threads, once one is known to be stuck
 Block = TypeVar("Block")
 Value = TypeVar("Value")
 log = logging.getLogger("trocar.loaders")
@@ -67,7 +71,9 @@ class BaseClipLoader(ABC, Generic[Block]):
     view a number is; where None, number n is draw n. threads: reading threads, all cores where None. prefetch: batches that are
     decoded while the caller works on one, at least 1. device: where batches and waiting clips are. failure_budget: share of the
     spans that may fail; a failed one is replaced and reported in the batch's count. stall_seconds: how long a batch may take
-    before a warning names the files that are being read. taken_over: why the CPU decodes a video (its path) instead of what this
+    before a warning names the files that are being read. clip_timeout: how long a thread may be at one span before that is a
+    LoaderError, as is a thread that dies; for ever where None. decoding_range: makes the context in which a span is decoded, for
+    profilers. taken_over: why the CPU decodes a video (its path) instead of what this
     loader is for. Raises VideoError, listing the failures, once the budget is exceeded
     (never before `failure_floor` failures), or where all replacements of a draw fail; a clip that has none is left out of its
     batch. It closes itself at the end and on any error.
@@ -85,6 +91,7 @@ class BaseClipLoader(ABC, Generic[Block]):
         failure_budget: float,
         failure_floor: int,
         stall_seconds: float,
+        clip_timeout: float | None,
     ) -> None:
         if prefetch < 1 or (threads is not None and threads < 1):
             raise ValueError(f"prefetch and threads must be at least 1, got {prefetch} and {threads}")
@@ -94,7 +101,8 @@ class BaseClipLoader(ABC, Generic[Block]):
         self.threads = threads or len(os.sched_getaffinity(0))
         self.prefetch, self.device = prefetch, torch.device(device)
         self.failure_budget, self.failure_floor = failure_budget, failure_floor
-        self.stall_seconds = stall_seconds
+        self.stall_seconds, self.clip_timeout = stall_seconds, clip_timeout
+        self.decoding_range: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.total = LoaderCount()
         self.taken_over: dict[str, str] = {}
         self._numbers = iter(numbers)
@@ -102,6 +110,8 @@ class BaseClipLoader(ABC, Generic[Block]):
         self._due: dict[int, Span] = {}
         self._local = threading.local()
         self._readers: list[SpanReader] = []
+        self._threads: list[Threads] = []
+        self._is_stuck = False
 
     @abstractmethod
     def _start(self, spans: list[Span]) -> Block:
@@ -110,10 +120,6 @@ class BaseClipLoader(ABC, Generic[Block]):
     @abstractmethod
     def _finish(self, block: Block) -> tuple[torch.Tensor, list[SpanResult]]:
         """Waits for a block: its clips (sum of views, T, R, R, 3) uint8, span by span, and what became of each span."""
-
-    @abstractmethod
-    def _stop(self) -> None:
-        """Ends all decoding."""
 
     def __iter__(self) -> Iterator[ClipBatch]:
         return self
@@ -140,9 +146,13 @@ class BaseClipLoader(ABC, Generic[Block]):
         self._numbers = iter(())
         self._ahead.clear()
         self._due.clear()
-        self._stop()
+        busy: set[str] = set()
+        for threads in self._threads:
+            busy |= threads.close(STUCK_PATIENCE if self._is_stuck else None)
         while self._readers:
-            self._readers.pop().close()
+            reader = self._readers.pop()
+            if reader.thread not in busy:  # what a stuck thread is at cannot be closed under it
+                reader.close()
 
     def _plan(self, numbers: NDArray[np.int64]) -> _Plan[Block]:
         spans: list[Span] = []
@@ -225,19 +235,37 @@ class BaseClipLoader(ABC, Generic[Block]):
         return self._local.reader
 
     def _wait(self, future: Future[Value]) -> Value:
-        """The future's result; a warning names what is being read whenever it takes long."""
+        """The future's result; a warning names what is being read whenever it takes long. Raises LoaderError."""
+        waited, pause = 0.0, min(POLL_SECONDS, self.stall_seconds)
         while True:
             try:
-                return future.result(timeout=self.stall_seconds)
+                return future.result(timeout=pause)
             except FutureTimeoutError:
-                if future.done():  # the work itself raised it
-                    raise
+                if future.done():  # since then, or the work itself raised it
+                    return future.result()
+            waited += pause
+            try:
+                for threads in self._threads:
+                    threads.check(pause, self.clip_timeout)
+            except LoaderError:
+                self._is_stuck = True
+                raise
+            if waited >= self.stall_seconds:
+                waited = 0.0
                 reading = sorted({reader.reading for reader in self._readers} - {""})
                 log.warning(
                     "no batch for %g seconds; %s",
                     self.stall_seconds,
                     f"still reading {', '.join(reading)}" if reading else "decoding is slow",
                 )
+
+    def _account(self, thread: str) -> str:
+        """Which clip a reading thread is at."""
+        clip = next((reader.clip for reader in self._readers if reader.thread == thread), None)
+        if clip is None:
+            return "between two clips"
+        spare = f", replacement {clip.spare}" if clip.spare else ""
+        return f"draw {clip.draw}{spare}, from frame {clip.frames[0]} on of {self.recipe.videos.video_path(clip.video)}"
 
 
 def clip_numbers(batch: int, first: int = 0) -> Iterator[NDArray[Any]]:

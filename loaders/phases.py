@@ -45,9 +45,14 @@ class PlannedOrder:
 
 
 def plan_order(
-    corpus: Corpus, phases: Sequence[DrawSettings], span_frames: NDArray[np.int64], seed: int
+    corpus: Corpus,
+    phases: Sequence[DrawSettings],
+    span_frames: NDArray[np.int64],
+    seed: int,
+    held_out: NDArray[np.bool_] | None = None,
 ) -> PlannedOrder:
-    """The order of draws that `phases` describe. span_frames: (V,) frames of the spans where there is no tree.
+    """The order of draws that `phases` describe. span_frames: (V,) frames of the spans where there is no tree. held_out: (V,)
+    videos that no phase draws, whatever it includes.
 
     Raises CorpusError or ValueError, which name the setting.
     """
@@ -56,14 +61,19 @@ def plan_order(
     for settings in phases:
         selection = select_videos(corpus, settings.include, settings.exclude)
         notes += [f"from draw {settings.first_draw:,}: {note}" for note in selection.notes]
+        wanted = selection.wanted if held_out is None else selection.wanted & ~held_out
+        if not wanted.any():
+            raise CorpusError(
+                f"{corpus.path}: from draw {settings.first_draw:,} on every video that may be drawn is held out for validation"
+            )
         groups = _source_groups(corpus, settings.source_caps)
         if settings.tree is None:
             if settings.thin is not None:
                 raise ValueError("data.thin needs data.tree, which knows how near spans are to each other")
-            spans = _grid(corpus, span_frames, selection.wanted, groups)
+            spans = grid_spans(corpus, span_frames, wanted, groups)
         else:
             tree = trees.setdefault(settings.tree, ClusterTree.read(settings.tree))
-            spans = place_tree(tree, corpus, selection.wanted, groups, settings.thin)
+            spans = place_tree(tree, corpus, wanted, groups, settings.thin)
             notes += _left_out(tree, settings)
         epoch_draws = settings.epoch_draws or len(spans.video)
         levels = spans.paths.shape[1]
@@ -94,7 +104,14 @@ def _source_groups(corpus: Corpus, caps: Mapping[str, float]) -> NDArray[np.int6
     return np.array([numbers.get(source, -1) for source in sources], dtype=np.int64)
 
 
-def _grid(
+def uniform_order(corpus: Corpus, span_frames: NDArray[np.int64], wanted: NDArray[np.bool_], seed: int) -> TreeOrder:
+    """All spans alike, of the videos that are wanted (V,)."""
+    spans = grid_spans(corpus, span_frames, wanted, None)
+    total = len(spans.video)
+    return TreeOrder([Phase(0, spans, np.array([total], dtype=np.float64), total)], seed)
+
+
+def grid_spans(
     corpus: Corpus, span_frames: NDArray[np.int64], wanted: NDArray[np.bool_], groups: NDArray[np.int64] | None
 ) -> TreeSpans:
     """All spans in one leaf, or in one a group."""

@@ -8,6 +8,7 @@ FILE: entries themselves, or a CSV with a column `path` or `id`.
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -37,7 +38,8 @@ def select_videos(corpus: Corpus, include: Iterable[str] = (), exclude: Iterable
     names = [_Names.of(row) for row in corpus.scan("id", "path", "original")]
     notes: list[str] = []
     included, excluded = (
-        _matches(corpus, names, entries, key, notes) for entries, key in ((include, "include"), (exclude, "exclude"))
+        _matches(corpus, names, entries, key, notes)
+        for entries, key in ((include, "data.include"), (exclude, "data.exclude"))
     )
     wanted = (np.ones(len(names), dtype=bool) if included is None else included) & ~(
         np.zeros(len(names), dtype=bool) if excluded is None else excluded
@@ -45,6 +47,36 @@ def select_videos(corpus: Corpus, include: Iterable[str] = (), exclude: Iterable
     if not wanted.any():
         raise CorpusError(f"{corpus.path}: data.include and data.exclude leave none of its {len(corpus):,} videos")
     return Selection(wanted, notes)
+
+
+def hold_out(
+    corpus: Corpus, among: NDArray[np.bool_], videos: Iterable[str] = (), fraction: float = 0.0, seed: int = 0
+) -> NDArray[np.bool_]:
+    """(V,) which videos are kept from training: those that an entry of `videos` matches, and a fraction of those in `among` (V,).
+
+    Of the latter each decides by itself, by a hash of its id that `seed` keys (0 .. 2**64 - 1): more videos in a corpus, another
+    order or proxies change nothing for those that were there. Raises CorpusError where none is held out, or none is left.
+    """
+    names = [_Names.of(row) for row in corpus.scan("id", "path", "original")]
+    named = _matches(corpus, names, videos, "validation.videos", [])
+    hashed = np.array([below_fraction(row["id"], fraction, seed) for row in corpus.scan("id")], dtype=bool) & among
+    held = hashed if named is None else named | hashed
+    if not held.any():
+        raise CorpusError(
+            f"validation.fraction: {fraction} of the {int(among.sum()):,} videos of {corpus.path} that may be drawn, and "
+            "validation.videos, hold none out; give a larger fraction, or name some videos"
+        )
+    if not (among & ~held).any():
+        raise CorpusError(
+            f"{corpus.path}: validation.videos and validation.fraction leave none of its videos to train on"
+        )
+    return held
+
+
+def below_fraction(name: str, fraction: float, seed: int) -> bool:
+    """Whether the hash of `name` that `seed` keys, as a number in 0 .. 1, lies below `fraction`."""
+    digest = hashlib.blake2b(name.encode(), digest_size=8, key=seed.to_bytes(8, "little"), person=b"held-out").digest()
+    return int.from_bytes(digest, "little") < fraction * 2.0**64
 
 
 @dataclass(frozen=True)
@@ -79,13 +111,13 @@ def _matches(
         hit = sum(bool(rows) for rows in found)
         if not hit and not entry.startswith("@"):
             raise CorpusError(
-                f"data.{key}: {entry!r} matches no video of {corpus.path}; give an id, a file name, or a pattern of whole paths "
+                f"{key}: {entry!r} matches no video of {corpus.path}; give an id, a file name, or a pattern of whole paths "
                 "such as '*/test/*'"
             )
         rows = sorted({row for part in found for row in part})
         result[rows] = True
         of = f" ({hit:,} of {len(listed):,} entries are in the corpus)" if entry.startswith("@") else ""
-        notes.append(f"{key} {entry}: {len(rows):,} videos{of}")
+        notes.append(f"{key.rpartition('.')[2]} {entry}: {len(rows):,} videos{of}")
     return result
 
 

@@ -7,6 +7,7 @@ Shapes: V views, T frames, R x R pixels; F distinct frames of the window.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -144,12 +145,14 @@ class _Latest(Generic[Opened]):
 class SpanReader:
     """Reads spans. Keeps a few videos open. Not thread-safe: one thread at a time.
 
-    reading: the path of the video that is being read right now, "" between two.
+    reading: the path of the video that is being read right now, "" between two. clip: the one it is at. thread: the name of the
+    one that made it.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.reading = ""
+        self.reading, self.thread = "", threading.current_thread().name
+        self.clip: Clip | None = None
         self._windows: _Latest[WindowReader] = _Latest()
         self._decoders: _Latest[WindowDecoder] = _Latest()
 
@@ -175,6 +178,7 @@ class SpanReader:
 
     def cut(self, clips: list[Clip], count: LoaderCount) -> Cut:
         """The window of some clips of one video, with their crops. Raises VideoError."""
+        self.clip = clips[0]
         for clip in clips:
             if clip.problem:
                 raise VideoError(clip.problem)

@@ -64,7 +64,8 @@ class MadeLoader:
     """Stands in for a ClipLoader: the frames of clip n are random numbers keyed by n.
 
     Appends (step, rank, clip numbers) to RUN/read_RANK.jsonl. at: what happens before a rank's batch of a step, as
-    {"rank": r, "step": s, "do": "kill" | "stop" | "sleep" | "raise" | "term"}, once RUN/checkpoints holds "saved" where given.
+    {"rank": r, "step": s, "do": "kill" | "stop" | "sleep" | "pause" | "raise" | "term"}, once RUN/checkpoints holds "saved"
+    where given.
     """
 
     def __init__(self, config: Any, numbers: Iterator[Any], at: dict[str, Any] | None) -> None:
@@ -122,6 +123,8 @@ def happen(what: str) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     elif what == "sleep":
         time.sleep(600)
+    elif what == "pause":
+        time.sleep(1.5)
     elif what == "raise":
         raise ValueError("a clip of another shape")
 
@@ -135,8 +138,8 @@ def train_made(
 ) -> Any:
     """`pretrain` of demo_cpu with these settings on made clips, in this process.
 
-    poison: the clip whose loss and gradients become NaN. leave_out: the step whose update does not happen. in_save: what happens in
-    the middle of writing the n-th checkpoint of this process: "kill", or "full", a full disk.
+    poison: the clip whose loss and gradients become NaN. leave_out: the step whose updates, of weights and of a target encoder, are
+    left out. in_save: what happens in the middle of writing the n-th checkpoint of this process: "kill", or "full", a full disk.
     """
     if in_save:
         checkpoint_storage.save_file = _disturbed(checkpoint_storage.save_file, in_save)
@@ -146,7 +149,7 @@ def train_made(
     def build_loader(config: Any, corpus: Any, sampler: Any, numbers: Any, device: Any, *, report: bool) -> Any:
         return MadeLoader(config, numbers, at)
 
-    updates = iter(range(1, 1 << 30))
+    updates, moves = iter(range(1, 1 << 30)), iter(range(1, 1 << 30))
 
     def step_unless(optimizer: Any, skip: torch.Tensor) -> None:
         if next(updates) != leave_out:
@@ -154,7 +157,15 @@ def train_made(
 
     def build_model(config: Any) -> Any:
         model, masks = before[2](config)
-        model.register_forward_hook(spoil)
+        update_target = model.update_target
+
+        def move(*arguments: Any) -> None:
+            if next(moves) != leave_out:
+                update_target(*arguments)
+
+        object.__setattr__(model, "update_target", move)
+        if poison is not None:
+            model.register_forward_hook(spoil)
         return model, masks
 
     def spoil(model: Any, arguments: Any, output: Any) -> Any:
@@ -165,7 +176,7 @@ def train_made(
 
     pretrain_module.build_loader = build_loader  # type: ignore[assignment]
     pretrain_module.step_unless = step_unless
-    if poison is not None:
+    if poison is not None or leave_out is not None:
         pretrain_module.build_model = build_model
     try:
         return pretrain_module.pretrain(config, progress=False)

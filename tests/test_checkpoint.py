@@ -6,6 +6,9 @@ import errno
 import json
 import os
 import pickle
+import threading
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from safetensors.torch import load_file
 
 from trocar.engine import checkpoint as checkpoint_module
 from trocar.engine import checkpoint_storage
+from trocar.engine import pretrain as pretrain_module
 from trocar.engine.checkpoint import CheckpointError, checkpoints, load_checkpoint
 from trocar.engine.cli import main
 from trocar.engine.metrics import read_metrics
@@ -154,6 +158,40 @@ def test_training_goes_on_over_a_full_disk(
     train_made(settings(corpus, tmp_path / "whole", "optim.steps=6", "run.checkpoint_every=2"))
     mine, theirs = (load_checkpoint(checkpoints(tmp_path / name)[-1]).model for name in ("full", "whole"))
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("how", ["dies", "hangs"])
+def test_a_thread_that_saves_no_more_ends_the_run(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Before the next save, and what it was at does not count."""
+    save_file, go_on = checkpoint_storage.save_file, threading.Event()
+
+    def fatal(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if "00000008" in str(path):
+            if how == "dies":
+                raise SystemExit(0)
+            go_on.wait()
+        save_file(tensors, path)
+
+    monkeypatch.setattr(checkpoint_storage, "save_file", fatal)
+    more = ["optim.steps=100", "run.checkpoint_every=4", "run.save_timeout=0.5"]
+    monkeypatch.setattr(pretrain_module, "collect_garbage_seldom", lambda: nullcontext(slow_down))
+    says = r"step_00000008: " + (
+        r"the thread that writes it ended with SystemExit\(0\)" if how == "dies" else r"not written after 0\.5 s"
+    )
+    try:
+        with pytest.raises(CheckpointError, match=says):
+            train_made(settings(corpus, tmp_path, *more))
+        assert read_metrics(tmp_path)[-1]["step"] < 12
+        assert [path.name for path in checkpoints(tmp_path)] == ["step_00000004"]
+    finally:
+        go_on.set()
+
+
+def slow_down(step: int) -> None:
+    if step > 8:
+        time.sleep(0.3)
 
 
 def test_rows_wait_while_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import CONTEXT, TINY, free_port, made_batch
+from ranks import CONTEXT, TINY, free_port, made_batch, make_corpus, train_made
+from test_distributed import OBJECTIVES
 
 from trocar.engine import dry_run as dry_run_module
 from trocar.engine.cli import main
@@ -27,9 +28,11 @@ WIDE = [
 ]
 
 
-@pytest.mark.parametrize("sharding", ["none", "full"])
-def test_two_ranks_hold_and_send_what_it_says(tmp_path: Path, sharding: str) -> None:
-    settings = [*WIDE, f"run.sharding={sharding}", "optim.accumulation=2"]
+@pytest.mark.parametrize(
+    ("objective", "sharding"), [("mae", "none"), pytest.param("mae", "full", marks=pytest.mark.slow), ("jepa", "full")]
+)
+def test_two_ranks_hold_and_send_what_it_says(tmp_path: Path, objective: str, sharding: str) -> None:
+    settings = [*WIDE, *OBJECTIVES[objective], f"run.sharding={sharding}", "optim.accumulation=2"]
     said = dry_run(load_config("demo_cpu", settings), 2)
     port, found = free_port(), tmp_path / "found.json"
     ranks = [CONTEXT.Process(target=measure, args=(rank, port, settings, str(found))) for rank in range(2)]
@@ -48,6 +51,7 @@ def test_two_ranks_hold_and_send_what_it_says(tmp_path: Path, sharding: str) -> 
     if sharding == "full":
         assert said.sent["all-gather of weights"] == tuple(real["gathered"])
         assert said.parameters_here < 0.6 * said.parameters
+    print(f"{objective}, {sharding}: {said.activations + said.gradients + said.buckets} said, {real['peak']} measured")
     assert said.activations + said.gradients + said.buckets == pytest.approx(real["peak"], rel=0.1)
 
 
@@ -112,5 +116,18 @@ def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigError, match="leave some of 16 ranks without a clip"):
         dry_run(load_config("demo_cpu", WIDE), 16)
-    with pytest.raises(ConfigError, match="cannot be traced"):
-        dry_run(load_config("demo_cpu", [*WIDE, "objective.kind=jepa", "model.positions=axes"]), 2)
+
+
+def test_a_teacher_is_held_whole_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Its weights count on every rank, though nothing of it is sharded, trained or sent."""
+    corpus, teacher = make_corpus(tmp_path / "videos"), tmp_path / "teacher"
+    train_made([f"data.corpus={corpus}", f"run.dir={teacher}", *TINY, *OBJECTIVES["jepa"], "optim.steps=1"])
+    student = [*TINY, *OBJECTIVES["jepa"], "data.corpus=none", f"run.dir={tmp_path / 'run'}", "run.sharding=full"]
+    taught = dry_run(load_config("demo_cpu", [*student, f"objective.teacher={teacher}"]), 2)
+    alone = dry_run(load_config("demo_cpu", student), 2)
+    encoder = alone.parameters - taught.parameters
+    assert encoder > 0, "the copy that follows is part of the model, the teacher is not"
+    assert taught.weights - (alone.weights - 8 * encoder / 2) == pytest.approx(8 * encoder, rel=0.2)
+    assert taught.sent["reduce-scatter of gradients"] == alone.sent["reduce-scatter of gradients"]
+    assert taught.optimizer == alone.optimizer
+    assert not (tmp_path / "run").exists()

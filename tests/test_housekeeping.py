@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ranks import TINY, make_corpus, train_made
+from test_distributed import OBJECTIVES
 
 from trocar.engine import profiler
 from trocar.engine.build import build_model
+from trocar.engine.config import ConfigError
 from trocar.engine.config_file import load_config
 from trocar.engine.distributed import World
 from trocar.engine.housekeeping import (
@@ -20,6 +27,9 @@ from trocar.engine.housekeeping import (
     share_cores,
     snapshot_when_out_of_memory,
 )
+from trocar.engine.metrics import read_metrics
+from trocar.engine.sizes import Phase, PhasedLoader
+from trocar.loaders.batch import LoaderCount
 
 
 @pytest.mark.parametrize("near_side", [None, "same", "other"])
@@ -107,6 +117,22 @@ def test_stages_have_their_names_and_cost_nothing_when_off(monkeypatch: pytest.M
     }
 
 
+def test_decoding_has_its_range_in_every_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiler, "_range", lambda name: f"range of {name}")
+    off: Any = SimpleNamespace(decoding_range=None)
+    profiler.name_decoding(off)
+    assert off.decoding_range is None
+    monkeypatch.setattr(profiler, "IS_ON", True)
+    opened = SimpleNamespace(decoding_range=None, total=LoaderCount())
+    config = load_config("demo_cpu", ["data.corpus=none", "run.dir=none"])
+    loaders: Any = lambda config, numbers: nullcontext(opened)  # noqa: E731
+    phased = PhasedLoader([Phase(0, config)], iter([np.arange(2)]), loaders)
+    profiler.name_decoding(phased)
+    phased._open()
+    assert opened.decoding_range is not None
+    assert opened.decoding_range() == "range of decode"
+
+
 def test_the_record_says_what_ran(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path)
     for steps in (2, 3):
@@ -118,3 +144,50 @@ def test_the_record_says_what_ran(tmp_path: Path) -> None:
     assert second["versions"]["torch"] == torch.__version__.partition("+")[0] or second["versions"]["torch"]
     assert "steps: 3" in second["config"]
     assert {"host", "system", "cores", "device"} <= second["machine"].keys()
+
+
+def test_weights_and_biases_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it is given, by a stand-in; without the package the run does not begin."""
+    corpus, rows, ended = make_corpus(tmp_path / "corpus"), [], []
+    run = SimpleNamespace(log=lambda row, step: rows.append((step, row)), finish=lambda: ended.append(True))
+    asked: list[dict[str, Any]] = []
+
+    def init(**arguments: Any) -> Any:
+        asked.append(arguments)
+        return run
+
+    settings = [f"data.corpus={corpus}", f"run.dir={tmp_path / 'run'}", *TINY, "optim.steps=2", "run.wandb=surgery"]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"run\.wandb: 'surgery' needs Weights & Biases; pip install wandb"):
+        train_made(settings)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    train_made(settings)
+    assert [(asked[0]["project"], asked[0]["id"], asked[0]["resume"])] == [("surgery", "run", "allow")]
+    assert [step for step, _ in rows] == [1, 2]
+    assert all("loss" in row and "step" not in row for _, row in rows)
+    assert ended == [True]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor:UserWarning"
+)  # torch.compile looks at its own inputs
+@pytest.mark.parametrize("objective", ["mae", pytest.param("jepa", marks=pytest.mark.slow)])
+def test_compiled_blocks_learn_the_same(tmp_path: Path, objective: str) -> None:
+    """aot_eager, the backend where there is no compiler; also the forward passes of a validation, which take no gradient."""
+    corpus = make_corpus(tmp_path / "corpus")
+    more = [
+        *TINY,
+        *OBJECTIVES[objective],
+        "optim.steps=3",
+        "optim.batch=2",
+        "validation.videos=['1']",
+        "validation.clips=2",
+    ]
+    for compiled in ("none", "aot_eager"):
+        train_made([f"data.corpus={corpus}", f"run.dir={tmp_path / compiled}", *more, f"run.compile={compiled}"])
+    for name in ("loss", "validation_loss"):
+        eager, compiled = (
+            [row[name] for row in read_metrics(tmp_path / run) if name in row] for run in ("none", "aot_eager")
+        )
+        assert eager
+        assert compiled == pytest.approx(eager, rel=0, abs=1e-9)

@@ -17,8 +17,10 @@ JEPA = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("bucket", [pytest.param(1, marks=pytest.mark.slow), 64])
-def test_packing_loses_nothing_on_any_number_of_ranks(bucket: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("bucket", "sizes"), [(64, (2,)), *(pytest.param(bucket, (2, 4), marks=pytest.mark.slow) for bucket in (1, 64))]
+)
+def test_packing_loses_nothing_on_any_number_of_ranks(bucket: int, sizes: tuple[int, ...], tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "videos")
 
     def settings(name: str) -> list[str]:
@@ -28,7 +30,7 @@ def test_packing_loses_nothing_on_any_number_of_ranks(bucket: int, tmp_path: Pat
     expected = read_metrics(tmp_path / "one")
     wanted = load_checkpoint(checkpoints(tmp_path / "one")[-1]).model
     assert any(name.startswith("target_encoder.") for name in wanted)
-    for size in (2, 4):
+    for size in sizes:
         name = f"ranks_{size}"
         for status, output in run_ranks(size, tmp_path / name, settings=settings(name)):
             assert status == 0, output
@@ -47,3 +49,25 @@ def test_packing_loses_nothing_on_any_number_of_ranks(bucket: int, tmp_path: Pat
             else:
                 assert torch.allclose(actual[key], tensor, rtol=1e-6, atol=1e-9), key
     assert (expected[0]["padding_percent"] > 0) == (bucket > 1)
+
+
+@pytest.mark.parametrize("sharding", ["full", pytest.param("none", marks=pytest.mark.slow)])
+def test_a_frozen_teacher_is_whole_on_every_rank(tmp_path: Path, sharding: str) -> None:
+    """SALT: the student is sharded, its teacher is not; the same losses and weights, and the teacher is not saved again."""
+    corpus = make_corpus(tmp_path / "videos")
+
+    def settings(name: str, *more: str) -> list[str]:
+        return [*TINY, *JEPA, "objective.bucket=32", f"data.corpus={corpus}", f"run.dir={tmp_path / name}", *more]
+
+    train_made(settings("teacher", "optim.steps=1", "optim.base_learning_rate=1.0"))
+    taught = ["optim.steps=6", f"objective.teacher={tmp_path / 'teacher'}", "model.width=36", "model.heads=3"]
+    train_made(settings("one", *taught))
+    more = [*taught, f"run.sharding={sharding}", "run.checkpoint_activations=true", "optim.accumulation=2"]
+    for status, output in run_ranks(2, tmp_path / "two", settings=settings("two", *more)):
+        assert status == 0, output
+    for row, whole in zip(read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one"), strict=True):
+        assert row["loss"] == pytest.approx(whole["loss"], abs=1e-9)
+    mine, theirs = (load_checkpoint(checkpoints(tmp_path / name)[-1]).model for name in ("two", "one"))
+    assert mine.keys() == theirs.keys()
+    assert not any("target" in name for name in mine)
+    assert max((mine[name] - theirs[name]).abs().max().item() for name in mine) < 1e-9

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import TINY, make_corpus, run_ranks, train_made
+from test_distributed import OBJECTIVES
 from torch import nn
 
 from trocar.engine.checkpoint import checkpoints, load_checkpoint
@@ -27,6 +28,11 @@ def settings(corpus: Path, run_dir: Path, *more: str) -> list[str]:
     return [f"data.corpus={corpus}", f"run.dir={run_dir}", *TINY, "optim.batch=4", *more]
 
 
+def differing(run: Path, other: Path) -> list[str]:
+    mine, theirs = (load_checkpoint(checkpoints(path)[-1]).model for path in (run, other))
+    return [name for name in mine if not torch.equal(mine[name], theirs[name])]
+
+
 def assert_equal_runs(run: Path, other: Path) -> None:
     mine, theirs = (load_checkpoint(checkpoints(path)[-1]) for path in (run, other))
     for name in ("model", "optimizer"):
@@ -35,11 +41,17 @@ def assert_equal_runs(run: Path, other: Path) -> None:
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_a_poisoned_clip_is_named_and_its_step_left_out(corpus: Path, tmp_path: Path) -> None:
-    more = ["optim.steps=10", "run.precision=float32"]
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_poisoned_clip_is_named_and_its_step_left_out(corpus: Path, tmp_path: Path, objective: str) -> None:
+    """Bit-equal to a run that lacks that step's update: weights, optimizer, and a JEPA's target encoder."""
+    more = [*OBJECTIVES[objective], "optim.steps=10", "optim.ema=[0.9, 0.99]", "run.precision=float32"]
     train_made(settings(corpus, tmp_path / "poisoned", *more), poison=22)
     train_made(settings(corpus, tmp_path / "without", *more), leave_out=6)
     assert_equal_runs(tmp_path / "poisoned", tmp_path / "without")
+    train_made(settings(corpus, tmp_path / "with", *more))
+    differs = differing(tmp_path / "poisoned", tmp_path / "with")
+    for part in ("encoder.", "target_encoder.") if objective == "jepa" else ("encoder.",):
+        assert any(name.startswith(part) for name in differs), "the step would have been seen"
     assert [row["step"] for row in read_metrics(tmp_path / "poisoned") if row["skipped"]] == [6]
     with (tmp_path / "poisoned" / "skipped.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
