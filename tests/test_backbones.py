@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from clips import write_numbered
+from safetensors.torch import save_file
 from torch import nn
 
 from trocar.bench.backbones import FrameAverage, load_backbone
@@ -77,6 +78,11 @@ def test_runs_exports_and_files(run: PretrainResult, tmp_path: Path) -> None:
     found = load_backbone(str(tmp_path / "videomae.pth"), **size)
     torch.testing.assert_close(found.model(frames), encoder(frames))
     assert "100.0%" in found.account
+    (tmp_path / "folder").mkdir()
+    save_file(
+        torch.load(tmp_path / "videomae.pth", weights_only=True)["model"], tmp_path / "folder" / "model.safetensors"
+    )
+    torch.testing.assert_close(load_backbone(str(tmp_path / "folder"), **size).model(frames), encoder(frames))
     converted = convert(tmp_path / "videomae.pth", **size)
     save_encoder(converted, tmp_path / "hub" / "model.safetensors")
     torch.testing.assert_close(
