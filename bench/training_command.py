@@ -188,12 +188,12 @@ def _resident_seconds(rows: Sequence[dict[str, Any]], batch: int) -> dict[str, f
 
 def _best_attention(rows: Sequence[dict[str, Any]]) -> Attention:
     """That of the fastest peer measured; SDPA where none was."""
-    speeds = {
+    speeds: dict[Attention, float] = {
         PEERS[entry["arm"]][0]: entry["clips_per_second"]["median"]
         for entry in rows
         if entry["part"] == "peers" and entry["arm"] in PEERS and "clips_per_second" in entry and not entry["reason"]
     }
-    return max(speeds, key=lambda attention: speeds[attention], default="sdpa")
+    return max(speeds, key=lambda attention: speeds[attention]) if speeds else "sdpa"
 
 
 def _left_out(config: Any, name: str) -> dict[str, Any]:

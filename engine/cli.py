@@ -15,6 +15,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from .cli_curation import add_commands, parse_levels
+from .cli_downstream import add_downstream
 from .config_error import ConfigError
 from .config_file import CONFIGS
 
@@ -265,9 +266,8 @@ def build_parser() -> argparse.ArgumentParser:
     clustering.add_argument("--out", type=Path, default=Path("bench/results/clustering.jsonl"), metavar="FILE")
     clustering.set_defaults(run=run_bench_clustering)
 
-    add_audit(benches.add_parser("audit", help="what is wrong with a labelled data set and its splits"))
-
     add_commands(commands, views)
+    add_downstream(commands, benches)
 
     doctor = commands.add_parser("doctor", help="what this machine has, and what the absence of the rest costs")
     doctor.set_defaults(run=run_doctor)
@@ -294,29 +294,6 @@ def add_training(training: argparse.ArgumentParser) -> None:
     training.add_argument("--rounds", type=int, default=7, help="how often each arm runs, in turns (default: 7)")
     training.add_argument("--out", type=Path, default=Path("bench/results/training.jsonl"), metavar="FILE")
     training.set_defaults(run=run_bench_training)
-
-
-def add_audit(audit: argparse.ArgumentParser) -> None:
-    audit.add_argument("dataset", metavar="DATASET", help="a data set that trocar knows, or the path of a card")
-    audit.add_argument("root", type=Path, metavar="ROOT", help="folder of the data set as downloaded")
-    audit.add_argument(
-        "--split",
-        default="leak-free",
-        metavar="NAME",
-        help="leak-free, official, as-is, paper, or CENTRE-left-out (default: leak-free)",
-    )
-    audit.add_argument(
-        "--csv", type=Path, metavar="DIR", help="take the split from DIR/{train,val,test}.csv as released"
-    )
-    audit.add_argument("--table", type=Path, metavar="CSV", help="take the table from this file instead")
-    audit.add_argument("--corpus", metavar="CORPUS", help="also look for videos that stand in this corpus")
-    audit.add_argument(
-        "--duplicates", action="store_true", help="also compare what clips look like; decodes all of them"
-    )
-    audit.add_argument("--seed", type=int, default=0, help="of subjects that are shared out (default: 0)")
-    audit.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
-    audit.add_argument("--out", type=Path, metavar="CSV", help="write the table with its split there")
-    audit.set_defaults(run=run_bench_audit)
 
 
 def run_index(options: argparse.Namespace) -> int:
@@ -377,8 +354,13 @@ def run_pretrain(options: argparse.Namespace) -> int:
         return 0
     from .pretrain import pretrain
     from .stop import REQUEUE_STATUS
+    from .weight_files import WeightsError
 
-    result = pretrain(load_config(options.config, options.overrides))
+    try:
+        result = pretrain(load_config(options.config, options.overrides))
+    except WeightsError as error:
+        print(f"trocar: {error}", file=sys.stderr)
+        return 1
     resumed = f" (resumed at step {result.resumed_from})" if result.resumed_from else ""
     if result.is_stopped:
         print(f"asked to stop; checkpoint: {result.checkpoint}; the same command goes on from it", file=sys.stderr)
@@ -532,21 +514,6 @@ def run_bench_decode(options: argparse.Namespace) -> int:
     write_rows(options.out, rows)
     print(table(rows))
     return 0
-
-
-def run_bench_audit(options: argparse.Namespace) -> int:
-    from ..bench.audit_command import audit_dataset
-    from ..bench.dataset import DatasetError
-
-    names = ("split", "csv", "table", "corpus", "duplicates", "seed", "out")
-    given = {name: getattr(options, name) for name in names}
-    try:
-        result = audit_dataset(options.dataset, options.root, json_file=options.json, **given)
-    except DatasetError as error:
-        print(f"trocar: {error}", file=sys.stderr)
-        return 1
-    print("\n".join(result.lines()))
-    return int(bool(result.findings))
 
 
 def run_bench_data_wait(options: argparse.Namespace) -> int:

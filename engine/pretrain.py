@@ -33,6 +33,7 @@ from .config_file import CONFIG_FILE
 from .distributed import World, check_shares, distribute, gradients_exchanged, open_world, whole
 from .guard import StepGuard
 from .housekeeping import collect_garbage_seldom, pin_to_cores, snapshot_when_out_of_memory
+from .initial import initialize_encoder, record_init
 from .loading import build_loader, build_order
 from .metrics import MetricsLog, QuarantineLog, read_metrics
 from .online_probe import OnlineProbe
@@ -100,6 +101,11 @@ def pretrain(
             torch.set_num_threads(settings.threads)
         torch.manual_seed(settings.seed)
         objective, masks = build_model(config)
+        if not world.from_first(newest_step(Path(settings.dir))):  # a run that goes on has weights of its own
+            account = initialize_encoder(config, objective)
+            if account and world.is_first:
+                print(account, file=sys.stderr)
+                record_init(config, account)
         objective.to(world.device, torch.float64 if settings.precision == "float64" else None)
         name_modules(objective)
         model = distribute(objective, config, world)

@@ -49,8 +49,8 @@ class VideoBlock(Block):
         """tokens: (B, N, D), or (L, D) packed. Returns the same shape."""
         if layout is None and not _is_bfloat16_on_cpu(tokens):
             return super().forward(tokens)
-        tokens = tokens + self._attend(self.norm1(tokens), layout)
-        return tokens + self.mlp(self.norm2(tokens))
+        tokens = tokens + self.drop_path1(self._attend(self.norm1(tokens), layout))
+        return tokens + self.drop_path2(self.mlp(self.norm2(tokens)))
 
     def _attend(self, tokens: torch.Tensor, layout: Layout | None) -> torch.Tensor:
         queries, keys, values = self.attn.qkv(tokens).unflatten(-1, (3, self.attn.num_heads, -1)).unbind(-3)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
@@ -152,7 +154,7 @@ def test_attention_in_bfloat16_on_a_cpu_is_attention() -> None:
     torch.manual_seed(3)
     exact = [torch.randn(2, 3, 40, 16, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     upstream = torch.randn(2, 3, 40, 16, dtype=torch.float64)
-    functions = (torch.nn.functional.scaled_dot_product_attention, attention)
+    functions: tuple[Callable[..., torch.Tensor], ...] = (F.scaled_dot_product_attention, attention)
     wanted = functions[0](*exact)
     wanted.backward(upstream)
     errors = []
