@@ -1,11 +1,12 @@
 # make demo    from nothing to a pretrained encoder and its pictures, on a CPU       (VIDEOS=DIR for your own videos)
-# make gpu     tests and speeds of decoding and kernels on an NVIDIA GPU           (VIDEOS=DIR adds loading and training)
+# make gpu     tests and speeds on an NVIDIA GPU, without a network, resumable     (STAGE=kernels: one stage; VIDEOS=DIR: your videos)
 # make test    lint, types and all tests                                             (PYTHON=python3.12 picks the interpreter)
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VIDEOS ?=
+STAGE ?=
 ARGS ?=
 
 .PHONY: help demo test test-slow gpu lint typing setup setup-dev clean
@@ -23,20 +24,9 @@ test: lint typing
 test-slow: setup-dev
 	$(BIN)/pytest -m slow -s $(ARGS)
 
-# On a machine with an NVIDIA GPU: the tests of decoding and of the kernels on the device, then their speeds.
-gpu: setup-dev
-	$(BIN)/pytest -m "not slow" tests/test_dali.py tests/test_dali_pipeline.py
-	$(BIN)/pytest -m "not slow" tests/test_patch_embed.py tests/test_pixel_loss.py tests/test_decoder_tokens.py tests/test_row_sums.py \
-		tests/test_feature_loss.py tests/test_ema.py tests/test_mask_sampler.py tests/test_rope3d.py tests/test_kmeans_assign.py \
-		tests/test_mae_kernels.py tests/test_jepa_kernels.py tests/test_launch.py tests/test_kernel_compile.py
-	$(BIN)/pytest -m "not slow" tests/test_kmeans.py
-	$(BIN)/trocar bench clustering --rows 10000000 --width 768 --levels 4096,400,40 --device cuda
-	$(BIN)/trocar bench decode
-	$(BIN)/trocar bench kernels $(ARGS)
-	$(if $(VIDEOS),$(BIN)/trocar index '$(VIDEOS)' --out runs/gpu/corpus)
-	$(if $(VIDEOS),$(BIN)/trocar pack runs/gpu/corpus --out runs/gpu/packed)
-	$(if $(VIDEOS),$(BIN)/trocar bench loading runs/gpu/corpus --packed runs/gpu/packed)
-	$(if $(VIDEOS),$(BIN)/trocar bench data-wait originals=runs/gpu/corpus proxies=runs/gpu/packed --set optim.batch=64 optim.accumulation=1)
+# On a machine with an NVIDIA GPU, which needs no network: STAGE=tests, kernels, loading, training or cluster; all of them where unset.
+gpu:
+	@PYTHON='$(PYTHON)' VENV='$(VENV)' bash gpu.sh $(STAGE) $(if $(VIDEOS),--videos '$(VIDEOS)') $(ARGS)
 
 lint: setup-dev
 	$(BIN)/ruff check .

@@ -7,5 +7,5 @@ FOLDERS = ["bench", "bench/datasets", "configs", "engine", "kernels", "loaders",
 setup(
     packages=[f"trocar.{folder.replace('/', '.')}" for folder in FOLDERS],
     package_dir={f"trocar.{folder.replace('/', '.')}": folder for folder in FOLDERS},
-    package_data={"trocar.configs": ["*.yaml", "*/*.yaml"]},
+    package_data={"trocar.bench": ["results/*.jsonl", "results/*/*.jsonl"], "trocar.configs": ["*.yaml", "*/*.yaml"]},
 )

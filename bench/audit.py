@@ -81,12 +81,14 @@ def audit(
     card: Card | None = None,
     *,
     describe: Callable[[Sequence[Segment]], NDArray] | None = None,
+    similar: float = SIMILAR,
     corpus: Iterable[str] = (),
 ) -> Audit:
     """Looks for faults.
 
     card: tells what is no class, and names of the same videos elsewhere. describe: makes (N, D) vectors of rows, by which clips are
-    compared across splits. corpus: paths of the videos that a model is pretrained on. Raises ValueError on an empty table.
+    compared across splits; from the cosine `similar` on they count as the same. corpus: paths of the videos that a model is
+    pretrained on. Raises ValueError on an empty table.
     """
     if not table:
         raise ValueError("the table is empty; give at least one row")
@@ -101,7 +103,7 @@ def audit(
         *_negatives_as_classes(table, card),
     ]
     if describe is not None:
-        findings += duplicates(table, describe(table))
+        findings += duplicates(table, describe(table), similar=similar)
     findings += [
         Finding(
             "pretraining",

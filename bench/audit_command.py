@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+
+from numpy.typing import NDArray
 
 from ..engine.config_error import ConfigError
 from ..loaders.corpus import Corpus
-from .audit import Audit, audit
+from .audit import SIMILAR, Audit, audit
 from .dataset import Card, Segment, load_card, read_dataset, read_table, write_table
 from .splits import from_release, leak_free, leave_one_out, official, papers
-from .thumbnails import thumbnails
+from .thumbnails import embeddings, thumbnails
 
 LEFT_OUT = "-left-out"
+THUMBNAILS = "thumbnails"
 
 
 def audit_dataset(
@@ -24,20 +28,34 @@ def audit_dataset(
     table: Path | None = None,
     corpus: str | None = None,
     duplicates: bool = False,
+    likeness: str = THUMBNAILS,
+    similar: float = SIMILAR,
     seed: int = 0,
     json_file: Path | None = None,
     out: Path | None = None,
 ) -> Audit:
     """Audits a data set as `dataset_table` splits it.
 
-    corpus: what `trocar index` wrote, compared with the test and validation videos. duplicates: compare thumbnails of all clips.
+    corpus: what `trocar index` wrote, compared with the test and validation videos. duplicates: compare what all clips look
+    like, by `likeness`: thumbnails, or an embedder of `trocar embed`; from the cosine `similar` on they count as the same.
     json_file, out: files for the audit and for the table. Raises DatasetError, ConfigError, CorpusError and VideoError.
     """
     card = load_card(dataset)
     rows = dataset_table(dataset, card, root, split=split, csv=csv, table=table, seed=seed)
     cache = Path(root) / ".trocar"
-    describe = (lambda segments: thumbnails(segments, card, cache)) if duplicates else None
-    result = audit(rows, card, describe=describe, corpus=corpus_paths(corpus) if corpus else ())
+
+    def describe(segments: Sequence[Segment]) -> NDArray:
+        if likeness == THUMBNAILS:
+            return thumbnails(segments, card, cache)
+        return embeddings(segments, likeness, card, cache)
+
+    result = audit(
+        rows,
+        card,
+        describe=describe if duplicates else None,
+        similar=similar,
+        corpus=corpus_paths(corpus) if corpus else (),
+    )
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(result.as_json(), indent=1), encoding="utf-8")
@@ -65,12 +83,19 @@ def dataset_table(
     if csv is not None:
         return from_release(csv, str(root), card)
     rows = read_table(table) if table is not None else read_dataset(dataset, root)
+    return split_table(rows, card, split, seed)
+
+
+def split_table(rows: list[Segment], card: Card, split: str, seed: int = 0) -> list[Segment]:
+    """The rows with the split of that name, as `dataset_table` has them."""
     if split == "as-is":
         return rows
     if split == "paper":
         return papers(rows, card)
-    if split in ("leak-free", "official"):
-        return (leak_free if split == "leak-free" else official)(rows, seed=seed)
+    if split == "leak-free":
+        return leak_free(rows, seed=seed)
+    if split == "official":
+        return official(rows, seed=seed, is_partial=card.official_is_partial)
     if split.endswith(LEFT_OUT):
         folds = leave_one_out(rows, seed=seed)
         centre = split.removesuffix(LEFT_OUT)

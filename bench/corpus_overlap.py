@@ -50,7 +50,7 @@ def _published_subjects(paths: Sequence[str], card: Card | None) -> dict[str, st
     for path in paths:
         match = re.search(card.corpus_name, path)
         if match and int(match["number"]) <= (card.corpus_last or int(match["number"])):
-            found[card.corpus_subject.format(number=int(match["number"]))] = path
+            found[card.corpus_subject.format(**{**match.groupdict(), "number": int(match["number"])})] = path
     return found
 
 

@@ -62,16 +62,17 @@ class Card:
     their numbers; empty: those that occur, sorted. num_classes: how many there are. ignored: labels that are no class, left out on
     purpose. others: what to do with a label that is neither: "refuse" it, or "drop" it where the data set has many more. several:
     segments may have several labels, or none. subject: what the column holds. videos: how many there are. official_split,
-    paper_split: in words. paper_rule: how the paper's split follows from the official one: "official", "validation_is_test", or ""
-    where only the release's files tell. main_metric: by which it is ranked. clip_name: regular expression on the paths of the
-    paper's clips, with a group `label` where they tell it; clip_subject: the subject, made of its groups. corpus_name: one on the
-    names that videos of this data set have in others, up to the number `corpus_last`, and corpus_subject: the subject, made of
-    `number`. picture_fps: rate of folders of pictures. licence, source, citation: as the publisher states them; where that was not
-    seen, the text says who states it, and "not confirmed".
+    paper_split: in words. official_is_partial: the official split leaves rows out on purpose; they take no part in it. paper_rule:
+    how the paper's split follows from the official one: "official", "validation_is_test", or "" where only the release's files
+    tell. main_metric: by which it is ranked. clip_name: regular expression on the paths of the paper's clips, with a group `label`
+    where they tell it; clip_subject: the subject, made of its groups. corpus_name: one on the names that videos of this data set
+    have in others, up to the number `corpus_last`, and corpus_subject: the subject, made of `number` and of what other groups there
+    are. picture_fps: rate of folders of pictures. licence, source, citation: as the publisher states them; where that was not seen,
+    the text says who states it, and "not confirmed".
     """
 
     title: str
-    domain: Literal["endoscopy", "laparoscopy", "cataract", "robotic", "open"]
+    domain: Literal["endoscopy", "laparoscopy", "cataract", "robotic", "open", "other"]
     task: str
     num_classes: int
     subject: str
@@ -82,6 +83,7 @@ class Card:
     citation: str
     classes: tuple[str, ...] = ()
     official_split: str = ""
+    official_is_partial: bool = False
     paper_split: str = ""
     paper_rule: Literal["", "official", "validation_is_test"] = ""
     ignored: tuple[str, ...] = ()
@@ -111,6 +113,25 @@ def dataset_names() -> list[str]:
 def load_card(name: str | Path) -> Card:
     """The card of a data set: one of `dataset_names()`, or the path of a YAML. Raises ConfigError."""
     return load_settings(Card, _card_path(name))
+
+
+def table_card(path: Path, table: Sequence[Segment]) -> Card:
+    """A card for a table that has none: its labels are the classes, and "|" in one of them says that rows may have several."""
+    several = any(MANY in segment.label or not segment.label for segment in table)
+    labels = {label for s in table for label in (s.label.split(MANY) if several else [s.label]) if label}
+    return Card(
+        path.stem,
+        "other",
+        "labels of a table",
+        num_classes=len(labels),
+        subject="as the table says",
+        videos=len({segment.video for segment in table}),
+        main_metric="mean_average_precision" if several else "balanced_accuracy",
+        licence="not stated",
+        source=str(path),
+        citation="not stated",
+        several=several,
+    )
 
 
 def read_dataset(name: str | Path, root: str | os.PathLike[str]) -> list[Segment]:

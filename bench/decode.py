@@ -54,6 +54,7 @@ class Scale:
     stride: int = 4
 
 
+QUICK = Scale(("h264", "hevc"), ((456, 256), (1920, 1080)), (12, 250), frames=250, seconds=2.0, sessions=(4, 8, 16))
 ON_CPU = Scale(("vp9",), ((160, 96),), (12,), frames=40, videos=2, seconds=0.2, sessions=(1, 2), batch=2, clip_frames=4)
 
 
@@ -84,7 +85,7 @@ def bench_decode(device: torch.device, scale: Scale | None = None) -> list[dict[
 def write_corpus(folder: Path, codec: str, size: tuple[int, int], gop: int, scale: Scale) -> Corpus:
     """An index of some videos of moving noise of large grain, which costs about as much to decode as an endoscope's picture."""
     videos = folder / "videos"
-    videos.mkdir(parents=True)
+    videos.mkdir(parents=True, exist_ok=True)
     encoder, options = ENCODERS[codec]
     for video in range(scale.videos):
         with av.open(str(videos / f"{video}.mp4"), "w") as target:

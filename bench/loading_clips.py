@@ -66,19 +66,30 @@ def packed_job(job: Job, originals: Corpus, packed: Path) -> tuple[Job, Referenc
 
     Raises LoadingBenchError where the corpus of proxies is not one of these originals.
     """
+    onto, there = onto_proxies(job.requests, job.stride, originals, packed)
+    # Proxies hold the picture inside the black border.
+    wanted = reference(job, onto, gap=job.stride, content_box=True)
+    return replace(job, corpus=str(packed), requests=there, stride=1), wanted
+
+
+def onto_proxies(
+    requests: Sequence[Request], stride: int, originals: Corpus, packed: Path
+) -> tuple[tuple[Request, ...], tuple[Request, ...]]:
+    """(of the originals, of the proxies): the same frames, the starts rounded down to a multiple of the stride.
+
+    Raises LoadingBenchError where the corpus of proxies is not one of these originals.
+    """
     proxies = Corpus.open(packed)
     rows = {values["id"]: row for row, values in enumerate(proxies.scan("id"))}
     onto, there = [], []
-    for request in job.requests:
+    for request in requests:
         row = rows.get(originals.video(request.row).id)
-        frames = request.frames // job.stride
-        if row is None or proxies.packed_stride[row] != job.stride or frames[-1] >= proxies.frames[row]:
+        frames = request.frames // stride
+        if row is None or proxies.packed_stride[row] != stride or frames[-1] >= proxies.frames[row]:
             raise LoadingBenchError(
-                f"{packed}: has no proxy of {request.path} at stride {job.stride} as far as frame {request.frames[-1]}; run "
-                f"`trocar pack {originals.path} --stride {job.stride} --out {packed}`"
+                f"{packed}: has no proxy of {request.path} at stride {stride} as far as frame {request.frames[-1]}; run "
+                f"`trocar pack {originals.path} --stride {stride} --out {packed}`"
             )
-        onto.append(replace(request, frames=frames * job.stride))
+        onto.append(replace(request, frames=frames * stride))
         there.append(Request(row, proxies.video(row).facts.path, frames))
-    # Proxies hold the picture inside the black border.
-    wanted = reference(job, onto, gap=job.stride, content_box=True)
-    return replace(job, corpus=str(packed), requests=tuple(there), stride=1), wanted
+    return tuple(onto), tuple(there)

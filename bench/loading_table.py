@@ -8,12 +8,13 @@ from typing import Any
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """As docs/performance.md has it. rows: of one run of `bench_loading`, at least one."""
-    measured = [entry for entry in rows if "clips_per_second" in entry]
-    parts = [_ratios(measured), _speeds(measured), _absent(rows), _conditions(rows)]
+    parts = [ratio_table(rows), speed_table(rows), _absent(rows), _conditions(rows)]
     return "\n\n".join(part for part in parts if part)
 
 
-def _ratios(measured: Sequence[dict[str, Any]]) -> str:
+def ratio_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Ours against every peer; "" where there is none."""
+    measured = [entry for entry in rows if "clips_per_second" in entry]
     peers = [entry for entry in measured if entry["ours_against_it"]]
     names = list(dict.fromkeys(name for entry in peers for name in entry["ours_against_it"]))
     if not peers:
@@ -31,7 +32,9 @@ def _against(entry: dict[str, Any], names: Sequence[str]) -> list[dict[str, floa
     return [entry["ours_against_it"][name] for name in names]
 
 
-def _speeds(measured: Sequence[dict[str, Any]]) -> str:
+def speed_table(rows: Sequence[dict[str, Any]]) -> str:
+    """What every arm reached and cost; "" where none was measured."""
+    measured = [entry for entry in rows if "clips_per_second" in entry]
     if not measured:
         return ""
     lines = [

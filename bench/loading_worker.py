@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from .loading_arms import Arm, Job, Request, UnavailableError
 
-TRIAL_CLIPS = 8
+TRIAL_SHARE, LEAST_TRIAL_CLIPS = 0.25, 2  # of the clips: what the ways of an arm are tried on
 TRIALS = 2
 ANSWER_SECONDS = 1800.0
 Answer = TypeVar("Answer")
@@ -138,7 +138,7 @@ def serve(descriptor: int) -> None:
     except UnavailableError as error:
         connection.send(error)
         return
-    ready = _choose(arm, job.requests[:TRIAL_CLIPS])
+    ready = _choose(arm, job.requests[: max(LEAST_TRIAL_CLIPS, round(TRIAL_SHARE * len(job.requests)))])
     arm.settle(ready.way)
     connection.send(ready)
     while True:

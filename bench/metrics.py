@@ -154,10 +154,17 @@ def bootstrap(
 
     With one subject alone nothing is known about others: the interval and the difference are NaN.
     """
+    return interval_of(metric(p), resampled(p, metric, seed=seed, resamples=resamples))
+
+
+def resampled(
+    p: Predictions, metric: Callable[[Predictions], float], *, seed: int = 0, resamples: int = RESAMPLES
+) -> NDArray[np.float64]:
+    """(resamples,) the metric of each resample; none with one subject alone. The same subjects and seed give the same resamples,
+    whatever was predicted, so that those of several models can be averaged or subtracted one by one."""
     names, index = np.unique(p.subjects, return_inverse=True)
-    score = metric(p)
     if len(names) < 2:
-        return Interval(score, float("nan"), float("nan"), float("nan"))
+        return np.empty(0)
     rows_of = [np.flatnonzero(index == name) for name in range(len(names))]
     videos = np.unique(p.videos, return_inverse=True)[1]
     generator = np.random.default_rng(seed)
@@ -168,6 +175,13 @@ def bootstrap(
         # A subject that is drawn twice counts as two, and so do its videos.
         times = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
         drawn[sample] = metric(p.rows(rows, videos=times * len(p.videos) + videos[rows]))
+    return drawn
+
+
+def interval_of(score: float, drawn: NDArray[np.float64]) -> Interval:
+    """The interval of a score whose resamples are `drawn`; NaN where there are none."""
+    if not np.isfinite(drawn).any():
+        return Interval(score, float("nan"), float("nan"), float("nan"))
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
     return Interval(score, float(low), float(high), float(QUANTILES * np.sqrt(2) * np.nanstd(drawn, ddof=1)))
 
@@ -188,7 +202,8 @@ def flags(p: Predictions, interval: Interval, majority_score: float) -> list[str
     """What speaks against a score.
 
     "one class": the same class is predicted for every row. "a class's share": the accuracy is exactly the share of one class.
-    "unstable": the interval is wider than the distance to the majority baseline, or unknown.
+    "unstable": the interval is wider than the distance to the majority baseline, or unknown. "as majority": the interval does not
+    lie above that baseline.
     """
     found = []
     if not p.several:
@@ -201,6 +216,8 @@ def flags(p: Predictions, interval: Interval, majority_score: float) -> list[str
         found.append("one class")
     if not interval.high - interval.low <= abs(interval.score - majority_score):
         found.append("unstable")
+    if not interval.low > majority_score:
+        found.append("as majority")
     return found
 
 

@@ -17,6 +17,7 @@ from .annotations import pictures
 from .dataset import Card, DatasetError, Segment
 
 CODECS = {".jpg": "mjpeg", ".jpeg": "mjpeg", ".png": "png"}
+CONTAINERS = {"mjpeg": ".mkv", "png": ".mov"}  # Matroska has no name for PNG
 # A segment ends where the next frame begins; the loaders take that frame for the last one, unless they are told a little less.
 SHORTENED_SECONDS = 0.002
 
@@ -48,18 +49,19 @@ def clip_rows(table: Sequence[Segment], card: Card | None = None, cache: Path | 
 
 
 def picture_video(folder: Path, fps: float, cache: Path) -> Path:
-    """The Matroska file of a folder's pictures, in order of their numbers; made where it is not in `cache` yet.
+    """The video of a folder's pictures, in order of their numbers; made where it is not in `cache` yet.
 
     Raises DatasetError where the pictures differ in format or are of none that is known.
     """
     files = pictures(folder)
     kinds = {path.suffix.lower() for path in files}
-    codec = {CODECS.get(kind) for kind in kinds}
-    if len(codec) != 1 or None in codec:
+    codecs = {CODECS.get(kind) for kind in kinds}
+    codec = codecs.pop()
+    if codecs or codec is None:
         raise DatasetError(f"{folder}: its pictures are {', '.join(sorted(kinds))}; all JPEG or all PNG is expected")
     identity = f"{folder.resolve()} {len(files)} {files[-1].stat().st_mtime_ns} {fps}"
     name = hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=8).hexdigest()
-    path = cache / f"{folder.name}_{name}.mkv"
+    path = cache / f"{folder.name}_{name}{CONTAINERS[codec]}"
     if path.exists():
         return path
     cache.mkdir(parents=True, exist_ok=True)
@@ -68,7 +70,7 @@ def picture_video(folder: Path, fps: float, cache: Path) -> Path:
         first = next(picture.decode(video=0))
     rate = Fraction(fps).limit_denominator(1001)
     with av.open(str(unfinished), "w") as container:
-        stream = container.add_stream(codec.pop(), rate=rate)
+        stream = container.add_stream(codec, rate=rate)
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = first.width, first.height, first.format.name
         for number, file in enumerate(files):

@@ -22,13 +22,13 @@ ROOT_PLACEHOLDER = "__DATA_ROOT__"
 FOLDS = 5  # a test split is a fifth of the subjects, a validation split a fifth of the rest
 
 
-def official(table: Sequence[Segment], *, seed: int = 0) -> list[Segment]:
+def official(table: Sequence[Segment], *, seed: int = 0, is_partial: bool = False) -> list[Segment]:
     """The official split; validation is carved from the training subjects where there is none.
 
-    Raises DatasetError where a row has no split.
+    is_partial: rows without a split stay as they are and take no part. Raises DatasetError where a row has none otherwise.
     """
     splits = Counter(segment.split for segment in table)
-    strange = sorted(set(splits) - {*SPLITS})
+    strange = sorted(set(splits) - {*SPLITS} - ({""} if is_partial else set()))
     if strange or not splits["train"] or not splits["test"]:
         raise DatasetError(
             f"no official split: {dict(splits)} rows, where train and test, and at most val, are expected; "
@@ -80,7 +80,7 @@ def papers(table: Sequence[Segment], card: Card) -> list[Segment]:
             "give its files: train.csv, val.csv and test.csv"
         )
     if card.paper_rule == "official":
-        return official(table)
+        return official(table, is_partial=card.official_is_partial)
     test = [segment for segment in table if segment.split == "test"]
     train = [segment for segment in table if segment.split == "train"]
     if not train or not test:

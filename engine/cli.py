@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -14,8 +15,19 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from .cli_curation import add_commands, parse_levels
+from .cli_downstream import add_downstream
 from .config_error import ConfigError
 from .config_file import CONFIGS
+
+# Errors that end a command with their message alone.
+EXPECTED_ERRORS = {
+    "loaders.corpus": "CorpusError",
+    "loaders.video": "VideoError",
+    "engine.checkpoint": "CheckpointError",
+    "engine.watch": "RankError",
+    "engine.skips": "SkipError",
+    "bench.trace": "TraceError",
+}
 
 # Heavy imports stand inside the subcommands, so that `trocar --help` and a refused argument answer at once.
 
@@ -29,24 +41,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     if left:
         options.overrides = [*options.overrides, *left]
-    from ..loaders.corpus import CorpusError
-    from ..loaders.threads import LoaderError
-    from ..loaders.video import VideoError
-    from .checkpoint import CheckpointError
-    from .skips import SkipError
-    from .watch import RankError
-
     try:
         return options.run(options)
     except ConfigError as error:
         print(f"trocar: {error}", file=sys.stderr)
         return 2
-    except (CorpusError, VideoError, LoaderError, CheckpointError, RankError, SkipError, OSError) as error:
+    except (OSError, *_expected_errors()) as error:
         print(f"trocar: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("trocar: interrupted", file=sys.stderr)
         return 130
+
+
+def _expected_errors() -> list[type[Exception]]:
+    """Of the modules that were imported: others cannot have raised, and need packages that a command may do without."""
+    package = (__package__ or "").rpartition(".")[0]
+    loaded = [(sys.modules.get(f"{package}.{module}"), name) for module, name in EXPECTED_ERRORS.items()]
+    return [getattr(module, name) for module, name in loaded if module is not None]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -101,6 +113,33 @@ def build_parser() -> argparse.ArgumentParser:
     )
     pretrain.set_defaults(run=run_pretrain)
 
+    profile = commands.add_parser("profile", help="train some steps under a profiler; says where they went")
+    profile.add_argument("config", metavar="CONFIG", help="as for trocar pretrain")
+    profile.add_argument("overrides", nargs="*", metavar="section.key=value")
+    profile.add_argument("--steps", default="10:20", metavar="A:B", help="steps A .. B - 1, from 0 (default: 10:20)")
+    profile.add_argument("--ranks", default="0", metavar="N,N", help="those that are recorded (default: 0)")
+    profile.add_argument("--out", type=Path, default=Path("runs/profile"), metavar="DIR", help="default: runs/profile")
+    profile.add_argument("--json", type=Path, metavar="FILE", help="write the row there as well")
+    profile.add_argument(
+        "--ncu", metavar="KERNEL", help="print the command of Nsight Compute for a kernel; run nothing"
+    )
+    profile.add_argument(
+        "--capture", action="store_true", help="only mark the steps, for a profiler of CUDA around this command"
+    )
+    profile.set_defaults(run=run_profile)
+
+    plan = commands.add_parser("plan", help="what a run on a cluster will take, and what holds it up")
+    plan.add_argument("config", metavar="CONFIG", help="the recipe, as for trocar pretrain")
+    plan.add_argument("overrides", nargs="*", metavar="section.key=value")
+    plan.add_argument("--cluster", default="a100_8", metavar="NAME|YAML", help="default: a100_8")
+    plan.add_argument("--corpus", type=Path, metavar="CORPUS", help="an index of the original videos")
+    plan.add_argument("--videos", type=int, help="number of videos, where there is no index")
+    plan.add_argument("--frames", type=int, help="their frames in all, where there is no index")
+    plan.add_argument("--rates", nargs="+", type=Path, metavar="JSONL", help="rows of yours (default: those shipped)")
+    plan.add_argument("--views", type=int, default=4, help="a span, in the arms with span reuse (default: 4)")
+    plan.add_argument("--json", type=Path, metavar="FILE", help="write the arms there as well")
+    plan.set_defaults(run=run_plan)
+
     export = commands.add_parser("export", help="the newest checkpoint's encoder as one safetensors file")
     export.add_argument("run_dir", type=Path, metavar="RUN")
     export.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/encoder.safetensors")
@@ -138,8 +177,14 @@ def build_parser() -> argparse.ArgumentParser:
     kernels.add_argument("--out", type=Path, default=Path("bench/results/kernels.jsonl"), metavar="FILE")
     kernels.set_defaults(run=run_bench_kernels)
     loading = benches.add_parser("loading", help="our loaders against torchcodec, decord, PyAV and DALI's reader")
-    clips_from = loading.add_mutually_exclusive_group(required=True)
-    clips_from.add_argument("corpus", nargs="?", type=Path, metavar="CORPUS", help="an index of original videos")
+    clips_from = loading.add_mutually_exclusive_group()
+    clips_from.add_argument(
+        "corpus",
+        nargs="?",
+        type=Path,
+        metavar="CORPUS",
+        help="an index of original videos (default: made 1080p and proxies)",
+    )
     clips_from.add_argument(
         "--make-1080p",
         nargs=2,
@@ -148,7 +193,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="the standard case: a minute of H.264, GOP 250, made in DIR of a 1080p video",
     )
     loading.add_argument("--packed", type=Path, metavar="CORPUS", help="an index of proxies of the same videos")
-    loading.add_argument("--clips", type=int, default=32, help="clips a round (default: 32)")
+    loading.add_argument("--clips", type=int, help="clips a round (default: 32, of made videos 4)")
     loading.add_argument("--rounds", type=int, default=7, help="how often each arm runs, in turns (default: 7)")
     loading.add_argument(
         "--stride", type=int, default=4, help="frames from one frame of a clip to the next (default: 4)"
@@ -165,6 +210,7 @@ def build_parser() -> argparse.ArgumentParser:
     proxies.set_defaults(run=run_bench_proxies)
 
     decode = benches.add_parser("decode", help="DALI's decoding of windows against the decoder's own ceiling")
+    decode.add_argument("--quick", action="store_true", help="H.264 and HEVC in two sizes and GOPs, two seconds each")
     decode.add_argument("--out", type=Path, default=Path("bench/results/decode.jsonl"), metavar="FILE")
     decode.set_defaults(run=run_bench_decode)
     wait = benches.add_parser("data-wait", help="how long training waits on originals, on proxies, and with span reuse")
@@ -178,6 +224,12 @@ def build_parser() -> argparse.ArgumentParser:
     wait.add_argument("--out", type=Path, default=Path("bench/results/data_wait.jsonl"), metavar="FILE")
     wait.set_defaults(run=run_bench_data_wait)
 
+    add_training(
+        benches.add_parser(
+            "training", help="the training step: data's share, utilisation, Hugging Face's models, ranks"
+        )
+    )
+
     balance = benches.add_parser("balance", help="pretraining with balanced draws against without, on a made corpus")
     balance.add_argument("--seeds", type=int, default=3, help="default: 3")
     balance.add_argument("--steps", type=int, default=300, help="of every run (default: 300)")
@@ -185,44 +237,63 @@ def build_parser() -> argparse.ArgumentParser:
     balance.add_argument("--out", type=Path, default=Path("bench/results/balance.jsonl"), metavar="FILE")
     balance.set_defaults(run=run_bench_balance)
 
+    plan = benches.add_parser("plan", help="trocar plan's model against the clock, on the CPU")
+    plan.add_argument("--rounds", type=int, default=3, help="how often each setting runs, in turns (default: 3)")
+    plan.add_argument("--steps", type=int, default=12, help="steps that are timed (default: 12)")
+    plan.add_argument("--out", type=Path, default=Path("bench/results/plan.jsonl"), metavar="FILE")
+    plan.set_defaults(run=run_bench_plan)
+
+    gpu = benches.add_parser("gpu", help="tests and measurements of an NVIDIA GPU, in stages; `make gpu` calls it")
+    gpu.add_argument(
+        "stages", nargs="*", metavar="STAGE", help="tests, kernels, loading, training, cluster (default: all)"
+    )
+    gpu.add_argument("--videos", type=Path, metavar="DIR", help="videos of yours (default: some are made)")
+    gpu.add_argument("--again", action="store_true", help="also the steps that are done")
+    gpu.set_defaults(run=run_bench_gpu)
+
+    report = benches.add_parser("report", help="write the tables of README.md and docs/*.md from bench/results")
+    report.add_argument("--root", type=Path, default=Path(), metavar="DIR", help="of a checkout (default: here)")
+    report.add_argument("--check", action="store_true", help="change nothing; status 1 where a page differs")
+    report.add_argument("--rooflines", type=Path, metavar="PNG", help="plot kernels and stages of GPU rows there")
+    report.set_defaults(run=run_bench_report)
+
     clustering = benches.add_parser("clustering", help="seconds and memory of a tree over made rows")
     clustering.add_argument("--rows", type=int, nargs="+", default=[200_000], help="default: 200000")
     clustering.add_argument("--width", type=int, default=384, help="default: 384")
     clustering.add_argument("--levels", default="2000,200,20", metavar="N,N,...", help="default: 2000,200,20")
     clustering.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    clustering.add_argument("--level-only", action="store_true", help="no tree, only one level at 10 M x 768 on a GPU")
     clustering.add_argument("--out", type=Path, default=Path("bench/results/clustering.jsonl"), metavar="FILE")
     clustering.set_defaults(run=run_bench_clustering)
 
-    add_audit(benches.add_parser("audit", help="what is wrong with a labelled data set and its splits"))
-
     add_commands(commands, views)
+    add_downstream(commands, benches)
 
     doctor = commands.add_parser("doctor", help="what this machine has, and what the absence of the rest costs")
     doctor.set_defaults(run=run_doctor)
     return parser
 
 
-def add_audit(audit: argparse.ArgumentParser) -> None:
-    audit.add_argument("dataset", metavar="DATASET", help="a data set that trocar knows, or the path of a card")
-    audit.add_argument("root", type=Path, metavar="ROOT", help="folder of the data set as downloaded")
-    audit.add_argument(
-        "--split",
-        default="leak-free",
-        metavar="NAME",
-        help="leak-free, official, as-is, paper, or CENTRE-left-out (default: leak-free)",
+def add_training(training: argparse.ArgumentParser) -> None:
+    training.add_argument("config", nargs="?", metavar="CONFIG", help="default: an MAE and a JEPA, small ones on a CPU")
+    training.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
+    training.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    training.add_argument("--corpus", type=Path, help="an index of original videos (default: 1080p videos are made)")
+    training.add_argument("--packed", type=Path, metavar="CORPUS", help="an index of their proxies")
+    training.add_argument(
+        "--parts", nargs="+", metavar="PART", help="of peers, end-to-end, steps, ranks (default: all)"
     )
-    audit.add_argument(
-        "--csv", type=Path, metavar="DIR", help="take the split from DIR/{train,val,test}.csv as released"
+    training.add_argument(
+        "--sweep",
+        nargs="*",
+        metavar="section.key=V,V",
+        help="measure the step again with each value (default: no sweep)",
     )
-    audit.add_argument("--table", type=Path, metavar="CSV", help="take the table from this file instead")
-    audit.add_argument("--corpus", metavar="CORPUS", help="also look for videos that stand in this corpus")
-    audit.add_argument(
-        "--duplicates", action="store_true", help="also compare what clips look like; decodes all of them"
-    )
-    audit.add_argument("--seed", type=int, default=0, help="of subjects that are shared out (default: 0)")
-    audit.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
-    audit.add_argument("--out", type=Path, metavar="CSV", help="write the table with its split there")
-    audit.set_defaults(run=run_bench_audit)
+    training.add_argument("--ranks", metavar="N,N", help="numbers of ranks (default: 1, 2, 4 .. GPUs)")
+    training.add_argument("--peers", nargs="+", metavar="PEER", help="default: all that are quick to start here")
+    training.add_argument("--rounds", type=int, default=7, help="how often each arm runs, in turns (default: 7)")
+    training.add_argument("--out", type=Path, default=Path("bench/results/training.jsonl"), metavar="FILE")
+    training.set_defaults(run=run_bench_training)
 
 
 def run_index(options: argparse.Namespace) -> int:
@@ -283,13 +354,59 @@ def run_pretrain(options: argparse.Namespace) -> int:
         return 0
     from .pretrain import pretrain
     from .stop import REQUEUE_STATUS
+    from .weight_files import WeightsError
 
-    result = pretrain(load_config(options.config, options.overrides))
+    try:
+        result = pretrain(load_config(options.config, options.overrides))
+    except WeightsError as error:
+        print(f"trocar: {error}", file=sys.stderr)
+        return 1
     resumed = f" (resumed at step {result.resumed_from})" if result.resumed_from else ""
     if result.is_stopped:
         print(f"asked to stop; checkpoint: {result.checkpoint}; the same command goes on from it", file=sys.stderr)
         return REQUEUE_STATUS
     print(f"{result.steps} steps{resumed}; checkpoint: {result.checkpoint}")
+    return 0
+
+
+def run_profile(options: argparse.Namespace) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # read with PyTorch: torch.profiler complains where there is no GPU
+    from ..bench.profile_run import Request, capture, profile_steps
+    from ..bench.profile_table import table
+    from ..bench.report import write_rows
+
+    request = Request.parse(options.config, options.overrides, options.steps, options.ranks, options.out)
+    if options.ncu:
+        print(request.ncu_command(options.ncu))
+        return 0
+    if options.capture:
+        capture(request)
+        return 0
+    found = profile_steps(request)
+    if found is not None:
+        if options.json:
+            write_rows(options.json, [found[1]])
+        print(table(found[0]))
+    return 0
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    import json
+
+    from ..bench.plan_cluster import load_cluster
+    from ..bench.plan_rates import shipped_rows
+    from ..bench.plan_report import corpus_size, make_plan, rows_of, table
+    from ..bench.report import read_rows
+    from .config_file import load_config
+
+    own = [f"data.corpus={options.corpus}"] if options.corpus else []
+    config, cluster = load_config(options.config, [*options.overrides, *own]), load_cluster(options.cluster)
+    rows = [row for path in options.rates for row in read_rows(path)] if options.rates else shipped_rows()
+    size = corpus_size(options.corpus, options.videos, options.frames, config, cluster)
+    plan = make_plan(config, cluster, size, rows, views=options.views)
+    if options.json:
+        options.json.write_text("".join(json.dumps(row) + "\n" for row in rows_of(plan)), encoding="utf-8")
+    print(table(plan))
     return 0
 
 
@@ -355,17 +472,27 @@ def run_bench_loading(options: argparse.Namespace) -> int:
     from ..bench.loading_clips import LoadingBenchError
     from ..bench.loading_table import table
     from ..bench.report import write_rows
+    from ..bench.training_corpus import MADE_CLIPS, make_corpora
 
     try:
-        corpus = make_1080p(*options.make_1080p) if options.make_1080p else options.corpus
-        rows = bench_loading(
-            corpus,
-            packed=options.packed,
-            clips=options.clips,
-            rounds=options.rounds,
-            stride=options.stride,
-            arms=options.arms or tuple(ARMS),
-        )
+        with tempfile.TemporaryDirectory(prefix="trocar_loading_") as folder:
+            corpus, packed, clips = options.corpus, options.packed, 32
+            if options.make_1080p:
+                corpus = make_1080p(*options.make_1080p)
+            elif corpus is None:
+                if packed:
+                    raise ConfigError("--packed: proxies need their originals beside them; give CORPUS too")
+                print("making 1080p videos and their proxies", file=sys.stderr)
+                made, clips = make_corpora(Path(folder), stride=options.stride), MADE_CLIPS
+                corpus, packed = made["originals"], made["proxies"]
+            rows = bench_loading(
+                corpus,
+                packed=packed,
+                clips=clips if options.clips is None else options.clips,
+                rounds=options.rounds,
+                stride=options.stride,
+                arms=options.arms or tuple(ARMS),
+            )
     except (CaseError, LoadingBenchError) as error:
         print(f"trocar: {error}", file=sys.stderr)
         return 1
@@ -377,31 +504,16 @@ def run_bench_loading(options: argparse.Namespace) -> int:
 def run_bench_decode(options: argparse.Namespace) -> int:
     import torch
 
-    from ..bench.decode import bench_decode, table
+    from ..bench.decode import QUICK, bench_decode, table
     from ..bench.report import write_rows
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cpu":
         print("no NVIDIA GPU: a small run on DALI's CPU backend, which says nothing about one", file=sys.stderr)
-    rows = bench_decode(device)
+    rows = bench_decode(device, QUICK if options.quick and device.type == "cuda" else None)
     write_rows(options.out, rows)
     print(table(rows))
     return 0
-
-
-def run_bench_audit(options: argparse.Namespace) -> int:
-    from ..bench.audit_command import audit_dataset
-    from ..bench.dataset import DatasetError
-
-    names = ("split", "csv", "table", "corpus", "duplicates", "seed", "out")
-    given = {name: getattr(options, name) for name in names}
-    try:
-        result = audit_dataset(options.dataset, options.root, json_file=options.json, **given)
-    except DatasetError as error:
-        print(f"trocar: {error}", file=sys.stderr)
-        return 1
-    print("\n".join(result.lines()))
-    return int(bool(result.findings))
 
 
 def run_bench_data_wait(options: argparse.Namespace) -> int:
@@ -422,6 +534,42 @@ def run_bench_data_wait(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_bench_training(options: argparse.Namespace) -> int:
+    import torch
+
+    from ..bench.loading_clips import LoadingBenchError
+    from ..bench.training_command import PARTS, bench_training
+    from ..bench.training_table import table
+
+    if options.packed and not options.corpus:
+        raise ConfigError("--packed: proxies need their originals beside them; give --corpus too")
+    corpora = {"originals": options.corpus, "proxies": options.packed}
+    ranks = options.ranks.split(",") if options.ranks else []
+    if not all(text.isdigit() and int(text) for text in ranks):
+        raise ConfigError(f"--ranks: {options.ranks!r} is not accepted; give numbers of ranks, as 1,2,4")
+    config, overrides = options.config, options.overrides
+    if config and "=" in config:  # settings without a config
+        config, overrides = None, [config, *overrides]
+    try:
+        rows = bench_training(
+            options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            config=config,
+            overrides=overrides,
+            corpora={name: path for name, path in corpora.items() if path} or None,
+            parts=options.parts or PARTS,
+            sweep=options.sweep,
+            ranks=[int(text) for text in ranks],
+            peers=options.peers,
+            rounds=options.rounds,
+            out=options.out,
+        )
+    except LoadingBenchError as error:
+        print(f"trocar: {error}", file=sys.stderr)
+        return 1
+    print(table(rows))
+    return 0
+
+
 def run_bench_balance(options: argparse.Namespace) -> int:
     from ..bench.balance import bench_balance, table
     from ..bench.report import write_rows
@@ -435,6 +583,45 @@ def run_bench_balance(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_bench_plan(options: argparse.Namespace) -> int:
+    from ..bench.plan_check import bench_plan, table
+    from ..bench.report import write_rows
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    rows = bench_plan(rounds=options.rounds, steps=options.steps, tell=tell)
+    write_rows(options.out, rows)
+    print(table(rows))
+    return 0
+
+
+def run_bench_gpu(options: argparse.Namespace) -> int:
+    from ..bench.gpu import is_success, run_stages, summary
+
+    outcomes = run_stages(options.stages, videos=options.videos, again=options.again)
+    print(summary(outcomes))
+    return int(not is_success(outcomes))
+
+
+def run_bench_report(options: argparse.Namespace) -> int:
+    from ..bench.render import ReportError, all_rows, render_pages
+    from ..bench.roofline import plot_rooflines
+
+    try:
+        pages = [page for page in render_pages(options.root) if not page.is_current]
+        if options.rooflines:
+            print(plot_rooflines(all_rows(options.root / "bench" / "results"), options.rooflines))
+    except ReportError as error:
+        print(f"trocar: {error}", file=sys.stderr)
+        return 1
+    for page in pages:
+        if not options.check:
+            page.path.write_text(page.after, encoding="utf-8")
+        print(f"{page.path}: {'differs from bench/results' if options.check else 'written'}")
+    return int(options.check and bool(pages))
+
+
 def run_bench_clustering(options: argparse.Namespace) -> int:
     import torch
 
@@ -443,9 +630,12 @@ def run_bench_clustering(options: argparse.Namespace) -> int:
 
     device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
     levels = parse_levels(options.levels) or ()
-    rows = [bench_clustering(count, options.width, levels, device=device) for count in options.rows]
+    if options.level_only and device != "cuda":
+        raise ConfigError("--level-only: one level of k-means is measured on a GPU, and PyTorch finds none")
+    counts = [] if options.level_only else options.rows
+    rows = [bench_clustering(count, options.width, levels, device=device) for count in counts]
     print(table(rows))
-    if device == "cuda":  # the design's row: one level at 10 M x 768
+    if options.level_only:  # the design's row
         rows.append(bench_level(torch.device(device), rows=10_000_000, width=768, clusters=4096))
         print({name: value for name, value in rows[-1].items() if name.endswith(("seconds", "inertia"))})
     write_rows(options.out, rows)

@@ -220,6 +220,9 @@ class ModelConfig:
     positions: "flat" is VideoMAE's table, "axes" V-JEPA's, which small models learn from sooner, "rope" turns queries and keys as
     V-JEPA 2 does. The MAE's decoder: its width and heads are VideoMAE's for that name where None. The JEPA's predictor: its heads
     are the encoder's where None; depth 0 is none at all, which collapses.
+
+    init: a run, or a file of weights, that the encoder begins with; null begins afresh. init_minimum: share of the encoder's
+    tensors that it must have.
     """
 
     encoder: str = "base"
@@ -235,11 +238,14 @@ class ModelConfig:
     predictor_width: int = 384
     predictor_depth: int = 12
     predictor_heads: int | None = None
+    init: str | None = None
+    init_minimum: float = 0.99
 
     def __post_init__(self) -> None:
+        require(0 < self.init_minimum <= 1, "model.init_minimum", self.init_minimum, "a share, 0 < share <= 1")
         require(self.encoder in SIZES, "model.encoder", self.encoder, f"one of {', '.join(SIZES)}")
         for key, value in vars(self).items():
-            least = 0 if key == "predictor_depth" else 1
+            least = 0 if key in ("predictor_depth", "init_minimum") else 1
             fits = value is None or isinstance(value, str) or value >= least
             require(fits, f"model.{key}", value, f"a number of at least {least}")
 

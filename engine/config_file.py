@@ -39,12 +39,36 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     return _build(Config, tree, "")
 
 
+def parse_config(text: str, named: str) -> Config:
+    """A config from its YAML; named: what the text comes from. Raises ConfigError."""
+    from .config import Config
+
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{named}: its config cannot be read as YAML: {error}") from error
+    return _build(Config, tree, "")
+
+
 def load_settings(kind: type[Settings], path: Path) -> Settings:
     """A YAML file as one dataclass, as strictly as a config. Raises ConfigError, which names the file."""
     try:
         return _build(kind, _read(path, "keys"), "")
     except ConfigError as error:
         raise ConfigError(str(error) if str(error).startswith(f"{path}: ") else f"{path}: {error}") from error
+
+
+def apply_settings(
+    kind: type[Settings], values: dict[str, Any], changes: Iterable[str] | Mapping[str, Any], prefix: str
+) -> Settings:
+    """A flat dataclass from `values` with some of them changed: "key=value" in YAML, or a mapping. Raises ConfigError."""
+    if not isinstance(changes, Mapping):
+        parted = [change.partition("=") for change in changes]
+        for key, separator, _ in parted:
+            if not (key and separator):
+                raise ConfigError(f"{key!r} is not a setting; write key=value, for example epochs=20")
+        changes = {key: yaml.safe_load(text) for key, _, text in parted}
+    return _build(kind, {**values, **changes}, prefix)
 
 
 def _read(path: Path, expected: str) -> dict[str, Any]:

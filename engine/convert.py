@@ -156,6 +156,15 @@ def load_encoder(path: Path) -> VideoEncoder:
         encoder = EncoderSettings(**json.loads(header["trocar_encoder"])).build()
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path}: not an encoder of ours ({error!r}); make one with trocar convert") from error
+    return _filled(encoder, tensors, path)
+
+
+def conversion_encoder(found: Conversion) -> VideoEncoder:
+    """The encoder of a conversion, without the way over a file; tensors that it lacks are initialised from PyTorch's generator."""
+    return _filled(found.settings.build(), dict(found.tensors), Path(found.kind))
+
+
+def _filled(encoder: VideoEncoder, tensors: Tensors, path: Path) -> VideoEncoder:
     table = tensors.pop(TABLE, None)
     if table is not None:
         encoder.positions = table

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,7 @@ from .config_file import CONFIG_FILE
 from .distributed import World, check_shares, distribute, gradients_exchanged, open_world, whole
 from .guard import StepGuard
 from .housekeeping import collect_garbage_seldom, pin_to_cores, snapshot_when_out_of_memory
+from .initial import initialize_encoder, record_init
 from .loading import build_loader, build_order
 from .metrics import MetricsLog, QuarantineLog, read_metrics
 from .online_probe import OnlineProbe
@@ -87,9 +88,12 @@ class Run:
     guard: StepGuard
 
 
-def pretrain(config: Config, *, progress: bool = True) -> PretrainResult:
+def pretrain(
+    config: Config, *, progress: bool = True, on_step: Callable[[int], None] = lambda steps_done: None
+) -> PretrainResult:
     """Runs, or resumes, the pretraining that `config` describes, on all ranks that were started.
 
+    on_step: called with the number of steps done, before the first one and after each.
     Raises ConfigError, CorpusError, CheckpointError, VideoError where more draws fail than data.failure_budget allows, SkipError
     where more steps are left out than optim.skip_budget allows, RankError where another rank is gone.
     """
@@ -106,6 +110,11 @@ def pretrain(config: Config, *, progress: bool = True) -> PretrainResult:
             torch.set_num_threads(settings.threads)
         torch.manual_seed(settings.seed)
         objective, masks = build_model(config)
+        if not world.from_first(newest_step(Path(settings.dir))):  # a run that goes on has weights of its own
+            account = initialize_encoder(config, objective)
+            if account and world.is_first:
+                print(account, file=sys.stderr)
+                record_init(config, account)
         objective.to(world.device, torch.float64 if settings.precision == "float64" else None)
         name_modules(objective)
         model = distribute(objective, config, world)
@@ -117,14 +126,16 @@ def pretrain(config: Config, *, progress: bool = True) -> PretrainResult:
         steps = count_steps(config, samplers_by_clip(config, corpus)(0).num_spans)
         schedule = build_schedule(config.optim, steps)
         run = Run(config, world, watch, stop, schedule, objective, model, masks, optimizer, guard)
-        return train(run, corpus, steps, progress and world.is_first)
+        return train(run, corpus, steps, progress and world.is_first, on_step)
 
 
 def count_steps(config: Config, num_spans: int) -> int:
     return config.optim.steps or max(1, round((config.optim.epochs or 0) * num_spans / config.optim.batch))
 
 
-def train(run: Run, corpus: Corpus, steps: int, progress: bool) -> PretrainResult:
+def train(
+    run: Run, corpus: Corpus, steps: int, progress: bool, on_step: Callable[[int], None] = lambda steps_done: None
+) -> PretrainResult:
     """From the newest checkpoint, or from nothing, to step `steps`, or to where the run is asked to stop."""
     config, world, run_dir = run.config, run.world, Path(run.config.run.dir)
     sampler_at, order = samplers_by_clip(config, corpus), build_order(config)
@@ -167,9 +178,12 @@ def train(run: Run, corpus: Corpus, steps: int, progress: bool) -> PretrainResul
     ):
         name_decoding(loader)
         collapse = CollapseWatch(read_metrics(run_dir), tell=world.is_first)
+        on_step(done)
         while done < steps and not is_stopping:
-            report = train_step(run, done, loader)
+            with stage("step"):
+                report = train_step(run, done, loader)
             done += 1
+            on_step(done)
             collapse.observe(run.objective)  # what the step's own clips left behind, before others pass
             if validation.is_due(done):
                 run.watch.reach(f"the validation after step {done}")
@@ -199,6 +213,15 @@ def train(run: Run, corpus: Corpus, steps: int, progress: bool) -> PretrainResul
                     saver.save(tensors, state)
         saver.wait()
     return PretrainResult(run_dir, checkpoint_path(run_dir, done), steps, first_step, done < steps)
+
+
+def clipped_norm(objective: Objective, largest: float | None) -> torch.Tensor:
+    """The norm of all gradients, which are scaled down to norm `largest`; None leaves them, and spares a pass over them."""
+    gradients = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if largest is not None:
+        nn.utils.clip_grads_with_norm_(objective.parameters(), largest, norm)
+    return norm
 
 
 def open_log(config: Config, first_step: int, world: World) -> MetricsLog:
@@ -245,9 +268,7 @@ def train_step(run: Run, step: int, loader: Iterator[ClipBatch]) -> StepReport:
     world.sum(sums.values)
 
     with stage("guard"):
-        gradient_norm = whole(
-            nn.utils.clip_grad_norm_(run.objective.parameters(), config.optim.clip_gradient or float("inf"))
-        )
+        gradient_norm = whole(clipped_norm(run.objective, config.optim.clip_gradient))
         skip = world.maximum(run.guard.verdict(sums.loss, gradient_norm))
         run.guard.remember(sums.loss, gradient_norm, skip)
     set_schedule(run.optimizer, run.schedule, step)

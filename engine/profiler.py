@@ -1,4 +1,4 @@
-"""The stages of a step under stable names, as NVTX ranges for Nsight Systems. This file is the one place that names them.
+"""The stages of a step under stable names, as ranges for profilers. This file is the one place that names them.
 
     trocar/wait       the training waits for a batch          trocar/encoder    encoder blocks on visible tokens
     trocar/decode     a thread reads, decodes, crops a span   trocar/decoder    the decoder or predictor, to its output
@@ -7,15 +7,18 @@
     trocar/patch_embed  pixels to visible tokens              trocar/guard      gradient norm, clipping, verdict over the step
     trocar/target     the target encoder                      trocar/optimizer  the optimizer's step
     trocar/ema        the target encoder's update             trocar/save       weights are copied for a checkpoint
+    trocar/step       one optimizer step, around all of these but decode and save
 
-They are off unless TROCAR_NVTX=1 is in the environment: then a range costs about a microsecond, else a call that returns one shared
-object, and the model has no hooks.
+They are off unless TROCAR_NVTX=1 is in the environment, which gives Nsight Systems NVTX ranges, or a run is inside `recorded_by`,
+which gives them to another recorder. Then a range costs about a microsecond, else a call that returns one shared object, and the
+model has no hooks.
 """
 
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -23,17 +26,18 @@ from torch import nn
 
 Stage = Literal[
     "wait", "decode", "masks", "forward", "patch_embed", "encoder", "target", "decoder", "loss", "backward", "guard", "optimizer",
-    "ema", "save",
+    "ema", "save", "step",
 ]  # fmt: skip
 STAGES: tuple[Stage, ...] = get_args(Stage)
 # Submodules of an objective and their stages, by name; those that an objective lacks are passed over.
 MODULES: dict[str, Stage] = {
     "encoder": "encoder",
     "encoder.patch_embed": "patch_embed",
-    "target": "target",
+    "target_encoder": "target",
     "predictor": "decoder",
 }
 IS_ON = os.environ.get("TROCAR_NVTX", "0") == "1"
+_recorder: Callable[[str], AbstractContextManager[Any]] | None = None
 _OFF = nullcontext()
 
 
@@ -42,7 +46,24 @@ def stage(name: Stage) -> AbstractContextManager[Any]:
     return _range(name) if IS_ON else _OFF
 
 
+@contextmanager
+def recorded_by(recorder: Callable[[str], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Inside, ranges are on, also of models and loaders that are made there, and go to `recorder` in place of Nsight Systems.
+
+    recorder: of a name, the range; for example `torch.profiler.record_function`. Called on all threads.
+    """
+    global IS_ON, _recorder
+    before = IS_ON, _recorder
+    IS_ON, _recorder = True, recorder
+    try:
+        yield
+    finally:
+        IS_ON, _recorder = before
+
+
 def _range(name: Stage) -> AbstractContextManager[Any]:
+    if _recorder is not None:
+        return _recorder(f"trocar/{name}")
     import nvtx
 
     return nvtx.annotate(f"trocar/{name}", domain="trocar")
@@ -53,15 +74,20 @@ def name_modules(model: nn.Module) -> None:
     if not IS_ON:
         return
     modules = dict(model.named_modules())
+    if isinstance(teacher := getattr(model, "target_encoder", None), nn.Module):
+        modules["target_encoder"] = teacher  # a frozen teacher is no submodule
     for name, stage_name in MODULES.items():
         if name in modules:
             _Ranges(stage_name).attach(modules[name])
-    # VideoMAE's decoder is several modules: from the first one's start to the last one's end; the loss follows.
+    # VideoMAE's decoder is several modules: from the first one's start to the last one's end.
     if "encoder_to_decoder" in modules and "decoder_head" in modules:
-        decoder, loss = _Ranges("decoder"), _Ranges("loss")
+        decoder = _Ranges("decoder")
         modules["encoder_to_decoder"].register_forward_pre_hook(lambda *_: decoder.start())
         modules["decoder_head"].register_forward_hook(lambda *_: decoder.stop())
-        modules["decoder_head"].register_forward_hook(lambda *_: loss.start())
+    # The loss is what follows the prediction; a JEPA's target is inside it, with a range of its own.
+    if (prediction := modules.get("decoder_head", modules.get("predictor"))) is not None:
+        loss = _Ranges("loss")
+        prediction.register_forward_hook(lambda *_: loss.start())
         model.register_forward_hook(lambda *_: loss.stop())
 
 

@@ -10,12 +10,13 @@ import hashlib
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..ssl.encoder import SIZES, VideoEncoder
 from .checkpoint import CheckpointError, checkpoints, load_checkpoint
 from .config import Config
-from .config_file import CONFIG_FILE, load_config
+from .config_file import CONFIG_FILE, load_config, parse_config
 
 
 def build_encoder(config: Config) -> VideoEncoder:
@@ -56,6 +57,22 @@ def load_run_encoder(path: Path) -> tuple[VideoEncoder, Config]:
     config = load_config(run_dir / CONFIG_FILE)
     encoder = build_encoder(config)
     encoder.load_state_dict(encoder_tensors(load_checkpoint(saved[-1]).model))
+    return encoder, config
+
+
+def load_exported_encoder(path: Path) -> tuple[VideoEncoder, Config]:
+    """As `load_run_encoder`, of a file that `trocar export` wrote; its header holds the settings. Raises CheckpointError."""
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {})["config"]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        config = parse_config(text, str(path))
+        encoder = build_encoder(config)
+        encoder.load_state_dict(encoder_tensors(tensors) or tensors)
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: not a whole export of a run ({error!r}); make one with trocar export"
+        ) from error
     return encoder, config
 
 

@@ -41,12 +41,13 @@ def patch_targets(
     """Targets of the patches at `indices`: (B, N_chosen, P) in `dtype`."""
     if normalization not in get_args(Normalization):
         raise ValueError(f"normalization must be one of {get_args(Normalization)}, got {normalization!r}")
-    pixels = gather_patches(frames, indices, tubelet, patch).flatten(2, 4).to(dtype) / 255
+    # In place: on a CPU fresh memory for every intermediate costs more than the arithmetic.
+    pixels = gather_patches(frames, indices, tubelet, patch).flatten(2, 4).to(dtype).div_(255)
     if normalization == "none":
         return pixels.flatten(2)
     over = -2 if normalization == "channel" else (-2, -1)
     variance, mean = torch.var_mean(pixels, dim=over, keepdim=True, correction=1)
-    return ((pixels - mean) / (variance.sqrt() + 1e-6)).flatten(2)
+    return pixels.sub_(mean).div_(variance.sqrt_().add_(1e-6)).flatten(2)
 
 
 def pixel_loss_reference(

@@ -47,21 +47,41 @@ class VideoBlock(Block):
 
     def forward(self, tokens: torch.Tensor, layout: Layout | None = None) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """tokens: (B, N, D), or (L, D) packed. Returns the same shape."""
-        if layout is None:
+        if layout is None and not _is_bfloat16_on_cpu(tokens):
             return super().forward(tokens)
-        tokens = tokens + self._attend(self.norm1(tokens), layout)
-        return tokens + self.mlp(self.norm2(tokens))
+        tokens = tokens + self.drop_path1(self._attend(self.norm1(tokens), layout))
+        return tokens + self.drop_path2(self.mlp(self.norm2(tokens)))
 
-    def _attend(self, tokens: torch.Tensor, layout: Layout) -> torch.Tensor:
+    def _attend(self, tokens: torch.Tensor, layout: Layout | None) -> torch.Tensor:
         queries, keys, values = self.attn.qkv(tokens).unflatten(-1, (3, self.attn.num_heads, -1)).unbind(-3)
-        if layout.rotary:
+        if layout is not None and layout.rotary:
             queries, keys = rope3d(queries, keys, layout.indices, layout.grid)
-        if layout.offsets is None:
+        if layout is None or layout.offsets is None:
             queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, values))
-            mixed = F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2)
+            mixed = attention(queries, keys, values).transpose(1, 2)
         else:
             mixed = packed_attention(queries, keys, values, layout.offsets, layout.longest)
         return self.attn.proj(mixed.flatten(-2))
+
+
+def attention(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Attention of (B, H, N, E) each, all to all.
+
+    By SDPA, but on a CPU in bfloat16 and with gradients as products: there the backward pass of PyTorch's flash attention takes
+    twice their time (docs/performance.md, "Training"), for N^2 scores that are kept.
+    """
+    if queries.requires_grad and _is_bfloat16_on_cpu(queries):
+        scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
+        return scores.softmax(dim=-1) @ values
+    return F.scaled_dot_product_attention(queries, keys, values)
+
+
+def _is_bfloat16_on_cpu(tokens: torch.Tensor) -> bool:
+    if tokens.device.type != "cpu":
+        return False
+    return tokens.dtype == torch.bfloat16 or (
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    )
 
 
 def packed_attention(

@@ -1,4 +1,4 @@
-"""Kernels run in Triton's interpreter where there is no GPU; tests marked `gpu` run where there is one."""
+"""Kernels run in Triton's interpreter where there is no GPU, as tests marked `interpreter` must; those marked `gpu` need one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
+        interpreted = [item for item in items if item.get_closest_marker("interpreter")]
+        config.hook.pytest_deselected(items=interpreted)
+        items[:] = [item for item in items if item not in interpreted]
         return
     for item in items:
         if item.get_closest_marker("gpu"):

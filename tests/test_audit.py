@@ -17,7 +17,7 @@ from trocar.bench.audit import Audit, audit, duplicates
 from trocar.bench.audit_command import dataset_table
 from trocar.bench.dataset import DatasetError, Segment, load_card, read_dataset, read_table
 from trocar.bench.segment_clips import clip_rows, picture_video
-from trocar.bench.splits import from_release, leak_free
+from trocar.bench.splits import from_release, leak_free, official
 from trocar.bench.thumbnails import thumbnails
 from trocar.engine.cli import main
 from trocar.loaders.clip_loader import clip_loader
@@ -213,12 +213,13 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {s.centre for s in table if s.split == "test"} == {"bern"}
 
 
-def test_segments_become_exactly_their_frames(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "other"), [(".jpg", ".png"), (".png", ".jpg")])
+def test_segments_become_exactly_their_frames(kind: str, other: str, tmp_path: Path) -> None:
     """First and last frame of a segment that ends where the next one begins; folders of pictures as well as files."""
     root = tmp_path / "pictures"
     root.mkdir()
     for number in range(12):
-        Image.fromarray(number_picture(7, number, 96, 96)).save(root / f"{number + 1}.jpg", quality=95)
+        Image.fromarray(number_picture(7, number, 96, 96)).save(root / f"{number + 1}{kind}", quality=95)
     card = load_card("ldpolypvideo")
     table = [Segment(str(root), 0.08, 0.2, "polyp", "s"), Segment(str(root), 0.2, 0.48, "no_polyp", "s")]
     rows = clip_rows(table, card, tmp_path / "cache")
@@ -229,8 +230,58 @@ def test_segments_become_exactly_their_frames(tmp_path: Path) -> None:
     made = picture_video(root, 25.0, tmp_path / "cache")
     before = made.stat().st_mtime_ns
     assert picture_video(root, 25.0, tmp_path / "cache").stat().st_mtime_ns == before
-    Image.fromarray(number_picture(7, 0, 96, 96)).save(root / "13.png")
+    Image.fromarray(number_picture(7, 0, 96, 96)).save(root / f"13{other}")
     with pytest.raises(DatasetError, match=r"its pictures are \.jpg, \.png"):
         picture_video(root, 25.0, tmp_path / "cache")
     with pytest.raises(DatasetError, match="needs a card with picture_fps"):
         clip_rows(table)
+
+
+def test_rows_that_the_official_split_leaves_out_are_counted(tmp_path: Path) -> None:
+    """Kvasir-Capsule's halves name eleven of fourteen classes: the rest stands in no split, is shown and takes no part."""
+    FIXTURES["kvasir_capsule"](tmp_path)
+    path = tmp_path / "official_splits" / "split_0.csv"
+    kept = [line for line in path.read_text().splitlines() if not line.startswith("2fc3db47") or "Polyp" not in line]
+    path.write_text("\n".join(kept) + "\n")
+    card = load_card("kvasir_capsule")
+    table = dataset_table("kvasir_capsule", card, tmp_path, split="official")
+    assert [(s.subject, s.label) for s in table if not s.split] == [("2fc3db47", "Polyp")]
+    result = audit(table, card)
+    assert result.rows[""] == 1
+    assert "(none)" in result.lines()[0]
+    with pytest.raises(DatasetError, match="no official split"):
+        official(table)
+
+
+def test_videos_of_m2cai16_are_known_by_their_names(tmp_path: Path) -> None:
+    FIXTURES["m2cai16"](tmp_path)
+    card = load_card("m2cai16")
+    table = dataset_table("m2cai16", card, tmp_path, split="official")
+    names = ["/other/m2cai16w_test_dataset_test_workflow_video_01.mp4", "/other/workflow_video_02.mp4"]
+    (finding,) = audit(table, card, corpus=names).findings
+    assert finding.detail == "2 rows of test come from videos of the corpus"
+    assert finding.examples == (names[0],)
+    assert not audit(table, card, corpus=["/other/workflow_video_41.mp4"]).findings
+
+
+def test_duplicates_by_an_embedder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A copy of a test clip under another name, by the descriptor without weights."""
+    for name, identity in (("a", 1), ("b", 170), ("c", 1)):
+        write_numbered(tmp_path / f"{name}.mp4", 70, video_id=identity, width=96, height=96)
+    splits = dict(zip("abc", ("train", "val", "test"), strict=True))
+    rows = ["video,label,subject,split", *(f"{tmp_path / name}.mp4,x,{name},{split}" for name, split in splits.items())]
+    (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
+    command = [
+        "bench",
+        "audit",
+        "hyperkvasir",
+        str(tmp_path),
+        "--table",
+        str(tmp_path / "table.csv"),
+        "--split",
+        "as-is",
+    ]
+    assert main([*command, "--duplicates", "--likeness", "descriptor", "--similar", "0.999"]) == 1
+    said = capsys.readouterr().out
+    assert "duplicates: 1 of 1 rows of test look like rows of train" in said
+    assert main([*command, "--duplicates", "--likeness", "nothing"]) == 2

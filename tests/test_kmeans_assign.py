@@ -62,6 +62,7 @@ def test_a_row_on_its_centroid_is_no_negative_distance_away(kernels: torch.devic
     assert (distances < 1e-3).all()
 
 
+@pytest.mark.interpreter
 def test_offsets_are_64_bit(kernels: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last block of rows of more than 2**31 elements; nothing before it is touched."""
     tile, width = module.HALF_TILE, 64

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
 from trocar.engine.weights import from_huggingface_videomae
+from trocar.ssl.attention import attention
 from trocar.ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, SIZES, VideoEncoder, position_table
 from trocar.ssl.mae import MaskedAutoencoder
 from trocar.ssl.masks import TubeMask
@@ -144,3 +147,25 @@ def test_axis_positions_are_separable() -> None:
     assert by_place[1, 2, 3, 684 + 1] == pytest.approx(math.sin(3 * 10000 ** (-1 / 171)))
     with pytest.raises(ValueError, match="positions must be one of"):
         position_table("round", (2, 3, 4), 12)  # pyright: ignore[reportArgumentType]
+
+
+def test_attention_in_bfloat16_on_a_cpu_is_attention() -> None:
+    """Where gradients are wanted it is spelled out as products: no further from float64 than PyTorch's, twice over."""
+    torch.manual_seed(3)
+    exact = [torch.randn(2, 3, 40, 16, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    upstream = torch.randn(2, 3, 40, 16, dtype=torch.float64)
+    functions: tuple[Callable[..., torch.Tensor], ...] = (F.scaled_dot_product_attention, attention)
+    wanted = functions[0](*exact)
+    wanted.backward(upstream)
+    errors = []
+    for function in functions:
+        rounded = [part.detach().bfloat16().requires_grad_() for part in exact]
+        output = function(*rounded)
+        output.backward(upstream.bfloat16())
+        parts = [(output, wanted), *((part.grad, whole.grad) for part, whole in zip(rounded, exact, strict=True))]
+        errors.append([relative_error(actual.double(), expected) for actual, expected in parts])
+    assert all(ours < 2 * theirs + 2**-9 for theirs, ours in zip(*errors, strict=True)), errors
+    output = attention(*(part.detach().bfloat16().requires_grad_() for part in exact))
+    assert "ScaledDotProduct" not in type(output.grad_fn).__name__
+    output = attention(*exact)
+    assert "ScaledDotProduct" in type(output.grad_fn).__name__

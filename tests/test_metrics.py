@@ -175,6 +175,7 @@ def test_flags() -> None:
         "one class",
         "a class's share",
         "unstable",
+        "as majority",
     ]
     # 18 right rows of all classes: as many as one class has.
     mixed = np.where(np.arange(46) % 46 < 18, truth, (np.asarray(truth) + 1) % 3)
@@ -183,7 +184,8 @@ def test_flags() -> None:
     assert flags(predictions(truth, truth), narrow, 0.4) == []
     assert flags(predictions(truth, truth), Interval(0.5, 0.42, 0.58, 0.1), 0.4) == ["unstable"]
     assert flags(predictions(truth, truth), Interval(0.5, float("nan"), float("nan"), float("nan")), 0.4) == [
-        "unstable"
+        "unstable",
+        "as majority",
     ]
     assert flags(predictions(np.eye(3, dtype=bool), np.ones((3, 3))), narrow, 0.4) == ["one class"]
 

@@ -133,6 +133,7 @@ def test_offsets_are_64_bit(kernels: torch.device) -> None:
     )
 
 
+@pytest.mark.interpreter
 def test_tokens_of_more_than_2_31_elements(kernels: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last block of rows alone is computed; nothing before it is touched."""
     frames, _, *parameters = (part.to(kernels) for part in problem(1, (2, 8, 8), 2, 4, 64, 3))

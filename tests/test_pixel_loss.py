@@ -148,6 +148,7 @@ def test_reads_crops_and_far_clips_in_place(kernels: torch.device) -> None:
     assert torch.equal(pixel_loss(prediction, far, masked, 2, 4, "channel")[0], expected)
 
 
+@pytest.mark.interpreter
 def test_predictions_of_more_than_2_31_elements(kernels: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last row alone is computed; nothing before it is touched."""
     from trocar.kernels.launch import launch

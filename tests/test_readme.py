@@ -17,6 +17,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 TINY = "model.encoder=tiny model.depth=1 model.decoder_depth=1 optim.batch=2 optim.accumulation=1 optim.steps=2"
 
+SMALL = "epochs=2 train_views=1 segments=1 crops=1"
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -47,6 +49,7 @@ def test_the_commands_are_these() -> None:
         ["trocar", "pretrain"],
         ["trocar", "view"],
         ["trocar", "view"],
+        ["trocar", "finetune"],
         ["trocar", "doctor"],
     ]
 
@@ -69,14 +72,20 @@ def test_make_test_sets_up_lints_types_and_tests() -> None:
 
 
 def test_the_trocar_commands(folder: Path) -> None:
-    for command in COMMANDS[2:8]:
+    rows = ["video,start,end,label,subject", *(f"{n % 2}.mp4,{n},{n + 1},{'ab'[n // 2 % 2]},{n}" for n in (0, 1, 2))]
+    rows += [f"{n}.mp4,0.5,1.5,{'ab'[n]},{n + 3}" for n in (0, 1)]
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    for command in COMMANDS[2:9]:
         command = command.replace("/data/videos", "videos")
+        if "finetune" in command:
+            assert "majority baseline" in shell(f"{command} --device cpu {SMALL}", folder)
+            continue
         if "pretrain" in command:
             command = f"{command} {TINY} run.device=cpu"
         shell(command, folder)
     for name in ("checkpoints/step_00000002", "reconstruction.png", "curve.png", "metrics.jsonl", "config.yaml"):
         assert (folder / "runs/first" / name).exists()
-    assert "torchvision" in shell(COMMANDS[8], folder)
+    assert "torchvision" in shell(COMMANDS[9], folder)
 
 
 def test_the_python_example(folder: Path) -> None:

@@ -33,6 +33,7 @@ def test_sum_rows(shape: tuple[int, int, int], dtype: torch.dtype, kernels: torc
     assert_accurate(total, sum_rows_reference(rows), sum_rows_reference(rows.double()))
 
 
+@pytest.mark.interpreter
 def test_offsets_are_64_bit(kernels: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that lie beyond 2**31 elements: a strided clip, and the last of many rows."""
     apart = 2**31 + 64

@@ -1,0 +1,194 @@
+"""What is judged: an encoder of videos, or one of images whose tokens are averaged over a clip's frames.
+
+| `load_backbone("...")` | is |
+|---|---|
+| RUN or RUN/checkpoints/step_... | what `trocar pretrain` has trained (of a JEPA the target encoder) |
+| FILE.safetensors | what `trocar convert` or `trocar export` wrote |
+| FILE, or a folder with model.safetensors | published weights, converted on the way; refused where too little matches |
+| timm:MODEL, timm:MODEL@FILE | an image model of timm with its published weights, or those of a file; it sees no motion |
+| random:ANY OF THESE | the same without its weights: what they are worth |
+| random:base | a video ViT of that size, also tiny, small, large, huge |
+
+Shapes: B clips, T frames, R x R pixels, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..engine.config_error import ConfigError
+from ..engine.convert import MINIMUM
+from ..engine.encoder_sources import FRAMES, RESOLUTION, STRIDE, ClipShape, find_encoder
+from ..engine.run_encoder import weights_digest
+from ..engine.weight_files import WeightsError, read_weights
+from ..ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, SIZES, VideoEncoder, initialize
+
+RANDOM = "random:"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """model: (B, T, R, R, 3) uint8 -> (B, N, D). name: as it was asked for. digest: of the weights. depth: of its blocks, which are
+    named blocks.0 on. account: what matched, in words."""
+
+    name: str
+    model: nn.Module
+    width: int
+    depth: int
+    clips: ClipShape
+    digest: str
+    account: str
+
+    def copy(self) -> nn.Module:
+        """The model as loaded, for training that must not touch what others use."""
+        return copy.deepcopy(self.model)
+
+
+class FrameAverage(nn.Module):
+    """An image model over clips: the tokens of every frame, averaged over the frames. Their order makes no difference."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    def __init__(self, image_model: nn.Module, mean: Any, deviation: Any) -> None:
+        super().__init__()
+        self.image_model = image_model
+        for name, values in (("mean", mean), ("deviation", deviation)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """(B, T, R, R, 3) uint8 -> (B, N, D); N is 1 for models without tokens."""
+        images = frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 255
+        tokens = self.image_model.forward_features((images - self.mean) / self.deviation)  # pyright: ignore[reportCallIssue]
+        if tokens.ndim == 4:  # of convolutions: (B T, D, h, w)
+            tokens = tokens.flatten(2).mT
+        return tokens.unflatten(0, frames.shape[:2]).mean(dim=1)
+
+
+def load_backbone(
+    name: str,
+    *,
+    frames: int | None = None,
+    resolution: int | None = None,
+    stride: int | None = None,
+    sample_fps: float | None = None,
+    minimum: float = MINIMUM,
+    seed: int = 0,
+) -> Backbone:
+    """The encoder that `name` means, on the CPU, in evaluation mode.
+
+    frames, resolution, stride or sample_fps: of clips, where the weights' own are not wanted. minimum: share of the tensors that
+    has to match. seed: of random weights. Raises ConfigError where there is no such encoder, WeightsError or CheckpointError where
+    its weights cannot be used.
+    """
+    is_random = name.startswith(RANDOM)
+    source = name.removeprefix(RANDOM)
+    if source.startswith("timm:"):
+        found = _image_backbone(source, frames, resolution, minimum, is_random)
+    else:
+        found = _video_backbone(source, frames, resolution, minimum, is_random)
+    model, clips, depth, account = found
+    if stride or sample_fps:
+        if stride and sample_fps:
+            raise ConfigError(f"stride={stride} and sample_fps={sample_fps} exclude each other; give one of them")
+        clips = replace(clips, stride=stride, sample_fps=sample_fps)
+    if is_random:
+        _forget(model, seed)
+        account = f"{type(model).__name__}: random weights"
+    model.requires_grad_(False).eval()
+    return Backbone(name, model, _width(model), depth, clips, weights_digest(model), account)
+
+
+def _video_backbone(
+    source: str, frames: int | None, resolution: int | None, minimum: float, is_random: bool
+) -> tuple[VideoEncoder, ClipShape, int, str]:
+    if is_random and source in SIZES:
+        size, shape = SIZES[source], ClipShape(frames or FRAMES, STRIDE, None, resolution or RESOLUTION)
+        encoder = VideoEncoder(size.width, size.depth, size.heads, frames=shape.frames, resolution=shape.resolution)
+        return encoder, shape, size.depth, ""
+    found = find_encoder(Path(source), frames=frames, resolution=resolution, minimum=minimum)
+    return found.encoder, found.clips, len(found.encoder.blocks), found.account
+
+
+def _image_backbone(
+    source: str, frames: int | None, resolution: int | None, minimum: float, is_random: bool
+) -> tuple[FrameAverage, ClipShape, int, str]:
+    import timm
+    from timm.data.config import resolve_model_data_config
+
+    architecture, _, file = source.removeprefix("timm:").partition("@")
+    is_published = not file and not is_random
+    try:
+        try:
+            size: dict[str, Any] = {"img_size": resolution} if resolution else {}
+            model = timm.create_model(architecture, pretrained=is_published, num_classes=0, **size)
+        except TypeError:  # of convolutions, which take any size
+            model = timm.create_model(architecture, pretrained=is_published, num_classes=0)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"{source}: cannot be made ({error}); name a model that timm.list_models() lists, or its weights as "
+            "timm:MODEL@FILE"
+        ) from error
+    account = f"{architecture}: timm's published weights"
+    if file and not is_random:
+        account = _put_image_weights(model, architecture, Path(file), minimum)
+    wanted = resolve_model_data_config(model)
+    mean, deviation = wanted.get("mean", IMAGENET_MEAN), wanted.get("std", IMAGENET_STD)
+    shape = ClipShape(frames or FRAMES, STRIDE, None, resolution or int(wanted["input_size"][-1]))
+    blocks = getattr(model, "blocks", ())
+    return FrameAverage(model, mean, deviation), shape, len(blocks), account
+
+
+def _put_image_weights(model: nn.Module, architecture: str, path: Path, minimum: float) -> str:
+    """Puts the weights of a file into a timm model, renamed and resized by timm's own rules. Raises WeightsError."""
+    state = read_weights(path)
+    rules = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
+    try:
+        renamed = dict(rules(dict(state), model)) if rules else state
+    except (KeyError, RuntimeError, AttributeError, ValueError) as error:
+        raise WeightsError(f"{path}: not weights of timm's {architecture} ({error!r})") from error
+    wanted = model.state_dict()
+    kept = {name: value for name, value in renamed.items() if name in wanted and value.shape == wanted[name].shape}
+    missing = [f"missing: {name}" for name in wanted if name not in kept]
+    stray = [f"stray:   {name}" for name in renamed if name not in kept and re.match(r"blocks\.", name)]
+    share = len(kept) / (len(wanted) + len(stray))
+    account = f"{architecture}: {len(kept)} of {len(wanted)} tensors matched ({share:.1%})"
+    if share < minimum:
+        raise WeightsError(
+            "\n  ".join([f"{path}: {account}, {minimum:.1%} are asked for; name another model", *missing, *stray])
+        )
+    model.load_state_dict(kept, strict=False)
+    return account
+
+
+def _forget(model: nn.Module, seed: int) -> None:
+    """Draws all weights again, as a training would begin; norms and biases as they begin too."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+        model.apply(initialize)
+        for name, parameter in model.named_parameters():
+            if name.endswith("patch_embed.weight"):
+                nn.init.xavier_uniform_(parameter.view(len(parameter), -1))
+            elif name.endswith("patch_embed.bias"):
+                nn.init.zeros_(parameter)
+            elif name.endswith(("cls_token", "reg_token", "pos_embed")):
+                nn.init.trunc_normal_(parameter, std=0.02)
+
+
+def _width(model: nn.Module) -> int:
+    if isinstance(model, VideoEncoder):
+        return model.width
+    assert isinstance(model, FrameAverage)
+    return int(model.image_model.num_features)  # pyright: ignore[reportArgumentType]

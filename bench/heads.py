@@ -1,0 +1,81 @@
+"""What is trained on top of an encoder: a linear layer, or V-JEPA's attentive probe.
+
+Shapes: B clips, L tokens, D width, H heads of E values, K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..engine.config_error import ConfigError
+from .protocol import HeadKind
+
+HEAD_WIDTH = 64
+INIT_STD = 0.02
+
+
+class MeanHead(nn.Module):
+    """A linear layer on the mean of the tokens, which are shifted and scaled by what `standardize` was told."""
+
+    shift: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.linear = nn.Linear(width, classes)
+        _initialize(self.linear)
+
+    def standardize(self, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+        """Mean and standard deviation of the training clips, each (D,)."""
+        self.shift.copy_(mean)
+        self.scale.copy_(1 / (deviation + 1e-6))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, L, D) -> (B, K)"""
+        return self.linear((tokens.mean(dim=1) - self.shift) * self.scale)
+
+
+class AttentiveHead(nn.Module):
+    """V-JEPA's probe (Bardes et al., arXiv 2404.08471): a learned query attends to the tokens, then an MLP, then a linear layer.
+
+    q = query + attention(query, norm1(tokens)); q = q + mlp(norm2(q)); no projection behind the attention,
+    as in the published code.
+    """
+
+    def __init__(self, width: int, classes: int, heads: int | None = None) -> None:
+        super().__init__()
+        self.heads = heads or max(width // HEAD_WIDTH, 1)
+        if width % self.heads:
+            raise ConfigError(f"protocol.attention_heads: {self.heads} do not divide the width {width}; give a divisor")
+        self.query = nn.Parameter(torch.zeros(1, 1, width))
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.linear = nn.Linear(width, classes)
+        self.apply(_initialize)
+        nn.init.trunc_normal_(self.query, std=INIT_STD)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, L, D) -> (B, K)"""
+        tokens = self.norm1(tokens)
+        parts = (self.q(self.query.expand(len(tokens), -1, -1)), self.k(tokens), self.v(tokens))
+        queries, keys, values = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        mixed = F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(-2)
+        found = self.query + mixed
+        found = found + self.fc2(F.gelu(self.fc1(self.norm2(found))))
+        return self.linear(found[:, 0])
+
+
+def build_head(kind: HeadKind, width: int, classes: int, attention_heads: int | None = None) -> nn.Module:
+    """Initialised from PyTorch's generator."""
+    return AttentiveHead(width, classes, attention_heads) if kind == "attentive" else MeanHead(width, classes)
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=INIT_STD)
+        nn.init.zeros_(module.bias)

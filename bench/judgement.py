@@ -1,0 +1,57 @@
+"""What a test split's predictions are worth, as one JSON row: all metrics, intervals by subject, baselines, flags.
+
+Shapes: N rows, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix
+
+from .metrics import METRICS, Predictions, flags, interval_of, majority, measure, random_baseline, resampled
+from .task import Task
+
+
+def judge(task: Task, predictions: Predictions, *, seed: int = 0) -> tuple[dict[str, Any], NDArray[np.float64]]:
+    """The row, and the resamples of its score. seed: of the bootstrap and of random scores. What is not known is None."""
+    metric = METRICS[task.main_metric]
+    drawn = resampled(predictions, metric, seed=seed)
+    interval = interval_of(metric(predictions), drawn)
+    guess = majority(predictions, task.train.truth)
+    majority_score = metric(guess)
+    found = flags(predictions, interval, majority_score)
+    row = {
+        "metric": task.main_metric,
+        "score": interval.score,
+        "low": interval.low,
+        "high": interval.high,
+        "detectable": interval.detectable,
+        "majority": majority_score,
+        "random": random_baseline(predictions, metric, seed=seed),
+        "flags": found,
+        "metrics": measure(predictions),
+        "majority_metrics": measure(guess),
+        "rows": {"train": len(task.train.rows), "val": len(task.val.rows), "test": len(predictions.scores)},
+        "subjects": len(np.unique(predictions.subjects)),
+        "left_out": task.left_out,
+        "audit": list(task.findings),
+        "domain": task.card.domain,
+        "classes": list(task.classes),
+    }
+    if not task.several:
+        labels = np.arange(task.num_classes)
+        row["confusion"] = confusion_matrix(predictions.truth, predictions.predicted, labels=labels).tolist()
+    return known(row), drawn
+
+
+def known(value: Any) -> Any:
+    """The same with None for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: known(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [known(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,321 @@
+"""`trocar plan`: corpus, recipe and cluster to bottleneck, clips/s, days, hours, storage and money, for each form of the videos.
+
+An epoch is one clip of every span of the corpus, as in training. What was measured and what is assumed stand in lists of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..engine.build import build_model
+from ..engine.config import Config, ConfigError
+from ..loaders.corpus import Corpus
+from ..loaders.sampler import Sampler
+from .plan import (
+    COMPUTE,
+    CORES,
+    DECODE,
+    EXCHANGE,
+    STORAGE,
+    Compute,
+    Demand,
+    Lever,
+    Rate,
+    Share,
+    Step,
+    Videos,
+    levers,
+    plan_step,
+)
+from .plan_cluster import Cluster
+from .plan_rates import compute_rates, packing_rates, video_rates
+from .stages import NAMES
+
+FLOAT32_BYTES = 4
+TERA, HOUR, DAY = 1e12, 3600, 86400
+
+
+@dataclass(frozen=True)
+class CorpusSize:
+    """videos, frames: of the originals. spans: base spans. bytes_per_frame: of the originals' files; None where unknown."""
+
+    videos: int
+    frames: int
+    spans: int
+    bytes_per_frame: Rate | None
+
+    @staticmethod
+    def of(corpus: Corpus, config: Config) -> CorpusSize:
+        """What a corpus of originals holds."""
+        data = config.data
+        sampler = Sampler(
+            corpus.frames, num_frames=data.frames, stride=data.stride, sample_fps=data.sample_fps, video_fps=corpus.fps
+        )
+        frames = int(corpus.frames.sum())
+        size = sum(values["size_bytes"] for values in corpus.scan("size_bytes"))
+        return CorpusSize(len(corpus), frames, sampler.num_spans, Rate(size / frames, f"files of {corpus.path}"))
+
+    @staticmethod
+    def told(videos: int, frames: int, config: Config, cluster: Cluster) -> CorpusSize:
+        """From totals: the last part of every video, half a span on average, is too short for one. Raises ConfigError."""
+        if config.data.stride is None:
+            raise ConfigError(
+                "data.sample_fps: spans of a corpus that is not there are counted by data.stride; set it instead"
+            )
+        span = (config.data.frames - 1) * config.data.stride + 1
+        assumed = cluster.originals.bytes_per_frame
+        size = None if assumed is None else Rate(assumed.value, assumed.source, False)
+        return CorpusSize(videos, frames, max(1, round(frames / span - videos / 2)), size)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One form of the videos at one number of views: what it takes. money: None where the cluster has no prices."""
+
+    name: str
+    videos: Videos
+    step: Step
+    levers: list[Lever]
+    days: float
+    gpu_hours: float
+    core_hours: float
+    packing_core_hours: float
+    terabytes: float | None
+    money: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    config: Config
+    cluster: Cluster
+    corpus: CorpusSize
+    compute: Compute
+    clips: int
+    arms: list[Arm]
+    rates: list[tuple[str, Rate]]
+
+
+def make_plan(
+    config: Config, cluster: Cluster, corpus: CorpusSize, rows: Sequence[dict[str, Any]], *, views: int = 4
+) -> Plan:
+    """Raises ConfigError where a rate is neither measured nor assumed, or the batch does not divide by the ranks.
+
+    rows: the measurements that rates are taken from. views: a span, in the arms with span reuse.
+    """
+    optim = config.optim
+    if optim.batch % (optim.accumulation * cluster.ranks):
+        raise ConfigError(
+            f"optim.batch: {optim.batch} in {optim.accumulation} parts is not divisible by {cluster.ranks} ranks; set optim.batch "
+            "and optim.accumulation so that it is"
+        )
+    compute = compute_rates(rows, config, cluster)
+    kinds = {name: video_rates(rows, config, cluster, name) for name in ("originals", "proxies")}
+    known = {name: videos for name, videos in kinds.items() if videos is not None}
+    if not known:
+        raise ConfigError(
+            f"{cluster.name}: nothing is measured or assumed of how videos load; run trocar bench loading or profile"
+        )
+    packing, proxy_bytes = packing_rates(rows, cluster)
+    clips = optim.steps * optim.batch if optim.steps else round((optim.epochs or 0) * corpus.spans)
+    with torch.device("meta"):  # only its shapes count
+        parameters = sum(p.numel() for p in build_model(config)[0].parameters() if p.requires_grad)
+    gradient_bytes = FLOAT32_BYTES * parameters / optim.accumulation if cluster.ranks > 1 else 0.0
+    share, arms = _share(cluster, config), []
+    for name, videos in known.items():
+        for count in sorted({config.data.views_per_span, views}):
+            demand = Demand(
+                optim.batch / (optim.accumulation * cluster.ranks), count, config.data.prefetch, gradient_bytes
+            )
+            step = plan_step(compute, videos, share, demand)
+            others = [known["proxies"]] if name == "originals" and "proxies" in known else []
+            found = levers(compute, videos, share, demand, others)
+            arms.append(_arm(name, videos, step, found, cluster, config, corpus, clips, packing, proxy_bytes))
+    rates = [("step, fixed seconds", compute.fixed_seconds), ("step, seconds a clip", compute.seconds_per_clip)]
+    for videos in known.values():
+        names = ("bytes_per_span", "pictures_per_span", "core_seconds_per_span", "core_seconds_per_view")
+        rates += [(f"{videos.name}, {key.replace('_', ' ')}", getattr(videos, key)) for key in names]
+        rates += [(f"{videos.name}, idle seconds per span", videos.idle_seconds_per_span)]
+        if videos.nvdec_pictures_per_second is not None and share.has_nvdec:
+            rates.append((f"{videos.name}, NVDEC pictures per second and GPU", videos.nvdec_pictures_per_second))
+    extra = {"packing, core seconds an original frame": packing, "proxies, bytes a frame": proxy_bytes}
+    rates += [(key, rate) for key, rate in extra.items() if rate is not None]
+    if corpus.bytes_per_frame is not None:
+        rates.append(("originals, bytes a frame", corpus.bytes_per_frame))
+    return Plan(config, cluster, corpus, compute, clips, arms, rates)
+
+
+def _share(cluster: Cluster, config: Config) -> Share:
+    cores = cluster.cores_per_node / cluster.ranks_per_node
+    readers = cluster.ranks if cluster.storage_is_shared else cluster.ranks_per_node
+    return Share(
+        ranks=cluster.ranks,
+        cores=cores,
+        threads=config.data.threads or cores,
+        storage=cluster.storage_gigabytes_per_second * 1e9 / readers,
+        exchange=cluster.exchange_gigabytes_per_second * 1e9,
+        has_nvdec=cluster.nvdec_per_gpu > 0 and config.data.loader != "cpu",
+    )
+
+
+def _arm(
+    name: str,
+    videos: Videos,
+    step: Step,
+    found: list[Lever],
+    cluster: Cluster,
+    config: Config,
+    corpus: CorpusSize,
+    clips: int,
+    packing: Rate | None,
+    proxy_bytes: Rate | None,
+) -> Arm:
+    hours = clips / step.clips_per_second / HOUR
+    is_packed = name == "proxies"
+    packing_hours = corpus.frames * packing.value / HOUR if is_packed and packing is not None else 0.0
+    size = None if corpus.bytes_per_frame is None else corpus.frames * corpus.bytes_per_frame.value
+    if is_packed and size is not None:
+        kept = corpus.frames / (config.data.stride or 1)
+        size = None if proxy_bytes is None else size + kept * proxy_bytes.value
+    gpu_hours = hours * cluster.nodes * cluster.gpus_per_node
+    core_hours = (
+        packing_hours if cluster.gpus_per_node else packing_hours + hours * cluster.nodes * cluster.cores_per_node
+    )
+    prices, terabytes = cluster.prices, None if size is None else size / TERA
+    costs = [
+        (gpu_hours, prices.gpu_hour),
+        (core_hours, prices.core_hour),
+        (terabytes or 0.0, None if prices.terabyte_month is None else prices.terabyte_month * prices.storage_months),
+    ]
+    known = [amount * price for amount, price in costs if price is not None]
+    label = f"{name}, {step.demand.views} view{'s' * (step.demand.views > 1)} a span"
+    return Arm(
+        label,
+        videos,
+        step,
+        found,
+        hours * HOUR / DAY,
+        gpu_hours,
+        core_hours,
+        packing_hours,
+        terabytes,
+        math.fsum(known) if known else None,
+    )
+
+
+def sentence(arm: Arm, compute: Compute) -> str:
+    """The bottleneck of an arm, and what moves it."""
+    step = arm.step
+    name = step.bottleneck
+    cause = {
+        COMPUTE: "the step's computation",
+        DECODE: f"the loader: decoding on {'NVDEC' if step.decoder == 'nvdec' else 'CPU cores'}",
+        STORAGE: "the loader: reading from storage",
+        EXCHANGE: "the exchange of gradients",
+        CORES: "the processor cores, which decoding and computing share",
+    }[name]
+    if name in (COMPUTE, CORES) and compute.stage:
+        cause += f", of which {NAMES.get(compute.stage, compute.stage)} takes {compute.stage_share:.0%}"
+    useful = [f"{lever.name} ({lever.gain:.2f}x)" for lever in arm.levers if lever.gain > 1.02]
+    moved = f"what moves it: {', '.join(useful)}" if useful else "none of the changes looked at moves it alone"
+    return f"{arm.name}: the bottleneck is {cause}; {moved}. It rests on {rests_on(arm, compute)}."
+
+
+def rests_on(arm: Arm, compute: Compute) -> str:
+    """Whether the rates of the bottleneck were measured."""
+    videos = arm.videos
+    used = {
+        COMPUTE: [compute.seconds_per_clip],
+        DECODE: [videos.core_seconds_per_span],
+        STORAGE: [videos.bytes_per_span],
+        EXCHANGE: [],
+        CORES: [compute.seconds_per_clip, videos.core_seconds_per_span],
+    }[arm.step.bottleneck]
+    if arm.step.decoder == "nvdec" and arm.step.bottleneck == DECODE and videos.nvdec_pictures_per_second is not None:
+        used = [videos.nvdec_pictures_per_second]
+    if not used:
+        return "the cluster's description"
+    return "measured rates" if all(rate.is_measured for rate in used) else "an assumed rate"
+
+
+def table(plan: Plan) -> str:
+    """Markdown: the arms, their bottlenecks, and the rates, measured and assumed apart."""
+    cluster, prices = plan.cluster, plan.cluster.prices
+    money = f"| {prices.currency} " if any(arm.money is not None for arm in plan.arms) else ""
+    lines = [
+        f"{cluster.name}: {plan.corpus.videos:,} videos, {plan.corpus.frames / 1e6:,.1f} M frames, {plan.corpus.spans:,} spans; "
+        f"{plan.config.model.encoder} {plan.config.objective.kind}, {plan.clips:,} clips in steps of {plan.config.optim.batch:,}",
+        "",
+        f"| videos | clips/s | unique spans/s | bottleneck | days | GPU-hours | core-hours | of them packing | TB {money}|",
+        "|---" * (9 + bool(money)) + "|",
+    ]
+    for arm in plan.arms:
+        cells = [
+            arm.name,
+            _figure(arm.step.clips_per_second),
+            _figure(arm.step.spans_per_second),
+            f"{arm.step.bottleneck} ({arm.step.decoder})" if arm.step.bottleneck == DECODE else arm.step.bottleneck,
+            _figure(arm.days),
+            _figure(arm.gpu_hours),
+            _figure(arm.core_hours),
+            _figure(arm.packing_core_hours),
+            "unknown" if arm.terabytes is None else _figure(arm.terabytes),
+        ]
+        if money:
+            cells.append("unknown" if arm.money is None else f"{arm.money:,.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *(f"- {sentence(arm, plan.compute)}" for arm in plan.arms)]
+    for is_measured, title in ((True, "Measured"), (False, "Assumed")):
+        chosen = [
+            (name, rate) for name, rate in plan.rates if rate.is_measured == is_measured and math.isfinite(rate.value)
+        ]
+        if chosen:
+            lines += ["", f"{title}:", ""]
+            lines += [f"- {name}: {_figure(rate.value)} ({rate.origin})" for name, rate in chosen]
+    return "\n".join(lines)
+
+
+def _figure(value: float) -> str:
+    """Three digits that count."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else "never"
+    digits = 2 - math.floor(math.log10(abs(value)))
+    return f"{round(value, digits):,.{max(0, digits)}f}"
+
+
+def rows_of(plan: Plan) -> list[dict[str, Any]]:
+    """The arms' figures, for JSON."""
+    return [
+        {
+            "arm": arm.name,
+            "cluster": plan.cluster.name,
+            "clips_per_second": arm.step.clips_per_second,
+            "spans_per_second": arm.step.spans_per_second,
+            "bottleneck": arm.step.bottleneck,
+            "seconds_by_resource": arm.step.seconds_by_resource,
+            "days": arm.days,
+            "gpu_hours": arm.gpu_hours,
+            "core_hours": arm.core_hours,
+            "packing_core_hours": arm.packing_core_hours,
+            "terabytes": arm.terabytes,
+            "money": arm.money,
+            "levers": {lever.name: lever.gain for lever in arm.levers},
+        }
+        for arm in plan.arms
+    ]
+
+
+def corpus_size(
+    path: Path | None, videos: int | None, frames: int | None, config: Config, cluster: Cluster
+) -> CorpusSize:
+    """Of a corpus, or of totals. Raises ConfigError where neither is given in full, CorpusError."""
+    if path is not None:
+        return CorpusSize.of(Corpus.open(path), config)
+    if not videos or not frames:
+        raise ConfigError("trocar plan: give --corpus CORPUS, an index of the originals, or both --videos and --frames")
+    return CorpusSize.told(videos, frames, config, cluster)

@@ -1,0 +1,121 @@
+"""The tables that README.md and docs/*.md have from rows, by the name in their markers. Each takes all rows and picks its own."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..engine.config_file import load_config
+from . import balance, collapse, decode, goals, kernels, plan_check, plan_report, proxies, training_table
+from .loading_table import ratio_table, speed_table
+from .plan_cluster import load_cluster
+from .plan_report import corpus_size, make_plan
+
+Row = dict[str, Any]
+UNMEASURED = "unmeasured"
+PAPER_VIDEOS, PAPER_FRAMES = 10_535, 214_500_000
+OURS = "trocar"
+
+
+def of(rows: Sequence[Row], benchmark: str, *, gpu: bool = False) -> list[Row]:
+    """The rows of a benchmark that were measured on a GPU, or on a CPU."""
+    return [row for row in rows if row["benchmark"] == benchmark and ("capability" in row["machine"]) == gpu]
+
+
+def loading_summary(rows: Sequence[Row]) -> str:
+    """Our ratios to the fastest peer in one sentence."""
+    mine = {row["arm"]: row for row in of(rows, "loading")}
+    peers = [row for row in mine.values() if row.get("ours_against_it")]
+    best = max(peers, key=lambda row: row["clips_per_second"])
+    ratios = best["ours_against_it"]
+    text = (
+        f"From originals that is {ratios[OURS]['median']:.2f} times as many clips/s as the fastest peer, {best['arm']}"
+    )
+    text += f", and {best['cpu_seconds_per_clip'] / mine[OURS]['cpu_seconds_per_clip']:.2f} times fewer core seconds"
+    if "trocar packed" in ratios:
+        text += f"; from proxies {ratios['trocar packed']['median']:.0f} times as many"
+    return f"{text}."
+
+
+def loading_short(rows: Sequence[Row]) -> str:
+    """README's: clips/s of everybody, the fastest first, and what a clip costs."""
+    mine = sorted(
+        (row for row in of(rows, "loading") if "clips_per_second" in row), key=lambda row: -row["clips_per_second"]
+    )
+    lines = ["| clips of 16 frames, two CPU cores | clips/s | core seconds a clip |", "|---|---|---|"]
+    names = {OURS: "**trocar**, 1080p originals", "trocar packed": "**trocar**, proxies"}
+    for row in mine:
+        name = names.get(row["arm"], f"{row['arm']}, 1080p originals")
+        lines.append(f"| {name} | {row['clips_per_second']:.2f} | {row['cpu_seconds_per_clip']:.3f} |")
+    return "\n".join(lines)
+
+
+def kernel_speeds(rows: Sequence[Row]) -> str:
+    mine = of(rows, "kernels", gpu=True)
+    if mine:
+        card = mine[0]["machine"]["device"]
+        return f"{kernels.table(mine)}\n\n{card}, commit {mine[0]['commit']}."
+    head = kernels.table([])
+    return "\n".join([head, *(f"| {name} |" + f" {UNMEASURED} |" * 6 for name in kernels.CASES)])
+
+
+def decoding(rows: Sequence[Row]) -> str:
+    mine = of(rows, "decode", gpu=True)
+    return f"{decode.table(mine)}\n\n{mine[0]['machine']['device']}." if mine else f"Decoding on NVDEC: {UNMEASURED}."
+
+
+def clustering(rows: Sequence[Row]) -> str:
+    """Whole trees on a CPU."""
+    lines = [
+        "| rows | seconds | fit of the sample | check / refine (three) / assign | peak resident | load average |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in of(rows, "clustering"):
+        steps = row["steps"]
+        refined = ", ".join(f"{value:g}" for name, value in steps.items() if name.startswith("refine"))
+        cells = [f"{row['rows'] / 1e6:g} M", f"{row['seconds']:,.0f}", f"{steps['fit']:g}"]
+        cells += [f"{steps['check']:g} / {refined} / {steps['assign']:g}", f"{row['peak_resident_bytes'] / 1e9:.2f} GB"]
+        lines.append(f"| {' | '.join([*cells, row['load_average']])} |")
+    return "\n".join(lines)
+
+
+def plan_accuracy(rows: Sequence[Row]) -> str:
+    mine = of(rows, "plan")
+    if not mine:
+        return f"The plan's model against the clock: {UNMEASURED}."
+    errors = [abs(row["predicted_clips_per_second"] / row["measured_clips_per_second"] - 1) for row in mine]
+    first = mine[0]
+    facts = f"Off by {statistics.median(errors):.0%} in the median, {max(errors):.0%} at most; "
+    facts += f"load average {first['load_average']:.1f} on {first['machine']['device']}, commit {first['commit']}."
+    return f"{plan_check.table(mine)}\n\n{facts}"
+
+
+def paper(config: str, accumulation: int) -> Callable[[Sequence[Row]], str]:
+    """`trocar plan` on the paper's corpus and eight A100, by these rows."""
+
+    def text(rows: Sequence[Row]) -> str:
+        loaded, cluster = load_config(config, [f"optim.accumulation={accumulation}"]), load_cluster("a100_8")
+        corpus = corpus_size(None, PAPER_VIDEOS, PAPER_FRAMES, loaded, cluster)
+        return plan_report.table(make_plan(loaded, cluster, corpus, rows))
+
+    return text
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
+    "balance": lambda rows: balance.table(of(rows, "balance")),
+    "clustering": clustering,
+    "collapse": lambda rows: collapse.table(of(rows, "jepa_collapse")),
+    "decode": decoding,
+    "goals": goals.table,
+    "kernels": kernel_speeds,
+    "loading-ratios": lambda rows: ratio_table(of(rows, "loading")),
+    "loading-short": loading_short,
+    "loading-speeds": lambda rows: speed_table(of(rows, "loading")),
+    "loading-summary": loading_summary,
+    "paper-jepa": paper("surgrec_jepa", 16),
+    "paper-mae": paper("surgrec_mae_unbalanced", 4),
+    "plan": plan_accuracy,
+    "proxies": lambda rows: proxies.table(of(rows, "proxies")),
+    "training": lambda rows: training_table.table(of(rows, "training")),
+}

@@ -1,0 +1,149 @@
+"""The subcommands around labelled data sets: finetune, `bench audit` and `bench downstream`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from .config_error import ConfigError
+
+
+def add_downstream(commands: Any, benches: Any) -> None:
+    """Adds them to the parsers of `trocar` and `trocar bench`."""
+    add_finetune(
+        commands.add_parser("finetune", help="judge an encoder on a labelled data set: probes, or full fine-tuning")
+    )
+    add_audit(benches.add_parser("audit", help="what is wrong with a labelled data set and its splits"))
+    downstream = benches.add_parser("downstream", help="encoders x data sets x protocols x seeds, and their report")
+    downstream.add_argument("config", metavar="CONFIG", help="a YAML of the matrix, or table2: the paper's table")
+    downstream.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="of cells and report; goes on with what is there"
+    )
+    downstream.add_argument("--data", type=Path, default=Path(), metavar="DIR", help="where folders of data sets begin")
+    downstream.add_argument("--weights", type=Path, default=Path(), metavar="DIR", help="where files of weights begin")
+    downstream.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto, all GPUs in turn)"
+    )
+    downstream.add_argument("--workers", type=int, default=1, help="encoders on data sets at a time (default: 1)")
+    downstream.add_argument(
+        "--report-only", action="store_true", help="train nothing; write the report of what is there"
+    )
+    downstream.set_defaults(run=run_bench_downstream)
+
+
+def add_finetune(finetune: argparse.ArgumentParser) -> None:
+    finetune.add_argument(
+        "dataset", metavar="DATASET", help="a data set that trocar knows, the path of a card, or a table.csv"
+    )
+    finetune.add_argument("root", type=Path, metavar="ROOT", help="folder of the data set as downloaded")
+    finetune.add_argument(
+        "model", metavar="MODEL", help="RUN, a file of weights, timm:MODEL[@FILE], or random: before one"
+    )
+    finetune.add_argument("overrides", nargs="*", metavar="key=value", help="of the protocol, for example epochs=20")
+    finetune.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of the cell; goes on with what is there"
+    )
+    finetune.add_argument(
+        "--protocol", default="linear", choices=("linear", "attentive", "full"), help="default: linear"
+    )
+    finetune.add_argument("--split", default="leak-free", metavar="NAME", help="as of bench audit (default: leak-free)")
+    finetune.add_argument(
+        "--csv", type=Path, metavar="DIR", help="take the split from DIR/{train,val,test}.csv as released"
+    )
+    finetune.add_argument("--table", type=Path, metavar="CSV", help="take the table from this file instead")
+    finetune.add_argument("--split-seed", type=int, default=0, help="of subjects that are shared out (default: 0)")
+    finetune.add_argument("--pieces", type=float, metavar="SECONDS", help="cut segments into pieces of at most so long")
+    finetune.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
+    finetune.add_argument("--frames", type=int, help="of clips (default: the weights' own, else 16)")
+    finetune.add_argument("--resolution", type=int, metavar="PIXELS", help="default: the weights' own, else 224")
+    rate = finetune.add_mutually_exclusive_group()
+    rate.add_argument("--stride", type=int, metavar="FRAMES", help="default: the weights' own, else 4")
+    rate.add_argument("--sample-fps", type=float, metavar="FPS", help="frames of a clip a second, instead of a stride")
+    finetune.add_argument("--minimum", type=float, default=0.99, metavar="SHARE", help="of tensors that must match")
+    finetune.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+    finetune.set_defaults(run=run_finetune)
+
+
+def add_audit(audit: argparse.ArgumentParser) -> None:
+    audit.add_argument("dataset", metavar="DATASET", help="a data set that trocar knows, or the path of a card")
+    audit.add_argument("root", type=Path, metavar="ROOT", help="folder of the data set as downloaded")
+    audit.add_argument(
+        "--split",
+        default="leak-free",
+        metavar="NAME",
+        help="leak-free, official, as-is, paper, or CENTRE-left-out (default: leak-free)",
+    )
+    audit.add_argument(
+        "--csv", type=Path, metavar="DIR", help="take the split from DIR/{train,val,test}.csv as released"
+    )
+    audit.add_argument("--table", type=Path, metavar="CSV", help="take the table from this file instead")
+    audit.add_argument("--corpus", metavar="CORPUS", help="also look for videos that stand in this corpus")
+    audit.add_argument(
+        "--duplicates", action="store_true", help="also compare what clips look like; decodes all of them"
+    )
+    audit.add_argument(
+        "--likeness", default="thumbnails", metavar="MODEL", help="by which: thumbnails, descriptor, RUN or timm:MODEL"
+    )
+    audit.add_argument(
+        "--similar", type=float, default=0.99, metavar="COSINE", help="of clips that are the same (default: 0.99)"
+    )
+    audit.add_argument("--seed", type=int, default=0, help="of subjects that are shared out (default: 0)")
+    audit.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+    audit.add_argument("--out", type=Path, metavar="CSV", help="write the table with its split there")
+    audit.set_defaults(run=run_bench_audit)
+
+
+def run_finetune(options: argparse.Namespace) -> int:
+    from ..bench.dataset import DatasetError
+    from ..bench.finetune_command import finetune_command, lines
+    from .weight_files import WeightsError
+
+    def tell(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    clips = {name: getattr(options, name) for name in ("frames", "resolution", "stride", "sample_fps", "minimum")}
+    of_task = {name: getattr(options, name) for name in ("split", "csv", "table", "split_seed", "pieces")}
+    of_cell = {name: getattr(options, name) for name in ("protocol", "seed", "device")}
+    places = (options.dataset, options.root, options.model, options.out)
+    try:
+        row = finetune_command(*places, settings=options.overrides, clips=clips, tell=tell, **of_cell, **of_task)
+    except (DatasetError, WeightsError) as error:
+        print(f"trocar: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(lines(row)))
+    return 0
+
+
+def run_bench_downstream(options: argparse.Namespace) -> int:
+    from ..bench.downstream import Places, bench_downstream, load_matrix
+    from ..bench.downstream_report import write_report
+
+    def tell(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    if options.workers < 1:
+        raise ConfigError(f"--workers: {options.workers} is not accepted; give 1 or more")
+    matrix = load_matrix(options.config)
+    places = Places(options.out, options.data, options.weights)
+    failures = []
+    if not options.report_only:
+        failures = bench_downstream(matrix, places, device=options.device, workers=options.workers, tell=tell)
+    print("\n".join(map(str, write_report(matrix, places))))
+    return int(bool(failures))
+
+
+def run_bench_audit(options: argparse.Namespace) -> int:
+    from ..bench.audit_command import audit_dataset
+    from ..bench.dataset import DatasetError
+
+    names = ("split", "csv", "table", "corpus", "duplicates", "likeness", "similar", "seed", "out")
+    given = {name: getattr(options, name) for name in names}
+    try:
+        result = audit_dataset(options.dataset, options.root, json_file=options.json, **given)
+    except DatasetError as error:
+        print(f"trocar: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(result.lines()))
+    return int(bool(result.findings))
