@@ -220,7 +220,6 @@ class _Run:
         self.state, self.progress, self.passes = state, progress, 0
 
     def _pass(self, what: str, work: Callable[[Callable[[int], None]], Any]) -> Any:
-        self.passes += 1
         with FileProgress(self.rows.num_rows // rank_and_size()[1], self.progress, what, "spans") as bar:
             done = 0
 
@@ -238,6 +237,7 @@ class _Run:
             counts = np.array([scan.not_finite, scan.constant])
             return {"usable": scan.usable, "counts": counts, "sample": scan.sample}
 
+        self.passes += 1
         found = self.state.step("scan", make)
         return Scan(found["usable"], int(found["counts"][0]), int(found["counts"][1]), found["sample"])
 
@@ -265,6 +265,7 @@ class _Run:
                 )
                 return {"centroids": result.centroids}
 
+            self.passes += 1
             centroids = self.state.step(f"refined_{number}", refine)["centroids"]
         return Fit(centroids, np.empty(0, dtype=np.int64), float("nan"))
 
@@ -288,6 +289,7 @@ class _Run:
             )
             return {"labels": labels, "distances": distances}
 
+        self.passes += 1
         found = self.state.step("assigned", make)
         return found["labels"], found["distances"]
 
