@@ -110,6 +110,7 @@ def test_ranks_do_not_change_the_run(alone: tuple[Path, list[str]], corpus: Path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_losses_in_float32_over_200_steps(corpus: Path, tmp_path: Path, objective: str) -> None:
     more = [*OBJECTIVES[objective], "optim.steps=200", "run.precision=float32"]
