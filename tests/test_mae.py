@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -154,13 +153,13 @@ def test_attention_in_bfloat16_on_a_cpu_is_attention() -> None:
     torch.manual_seed(3)
     exact = [torch.randn(2, 3, 40, 16, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     upstream = torch.randn(2, 3, 40, 16, dtype=torch.float64)
-    functions: tuple[Callable[..., torch.Tensor], ...] = (F.scaled_dot_product_attention, attention)
-    wanted = functions[0](*exact)
+    functions = (F.scaled_dot_product_attention, attention)
+    wanted = functions[0](exact[0], exact[1], exact[2])
     wanted.backward(upstream)
     errors = []
     for function in functions:
         rounded = [part.detach().bfloat16().requires_grad_() for part in exact]
-        output = function(*rounded)
+        output = function(rounded[0], rounded[1], rounded[2])
         output.backward(upstream.bfloat16())
         parts = [(output, wanted), *((part.grad, whole.grad) for part, whole in zip(rounded, exact, strict=True))]
         errors.append([relative_error(actual.double(), expected) for actual, expected in parts])
