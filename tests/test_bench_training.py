@@ -144,6 +144,7 @@ def one_of_two(rank: int, port: int, out: str, settings: list[str]) -> None:
     measure_rank(load_config("demo_cpu", settings), Effort(sets=2, steps=3, warmup=1), Path(out))
 
 
+@pytest.mark.slow
 def test_two_ranks_add_up(tmp_path: Path) -> None:
     settings = [*SETTINGS, "optim.batch=6", f"run.dir={tmp_path}"]
     out, port = tmp_path / "row.json", free_port()

@@ -245,6 +245,7 @@ def cluster_by(processes: int, folder: Path, out: Path) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_tree_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They go on, too, where one was killed: its rows are checked, nothing is clustered."""
     rows, *_ = long_tail(SHARES, PROCEDURES, 100_000, 8, 6)

@@ -132,7 +132,7 @@ SHORT, WHOLE = ((2, 5), (3, None)), ((4, 5), (2, 8), (3, None))
 @pytest.mark.parametrize(
     ("objective", "sharding", "parts"),
     [
-        ("jepa", "full", SHORT),
+        pytest.param("jepa", "full", SHORT, marks=pytest.mark.slow),
         *(pytest.param(name, how, WHOLE, marks=pytest.mark.slow) for name in OBJECTIVES for how in ("none", "full")),
     ],
 )

@@ -83,6 +83,7 @@ def small_task(rows: list[Segment]) -> Task:
     return Task("small", table_card(Path("small.csv"), rows), rows)
 
 
+@pytest.mark.slow
 def test_motion_is_seen_by_the_tuned_video_encoder_alone(task: Task, tmp_path: Path) -> None:
     """The label is in the order of frames: full fine-tuning of a video encoder finds it, the average over frames of an image model
     does not, nor a probe on random weights, and the row of each says so."""

@@ -100,6 +100,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
     return Split(train, folder / "train", folder / "held_out")
 
 
+@pytest.mark.timeout(1500)
 def test_demo_model_looks_at_its_input(split: Split, tmp_path: Path) -> None:
     verdict = train_and_judge(split.train, split.held_out, tmp_path / "demo", "optim.steps=300")
     assert verdict.loss < verdict.constant
@@ -107,6 +108,7 @@ def test_demo_model_looks_at_its_input(split: Split, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_same_from_one_long_file(split: Split, tmp_path: Path) -> None:
     long_video = concatenate(split.videos, tmp_path / "long.mp4", MINUTES_30)
     summary = index_corpus([long_video], tmp_path / "corpus", workers=1, progress=False)
@@ -117,6 +119,7 @@ def test_the_same_from_one_long_file(split: Split, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_normalised_targets_beat_predicting_zero(split: Split, tmp_path: Path) -> None:
     """VideoMAE's recipe, 90 % masked: this short, it beats zero; that it looks at its input takes far longer runs."""
     recipe = ("objective.targets=channel", "objective.mask_ratio=0.9", "optim.steps=200")

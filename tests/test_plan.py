@@ -177,6 +177,7 @@ SLEEPING = (
 )
 
 
+@pytest.mark.slow
 def test_the_model_against_runs_whose_times_are_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real runs, in which the step and the loader sleep: so it holds on a busy machine that what should overlap does."""
     from trocar.ssl import mae
