@@ -22,10 +22,17 @@ from .config_file import CONFIGS
 # Errors that end a command with their message alone.
 EXPECTED_ERRORS = {
     "loaders.corpus": "CorpusError",
+    "loaders.threads": "LoaderError",
     "loaders.video": "VideoError",
     "engine.checkpoint": "CheckpointError",
     "engine.watch": "RankError",
     "engine.skips": "SkipError",
+    "engine.weight_files": "WeightsError",
+    "bench.dataset": "DatasetError",
+    "bench.kernels": "BenchError",
+    "bench.loading_case": "CaseError",
+    "bench.loading_clips": "LoadingBenchError",
+    "bench.render": "ReportError",
     "bench.trace": "TraceError",
 }
 
@@ -329,14 +336,9 @@ def run_pack(options: argparse.Namespace) -> int:
 
 def run_convert(options: argparse.Namespace) -> int:
     from .convert import convert, save_encoder
-    from .weight_files import WeightsError
 
     names = ("part", "frames", "resolution", "heads", "positions", "minimum")
-    try:
-        found = convert(options.weights, **{name: getattr(options, name) for name in names})
-    except WeightsError as error:
-        print(f"trocar: {error}", file=sys.stderr)
-        return 1
+    found = convert(options.weights, **{name: getattr(options, name) for name in names})
     save_encoder(found, options.out)
     print("\n".join([*found.lines(), str(options.out)]))
     return 0
@@ -354,13 +356,8 @@ def run_pretrain(options: argparse.Namespace) -> int:
         return 0
     from .pretrain import pretrain
     from .stop import REQUEUE_STATUS
-    from .weight_files import WeightsError
 
-    try:
-        result = pretrain(load_config(options.config, options.overrides))
-    except WeightsError as error:
-        print(f"trocar: {error}", file=sys.stderr)
-        return 1
+    result = pretrain(load_config(options.config, options.overrides))
     resumed = f" (resumed at step {result.resumed_from})" if result.resumed_from else ""
     if result.is_stopped:
         print(f"asked to stop; checkpoint: {result.checkpoint}; the same command goes on from it", file=sys.stderr)
@@ -440,13 +437,9 @@ def run_demo(options: argparse.Namespace) -> int:
 
 
 def run_bench_kernels(options: argparse.Namespace) -> int:
-    from ..bench.kernels import BenchError, bench_kernels, table
+    from ..bench.kernels import bench_kernels, table
 
-    try:
-        rows = bench_kernels(options.operators, size=options.size, out=options.out)
-    except BenchError as error:
-        print(f"trocar: {error}", file=sys.stderr)
-        return 1
+    rows = bench_kernels(options.operators, size=options.size, out=options.out)
     print(table(rows))
     return 0
 
@@ -468,34 +461,29 @@ def run_bench_proxies(options: argparse.Namespace) -> int:
 
 def run_bench_loading(options: argparse.Namespace) -> int:
     from ..bench.loading import ARMS, bench_loading
-    from ..bench.loading_case import CaseError, make_1080p
-    from ..bench.loading_clips import LoadingBenchError
+    from ..bench.loading_case import make_1080p
     from ..bench.loading_table import table
     from ..bench.report import write_rows
     from ..bench.training_corpus import MADE_CLIPS, make_corpora
 
-    try:
-        with tempfile.TemporaryDirectory(prefix="trocar_loading_") as folder:
-            corpus, packed, clips = options.corpus, options.packed, 32
-            if options.make_1080p:
-                corpus = make_1080p(*options.make_1080p)
-            elif corpus is None:
-                if packed:
-                    raise ConfigError("--packed: proxies need their originals beside them; give CORPUS too")
-                print("making 1080p videos and their proxies", file=sys.stderr)
-                made, clips = make_corpora(Path(folder), stride=options.stride), MADE_CLIPS
-                corpus, packed = made["originals"], made["proxies"]
-            rows = bench_loading(
-                corpus,
-                packed=packed,
-                clips=clips if options.clips is None else options.clips,
-                rounds=options.rounds,
-                stride=options.stride,
-                arms=options.arms or tuple(ARMS),
-            )
-    except (CaseError, LoadingBenchError) as error:
-        print(f"trocar: {error}", file=sys.stderr)
-        return 1
+    with tempfile.TemporaryDirectory(prefix="trocar_loading_") as folder:
+        corpus, packed, clips = options.corpus, options.packed, 32
+        if options.make_1080p:
+            corpus = make_1080p(*options.make_1080p)
+        elif corpus is None:
+            if packed:
+                raise ConfigError("--packed: proxies need their originals beside them; give CORPUS too")
+            print("making 1080p videos and their proxies", file=sys.stderr)
+            made, clips = make_corpora(Path(folder), stride=options.stride), MADE_CLIPS
+            corpus, packed = made["originals"], made["proxies"]
+        rows = bench_loading(
+            corpus,
+            packed=packed,
+            clips=clips if options.clips is None else options.clips,
+            rounds=options.rounds,
+            stride=options.stride,
+            arms=options.arms or tuple(ARMS),
+        )
     write_rows(options.json, rows)
     print(table(rows))
     return 0
@@ -537,7 +525,6 @@ def run_bench_data_wait(options: argparse.Namespace) -> int:
 def run_bench_training(options: argparse.Namespace) -> int:
     import torch
 
-    from ..bench.loading_clips import LoadingBenchError
     from ..bench.training_command import PARTS, bench_training
     from ..bench.training_table import table
 
@@ -550,22 +537,18 @@ def run_bench_training(options: argparse.Namespace) -> int:
     config, overrides = options.config, options.overrides
     if config and "=" in config:  # settings without a config
         config, overrides = None, [config, *overrides]
-    try:
-        rows = bench_training(
-            options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-            config=config,
-            overrides=overrides,
-            corpora={name: path for name, path in corpora.items() if path} or None,
-            parts=options.parts or PARTS,
-            sweep=options.sweep,
-            ranks=[int(text) for text in ranks],
-            peers=options.peers,
-            rounds=options.rounds,
-            out=options.out,
-        )
-    except LoadingBenchError as error:
-        print(f"trocar: {error}", file=sys.stderr)
-        return 1
+    rows = bench_training(
+        options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        config=config,
+        overrides=overrides,
+        corpora={name: path for name, path in corpora.items() if path} or None,
+        parts=options.parts or PARTS,
+        sweep=options.sweep,
+        ranks=[int(text) for text in ranks],
+        peers=options.peers,
+        rounds=options.rounds,
+        out=options.out,
+    )
     print(table(rows))
     return 0
 
@@ -605,16 +588,12 @@ def run_bench_gpu(options: argparse.Namespace) -> int:
 
 
 def run_bench_report(options: argparse.Namespace) -> int:
-    from ..bench.render import ReportError, all_rows, render_pages
+    from ..bench.render import all_rows, render_pages
     from ..bench.roofline import plot_rooflines
 
-    try:
-        pages = [page for page in render_pages(options.root) if not page.is_current]
-        if options.rooflines:
-            print(plot_rooflines(all_rows(options.root / "bench" / "results"), options.rooflines))
-    except ReportError as error:
-        print(f"trocar: {error}", file=sys.stderr)
-        return 1
+    pages = [page for page in render_pages(options.root) if not page.is_current]
+    if options.rooflines:
+        print(plot_rooflines(all_rows(options.root / "bench" / "results"), options.rooflines))
     for page in pages:
         if not options.check:
             page.path.write_text(page.after, encoding="utf-8")

@@ -96,9 +96,7 @@ def add_audit(audit: argparse.ArgumentParser) -> None:
 
 
 def run_finetune(options: argparse.Namespace) -> int:
-    from ..bench.dataset import DatasetError
     from ..bench.finetune_command import finetune_command, lines
-    from .weight_files import WeightsError
 
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -107,11 +105,7 @@ def run_finetune(options: argparse.Namespace) -> int:
     of_task = {name: getattr(options, name) for name in ("split", "csv", "table", "split_seed", "pieces")}
     of_cell = {name: getattr(options, name) for name in ("protocol", "seed", "device")}
     places = (options.dataset, options.root, options.model, options.out)
-    try:
-        row = finetune_command(*places, settings=options.overrides, clips=clips, tell=tell, **of_cell, **of_task)
-    except (DatasetError, WeightsError) as error:
-        print(f"trocar: {error}", file=sys.stderr)
-        return 1
+    row = finetune_command(*places, settings=options.overrides, clips=clips, tell=tell, **of_cell, **of_task)
     print("\n".join(lines(row)))
     return 0
 
@@ -136,14 +130,9 @@ def run_bench_downstream(options: argparse.Namespace) -> int:
 
 def run_bench_audit(options: argparse.Namespace) -> int:
     from ..bench.audit_command import audit_dataset
-    from ..bench.dataset import DatasetError
 
     names = ("split", "csv", "table", "corpus", "duplicates", "likeness", "similar", "seed", "out")
     given = {name: getattr(options, name) for name in names}
-    try:
-        result = audit_dataset(options.dataset, options.root, json_file=options.json, **given)
-    except DatasetError as error:
-        print(f"trocar: {error}", file=sys.stderr)
-        return 1
+    result = audit_dataset(options.dataset, options.root, json_file=options.json, **given)
     print("\n".join(result.lines()))
     return int(bool(result.findings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from importlib import metadata
@@ -17,7 +18,7 @@ from PIL import Image
 from trocar.engine import doctor as doctor_module
 from trocar.engine.build import build_model
 from trocar.engine.checkpoint import CheckpointError
-from trocar.engine.cli import main
+from trocar.engine.cli import EXPECTED_ERRORS, main
 from trocar.engine.config_file import load_config
 from trocar.engine.demo import Scene, make_videos
 from trocar.engine.doctor import doctor
@@ -95,6 +96,24 @@ def test_errors_are_one_line_and_a_status(tmp_path: Path, capsys: pytest.Capture
         error = capsys.readouterr().err
         assert message in error
         assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(("module", "name"), EXPECTED_ERRORS.items())
+def test_errors_of_every_module_end_a_command_with_their_message(
+    module: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = getattr(importlib.import_module(f"trocar.{module}"), name)
+
+    def fail(options: object) -> int:
+        raise error("what went wrong")
+
+    monkeypatch.setattr("trocar.engine.cli.run_doctor", fail)
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().err == "trocar: what went wrong\n"
+
+
+def test_a_thread_that_dies_is_such_an_error() -> None:
+    assert EXPECTED_ERRORS["loaders.threads"] == "LoaderError"
 
 
 def test_module_and_script_are_the_same_program(tmp_path: Path) -> None:
