@@ -49,6 +49,16 @@ TINY = [
     "run.threads=1",
     "run.tensorboard=false",
 ]
+# What turns such a run into a small JEPA.
+JEPA = [
+    "objective.kind=jepa",
+    "objective.bucket=32",
+    "data.resolution=32",
+    "model.positions=axes",
+    "model.predictor_depth=1",
+    "model.predictor_width=24",
+    "model.predictor_heads=2",
+]
 
 
 def make_corpus(folder: Path) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ranks import TINY, make_corpus, run_ranks, train_made
+from ranks import JEPA, TINY, make_corpus, run_ranks, train_made
 
 from trocar.engine.checkpoint import checkpoints, load_checkpoint
 from trocar.engine.config import ConfigError
@@ -19,15 +19,7 @@ from trocar.loaders.order import ClipOrder
 
 OBJECTIVES = {
     "mae": [],
-    "jepa": [
-        "objective.kind=jepa",
-        "objective.bucket=32",
-        "data.resolution=32",
-        "model.positions=axes",
-        "model.predictor_depth=1",
-        "model.predictor_width=24",
-        "model.predictor_heads=2",
-    ],
+    "jepa": JEPA,
 }
 
 HOWS: dict[str, tuple[int, list[str]]] = {

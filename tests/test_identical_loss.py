@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from ranks import TINY, make_corpus, train_made
+from ranks import JEPA, TINY, make_corpus, train_made
 
 from trocar.engine.metrics import read_metrics
 
@@ -64,16 +64,7 @@ STORED = {
 COMMON = ["optim.accumulation=2", "optim.final_weight_decay=0.4", "optim.warmup=0.2"]
 SETTINGS = {
     "mae": COMMON,
-    "jepa": [
-        *COMMON,
-        "objective.kind=jepa",
-        "objective.bucket=32",
-        "data.resolution=32",
-        "model.positions=axes",
-        "model.predictor_depth=1",
-        "model.predictor_width=24",
-        "model.predictor_heads=2",
-    ],
+    "jepa": [*COMMON, *JEPA],
 }
 
 
