@@ -2,8 +2,9 @@
 
 Both arms of a seed have the same corpus, initial weights and steps; only where clips are drawn from differs. Judged on other
 videos, the same number of every procedure: a linear probe on the frozen encoder that tells a domain's procedures apart, trained
-on half of the videos and scored on the others; and the reconstruction loss. Intervals are a paired bootstrap over the test
-videos of all seeds.
+on one video of each and scored on the others, every video in turn being that one (more labels bring every encoder to the ceiling,
+untrained ones too); and the reconstruction loss. The weights that both arms begin with are judged too. Intervals are a paired
+bootstrap over videos and seeds.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ LEVELS = (60, 12, 4)
 JUDGED_SPANS, JUDGED_SPANS_PER_VIDEO = 32, 4  # of each procedure
 RESAMPLES = 2000
 ARMS = ("unbalanced", "balanced")
+UNTRAINED = "untrained"
 
 
 def bench_balance(
@@ -44,7 +46,8 @@ def bench_balance(
 ) -> list[dict[str, Any]]:
     """One row a domain, and one of the worst domain: both arms' scores, their difference and its 95 % interval.
 
-    seeds: runs of each arm. spans: of the corpus. judged_spans: of each procedure, for probe and loss. tell: is told the progress.
+    seeds: runs of each arm. spans: of the corpus. judged_spans: of each procedure, for probe and loss, at least two videos' worth
+    (2 JUDGED_SPANS_PER_VIDEO). tell: is told the progress.
     """
     with tempfile.TemporaryDirectory(prefix="trocar_balance_") as name:
         folder = Path(name)
@@ -55,12 +58,13 @@ def bench_balance(
         embed_corpus(train, folder / "embeddings", frames=FRAMES, stride=STRIDE, progress=False)
         levels = tuple(min(level, spans // 4) for level in LEVELS)
         cluster_embeddings(folder / "embeddings", folder / "tree", ClusterSettings(levels=levels), progress=False)
-        found: dict[str, list[_Judged]] = {arm: [] for arm in ARMS}
+        found: dict[str, list[_Judged]] = {arm: [] for arm in (UNTRAINED, *ARMS)}
         for seed in range(seeds):
-            for arm in ARMS:
+            for arm in found:
                 tree = f"data.tree={folder / 'tree'}" if arm == "balanced" else "data.tree=null"
                 config = _config(folder / f"{arm}_{seed}", train, seed, steps, tree)
-                found[arm].append(_judge(config, pretrain(config, progress=False).checkpoint, Corpus.open(judge)))
+                checkpoint = None if arm == UNTRAINED else pretrain(config, progress=False).checkpoint
+                found[arm].append(_judge(config, checkpoint, Corpus.open(judge)))
                 scores = ", ".join(f"{name} {found[arm][-1].accuracy(name):.3f}" for name in DOMAINS)
                 tell(f"seed {seed}, {arm}: {scores}")
     return _rows(found, {"seeds": seeds, "steps": steps, "spans": spans})
@@ -96,20 +100,22 @@ def _config(run_dir: Path, corpus: Path, seed: int, steps: int, tree: str) -> Co
 
 
 class _Judged:
-    """What one run's encoder makes of the judged spans. correct: (n,) of the test spans; loss: (N,) of all spans."""
+    """What one run's encoder makes of the judged spans. correct: share of the probes that get a span right; loss: of a span;
+    (N,) each."""
 
-    def __init__(
-        self, domain: NDArray, video: NDArray, test: NDArray[np.bool_], correct: NDArray, loss: NDArray
-    ) -> None:
-        self.domain, self.video, self.test, self.correct, self.loss = domain, video, test, correct, loss
+    def __init__(self, domain: NDArray, video: NDArray, correct: NDArray, loss: NDArray) -> None:
+        self.domain, self.video, self.correct, self.loss = domain, video, correct, loss
 
     def accuracy(self, name: str) -> float:
-        return float(self.correct[self.test & (self.domain == name)].mean())
+        return float(self.correct[self.domain == name].mean())
 
 
-def _judge(config: Config, checkpoint: Path, corpus: Corpus) -> _Judged:
+def _judge(config: Config, checkpoint: Path | None, corpus: Corpus) -> _Judged:
+    """checkpoint: None judges the weights that a run of this config begins with."""
+    torch.manual_seed(config.run.seed)
     model, masks = build_model(config)
-    model.load_state_dict(load_checkpoint(checkpoint).model)
+    if checkpoint is not None:
+        model.load_state_dict(load_checkpoint(checkpoint).model)
     model.eval()
     grid = GridClips(corpus, num_frames=FRAMES, stride=STRIDE, sample_fps=None)
     numbers = [np.arange(start, min(start + 32, len(grid))) for start in range(0, len(grid), 32)]
@@ -122,12 +128,26 @@ def _judge(config: Config, checkpoint: Path, corpus: Corpus) -> _Judged:
     video, _, _ = grid.spans()
     rows = list(corpus.scan("domain", "procedure"))
     domain, procedure = (np.array([rows[index][name] for index in video.tolist()]) for name in ("domain", "procedure"))
-    test = video % 2 == 1  # videos of a procedure follow one another, so half of each
-    correct = np.zeros(len(video))
+    return _Judged(domain, video, _probed(np.concatenate(features), domain, procedure, video), np.array(losses))
+
+
+def _probed(features: NDArray, domain: NDArray, procedure: NDArray, video: NDArray) -> NDArray:
+    """(N,) share of the probes of its domain, each trained on one other video of every procedure, that get a span right.
+
+    Probe k is trained on the procedures' k-th videos and scored on the rest.
+    """
+    place = np.zeros(len(video), np.int64)  # of a span's video among those of its procedure
+    for name in np.unique(procedure):
+        mine = procedure == name
+        place[mine] = np.unique(video[mine], return_inverse=True)[1]
+    right, probes = np.zeros(len(video)), np.zeros(len(video))
     for name in DOMAINS:
-        mine = domain == name
-        correct[mine & test] = _probe(np.concatenate(features), procedure, mine & ~test, mine & test)
-    return _Judged(domain, video, test, correct, np.array(losses))
+        for number in np.unique(place[domain == name]):
+            train = (domain == name) & (place == number)
+            test = (domain == name) & (place != number)
+            right[test] += _probe(features, procedure, train, test)
+            probes[test] += 1
+    return right / probes
 
 
 def _probe(features: NDArray, labels: NDArray, train: NDArray[np.bool_], test: NDArray[np.bool_]) -> NDArray:
@@ -147,8 +167,8 @@ def _rows(found: dict[str, list[_Judged]], facts: dict[str, Any]) -> list[dict[s
     first = found["balanced"][0]
     by_domain: dict[str, dict[str, NDArray]] = {}
     for name in DOMAINS:
-        # (seeds, test videos): a video's spans are alike, so videos are what is drawn again.
-        videos = np.unique(first.video[first.test & (first.domain == name)])
+        # (seeds, videos): a video's spans are alike, so videos are what is drawn again.
+        videos = np.unique(first.video[first.domain == name])
         by_domain[name] = {
             arm: np.array([[run.correct[run.video == video].mean() for video in videos] for run in runs])
             for arm, runs in found.items()
@@ -163,7 +183,7 @@ def _rows(found: dict[str, list[_Judged]], facts: dict[str, Any]) -> list[dict[s
         }
         gains = draws[name]["balanced"] - draws[name]["unbalanced"]
         rows.append(_row(name, means, gains, {**facts, **losses}))
-    worst = {arm: min(row_[arm] for row_ in rows) for arm in ARMS}
+    worst = {arm: min(row_[arm] for row_ in rows) for arm in found}
     lowest = {arm: np.min([draws[name][arm] for name in DOMAINS], axis=0) for arm in ARMS}
     rows.append(_row("worst domain", worst, lowest["balanced"] - lowest["unbalanced"], facts))
     return rows
@@ -192,13 +212,13 @@ def _row(name: str, means: dict[str, float], gains: NDArray, facts: dict[str, An
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
-        "| domain | probe, unbalanced | probe, balanced | gain (95 % interval) | loss, unbalanced | loss, balanced |",
-        "|---|---|---|---|---|---|",
+        "| domain | probe, untrained | unbalanced | balanced | gain (95 % interval) | loss, unbalanced | loss, balanced |",
+        "|---|---|---|---|---|---|---|",
     ]
     for entry in rows:
         losses = " | ".join(f"{entry[f'{arm}_loss']:.4f}" if f"{arm}_loss" in entry else "" for arm in ARMS)
         lines.append(
-            f"| {entry['domain']} | {entry['unbalanced']:.3f} | {entry['balanced']:.3f} | "
+            f"| {entry['domain']} | {entry[UNTRAINED]:.3f} | {entry['unbalanced']:.3f} | {entry['balanced']:.3f} | "
             f"{entry['gain']:+.3f} ({entry['gain_low']:+.3f} to {entry['gain_high']:+.3f}) | {losses} |"
         )
     return "\n".join(lines)

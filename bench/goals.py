@@ -150,7 +150,7 @@ GOALS = (
     Goal(
         "MAE step with VideoMAE V2's decoder mask against the same model dropping the same tokens eagerly",
         "2x",
-        training("decoder mask", "mae", _against("the same tokens dropped eagerly")),
+        training("decoder mask", "mae", _against("Hugging Face, SDPA")),
     ),
     Goal(
         "JEPA step against the same objective built eagerly from Hugging Face VJEPA2 blocks",

@@ -75,7 +75,7 @@ STAGES: dict[str, tuple[GpuStep, ...]] = {
     "training": (
         VIDEOS,
         INDEX,
-        _bench("peers", "bench training --device cuda --parts peers --out {out}", 110, ("av", "transformers")),
+        _bench("peers", "bench training --device cuda --parts peers decoder-mask --out {out}", 110, ("av", "transformers")),
         _bench("steps", "bench training --device cuda --parts steps --out {out}", 110, ("av",)),
         _bench("end-to-end", "bench training --device cuda --parts end-to-end --out {out}", 110, ("av", "transformers")),
         _bench(

@@ -76,15 +76,43 @@ class HuggingFaceMAE(nn.Module):
         depth, decoder_depth = len(model.encoder.blocks), len(model.decoder_blocks)
         model.load_state_dict(from_huggingface_videomae(self.model.state_dict(), depth, decoder_depth))
 
-    def prepare(self, masks: Masks) -> torch.Tensor:
-        """(B, N) bool, true where masked."""
-        clips, seen = masks.visible.shape
-        tokens = seen + masks.masked.shape[1]
-        hidden = torch.ones(clips, tokens, dtype=torch.bool, device=masks.visible.device)
-        return hidden.scatter_(1, masks.visible, False)
+    def prepare(self, masks: Masks) -> tuple[torch.Tensor, Masks | None]:
+        """(B, N) bool, true where the encoder does not see; and the masks where a decoder mask drops tokens."""
+        tokens = self.model.videomae.embeddings.num_patches
+        hidden = torch.ones(len(masks.visible), tokens, dtype=torch.bool, device=masks.visible.device)
+        return hidden.scatter_(1, masks.visible, False), None if masks.counted is None else masks
 
-    def forward(self, pixels: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        return self.model(pixels, bool_masked_pos=masks).loss
+    def forward(self, pixels: torch.Tensor, masks: tuple[torch.Tensor, Masks | None]) -> torch.Tensor:
+        hidden, dropping = masks
+        if dropping is None:
+            return self.model(pixels, bool_masked_pos=hidden).loss
+        return self._decoder_masked(pixels, hidden, dropping)
+
+    def _decoder_masked(self, pixels: torch.Tensor, hidden: torch.Tensor, masks: Masks) -> torch.Tensor:
+        """VideoMAE V2's loss: the decoder gets what the encoder saw and the kept tokens alone, and is judged on those not seen."""
+        assert masks.counted is not None
+        seen = self.model.encoder_to_decoder(self.model.videomae(pixels, bool_masked_pos=hidden).last_hidden_state)
+        table = self.model.position_embeddings.to(seen).expand(len(seen), -1, -1)
+        asked = self.model.mask_token + table.gather(1, _wide(masks.masked, table))
+        tokens = torch.cat([seen + table.gather(1, _wide(masks.visible, table)), asked], dim=1)
+        predicted = self.model.decoder(tokens, masks.masked.shape[1]).logits
+        with torch.no_grad():
+            labels = self._labels(pixels).gather(1, _wide(masks.masked, predicted))
+        errors = (predicted.float() - labels).square().mean(dim=2)
+        return ((errors * masks.counted).sum(dim=1) / masks.counted.sum(dim=1).clamp(min=1)).mean()
+
+    def _labels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Of all tokens, (B, N, P), as VideoMAEForPreTraining makes them: unnormalised, cut in patches, standardised by channel."""
+        config = self.model.config
+        mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        cut = (pixels * std + mean).unflatten(1, (-1, config.tubelet_size))
+        cut = cut.unflatten(5, (-1, config.patch_size)).unflatten(4, (-1, config.patch_size))
+        # (B, T', t, 3, H', p, W', p)
+        values = cut.permute(0, 1, 4, 6, 2, 5, 7, 3).flatten(4, 6).flatten(1, 3)
+        if config.norm_pix_loss:
+            variance, mean = torch.var_mean(values, dim=2, keepdim=True, correction=1)
+            values = (values - mean) / (variance.sqrt() + 1e-6)
+        return values.flatten(2)
 
     def update_target(self, momentum: float) -> None:
         """There is none."""
@@ -143,7 +171,7 @@ class HuggingFaceJEPA(nn.Module):
     def forward(self, pixels: torch.Tensor, masks: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
         with torch.no_grad():
             features = self.target(pixels).last_hidden_state
-            features = F.layer_norm(features, features.shape[-1:])
+            features = F.layer_norm(features.float(), features.shape[-1:])  # a CPU's autocast leaves it in bfloat16
         encoder = self.model.encoder
         embedded = encoder.embeddings(pixels)
         losses = []

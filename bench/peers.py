@@ -75,15 +75,23 @@ class Arm:
 
 
 def bench_peers(
-    config: Config, *, rounds: int = 7, steps_a_round: int = 1, names: Sequence[str] = tuple(PEERS)
+    config: Config,
+    *,
+    rounds: int = 7,
+    steps_a_round: int = 1,
+    names: Sequence[str] = tuple(PEERS),
+    part: str = "peers",
 ) -> list[dict[str, Any]]:
-    """One row for our step and one for each peer named. Tells the progress on stderr. Raises ConfigError."""
+    """One row for our step and one for each peer named. part: what the rows say they belong to.
+
+    Tells the progress on stderr. Raises ConfigError.
+    """
     with open_run(config) as run:
         device = run.world.device
         arms = peer_arms(run, names)
         measure(arms, rounds, steps_a_round, device)
         judge(arms, TOLERANCES[config.run.precision])
-        facts = {"part": "peers", **describe(config), "rounds": rounds, "tolerance": TOLERANCES[config.run.precision]}
+        facts = {"part": part, **describe(config), "rounds": rounds, "tolerance": TOLERANCES[config.run.precision]}
         clips = config.optim.batch * steps_a_round
         return [row("training", device, {**facts, **figures(arm, arms[0], clips)}) for arm in arms]
 

@@ -189,6 +189,7 @@ def describe(config: Config) -> dict[str, Any]:
         "frames": config.data.frames,
         "resolution": config.data.resolution,
         "mask_ratio": config.objective.mask_ratio if config.objective.kind == "mae" else None,
+        "decoder_mask_ratio": config.objective.decoder_mask_ratio if config.objective.kind == "mae" else None,
         "views_per_span": config.data.views_per_span,
         "compile": config.run.compile,
         "threads": torch.get_num_threads(),

@@ -21,7 +21,9 @@ from .report import row, write_rows
 from .training import EFFORT, SWEEPS, Effort, bench_steps, describe
 from .training_corpus import make_corpora
 
-PARTS = ("peers", "end-to-end", "steps", "ranks")
+PARTS = ("peers", "decoder-mask", "end-to-end", "steps", "ranks")
+CPU_PARTS = ("peers", "end-to-end", "steps", "ranks")  # within three minutes of two cores
+DECODER_MASK, EAGER = "objective.decoder_mask_ratio=0.5", "Hugging Face, SDPA"
 MAE, JEPA = "surgrec_mae_unbalanced", "vjepa2_vitl"
 # One part of an accumulated batch is a step here. V-JEPA 2's longer clips are another shape, and its activations fit.
 COMMON = ("optim.accumulation=1", "run.tensorboard=false", "data.content_box=true")
@@ -55,7 +57,7 @@ def bench_training(
     config: str | None = None,
     overrides: Sequence[str] = (),
     corpora: dict[str, Path] | None = None,
-    parts: Sequence[str] = PARTS,
+    parts: Sequence[str] | None = None,
     sweep: Sequence[str] | None = None,
     ranks: Sequence[int] = (),
     peers: Sequence[str] | None = None,
@@ -64,16 +66,17 @@ def bench_training(
 ) -> list[dict[str, Any]]:
     """Measures the named parts and writes their rows to `out` as they come.
 
-    device: "cpu" or "cuda". config: None measures an MAE and a JEPA, small ones on a CPU. corpora: "originals" and perhaps
-    "proxies"; made where None. sweep: "key=value,value" each; empty is the standard sweep, None is none. ranks: numbers of ranks;
-    where empty, 1, 2, 4 .. as many as there are GPUs. peers: names of peers.PEERS; where None all, on a CPU the one
-    with SDPA. Raises ConfigError and what the parts raise.
+    device: "cpu" or "cuda". parts: of PARTS; where None all, on a CPU CPU_PARTS. config: None measures an MAE and a JEPA, small
+    ones on a CPU. corpora: "originals" and perhaps "proxies"; made where None. sweep: "key=value,value" each; empty is the standard
+    sweep, None is none. ranks: numbers of ranks; where empty, 1, 2, 4 .. as many as there are GPUs. peers: names of peers.PEERS;
+    where None all, on a CPU CPU_PEERS. Raises ConfigError and what the parts raise.
     """
+    is_cpu = device == "cpu"
+    parts = parts or (CPU_PARTS if is_cpu else PARTS)
     if unknown := [part for part in parts if part not in PARTS]:
         raise ConfigError(f"--parts: {', '.join(unknown)} is not accepted; there are {', '.join(PARTS)}")
     if unknown := [name for name in peers or () if name not in PEERS]:
         raise ConfigError(f"--peers: {', '.join(unknown)} is not accepted; there are {', '.join(PEERS)}")
-    is_cpu = device == "cpu"
     if not is_cpu and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch finds no CUDA device; run `trocar doctor`, or give --device cpu")
     cases = _cases(is_cpu, config, overrides)
@@ -98,6 +101,10 @@ def bench_training(
                 names = peers or (CPU_PEERS if is_cpu else tuple(PEERS))
                 keep(bench_peers(loaded, rounds=rounds, steps_a_round=1 if is_cpu else 5, names=names))
                 keep([_left_out(loaded, name) for name in PEERS if name not in names])
+            if "decoder-mask" in parts and loaded.objective.kind == "mae":
+                dropping = load_config(case.source, [*case.settings, DECODER_MASK])
+                steps = 1 if is_cpu else 5
+                keep(bench_peers(dropping, part="decoder mask", rounds=rounds, steps_a_round=steps, names=[EAGER]))
             if "end-to-end" in parts and number == 0 and corpora is not None:
                 originals, packed = corpora["originals"], corpora.get("proxies")
                 seconds = _resident_seconds(rows, loaded.optim.batch)

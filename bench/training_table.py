@@ -11,7 +11,13 @@ Row = dict[str, Any]
 def table(rows: Sequence[Row]) -> str:
     """As docs/performance.md has it: a paragraph and a table for every part and config, then machine and versions."""
     parts = []
-    for kind, render in (("peers", peers), ("end to end", end_to_end), ("steps", steps), ("ranks", ranks)):
+    for kind, render in (
+        ("peers", peers),
+        ("decoder mask", peers),
+        ("end to end", end_to_end),
+        ("steps", steps),
+        ("ranks", ranks),
+    ):
         for group in grouped([entry for entry in rows if entry["part"] == kind]):
             text = render(group) + absent(group)
             parts += [f"**{title(kind, group[0])}**", text]
@@ -22,7 +28,17 @@ def grouped(rows: Sequence[Row]) -> list[list[Row]]:
     """Rows of one config at a time, ranks of all sizes together."""
     groups: dict[str, list[Row]] = {}
     for entry in rows:
-        keys = ("objective", "encoder", "precision", "frames", "resolution", "mask_ratio", "views_per_span", "changed")
+        keys = (
+            "objective",
+            "encoder",
+            "precision",
+            "frames",
+            "resolution",
+            "mask_ratio",
+            "decoder_mask_ratio",
+            "views_per_span",
+            "changed",
+        )
         batch = None if entry["part"] == "ranks" else entry["batch"]
         groups.setdefault(repr([*(entry.get(key) for key in keys), batch]), []).append(entry)
     return list(groups.values())
@@ -31,10 +47,12 @@ def grouped(rows: Sequence[Row]) -> list[list[Row]]:
 def title(kind: str, entry: Row) -> str:
     names = {
         "peers": "The step against peers",
+        "decoder mask": "The step with a decoder mask against the same tokens dropped eagerly",
         "end to end": "From videos to trained clips",
         "steps": "The step and its data",
     }
     ratio = f", mask {entry['mask_ratio']}" if entry["mask_ratio"] else ""
+    ratio += f", decoder mask {entry['decoder_mask_ratio']}" if entry.get("decoder_mask_ratio") else ""
     changed = f" ({entry['changed']})" if entry.get("changed") else ""
     clips = f", {entry['batch']} clips a step" if kind != "ranks" else ""
     return (

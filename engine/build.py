@@ -117,7 +117,7 @@ def build_masks(config: Config, encoder: VideoEncoder) -> Any:
     objective, grid = config.objective, _grid(config, encoder)
     if objective.kind == "jepa":
         return MultiBlockMask(grid, tuple(mask.recipe() for mask in objective.masks), objective.bucket)
-    return TubeMask(grid, objective.mask_ratio)
+    return TubeMask(grid, objective.mask_ratio, objective.decoder_mask_ratio)
 
 
 def _grid(config: Config, encoder: VideoEncoder) -> tuple[int, int, int]:

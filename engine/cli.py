@@ -239,8 +239,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     balance = benches.add_parser("balance", help="pretraining with balanced draws against without, on a made corpus")
     balance.add_argument("--seeds", type=int, default=3, help="default: 3")
-    balance.add_argument("--steps", type=int, default=300, help="of every run (default: 300)")
-    balance.add_argument("--spans", type=int, default=1200, help="of the corpus (default: 1200)")
+    balance.add_argument("--steps", type=int, default=150, help="of every run (default: 150)")
+    balance.add_argument("--spans", type=int, default=600, help="of the corpus (default: 600)")
     balance.add_argument("--out", type=Path, default=Path("bench/results/balance.jsonl"), metavar="FILE")
     balance.set_defaults(run=run_bench_balance)
 
@@ -288,7 +288,7 @@ def add_training(training: argparse.ArgumentParser) -> None:
     training.add_argument("--corpus", type=Path, help="an index of original videos (default: 1080p videos are made)")
     training.add_argument("--packed", type=Path, metavar="CORPUS", help="an index of their proxies")
     training.add_argument(
-        "--parts", nargs="+", metavar="PART", help="of peers, end-to-end, steps, ranks (default: all)"
+        "--parts", nargs="+", metavar="PART", help="of peers, decoder-mask, end-to-end, steps, ranks (default: all)"
     )
     training.add_argument(
         "--sweep",
@@ -525,7 +525,7 @@ def run_bench_data_wait(options: argparse.Namespace) -> int:
 def run_bench_training(options: argparse.Namespace) -> int:
     import torch
 
-    from ..bench.training_command import PARTS, bench_training
+    from ..bench.training_command import bench_training
     from ..bench.training_table import table
 
     if options.packed and not options.corpus:
@@ -542,7 +542,7 @@ def run_bench_training(options: argparse.Namespace) -> int:
         config=config,
         overrides=overrides,
         corpora={name: path for name, path in corpora.items() if path} or None,
-        parts=options.parts or PARTS,
+        parts=options.parts,
         sweep=options.sweep,
         ranks=[int(text) for text in ranks],
         peers=options.peers,

@@ -270,7 +270,8 @@ VJEPA_MASKS = tuple(MaskConfig(recipe.blocks, recipe.scale) for recipe in (SHORT
 class ObjectiveConfig:
     """What is learned: pixels ("mae"), or features of a target encoder ("jepa").
 
-    MAE. mask_ratio: share of the cells hidden by the tube mask. targets: "channel" normalises each channel of a patch (VideoMAE),
+    MAE. mask_ratio: share of the cells hidden by the tube mask. decoder_mask_ratio: share of all tokens that the decoder drops, 0.25,
+    0.5 or 0.75 (VideoMAE V2's running cells); 0 predicts every hidden token. targets: "channel" normalises each channel of a patch (VideoMAE),
     "patch" all its values together, "none" predicts the pixels, 0 .. 1, themselves.
 
     JEPA. masks: kinds of multi-block masks, one of each for every clip. bucket: totals of packed tokens are padded to a multiple of
@@ -280,6 +281,7 @@ class ObjectiveConfig:
 
     kind: Literal["mae", "jepa"] = "mae"
     mask_ratio: float = 0.9
+    decoder_mask_ratio: float = 0.0
     targets: Normalization = "channel"
     masks: tuple[MaskConfig, ...] = VJEPA_MASKS
     bucket: int = 512
@@ -289,6 +291,8 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         require(0 < self.mask_ratio < 1, "objective.mask_ratio", self.mask_ratio, "a share between 0 and 1")
+        dropped = self.decoder_mask_ratio
+        require(dropped in (0, 0.25, 0.5, 0.75), "objective.decoder_mask_ratio", dropped, "0, 0.25, 0.5 or 0.75")
         require(
             1 <= len(self.masks) <= MAX_KINDS, "objective.masks", len(self.masks), f"1 .. {MAX_KINDS} kinds of masks"
         )

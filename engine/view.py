@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,8 @@ def view_reconstruction(
     saved = checkpoints(run_dir)
     if not saved:
         raise CheckpointError(f"{run_dir}: no checkpoint to show; run `trocar pretrain` with run.dir={run_dir} first")
+    # Every hidden patch is shown, whether or not training had the decoder drop some.
+    config = replace(config, objective=replace(config.objective, decoder_mask_ratio=0.0))
     model, mask = build_model(config)
     assert isinstance(model, MaskedAutoencoder)
     model.load_state_dict(load_checkpoint(saved[-1]).model)

@@ -23,6 +23,19 @@ def test_a_paired_interval_knows_a_gain_from_noise() -> None:
     assert low < 0 < high
 
 
+def test_the_probe_is_trained_on_one_video_of_each_procedure() -> None:
+    """Two domains of two procedures, three videos each. In video 2 of the second domain the procedures look like each other's."""
+    place, procedure, domain = (part.ravel() for part in np.meshgrid(range(3), range(2), range(2), indexing="ij"))
+    video = 6 * domain + 3 * procedure + place
+    looks = np.where((domain == 1) & (place == 2), 1 - procedure, procedure)
+    features = np.stack([looks, 1 - looks], axis=1).astype(float)
+    names = np.array(DOMAINS)[domain]
+    right = balance._probed(features, names, np.char.add(names, procedure.astype(str)), video)
+    assert (right[domain == 0] == 1).all()
+    assert (right[(domain == 1) & (place == 2)] == 0).all()
+    assert (right[(domain == 1) & (place != 2)] == 0.5).all()  # right when learned from each other, wrong from video 2
+
+
 @pytest.mark.slow
 def test_bench_balance_runs() -> None:
     rows = bench_balance(seeds=1, steps=2, spans=100, judged_spans=8, tell=lambda line: None)

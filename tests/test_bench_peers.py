@@ -48,9 +48,12 @@ def config(objective: str, *more: str) -> Config:
     return load_config(name, [*settings, "optim.base_learning_rate=0.5", "optim.warmup=0", *more])
 
 
-@pytest.mark.parametrize("objective", ["mae", "jepa"])
-def test_losses_stay_equal_while_both_train(objective: str) -> None:
-    ours, *theirs = bench_peers(config(objective), rounds=3, names=TWO)
+DECODER_MASK = "objective.decoder_mask_ratio=0.5"
+
+
+@pytest.mark.parametrize(("objective", "settings"), [("mae", []), ("mae", [DECODER_MASK]), ("jepa", [])])
+def test_losses_stay_equal_while_both_train(objective: str, settings: list[str]) -> None:
+    ours, *theirs = bench_peers(config(objective, *settings), rounds=3, names=TWO)
     assert (ours["arm"], ours["reason"]) == ("trocar", "")
     assert [entry["arm"] for entry in theirs] == TWO
     for entry in theirs:
@@ -62,14 +65,14 @@ def test_losses_stay_equal_while_both_train(objective: str) -> None:
     assert "losses of all steps are equal to 1e-05, relative" in table([ours, *theirs])
 
 
-@pytest.mark.parametrize("objective", ["mae", "jepa"])
-def test_float64_leaves_no_doubt(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("objective", "settings"), [("mae", []), ("mae", [DECODER_MASK]), ("jepa", [])])
+def test_float64_leaves_no_doubt(objective: str, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """To 1e-7 over three steps at a high rate: gradients, optimizer and EMA are the same, not only the first loss."""
     monkeypatch.setattr(torch, "as_tensor", lambda values: torch.tensor(values, dtype=torch.float64))
     monkeypatch.setattr(peers, "normalized", normalized_in_double)
     build = peers.build_peer
     monkeypatch.setattr(peers, "build_peer", lambda *arguments: build(*arguments).double())
-    entries = bench_peers(config(objective, "run.precision=float64"), rounds=2, names=TWO[:1])
+    entries = bench_peers(config(objective, *settings, "run.precision=float64"), rounds=2, names=TWO[:1])
     assert entries[1]["reason"] == ""
     assert entries[1]["largest_loss_difference"] < 1e-7
 
@@ -82,8 +85,9 @@ def normalized_in_double(frames: torch.Tensor) -> torch.Tensor:
 def test_an_unequal_loss_has_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     prepare = HuggingFaceMAE.prepare
 
-    def other_masks(self: HuggingFaceMAE, masks: Any) -> torch.Tensor:
-        return prepare(self, masks).roll(1, dims=1)
+    def other_masks(self: HuggingFaceMAE, masks: Any) -> Any:
+        hidden, dropping = prepare(self, masks)
+        return hidden.roll(1, dims=1), dropping
 
     monkeypatch.setattr(HuggingFaceMAE, "prepare", other_masks)
     rows = bench_peers(config("mae"), rounds=2, names=TWO[:1])

@@ -23,6 +23,7 @@ JEPA = [*SMALL, "model.predictor_width=36", "model.predictor_heads=3", "model.pr
         ("demo_cpu", MAE, 3),
         ("demo_cpu", [*MAE, "objective.mask_ratio=0.5", "data.frames=8"], 1),
         ("demo_cpu", [*MAE, "model.width=96", "model.decoder_depth=3", "data.resolution=48"], 2),
+        ("demo_cpu", [*MAE, "objective.decoder_mask_ratio=0.5"], 2),
         ("demo_jepa_cpu", JEPA, 2),
         ("demo_jepa_cpu", [*JEPA, "model.predictor_depth=0"], 2),
         ("demo_jepa_cpu", [*JEPA, "model.positions=rope", "model.depth=3", "data.resolution=48"], 3),
