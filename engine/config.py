@@ -270,9 +270,9 @@ VJEPA_MASKS = tuple(MaskConfig(recipe.blocks, recipe.scale) for recipe in (SHORT
 class ObjectiveConfig:
     """What is learned: pixels ("mae"), or features of a target encoder ("jepa").
 
-    MAE. mask_ratio: share of the cells hidden by the tube mask. decoder_mask_ratio: share of all tokens that the decoder drops, 0.25,
-    0.5 or 0.75 (VideoMAE V2's running cells); 0 predicts every hidden token. targets: "channel" normalises each channel of a patch (VideoMAE),
-    "patch" all its values together, "none" predicts the pixels, 0 .. 1, themselves.
+    MAE. mask_ratio: share of the cells hidden by the tube mask. decoder_mask_ratio: share of all tokens that the decoder drops by
+    VideoMAE V2's running cells, 0.25, 0.5 or 0.75; 0 predicts every hidden token. targets: "channel" normalises each channel of a
+    patch (VideoMAE), "patch" all its values together, "none" predicts the pixels, 0 .. 1, themselves.
 
     JEPA. masks: kinds of multi-block masks, one of each for every clip. bucket: totals of packed tokens are padded to a multiple of
     it. distance: of a prediction to its layer-normalised target. teacher: a run's checkpoint, whose encoder is the target for good

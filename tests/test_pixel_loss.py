@@ -74,6 +74,30 @@ def test_loss_and_gradient(shape, dtype, normalization: str, weighted: bool, ker
     assert actual["loss"].dtype == actual["clip_loss"].dtype == torch.float32
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_without_triton_one_buffer_is_target_difference_and_gradient(dtype, normalization: str, weighted: bool) -> None:
+    settings = (problem(2, (4, 12, 20), 2, 4, 7), 2, 4, normalization)
+    options = dict(weighted=weighted, loss_scale=0.25)
+    oracle = run(pixel_loss_reference, *settings, torch.float64, "cpu", **options)
+    reference = run(pixel_loss_reference, *settings, dtype, "cpu", **options)
+    actual = run(pixel_loss, *settings, dtype, "cpu", **options)
+    for name in oracle:
+        if dtype == torch.float64:  # the reference is the oracle then
+            assert torch.allclose(actual[name], oracle[name], rtol=1e-13, atol=0)
+        else:
+            assert_accurate(actual[name], reference[name], oracle[name], name)
+    prediction, frames, masked, counted = settings[0]
+    leaf = prediction.to(dtype, copy=True).requires_grad_()
+    chosen = counted if weighted else None
+    (2 * pixel_loss(leaf, frames, masked, 2, 4, normalization, chosen, 0.25)[0]).backward()
+    assert torch.equal(leaf.grad, 2 * actual["gradient"]), "a gradient from above is passed on"
+    with torch.no_grad():
+        loss, _ = pixel_loss(prediction.to(dtype), frames, masked, 2, 4, normalization, chosen, 0.25)
+    assert torch.equal(loss, actual["loss"])
+
+
 def test_upstream_gradient_and_reuse(kernels: torch.device) -> None:
     prediction, frames, masked, _ = (part.to(kernels) for part in problem(2, (2, 8, 8), 2, 4, 3))
     expected = run(pixel_loss, (prediction, frames, masked, masked), 2, 4, "channel", torch.float32, kernels)
