@@ -2,7 +2,8 @@
 
 What stands between `<!-- rows: NAME -->` and `<!-- end of rows -->` is the table of that name (`tables.TABLES`) and nothing else: a
 figure changed by hand is found by `--check`. A table outside such a pair that holds figures must say why it has no rows, by a
-comment on the line before it, `<!-- no rows: REASON -->`, or name the test that prints it in its section.
+comment on the line before it, `<!-- no rows: REASON -->`, or name the test that prints it in its section. A measured figure in a
+sentence has a row of benchmark "noted": the page, and the words that hold it.
 """
 
 from __future__ import annotations
@@ -68,6 +69,17 @@ def render_pages(root: Path) -> list[Page]:
         text = path.read_text(encoding="utf-8")
         pages.append(Page(path, text, render(text, rows, str(path))))
     return pages
+
+
+def misquoted(root: Path) -> list[dict[str, Any]]:
+    """The "noted" rows of a checkout whose words do not stand in their page, however its lines are broken."""
+
+    def flowing(text: str) -> str:
+        return " ".join(text.split())
+
+    noted = [row for row in all_rows(root / "bench" / "results") if row["benchmark"] == "noted"]
+    pages = {page: flowing((root / page).read_text(encoding="utf-8")) for page in {row["page"] for row in noted}}
+    return [row for row in noted if flowing(row["text"]) not in pages[row["page"]]]
 
 
 def unbacked(text: str) -> list[str]:

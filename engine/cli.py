@@ -588,7 +588,7 @@ def run_bench_gpu(options: argparse.Namespace) -> int:
 
 
 def run_bench_report(options: argparse.Namespace) -> int:
-    from ..bench.render import all_rows, render_pages
+    from ..bench.render import all_rows, misquoted, render_pages
     from ..bench.roofline import plot_rooflines
 
     pages = [page for page in render_pages(options.root) if not page.is_current]
@@ -598,7 +598,12 @@ def run_bench_report(options: argparse.Namespace) -> int:
         if not options.check:
             page.path.write_text(page.after, encoding="utf-8")
         print(f"{page.path}: {'differs from bench/results' if options.check else 'written'}")
-    return int(options.check and bool(pages))
+    misread = misquoted(options.root)
+    for row in misread:
+        print(
+            f"{options.root / row['page']}: does not say {row['text']!r} as a row in bench/results does; change one of them"
+        )
+    return int(bool(misread) or (options.check and bool(pages)))
 
 
 def run_bench_clustering(options: argparse.Namespace) -> int:

@@ -220,9 +220,22 @@ def test_the_command_writes_rows_as_they_come(
     assert main(["bench", "training", "--device", "cpu", "--ranks", "0,1"]) == 2
     errors = capsys.readouterr().err
     assert "give --corpus too" in errors
-    assert "stepps is not accepted; there are peers, end-to-end, steps, ranks" in errors
+    assert "stepps is not accepted; there are peers, decoder-mask, end-to-end, steps, ranks" in errors
     assert "me is not accepted; there are Hugging Face, SDPA" in errors
     assert "'0,1' is not accepted" in errors
+
+
+def test_the_part_of_the_decoder_mask() -> None:
+    settings = [*SETTINGS, "model.positions=flat"]
+    rows = bench_training("cpu", config="demo_cpu", overrides=settings, parts=["decoder-mask"], rounds=1)
+    assert [entry["arm"] for entry in rows] == ["trocar", "Hugging Face, SDPA"]
+    assert {(entry["part"], entry["decoder_mask_ratio"], entry["reason"]) for entry in rows} == {
+        ("decoder mask", 0.5, "")
+    }
+    assert rows[1]["ours_against_it"]["median"] > 0
+    text = table(rows)
+    assert "decoder mask 0.5" in text
+    assert "| Hugging Face, SDPA |" in text
 
 
 def test_without_a_gpu_cuda_is_refused() -> None:

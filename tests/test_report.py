@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from trocar.bench.goals import GOALS, table
-from trocar.bench.render import ReportError, all_rows, render, render_pages, unbacked
+from trocar.bench.render import ReportError, all_rows, misquoted, render, render_pages, unbacked
 from trocar.bench.report import read_rows
 from trocar.bench.roofline import plot_rooflines, points
 from trocar.bench.tables import TABLES
@@ -47,6 +47,18 @@ def test_a_figure_changed_by_hand_is_found_and_mended(checkout: Path, capsys: py
     assert main(["bench", "report", "--root", str(checkout)]) == 0
     assert page.read_text() == text
     assert main(["bench", "report", "--root", str(checkout), "--check"]) == 0
+
+
+def test_a_figure_in_a_sentence_is_its_row_s(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not misquoted(ROOT)
+    page = checkout / "docs" / "decisions.md"
+    text = page.read_text()
+    assert "took 42 ms jagged" in text
+    page.write_text(text.replace("took 42 ms jagged", "took 41 ms jagged"))
+    (row,) = misquoted(checkout)
+    assert "took 42 ms jagged" in row["text"]
+    assert main(["bench", "report", "--root", str(checkout), "--check"]) == 1
+    assert f"{page}: does not say" in capsys.readouterr().out
 
 
 def test_a_row_that_changes_changes_its_page(checkout: Path) -> None:
@@ -116,6 +128,8 @@ def test_goals_are_measured_by_gpu_rows_alone() -> None:
         {**kernel("pixel_loss"), "machine": {"device": "x86_64"}},
         {"benchmark": "training", "part": "peers", "objective": "mae", "precision": "bfloat16", "arm": "Hugging Face, SDPA",
          "ours_against_it": {"median": 2.13, "low": 2.0, "high": 2.2}, "machine": CARD, "commit": "abc"},
+        {"benchmark": "training", "part": "decoder mask", "objective": "mae", "precision": "bfloat16", "arm": "Hugging Face, SDPA",
+         "ours_against_it": {"median": 1.9, "low": 1.8, "high": 2.0}, "machine": CARD, "commit": "abc"},
         {"benchmark": "training", "part": "steps", "objective": "mae", "encoder": "large", "arm": "resident", "views_per_span": 1,
          "of_matrix_ceiling": {"median": 0.47}, "of_resident": {"median": 1.0}, "machine": CARD, "commit": "abc"},
         {"benchmark": "training", "part": "steps", "objective": "mae", "encoder": "large", "arm": "loader, proxies",
@@ -131,6 +145,7 @@ def test_goals_are_measured_by_gpu_rows_alone() -> None:
     for wanted in (
         "measured: 16.0x eager, 61% of the bound (NVIDIA Made, commit abc)",
         "measured: 2.13x (2.00 .. 2.20)",
+        "measured: 1.90x (1.80 .. 2.00)",
         "measured: 47% (",
         "large, 1 views a span: 96%",
         "measured: 2.50x decord",
