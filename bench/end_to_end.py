@@ -25,7 +25,7 @@ from ..loaders.corpus import Corpus
 from ..ssl.encoder import IMAGENET_STD
 from .end_to_end_arms import USUAL, Arm, our_arm, usual_arm
 from .loading_check import LARGEST_DIFFERENCE
-from .loading_clips import draw_requests, onto_proxies
+from .loading_clips import describe_videos, draw_requests, onto_proxies
 from .peer_input import LIBRARIES
 from .peer_models import Attention
 from .peers import AlikeMasks, loss_difference, wait
@@ -76,6 +76,7 @@ def bench_end_to_end(
             close()
         facts = {"part": "end to end", **describe(config), "rounds": rounds, "clips_a_round": clips}
         facts |= {"loss_tolerance": LOSS_TOLERANCE, "cores": len(os.sched_getaffinity(0)), "stride": stride}
+        facts["videos"] = describe_videos(corpus, requests)
         resident = step_seconds or {}
         return [
             row("training", run.world.device, {**facts, **figures(arm, arms, clips, steps_a_round, resident)})

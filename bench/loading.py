@@ -24,7 +24,7 @@ import torch
 from ..loaders.corpus import Corpus
 from .loading_arms import Arm, Job, Request
 from .loading_check import Reference, Verdict, judge
-from .loading_clips import LoadingBenchError, draw_requests, packed_job, reference
+from .loading_clips import LoadingBenchError, describe_videos, draw_requests, packed_job, reference
 from .loading_gpu_peers import DaliReader, TorchcodecCuda
 from .loading_ours import TrocarCpu, TrocarDali
 from .loading_peers import Decord, Pyav, TorchcodecApproximate, TorchcodecExact
@@ -111,7 +111,7 @@ def bench_loading(
                 "batch": batch,
                 "rounds": rounds,
                 "cores": job.cores,
-                "videos": _describe(corpus, requests),
+                "videos": describe_videos(corpus, requests),
             }
             return [_row(entry, entries, facts) for entry in entries]
         finally:
@@ -156,19 +156,6 @@ def _measure(entries: Sequence[_Entry], rounds: int) -> None:
                 entry.reason, entry.deliveries = f"not usable: {error}", []
         speeds = ", ".join(f"{entry.name} {entry.clips_per_second[-1]:.2f}" for entry in running if entry.deliveries)
         _say(f"round {number + 1} of {rounds}, clips/s: {speeds}")
-
-
-def _describe(corpus: Corpus, requests: Sequence[Request]) -> list[str]:
-    """Codec and size of the videos that the clips come from, with the range of their mean GOPs."""
-    gops: dict[str, list[float]] = {}
-    for row_number in {request.row for request in requests}:
-        facts = corpus.video(row_number).facts
-        mean_gop = facts.frames / len(corpus.gops(row_number))
-        gops.setdefault(f"{facts.codec} {facts.width}x{facts.height}", []).append(mean_gop)
-    return [
-        f"{kind}, {min(values):.0f}{f' to {max(values):.0f}' if max(values) > min(values) else ''} frames a GOP"
-        for kind, values in sorted(gops.items())
-    ]
 
 
 def _row(entry: _Entry, entries: Sequence[_Entry], facts: dict[str, Any]) -> dict[str, Any]:

@@ -93,3 +93,16 @@ def onto_proxies(
         onto.append(replace(request, frames=frames * stride))
         there.append(Request(row, proxies.video(row).facts.path, frames))
     return tuple(onto), tuple(there)
+
+
+def describe_videos(corpus: Corpus, requests: Sequence[Request]) -> list[str]:
+    """Codec and size of the videos that the clips come from, with the range of their mean GOPs."""
+    gops: dict[str, list[float]] = {}
+    for row_number in {request.row for request in requests}:
+        facts = corpus.video(row_number).facts
+        mean_gop = facts.frames / len(corpus.gops(row_number))
+        gops.setdefault(f"{facts.codec} {facts.width}x{facts.height}", []).append(mean_gop)
+    return [
+        f"{kind}, {min(values):.0f}{f' to {max(values):.0f}' if max(values) > min(values) else ''} frames a GOP"
+        for kind, values in sorted(gops.items())
+    ]

@@ -39,8 +39,8 @@ PEERS: dict[str, tuple[Attention, bool]] = {
     "Hugging Face, eager attention": ("eager", False),
     "Hugging Face, torch.compile": ("sdpa", True),
 }
-# Of a loss, relative. float32 differs by the order of its sums, bfloat16 by what is rounded.
-TOLERANCES = {"float64": 1e-7, "float32": 1e-5, "bfloat16": 1e-4}
+# Of a loss, relative. float32 differs by the order of its sums, bfloat16 by what is rounded: a tenth of one rounding (2^-9) here.
+TOLERANCES = {"float64": 1e-7, "float32": 1e-5, "bfloat16": 2e-4}
 
 Step = Callable[[], torch.Tensor]
 

@@ -38,6 +38,7 @@ def grouped(rows: Sequence[Row]) -> list[list[Row]]:
             "decoder_mask_ratio",
             "views_per_span",
             "changed",
+            "videos",
         )
         batch = None if entry["part"] == "ranks" else entry["batch"]
         groups.setdefault(repr([*(entry.get(key) for key in keys), batch]), []).append(entry)
@@ -100,7 +101,10 @@ def end_to_end(rows: Sequence[Row]) -> str:
             f"{_percent(entry['data_wait_percent'])} | {entry['input']} | {told or '-'} |"
         )
     first = rows[0]
-    return "\n".join(lines) + f"\n\n{first['rounds']} rounds of {first['clips_a_round']} clips in turns, medians."
+    return (
+        "\n".join(lines)
+        + f"\n\n{first['rounds']} rounds of {first['clips_a_round']} clips in turns, medians; {', '.join(first['videos'])}."
+    )
 
 
 def steps(rows: Sequence[Row]) -> str:
