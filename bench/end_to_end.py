@@ -24,7 +24,7 @@ from ..engine.config import Config
 from ..loaders.corpus import Corpus
 from ..ssl.encoder import IMAGENET_STD
 from .end_to_end_arms import USUAL, Arm, our_arm, usual_arm
-from .loading_check import LARGEST_DIFFERENCE
+from .loading_check import LARGEST_DIFFERENCE, LEAST_MOTION
 from .loading_clips import describe_videos, draw_requests, onto_proxies
 from .peer_input import LIBRARIES
 from .peer_models import Attention
@@ -95,10 +95,30 @@ def compare(arms: Sequence[Arm]) -> None:
         pixels, loss = arm.first()
         difference = ((pixels - ours).abs() * scale).mean().item()
         arm.facts |= {"picture_difference": difference, "loss_difference": loss_difference(loss, wanted)}
-        if not difference <= LARGEST_DIFFERENCE:
+        if (
+            arm.name == PACKED
+        ):  # smaller, and cut at pixels of its own: the right frames are nearer than those beside them
+            misplaced = frames_misplaced(pixels * scale, ours * scale)
+            if misplaced:
+                arm.reason = f"other pictures: {misplaced} frames are nearer to ours one before or behind"
+        elif not difference <= LARGEST_DIFFERENCE:
             arm.reason = f"other pictures: they differ from ours by {difference:.1f} of 255"
-        elif not arm.facts["loss_difference"] <= LOSS_TOLERANCE:
+        if not arm.reason and not arm.facts["loss_difference"] <= LOSS_TOLERANCE:
             arm.reason = f"unequal loss: {loss:.7g} where ours is {wanted:.7g} (tolerance {LOSS_TOLERANCE:g}, relative)"
+
+
+def frames_misplaced(theirs: torch.Tensor, ours: torch.Tensor) -> int:
+    """How many frames of (B, T, 3, R, R), in levels of 255, are nearer to a neighbour in time of ours that differs from ours."""
+
+    def apart(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return (left - right).abs().mean(dim=(2, 3, 4))
+
+    misplaced = torch.zeros(ours.shape[:2], dtype=torch.bool, device=ours.device)
+    own = apart(theirs, ours)
+    for here, there in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
+        moves = apart(ours[:, here], ours[:, there]) > LEAST_MOTION
+        misplaced[:, here] |= moves & (apart(theirs[:, here], ours[:, there]) <= own[:, here])
+    return int(misplaced.sum())
 
 
 def measure(

@@ -188,6 +188,18 @@ def test_end_to_end_compares_before_it_times() -> None:
     assert "clips_per_second" not in told[3]
 
 
+def test_frames_of_proxies_are_told_from_their_neighbours() -> None:
+    """Blurred pictures of the right frames pass; frames one late do not; a picture that stands still tells nothing."""
+    generator = torch.Generator().manual_seed(0)
+    ours = 255 * torch.rand(2, 6, 3, 8, 8, generator=generator)
+    blurred = ours.mean(dim=4, keepdim=True).expand_as(ours)
+    assert end_to_end.frames_misplaced(0.5 * ours + 0.5 * blurred, ours) == 0
+    late = torch.cat([ours[:, :1], ours[:, :-1]], dim=1)
+    assert end_to_end.frames_misplaced(late, ours) == 2 * 5
+    still = ours[:, :1].expand_as(ours)
+    assert end_to_end.frames_misplaced(still + 10, still) == 0
+
+
 def test_waiting_is_the_time_until_an_item_comes() -> None:
     now = [0.0]
 
