@@ -56,6 +56,7 @@ def title(kind: str, entry: Row) -> str:
     ratio += f", decoder mask {entry['decoder_mask_ratio']}" if entry.get("decoder_mask_ratio") else ""
     changed = f" ({entry['changed']})" if entry.get("changed") else ""
     clips = f", {entry['batch']} clips a step" if kind != "ranks" else ""
+    clips += f"; {', '.join(entry['videos'])}" if "videos" in entry else ""
     return (
         f"{names.get(kind, 'Ranks')}{changed}: {entry['objective'].upper()}, {entry['encoder']}, {entry['frames']} x "
         f"{entry['resolution']} px{ratio}, {entry['precision']}{clips}"
@@ -103,7 +104,7 @@ def end_to_end(rows: Sequence[Row]) -> str:
     first = rows[0]
     return (
         "\n".join(lines)
-        + f"\n\n{first['rounds']} rounds of {first['clips_a_round']} clips in turns, medians; {', '.join(first['videos'])}."
+        + f"\n\n{first['rounds']} rounds of {first['clips_a_round']} clips in turns, medians."
     )
 
 
