@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..engine.config_file import load_config
-from . import balance, collapse, decode, goals, kernels, plan_check, plan_report, proxies, training_table
+from . import balance, clustering, collapse, decode, goals, kernels, plan_check, plan_report, proxies, training_table
 from .loading_table import ratio_table, speed_table
 from .plan_cluster import load_cluster
 from .plan_report import corpus_size, make_plan
@@ -65,21 +65,6 @@ def decoding(rows: Sequence[Row]) -> str:
     return f"{decode.table(mine)}\n\n{mine[0]['machine']['device']}." if mine else f"Decoding on NVDEC: {UNMEASURED}."
 
 
-def clustering(rows: Sequence[Row]) -> str:
-    """Whole trees on a CPU."""
-    lines = [
-        "| rows | seconds | fit of the sample | check / refine (three) / assign | peak resident | load average |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in of(rows, "clustering"):
-        steps = row["steps"]
-        refined = ", ".join(f"{value:g}" for name, value in steps.items() if name.startswith("refine"))
-        cells = [f"{row['rows'] / 1e6:g} M", f"{row['seconds']:,.0f}", f"{steps['fit']:g}"]
-        cells += [f"{steps['check']:g} / {refined} / {steps['assign']:g}", f"{row['peak_resident_bytes'] / 1e9:.2f} GB"]
-        lines.append(f"| {' | '.join([*cells, row['load_average']])} |")
-    return "\n".join(lines)
-
-
 def plan_accuracy(rows: Sequence[Row]) -> str:
     mine = of(rows, "plan")
     if not mine:
@@ -104,7 +89,7 @@ def paper(config: str, accumulation: int) -> Callable[[Sequence[Row]], str]:
 
 TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "balance": lambda rows: balance.table(of(rows, "balance")),
-    "clustering": clustering,
+    "clustering": lambda rows: clustering.table(of(rows, "clustering")),
     "collapse": lambda rows: collapse.table(of(rows, "jepa_collapse")),
     "decode": decoding,
     "goals": goals.table,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from killing import started
 from planted import SPAN_FRAMES, SPANS_PER_VIDEO, PlantedCorpus, long_tail, write_embeddings
 from sklearn.cluster import KMeans, kmeans_plusplus
 
@@ -223,18 +224,21 @@ def test_sigkill_at_any_time(tmp_path: Path) -> None:
     rows, *_ = long_tail(SHARES, PROCEDURES, 30_000, 32, 4)
     write_embeddings(tmp_path / "embeddings", rows, rows_per_shard=7000)
     command = [sys.executable, "-c", CHILD, str(tmp_path / "embeddings")]
+    process = started([*command, str(tmp_path / "whole")], tmp_path / "whole")
     begun = time.monotonic()
-    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    assert process.wait() == 0
     seconds = time.monotonic() - begun
     whole = ClusterTree.read(tmp_path / "whole").digest
-    for number, share in enumerate(np.linspace(0.3, 0.98, 8)):
+    inside = 0
+    for number, share in enumerate(np.linspace(0.02, 0.95, 8)):
         out = tmp_path / f"killed_{number}"
-        process = subprocess.Popen([*command, str(out)])
+        process = started([*command, str(out)], out)
         time.sleep(share * seconds)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        inside += process.wait() == -signal.SIGKILL
         subprocess.run([*command, str(out)], check=True)
         assert ClusterTree.read(out).digest == whole
+    assert inside >= 4, "kills fell behind the work"
 
 
 def cluster_by(processes: int, folder: Path, out: Path) -> subprocess.CompletedProcess[str]:

@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 from clips import write_numbered
+from killing import started
 from safetensors.torch import save_file
 from timm.data.config import resolve_model_data_config
 
@@ -139,16 +140,20 @@ def test_sigkill_at_any_time(corpus: Path, tmp_path: Path) -> None:
     code = "import sys; from trocar.engine.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "embed", str(corpus), "--frames", "4", "--stride", "2", "--workers", "2"]
     command += ["--rows-per-shard", "2", "--out"]
+    process = started([*command, str(tmp_path / "whole")], tmp_path / "whole")
     begun = time.monotonic()
-    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    assert process.wait() == 0
     seconds = time.monotonic() - begun
-    for number, share in enumerate(np.linspace(0.4, 0.95, 5)):
-        process = subprocess.Popen([*command, str(tmp_path / str(number))])
+    inside = 0
+    for number, share in enumerate(np.linspace(0.05, 0.9, 5)):
+        out = tmp_path / str(number)
+        process = started([*command, str(out)], out)
         time.sleep(share * seconds)
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        subprocess.run([*command, str(tmp_path / str(number))], check=True)
-        assert np.array_equal(read(tmp_path / "whole"), read(tmp_path / str(number)))
+        inside += process.wait() == -signal.SIGKILL
+        subprocess.run([*command, str(out)], check=True)
+        assert np.array_equal(read(tmp_path / "whole"), read(out))
+    assert inside >= 3, "kills fell behind the work"
 
 
 def test_other_settings_are_refused(corpus: Path, tmp_path: Path) -> None:
