@@ -16,6 +16,7 @@ from ..ssl.encoder import IMAGENET_MEAN, IMAGENET_STD
 from .config_error import ConfigError
 from .descriptor import RESOLUTION, WIDTH, describe_clips
 from .run_encoder import load_run_encoder, weights_digest
+from .weight_files import read_weights
 
 DESCRIPTOR = "descriptor"
 IMAGES_PER_CLIP = 4
@@ -42,7 +43,7 @@ def load_embedder(name: str, device: torch.device, *, frames: int = 16, stride: 
 
     name: "descriptor"; "timm:MODEL" for an image model with its published weights, or "timm:MODEL@FILE" with those of a local
     file; else a run's folder or one of its checkpoints, which bring their own frames and stride. frames, stride: for the others.
-    Raises ConfigError or CheckpointError.
+    Raises ConfigError, CheckpointError, or WeightsError where a file does not hold weights.
     """
     if name == DESCRIPTOR:
         return Embedder(name, "2", WIDTH, frames, stride, None, RESOLUTION, True, describe_clips)
@@ -80,6 +81,8 @@ def _image_embedder(name: str, device: torch.device, frames: int, stride: int) -
     from timm.data.config import resolve_model_data_config
 
     architecture, _, file = name.removeprefix("timm:").partition("@")
+    if file:
+        read_weights(Path(file))  # what timm makes of a broken file is one of many errors
     try:
         if file:
             model = timm.create_model(architecture, pretrained=False, checkpoint_path=file, num_classes=0)

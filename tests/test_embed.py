@@ -28,6 +28,7 @@ from trocar.engine.embed import embed_corpus
 from trocar.engine.embedders import load_embedder
 from trocar.engine.pretrain import pretrain
 from trocar.engine.run_encoder import load_run_encoder
+from trocar.engine.weight_files import WeightsError
 from trocar.loaders.corpus import Corpus, CorpusError
 from trocar.loaders.embeddings import EmbeddingRows, shard_path
 from trocar.loaders.grid_clips import GridClips
@@ -190,7 +191,12 @@ def test_an_image_model_from_a_local_file(corpus: Path, tmp_path: Path) -> None:
     summary = embed_corpus(corpus, tmp_path / "out", model=name, **SMALL)
     assert summary.width == embedder.width == model.num_features
     with pytest.raises(ConfigError, match="cannot be made"):
-        load_embedder("timm:no_such_model@x", torch.device("cpu"))
+        load_embedder(name.replace("test_vit", "no_such_model"), torch.device("cpu"))
+    for suffix in ("pth", "safetensors"):
+        broken = tmp_path / f"broken.{suffix}"
+        broken.write_bytes(b"no weights")
+        with pytest.raises(WeightsError, match=f"broken.{suffix}"):
+            load_embedder(f"timm:test_vit@{broken}", torch.device("cpu"))
 
 
 def test_a_runs_encoder(corpus: Path, tmp_path: Path) -> None:
