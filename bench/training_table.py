@@ -102,10 +102,7 @@ def end_to_end(rows: Sequence[Row]) -> str:
             f"{_percent(entry['data_wait_percent'])} | {entry['input']} | {told or '-'} |"
         )
     first = rows[0]
-    return (
-        "\n".join(lines)
-        + f"\n\n{first['rounds']} rounds of {first['clips_a_round']} clips in turns, medians."
-    )
+    return "\n".join(lines) + f"\n\n{first['rounds']} rounds of {first['clips_a_round']} clips in turns, medians."
 
 
 def steps(rows: Sequence[Row]) -> str:
