@@ -86,6 +86,17 @@ def decoding(rows: Sequence[Row]) -> str:
     return f"{decode.table(mine)}\n\n{mine[0]['machine']['device']}." if mine else f"Decoding on NVDEC: {UNMEASURED}."
 
 
+def cluster_trees(rows: Sequence[Row]) -> str:
+    """Whole trees on a CPU, and the rate of the passes over the most rows."""
+    mine = of(rows, "clustering")
+    largest = max(mine, key=lambda row: row["rows"])
+    multiplying = [value for name, value in largest["steps"].items() if name.startswith(("refined", "assigned"))]
+    flops = 2 * largest["levels"][0] * largest["width"]  # of a row in a pass
+    rate = flops * largest["rows"] * len(multiplying) / sum(multiplying)
+    told = f"A pass multiplies {flops / 1e6:.2f} MFLOP a row, over {largest['rows'] / 1e6:g} M rows at {rate / 1e9:.0f} GFLOP/s."
+    return f"{clustering.table(mine)}\n\n{told}"
+
+
 def plan_accuracy(rows: Sequence[Row]) -> str:
     mine = of(rows, "plan")
     if not mine:
@@ -110,7 +121,7 @@ def paper(config: str, accumulation: int) -> Callable[[Sequence[Row]], str]:
 
 TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "balance": lambda rows: balance.table(of(rows, "balance")),
-    "clustering": lambda rows: clustering.table(of(rows, "clustering")),
+    "clustering": cluster_trees,
     "collapse": lambda rows: collapse.table(of(rows, "jepa_collapse")),
     "decode": decoding,
     "goals": goals.table,
