@@ -95,9 +95,8 @@ def compare(arms: Sequence[Arm]) -> None:
         pixels, loss = arm.first()
         difference = ((pixels - ours).abs() * scale).mean().item()
         arm.facts |= {"picture_difference": difference, "loss_difference": loss_difference(loss, wanted)}
-        if (
-            arm.name == PACKED
-        ):  # smaller, and cut at pixels of its own: the right frames are nearer than those beside them
+        if arm.name == PACKED:
+            # Smaller, and cut at pixels of its own: the right frames are nearer than those beside them.
             misplaced = frames_misplaced(pixels * scale, ours * scale)
             if misplaced:
                 arm.reason = f"other pictures: {misplaced} frames are nearer to ours one before or behind"

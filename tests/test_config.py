@@ -103,6 +103,7 @@ def test_overrides() -> None:
         ("model.encoder=giant", r"model\.encoder: 'giant' is not accepted; give one of tiny"),
         ("model.depth=0", r"model\.depth: 0 is not accepted"),
         ("objective.mask_ratio=1", r"objective\.mask_ratio"),
+        ("objective.decoder_mask_ratio=0.3", r"objective\.decoder_mask_ratio.*0, 0.25, 0.5 or 0.75"),
         ("objective=3", "write section.key=value"),
         ("data.corpus=[", "is not a YAML value"),
     ],
@@ -117,6 +118,8 @@ def test_refuses_sizes_that_do_not_fit() -> None:
         build_model(load_config("demo_cpu", ["data.resolution=100"]))
     with pytest.raises(ConfigError, match=r"mask ratio 0\.01 masks 0 of 49 cells"):
         build_model(load_config("demo_cpu", ["objective.mask_ratio=0.01"]))
+    with pytest.raises(ConfigError, match="must have even rows and columns for a running cell mask, got 7 x 7"):
+        build_model(load_config("demo_cpu", ["objective.decoder_mask_ratio=0.5"]))
 
 
 def test_names_the_nearest_config_and_bad_files(tmp_path: Path) -> None:
