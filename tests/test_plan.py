@@ -204,6 +204,7 @@ def test_the_model_against_runs_whose_times_are_sleeps(monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_model_against_real_work() -> None:
     """On a machine that does nothing else: within 15 % on settings that gave no rates."""
     rows = bench_plan(rounds=5)
