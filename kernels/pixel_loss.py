@@ -75,6 +75,11 @@ def pixel_loss_reference(
     return (loss if loss_scale == 1 else loss * loss_scale), clip_loss.detach()
 
 
+def _counted_weights(counted: torch.Tensor, values: int, dtype: torch.dtype) -> torch.Tensor:
+    """(B, N_masked), what a squared error weighs in its clip's loss, where only the patches counted enter it."""
+    return counted / (counted.sum(dim=1, keepdim=True).clamp(min=1) * values).to(dtype)
+
+
 class _InPlacePixelLoss(torch.autograd.Function):
     """The reference's formulas for a CPU: one buffer is pixels, target, difference and gradient in turn."""
 
@@ -86,7 +91,7 @@ class _InPlacePixelLoss(torch.autograd.Function):
         clips, per_clip, values = difference.shape
         weights = difference.new_full((clips, per_clip), 1 / (per_clip * values))
         if counted is not None:
-            weights = counted / (counted.sum(dim=1, keepdim=True).clamp(min=1) * values).to(dtype)
+            weights = _counted_weights(counted, values, dtype)
         clip_loss = (torch.linalg.vector_norm(difference, dim=2).square_() * weights).sum(dim=1)
         if ctx.needs_input_grad[0]:
             slope = difference.mul_((weights * (2 * loss_scale / clips))[..., None])
@@ -199,9 +204,7 @@ def _pixel_loss(
     clips, per_clip, values = prediction.shape
     row_loss = prediction.new_empty(clips, per_clip, dtype=torch.float32)
     gradient = torch.empty_like(prediction) if with_gradient else prediction.new_empty(0)
-    weights = row_loss
-    if counted is not None:
-        weights = counted / (counted.sum(dim=1, keepdim=True).clamp(min=1) * values)
+    weights = row_loss if counted is None else _counted_weights(counted, values, torch.float32)
     _, num_frames, height, width, _ = frames.shape
     launch(
         _pixel_loss_kernel,
