@@ -104,10 +104,12 @@ def _feature_loss_kernel(
     clip, token, weight = tl.load(clips + row), tl.load(indices + row), tl.load(weights + row)
     counted = clip < num_clips
     valid = (token >= 0) & (token < num_tokens)
+    values = tl.full((), 0.0, tl.float32) + width
     place = (tl.where(counted, clip // per_clip, 0).to(tl.int64) * num_tokens + token) * width + column
     feature = tl.load(features + place, mask=column < tl.where(counted & valid, width, 0), other=0.0).to(tl.float32)
-    centred = tl.where(inside, feature - tl.sum(feature, axis=0) / width, 0.0)
-    target = centred / tl.sqrt(tl.sum(centred * centred, axis=0) / width + eps)
+    centred = tl.where(inside, feature - tl.div_rn(tl.sum(feature, axis=0), values), 0.0)
+    variance = tl.div_rn(tl.sum(centred * centred, axis=0), values)
+    target = centred * tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
     place = row * width + column
     difference = tl.load(prediction + place, mask=inside, other=0.0).to(tl.float32) - target
     difference = tl.where(inside, difference, 0.0)

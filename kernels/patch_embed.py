@@ -120,7 +120,7 @@ def _fold_kernel(
     channel = value % 3
     inside = value < K
     master = tl.load(weight + output * K + channel * (K // 3) + value // 3, mask=inside, other=0.0).to(tl.float32)
-    rounded = (master / by_channel(channel, std0, std1, std2)).to(folded.dtype.element_ty)
+    rounded = tl.div_rn(master, by_channel(channel, std0, std1, std2)).to(folded.dtype.element_ty)
     tl.store(folded + output * K + value, rounded, mask=inside)
     correction = tl.sum(rounded.to(tl.float32) * by_channel(channel, shift0, shift1, shift2), axis=0)
     tl.store(shifted + output, tl.load(bias + output).to(tl.float32) - correction)
@@ -243,7 +243,7 @@ def _finish_gradient_kernel(
     for split in range(splits):
         total += tl.load(partial + (split * width + output).to(tl.int64) * K + value, mask=inside, other=0.0)
     shift, std = by_channel(channel, shift0, shift1, shift2), by_channel(channel, std0, std1, std2)
-    result = (total * (1 / 255) - shift * tl.load(bias_gradient + output)) / std
+    result = tl.div_rn(total * (1 / 255) - shift * tl.load(bias_gradient + output), std)
     place = output * K + channel * (K // 3) + value // 3
     tl.store(weight_gradient + place, result.to(weight_gradient.dtype.element_ty), mask=inside)
 

@@ -107,11 +107,15 @@ class _InPlacePixelLoss(torch.autograd.Function):
 
 @jit
 def _standardize(pixels, chosen, count):
-    """(x - mean) / (sqrt(variance) + 1e-6) of the chosen values, in units of 255: a pixel's own."""
-    mean = tl.sum(tl.where(chosen, pixels, 0.0), axis=0) / count
+    """(x - mean) / (sqrt(variance) + 1e-6) of the chosen values, in units of 255: a pixel's own.
+
+    The sum is exact, and so must the mean of a patch without variance be: `/` is a product with a rounded reciprocal on a GPU, and
+    the epsilon below makes a thousandth of a unit of its error.
+    """
+    mean = tl.div_rn(tl.sum(tl.where(chosen, pixels, 0.0), axis=0), count * 1.0)
     centred = tl.where(chosen, pixels - mean, 0.0)
-    variance = tl.sum(centred * centred, axis=0) / (count - 1)
-    return centred / (tl.sqrt(variance) + 255e-6)
+    variance = tl.div_rn(tl.sum(centred * centred, axis=0), count - 1.0)
+    return centred * tl.div_rn(1.0, tl.sqrt_rn(variance) + 255e-6)
 
 
 @jit
@@ -155,7 +159,7 @@ def _pixel_loss_kernel(
     elif NORMALIZATION == "patch":
         target = _standardize(pixels, inside, VALUES)
     else:
-        target = pixels / 255
+        target = tl.div_rn(pixels, 255.0)
     place = row.to(tl.int64) * VALUES + value
     difference = tl.load(prediction + place, mask=inside, other=0.0).to(tl.float32) - target
     difference = tl.where(inside, difference, 0.0)
