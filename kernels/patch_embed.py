@@ -112,6 +112,27 @@ def load_centred(frames, place, inside, dtype: tl.constexpr):
 
 
 @jit
+def add_scaled_product(total, left, right):
+    """total + left . right / 255 for float32; for half operands without the factor, which `scaled_total` brings at the end.
+
+    IEEE products round after every addition: a block's sum of its own keeps a thousand roundings from following one another. Matrix
+    units add a block at a time, and best where the total already is.
+    """
+    if left.dtype == tl.float32:
+        total += tl.dot(left, right, input_precision="ieee") * (1 / 255)
+    else:
+        total = tl.dot(left, right, total)
+    return total
+
+
+@jit
+def scaled_total(total, dtype: tl.constexpr):
+    if dtype != tl.float32:
+        total *= 1 / 255
+    return total
+
+
+@jit
 def _fold_kernel(
     weight, bias, folded, shifted, shift0, shift1, shift2, std0, std1, std2, K: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -164,8 +185,8 @@ def _embed_kernel(
         pixels = load_centred(frames, place, valid[:, None] & (value < K)[None, :], folded.dtype.element_ty)
         inside = (value < K)[:, None] & (output < width)[None, :]
         weights = tl.load(folded + output[None, :] * K + value[:, None], mask=inside, other=0.0)
-        total = tl.dot(pixels, weights, total, input_precision="ieee")
-    total = total * (1 / 255) + tl.load(shifted + output, mask=output < width, other=0.0)[None, :]
+        total = add_scaled_product(total, pixels, weights)
+    total = scaled_total(total, folded.dtype.element_ty) + tl.load(shifted + output, mask=output < width, other=0.0)[None, :]
     inside = valid[:, None] & (output < width)[None, :]
     place = (token % num_positions).to(tl.int64)[:, None] * width + output[None, :]
     total += tl.load(positions + place, mask=inside, other=0.0).to(tl.float32)
@@ -214,7 +235,8 @@ def _weight_gradient_kernel(
         inside = (row < num_rows)[:, None] & (output < width)[None, :]
         place = row.to(tl.int64)[:, None] * width + output[None, :]
         upstream = tl.load(gradient + place, mask=inside, other=0.0)
-        total = tl.dot(tl.trans(upstream), pixels, total, input_precision="ieee")
+        total = add_scaled_product(total, tl.trans(upstream), pixels)
+    total = scaled_total(total, gradient.dtype.element_ty)
     place = (split * width + output).to(tl.int64)[:, None] * K + value[None, :]
     tl.store(partial + place, total, mask=(output < width)[:, None] & (value < K)[None, :])
 
@@ -243,7 +265,7 @@ def _finish_gradient_kernel(
     for split in range(splits):
         total += tl.load(partial + (split * width + output).to(tl.int64) * K + value, mask=inside, other=0.0)
     shift, std = by_channel(channel, shift0, shift1, shift2), by_channel(channel, std0, std1, std2)
-    result = tl.div_rn(total * (1 / 255) - shift * tl.load(bias_gradient + output), std)
+    result = tl.div_rn(total - shift * tl.load(bias_gradient + output), std)
     place = output * K + channel * (K // 3) + value // 3
     tl.store(weight_gradient + place, result.to(weight_gradient.dtype.element_ty), mask=inside)
 

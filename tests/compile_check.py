@@ -129,6 +129,7 @@ CASES: dict[str, Callable[[], Any]] = {
     },
     "pixel_loss channel bfloat16": lambda: pixel_loss("channel", torch.bfloat16, False),
     "pixel_loss patch float32, counted": lambda: pixel_loss("patch", torch.float32, True),
+    "pixel_loss none bfloat16": lambda: pixel_loss("none", torch.bfloat16, False),
     "ema base bfloat16": lambda: ema(768, torch.bfloat16),
     "feature_loss base l1": lambda: feature_loss(768, "l1"),
     "feature_loss large smooth_l1": lambda: feature_loss(1024, "smooth_l1"),
@@ -192,6 +193,7 @@ def compile_for(capability: int, kernel: Any, arguments: tuple, options: dict) -
         "shared_bytes": compiled.metadata.shared,
         "matrix_instructions": len(re.findall(r"mma\.sync|wgmma\.mma_async", ptx)),
         "float_atomics": len(re.findall(r"(?:atom|red)\.[\w.]*f(?:16|32|64)", ptx)),
+        "approximate": sorted({*re.findall(r"\b(?:div\.(?:full|approx)|(?:sqrt|rsqrt|rcp)\.approx)[\w.]*", ptx)}),
         "vector_loads": len(re.findall(r"ld\.global[^;\n]*\.v[24]|cp\.async[^;\n]*, (?:0x10|16)", ptx)),
     }
 
