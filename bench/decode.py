@@ -23,7 +23,6 @@ import torch
 from ..loaders.augment import Box, Crop, CropRecipe
 from ..loaders.batch import LoaderCount
 from ..loaders.corpus import Corpus
-from ..loaders.dali import ClipLoader
 from ..loaders.index import index_corpus
 from ..loaders.loader import clip_numbers
 from ..loaders.sampler import Sampler
@@ -153,6 +152,8 @@ def _run(
     batch: int,
 ) -> tuple[LoaderCount, float]:
     """What a loader did in the seconds after its first batches, and how long those were."""
+    from ..loaders.dali import ClipLoader  # here, as the tables and the made videos of this module need no DALI
+
     count = LoaderCount()
     with ClipLoader(
         corpus,

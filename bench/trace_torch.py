@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,10 @@ class TorchRecorder:
         if steps_done == self.first and self._profile is None:
             _synchronize()  # so that nothing of earlier steps is on the device
             self._profile = self._open()
-            self._profile.start()
+            with warnings.catch_warnings():
+                # Said by some versions at every start; there is one cycle here.
+                warnings.filterwarnings("ignore", "(Warning: )?Profiler clears events at the end of each cycle")
+                self._profile.start()
         elif steps_done == self.last and self._profile is not None and not self._is_recorded:
             _synchronize()
             self._profile.stop()

@@ -186,7 +186,10 @@ def _embed_kernel(
         inside = (value < K)[:, None] & (output < width)[None, :]
         weights = tl.load(folded + output[None, :] * K + value[:, None], mask=inside, other=0.0)
         total = add_scaled_product(total, pixels, weights)
-    total = scaled_total(total, folded.dtype.element_ty) + tl.load(shifted + output, mask=output < width, other=0.0)[None, :]
+    total = (
+        scaled_total(total, folded.dtype.element_ty)
+        + tl.load(shifted + output, mask=output < width, other=0.0)[None, :]
+    )
     inside = valid[:, None] & (output < width)[None, :]
     place = (token % num_positions).to(tl.int64)[:, None] * width + output[None, :]
     total += tl.load(positions + place, mask=inside, other=0.0).to(tl.float32)

@@ -7,7 +7,6 @@ Shapes: B clips, N tokens a clip, L tokens of all sequences together, S sequence
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -90,17 +89,16 @@ def packed_attention(
     """Attention inside each packed sequence.
 
     queries, keys, values: (L, H, E). offsets: (S + 1,) int32. longest: bound of a sequence's length. Returns (L, H, E).
-    On GPUs in half precision by `torch.nn.attention.varlen` (PyTorch 2.10 or later), else there by SDPA on a jagged tensor. On a
-    CPU sequence by sequence: SDPA pads jagged tensors there, and was 6 to 10 times slower.
+    On GPUs in half precision by `torch.nn.attention.varlen` (PyTorch 2.10 or later), else sequence by sequence, for which the host
+    waits. SDPA on a jagged tensor is no way round: it pads where a sequence may be empty, and refuses what is not contiguous,
+    as queries, keys and values of one product are not; on a CPU it was 6 to 10 times slower.
     """
-    if not queries.is_cuda:
-        return attention_by_sequence(queries, keys, values, offsets)
-    if varlen_attn is not None and queries.dtype in (torch.float16, torch.bfloat16):
+    if varlen_attn is not None and queries.is_cuda and queries.dtype in (torch.float16, torch.bfloat16):
         queries, keys, values = (part.contiguous() for part in (queries, keys, values))
         mixed = varlen_attn(queries, keys, values, offsets, offsets, longest, longest)
         assert isinstance(mixed, torch.Tensor)
         return mixed
-    return jagged_attention(queries, keys, values, offsets, longest)
+    return attention_by_sequence(queries, keys, values, offsets)
 
 
 def attention_by_sequence(
@@ -111,18 +109,3 @@ def attention_by_sequence(
     sequences = zip(*(part.split(lengths) for part in (queries, keys, values)), strict=True)
     mixed = [F.scaled_dot_product_attention(*(part.transpose(0, 1) for part in parts)) for parts in sequences]
     return torch.cat([part.transpose(0, 1) for part in mixed])
-
-
-def jagged_attention(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, offsets: torch.Tensor, longest: int
-) -> torch.Tensor:
-    """As `packed_attention`, by SDPA on a jagged nested tensor, in any precision and on any device."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The PyTorch API of nested tensors is in prototype stage")
-        nested = [
-            torch.nested.nested_tensor_from_jagged(part, offsets.long(), min_seqlen=0, max_seqlen=longest)
-            for part in (queries, keys, values)
-        ]
-    queries, keys, values = (part.transpose(1, 2) for part in nested)
-    mixed = F.scaled_dot_product_attention(queries, keys, values)
-    return mixed.transpose(1, 2).values()

@@ -66,8 +66,8 @@ def test_several_masks_a_clip(kernels: torch.device) -> None:
     for sequence, (start, end) in enumerate(pairwise(offsets.tolist())):
         target = torch.nn.functional.layer_norm(features[sequence // 2, places[start:end]], (40,))
         expected = (rows[start:end] - target).abs().mean()
-        assert oracle["clip_loss"][sequence] == pytest.approx(float(expected))
-    assert oracle["loss"] == pytest.approx(0.5 * float(oracle["clip_loss"].mean()))
+        assert oracle["clip_loss"][sequence].item() == pytest.approx(float(expected))
+    assert oracle["loss"].item() == pytest.approx(0.5 * float(oracle["clip_loss"].mean()))
 
 
 @pytest.mark.parametrize("feature_dtype", [FLOAT32, FLOAT16])

@@ -18,7 +18,7 @@ from transformers import VJEPA2Config, VJEPA2Model
 
 from trocar.engine.weights import from_huggingface_vjepa2, from_vjepa
 from trocar.kernels.feature_loss import Distance
-from trocar.ssl.attention import attention_by_sequence, jagged_attention
+from trocar.ssl.attention import attention_by_sequence, packed_attention
 from trocar.ssl.block_masks import BlockRecipe, MultiBlockMask
 from trocar.ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, Positions, VideoEncoder, position_table
 from trocar.ssl.jepa import JointEmbedding
@@ -302,12 +302,11 @@ def test_packing_loses_no_token(positions: Positions) -> None:
     assert float(model.signals()["padding_percent"]) == pytest.approx(share)
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_jagged_attention_equals_a_loop() -> None:
-    """Both ways of attending in packed sequences, one of them empty, against softmax written out; gradients too."""
+def test_packed_attention_equals_softmax_written_out() -> None:
+    """Of parts of one product, as the blocks have them, and with an empty sequence; gradients too."""
     torch.manual_seed(5)
     offsets = torch.tensor([0, 3, 3, 10, 11], dtype=torch.int32)
-    leaves = [torch.randn(11, 2, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    leaves = torch.randn(11, 3, 2, 8, dtype=torch.float64, requires_grad=True).unbind(1)
     upstream = torch.randn(11, 2, 8, dtype=torch.float64)
 
     def by_hand(query, key, value, offsets):
@@ -317,7 +316,7 @@ def test_jagged_attention_equals_a_loop() -> None:
             parts.append(torch.einsum("hij,jhe->ihe", scores.softmax(-1), value[start:end]))
         return torch.cat(parts)
 
-    ways: list[Callable[..., torch.Tensor]] = [by_hand, attention_by_sequence, partial(jagged_attention, longest=7)]
+    ways: list[Callable[..., torch.Tensor]] = [by_hand, attention_by_sequence, partial(packed_attention, longest=7)]
     results = []
     for function in ways:
         mixed = function(*leaves, offsets)

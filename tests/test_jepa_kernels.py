@@ -71,7 +71,8 @@ def test_packed_attention_on_a_gpu_equals_a_loop(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     offsets = torch.tensor([0, 1, 1, 130, 400, 401], dtype=torch.int32, device="cuda")
     for width in (24, 32, 64):
-        leaves = [torch.randn(401, 3, width, device="cuda", dtype=dtype, requires_grad=True) for _ in range(3)]
+        fused = torch.randn(401, 3, 3, width, device="cuda", dtype=dtype, requires_grad=True)
+        leaves = fused.unbind(1)  # as the blocks have them: not contiguous
         exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
         upstream = torch.randn(401, 3, width, device="cuda", dtype=dtype)
         mixed = packed_attention(*leaves, offsets, 401)

@@ -114,8 +114,11 @@ def test_a_step_replays_from_a_cuda_graph(kernels: torch.device) -> None:
     model.zero_grad(set_to_none=True)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = model(frames, masks).loss
-        captured.backward()
+        loss = model(frames, masks).loss
+        loss.backward()
+    # Its graph would keep the parameters' nodes, which belong to the stream of the capture.
+    captured = loss.detach()
+    del loss
     frames.copy_(255 - frames)
     graph.replay()
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
