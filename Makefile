@@ -24,7 +24,7 @@ test: lint typing
 test-slow: setup-dev
 	$(BIN)/pytest -m slow -s $(ARGS)
 
-# On a machine with an NVIDIA GPU, which needs no network: STAGE=tests, kernels, loading, training or cluster; all of them where unset.
+# On a machine with an NVIDIA GPU, which needs no network: STAGE=tests, kernels, loading, training, compiled or cluster; all of them where unset.
 gpu:
 	@PYTHON='$(PYTHON)' VENV='$(VENV)' bash gpu.sh $(STAGE) $(if $(VIDEOS),--videos '$(VIDEOS)') $(ARGS)
 

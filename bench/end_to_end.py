@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,13 @@ def bench_end_to_end(
     step_seconds: dict[str, float] | None = None,
     libraries: Sequence[str] = LIBRARIES,
     attention: Attention = "sdpa",
+    keep: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
 ) -> list[dict[str, Any]]:
     """One row for each arm, the usual pipeline with the faster of `libraries`.
 
     packed: proxies of the same videos at the config's stride. step_seconds: of a step on resident data by "trocar" and by "peer",
-    from which the share of decoding follows. attention: of Hugging Face's model. Tells the
+    from which the share of decoding follows. attention: of Hugging Face's model. keep: is handed the rows so far: of a first round
+    of ours alone, before the usual pipeline is tried, which may take all the time there is, then after each round. Tells the
     progress on stderr. Raises ConfigError, CorpusError and LoadingBenchError.
     """
     corpus, stride = Corpus.open(originals), config.data.stride or 1
@@ -67,21 +69,31 @@ def bench_end_to_end(
     with open_run(config) as run:
         if config.objective.kind == "jepa":
             run = replace(run, masks=AlikeMasks(run.masks))
+        arms = [our_arm(name, run, *source, steps_a_round) for name, source in sources.items()]
+        device, resident = run.world.device, step_seconds or {}
+
+        def rows(rounds: int) -> list[dict[str, Any]]:
+            facts = {"part": "end to end", **describe(config), "rounds": rounds, "clips_a_round": clips}
+            facts |= {"loss_tolerance": LOSS_TOLERANCE, "cores": len(os.sched_getaffinity(0)), "stride": stride}
+            facts["videos"] = describe_videos(corpus, requests)
+            return [
+                row("training", device, {**facts, **figures(arm, arms, clips, steps_a_round, resident)}) for arm in arms
+            ]
+
+        compare(arms)
+        measure(arms, 1, device, steps_a_round)
+        keep(rows(1))
+        for arm in arms:
+            arm.seconds.clear()
+            arm.waited.clear()
         usual, close = usual_arm(run, corpus, requests, steps_a_round, libraries, attention)
-        arms = [*(our_arm(name, run, *source, steps_a_round) for name, source in sources.items()), usual]
+        arms.append(usual)
         try:
             compare(arms)
-            measure(arms, rounds, run.world.device, steps_a_round)
+            measure(arms, rounds, device, steps_a_round, after=lambda done: keep(rows(done)))
         finally:
             close()
-        facts = {"part": "end to end", **describe(config), "rounds": rounds, "clips_a_round": clips}
-        facts |= {"loss_tolerance": LOSS_TOLERANCE, "cores": len(os.sched_getaffinity(0)), "stride": stride}
-        facts["videos"] = describe_videos(corpus, requests)
-        resident = step_seconds or {}
-        return [
-            row("training", run.world.device, {**facts, **figures(arm, arms, clips, steps_a_round, resident)})
-            for arm in arms
-        ]
+        return rows(rounds)
 
 
 def compare(arms: Sequence[Arm]) -> None:
@@ -121,9 +133,16 @@ def frames_misplaced(theirs: torch.Tensor, ours: torch.Tensor) -> int:
 
 
 def measure(
-    arms: Sequence[Arm], rounds: int, device: torch.device, steps: int, *, clock: Clock = time.perf_counter
+    arms: Sequence[Arm],
+    rounds: int,
+    device: torch.device,
+    steps: int,
+    *,
+    clock: Clock = time.perf_counter,
+    after: Callable[[int], None] = lambda rounds: None,
 ) -> None:
-    """`rounds` rounds. Decoders are open and caches warm: `compare` had clips of every arm."""
+    """`rounds` rounds; after: called with their number after each. Decoders are open and caches warm: `compare` had clips of every
+    arm."""
     for number in range(rounds):
         running = [arm for arm in arms if arm.passage is not None and not arm.reason]
         turn = number % len(running)
@@ -136,6 +155,7 @@ def measure(
             arm.waited.append(waited)
         told = ", ".join(f"{arm.name} {arm.seconds[-1]:.2f}" for arm in running)
         print(f"end to end, round {number + 1} of {rounds}, seconds: {told}", file=sys.stderr, flush=True)
+        after(number + 1)
 
 
 def figures(arm: Arm, arms: Sequence[Arm], clips: int, steps: int, step_seconds: dict[str, float]) -> dict[str, Any]:

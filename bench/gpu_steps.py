@@ -1,4 +1,4 @@
-"""The steps of `make gpu`: what is tested and measured on a machine with an NVIDIA GPU, in five stages of at most eight minutes.
+"""The steps of `make gpu`: what is tested and measured on a machine with an NVIDIA GPU, in six stages of at most eight minutes.
 
 A command's `{out}` is the file its rows go to, `{videos}` a folder of videos, `{work}` a folder for what is made on the way. A
 step's limit counts for all of its processes; the limits of a stage add up to no more than STAGE_SECONDS.
@@ -51,6 +51,7 @@ def _bench(name: str, command: str, seconds: int, needs: tuple[str, ...] = ()) -
 
 
 VIDEOS = GpuStep("videos", ("trocar.bench.gpu_videos", "{work}"), 60, ("av",), "module", makes_videos=True)
+PEERS = ("bench", "training", "--device", "cuda", "--parts")
 INDEX = _bench("index", "index {videos} --out {work}/corpus", 20, ("av",))
 STAGES: dict[str, tuple[GpuStep, ...]] = {
     "tests": (
@@ -75,7 +76,12 @@ STAGES: dict[str, tuple[GpuStep, ...]] = {
     "training": (
         VIDEOS,
         INDEX,
-        _bench("peers", "bench training --device cuda --parts peers decoder-mask --out {out}", 110, ("av", "transformers")),
+        GpuStep(
+            "peers",
+            (*PEERS, "peers", "decoder-mask", "--peers", "Hugging Face, SDPA", "Hugging Face, eager attention", "--out", "{out}"),
+            110,
+            ("av", "transformers"),
+        ),
         _bench("steps", "bench training --device cuda --parts steps --out {out}", 110, ("av",)),
         _bench("end-to-end", "bench training --device cuda --parts end-to-end --out {out}", 110, ("av", "transformers")),
         _bench(
@@ -84,6 +90,15 @@ STAGES: dict[str, tuple[GpuStep, ...]] = {
             "--steps 10:20 --out {work}/profile --json {out}",
             60,
             ("av",),
+        ),
+    ),
+    # Apart from the others, as compiling a peer may take all the time that there is.
+    "compiled": (
+        GpuStep(
+            "compiled-peer",
+            (*PEERS, "peers", "--peers", "Hugging Face, torch.compile", "--rounds", "3", "--out", "{out}"),
+            460,
+            ("av", "transformers"),
         ),
     ),
     "cluster": (

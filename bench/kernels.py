@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -257,15 +257,17 @@ def check_tests(name: str, tests: Path = TESTS) -> None:
         raise BenchError(f"{name} is not measured: its tests fail\n{done.stdout[-2000:]}")
 
 
-def measure(name: str, size: Size, device: torch.device, ceilings: Ceilings, *, repeats: int = 50) -> dict[str, Any]:
-    """Times one operator. Returns its row's figures; "of_floor" is floor time / measured time."""
+def measure(
+    name: str, size: Size, device: torch.device, ceilings: Ceilings, *, repeats: int = 50
+) -> Iterator[dict[str, Any]]:
+    """Times one operator. Yields its row's figures, on a GPU twice: before its reference is compiled, which may take all the time
+    there is, and with that. "of_floor" is floor time / measured time; "compiled_reason" says why there is no compiled reference."""
     case = CASES[name](size, device)
     fused = time_call(case.fused, device, repeats=repeats)
     eager = time_call(case.eager, device, repeats=repeats)
-    compiled = time_call(torch.compile(case.eager), device, repeats=repeats) if device.type == "cuda" else None
     seconds = fused.median_seconds
     floor = max(case.bytes / ceilings.copy_bytes_per_second, case.flops / ceilings.matrix_flops_per_second)
-    return {
+    found = {
         "operator": name,
         "dtype": str(size.dtype).removeprefix("torch."),
         "clips": size.clips,
@@ -274,9 +276,10 @@ def measure(name: str, size: Size, device: torch.device, ceilings: Ceilings, *, 
         "spread_percent": fused.spread_percent,
         "repeats": fused.repeats,
         "eager_seconds": eager.median_seconds,
-        "compiled_seconds": compiled.median_seconds if compiled else None,
+        "compiled_seconds": None,
+        "compiled_reason": "not measured",
         "times_eager": eager.median_seconds / seconds,
-        "times_compiled": compiled.median_seconds / seconds if compiled else None,
+        "times_compiled": None,
         "gigabytes_per_second": case.bytes / seconds / 1e9,
         "teraflops_per_second": case.flops / seconds / 1e12,
         "of_copy_bandwidth": case.bytes / seconds / ceilings.copy_bytes_per_second,
@@ -285,10 +288,20 @@ def measure(name: str, size: Size, device: torch.device, ceilings: Ceilings, *, 
         "copy_gigabytes_per_second": ceilings.copy_bytes_per_second / 1e9,
         "matrix_teraflops_per_second": ceilings.matrix_flops_per_second / 1e12,
     }
+    yield found
+    if device.type == "cuda":
+        try:
+            compiled = time_call(torch.compile(case.eager), device, repeats=repeats).median_seconds
+        except Exception as error:  # noqa: BLE001 - whatever a compiler raises is its own reason, and no other row's
+            said = (str(error).strip().splitlines() or ["no message"])[0]
+            yield {**found, "compiled_reason": f"{type(error).__name__}: {said[:200]}"}
+        else:
+            times = compiled / seconds
+            yield {**found, "compiled_seconds": compiled, "compiled_reason": "", "times_compiled": times}
 
 
 def bench_kernels(names: Sequence[str] = (), *, size: str = "base", out: Path | None = None) -> list[dict[str, Any]]:
-    """Measures the named operators, all where none is named, on the first GPU, and writes the rows to `out`.
+    """Measures the named operators, all where none is named, on the first GPU, and writes the rows to `out` as they come.
 
     size: "base" or "large". Raises BenchError without an NVIDIA GPU, on unknown names, and where an operator's tests fail.
     """
@@ -301,13 +314,16 @@ def bench_kernels(names: Sequence[str] = (), *, size: str = "base", out: Path | 
         raise BenchError("no NVIDIA GPU: on a CPU the operators are their references, and there is nothing to measure")
     device = torch.device("cuda", 0)
     ceilings = measure_ceilings(device, SIZES[size].dtype)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in names or CASES:
         check_tests(name)
-        rows.append(row("kernels", device, {"size": size, **measure(name, SIZES[size], device, ceilings)}))
+        unfinished: list[dict[str, Any]] = []
+        for figures in measure(name, SIZES[size], device, ceilings):
+            unfinished = [row("kernels", device, {"size": size, **figures})]
+            if out is not None:
+                write_rows(out, [*rows, *unfinished])
+        rows += unfinished
         torch.cuda.empty_cache()
-    if out is not None:
-        write_rows(out, rows)
     return rows
 
 

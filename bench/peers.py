@@ -81,19 +81,25 @@ def bench_peers(
     steps_a_round: int = 1,
     names: Sequence[str] = tuple(PEERS),
     part: str = "peers",
+    keep: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
 ) -> list[dict[str, Any]]:
-    """One row for our step and one for each peer named. part: what the rows say they belong to.
+    """One row for our step and one for each peer named. part: what the rows say they belong to. keep: is handed the rows of the
+    rounds so far after each of them, as a peer may take all the time there is.
 
     Tells the progress on stderr. Raises ConfigError.
     """
     with open_run(config) as run:
         device = run.world.device
         arms = peer_arms(run, names)
-        measure(arms, rounds, steps_a_round, device)
-        judge(arms, TOLERANCES[config.run.precision])
-        facts = {"part": part, **describe(config), "rounds": rounds, "tolerance": TOLERANCES[config.run.precision]}
-        clips = config.optim.batch * steps_a_round
-        return [row("training", device, {**facts, **figures(arm, arms[0], clips)}) for arm in arms]
+        tolerance, clips = TOLERANCES[config.run.precision], config.optim.batch * steps_a_round
+
+        def rows(rounds: int) -> list[dict[str, Any]]:
+            judge(arms, tolerance)
+            facts = {"part": part, **describe(config), "rounds": rounds, "tolerance": tolerance}
+            return [row("training", device, {**facts, **figures(arm, arms[0], clips)}) for arm in arms]
+
+        measure(arms, rounds, steps_a_round, device, after=lambda done: keep(rows(done)) if done else None)
+        return rows(rounds)
 
 
 def peer_arms(run: Run, names: Sequence[str]) -> list[Arm]:
@@ -168,9 +174,16 @@ def _frames(run: Run, number: int) -> torch.Tensor:
 
 
 def measure(
-    arms: Sequence[Arm], rounds: int, steps_a_round: int, device: torch.device, *, clock: Clock = time.perf_counter
+    arms: Sequence[Arm],
+    rounds: int,
+    steps_a_round: int,
+    device: torch.device,
+    *,
+    clock: Clock = time.perf_counter,
+    after: Callable[[int], None] = lambda rounds: None,
 ) -> None:
-    """`rounds` rounds, after one that is not timed. An arm that breaks leaves the contest with its reason."""
+    """`rounds` rounds, after one that is not timed. An arm that breaks leaves the contest with its reason. after: called after each
+    round with the number of those timed."""
     for number in range(rounds + 1):
         running = [arm for arm in arms if arm.ready is not None and not arm.reason]
         turn = number % max(len(running), 1)
@@ -193,6 +206,7 @@ def measure(
                 arm.core_seconds.append(core_seconds)
         told = ", ".join(f"{arm.name} {arm.seconds[-1]:.3f}" for arm in running if arm.seconds)
         print(f"round {number} of {rounds}, seconds: {told or 'not timed'}", file=sys.stderr, flush=True)
+        after(number)
 
 
 def wait(device: torch.device) -> None:

@@ -81,10 +81,12 @@ def row(benchmark: str, device: torch.device, measured: dict[str, Any]) -> dict[
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One row a line; replaces the file."""
+    """One row a line; replaces the file, as a whole even where the process is ended in the middle."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in rows)
-    path.write_text(text, encoding="utf-8")
+    unfinished = path.with_name(f"{path.name}.tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..engine.config_file import load_config
-from . import balance, clustering, collapse, decode, goals, kernels, plan_check, plan_report, proxies, training_table
+from . import (
+    balance,
+    clustering,
+    collapse,
+    decode,
+    goals,
+    gpu_table,
+    kernels,
+    plan_check,
+    plan_report,
+    proxies,
+    training_table,
+)
 from .loading_table import ratio_table, speed_table
 from .plan_cluster import load_cluster
 from .plan_report import corpus_size, make_plan
@@ -125,6 +137,12 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "collapse": lambda rows: collapse.table(of(rows, "jepa_collapse")),
     "decode": decoding,
     "goals": goals.table,
+    "gpu-beside": gpu_table.beside,
+    "gpu-kernels": gpu_table.kernels,
+    "gpu-peers": gpu_table.peers,
+    "gpu-short": gpu_table.short,
+    "gpu-steps": gpu_table.steps,
+    "gpu-videos": gpu_table.videos,
     "kernels": kernel_speeds,
     "loading-ratios": lambda rows: ratio_table(of(rows, "loading")),
     "loading-short": loading_short,

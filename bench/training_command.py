@@ -89,6 +89,11 @@ def bench_training(
         if out is not None:
             write_rows(out, rows)
 
+    def keep_unfinished(more: list[dict[str, Any]]) -> None:
+        """Rows of a part that goes on: the next ones take their place."""
+        if out is not None:
+            write_rows(out, [*rows, *more])
+
     effort = CPU_EFFORT if is_cpu else EFFORT
     steps_a_round = 1 if is_cpu else 5
     with tempfile.TemporaryDirectory(prefix="trocar_training_") as folder:
@@ -100,13 +105,18 @@ def bench_training(
             loaded = load_config(case.source, case.settings)
             if "peers" in parts:
                 names = peers or (CPU_PEERS if is_cpu else tuple(PEERS))
-                keep(bench_peers(loaded, rounds=rounds, steps_a_round=steps_a_round, names=names))
+                keep(bench_peers(loaded, rounds=rounds, steps_a_round=steps_a_round, names=names, keep=keep_unfinished))
                 keep([_left_out(loaded, name) for name in PEERS if name not in names])
             if "decoder-mask" in parts and loaded.objective.kind == "mae":
                 dropping = load_config(case.source, [*case.settings, DECODER_MASK])
                 keep(
                     bench_peers(
-                        dropping, part="decoder mask", rounds=rounds, steps_a_round=steps_a_round, names=[EAGER]
+                        dropping,
+                        part="decoder mask",
+                        rounds=rounds,
+                        steps_a_round=steps_a_round,
+                        names=[EAGER],
+                        keep=keep_unfinished,
                     )
                 )
             if "end-to-end" in parts and number == 0 and corpora is not None:
@@ -122,6 +132,7 @@ def bench_training(
                         steps_a_round=steps,
                         step_seconds=seconds,
                         attention=_best_attention(rows),
+                        keep=keep_unfinished,
                     )
                 )
             if "steps" in parts and corpora is not None:

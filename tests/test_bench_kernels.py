@@ -33,7 +33,7 @@ CEILINGS = Ceilings(1e9, 1e12, "float32")
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_operator_is_measured(name: str) -> None:
-    figures = measure(name, TINY, CPU, CEILINGS, repeats=2)
+    (figures,) = measure(name, TINY, CPU, CEILINGS, repeats=2)
     assert figures["operator"] == name
     assert figures["seconds"] > 0
     assert figures["eager_seconds"] > 0
@@ -83,6 +83,29 @@ def test_refuses_unknown_names_and_machines_without_a_gpu(monkeypatch: pytest.Mo
         bench_kernels()
 
 
+def test_a_reference_that_does_not_compile_leaves_the_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What was timed is written before the compiler starts, which may raise anything or take all the time there is."""
+    out, seen = tmp_path / "rows.jsonl", []
+
+    def fails(call: object) -> None:
+        seen.append([(entry["operator"], entry["compiled_reason"]) for entry in read_rows(out)])
+        raise NotImplementedError("cannot inline a SliceView\nand more")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch, "compile", fails)
+    monkeypatch.setattr(bench, "CASES", dict.fromkeys("ab", lambda size, device: bench.Case(int, int, 1, 1)))
+    monkeypatch.setattr(bench, "check_tests", lambda name: None)
+    monkeypatch.setattr(bench, "measure_ceilings", lambda device, dtype: CEILINGS)
+    monkeypatch.setattr(bench, "time_call", lambda call, device, repeats: time_call(call, CPU, repeats=repeats))
+    monkeypatch.setattr(bench, "row", lambda name, device, figures: row(name, CPU, figures))
+    rows = bench_kernels(out=out)
+    reason = "NotImplementedError: cannot inline a SliceView"
+    assert seen == [[("a", "not measured")], [("a", reason), ("b", "not measured")]]
+    assert read_rows(out) == rows
+    assert [(entry["compiled_seconds"], entry["compiled_reason"]) for entry in rows] == [(None, reason)] * 2
+
+
 def test_timing_and_ceilings() -> None:
     calls = []
     timing = time_call(lambda: calls.append(1), CPU, warmup=2, repeats=7)
@@ -96,7 +119,7 @@ def test_timing_and_ceilings() -> None:
 
 
 def test_rows_are_written_and_read(tmp_path: Path) -> None:
-    rows = [row("kernels", CPU, measure("ema", TINY, CPU, CEILINGS, repeats=2))]
+    rows = [row("kernels", CPU, figures) for figures in measure("ema", TINY, CPU, CEILINGS, repeats=2)]
     path = tmp_path / "results" / "kernels.json"
     write_rows(path, rows)
     assert read_rows(path) == rows

@@ -100,6 +100,32 @@ def test_an_unequal_loss_has_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| Hugging Face, SDPA |" not in text
 
 
+def test_rows_are_handed_on_after_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An arm that takes all the time there is leaves the others what they had: the step is ended while it runs."""
+    kept = []
+    step = peers.peer_step
+
+    def stuck_in_the_second_round(*arguments: Any) -> Any:
+        ready = step(*arguments)
+
+        def stuck(number: int) -> Any:
+            if number == 2:
+                raise KeyboardInterrupt
+            return ready(number)
+
+        return stuck
+
+    monkeypatch.setattr(peers, "peer_step", stuck_in_the_second_round)
+    with pytest.raises(KeyboardInterrupt):
+        bench_peers(config("mae"), rounds=3, names=TWO[:1], keep=kept.append)
+    (rows,) = kept
+    assert [(row["arm"], row["rounds"], len(row["seconds_by_round"])) for row in rows] == [
+        ("trocar", 1, 1),
+        (TWO[0], 1, 1),
+    ]
+    assert rows[1]["ours_against_it"]["median"] > 0
+
+
 def test_losses_that_are_no_numbers_are_not_equal() -> None:
     arms = [
         Arm("trocar", losses=[1.0, 2.0]),
@@ -261,6 +287,7 @@ def test_the_usual_pipeline_delivers_what_is_asked_for(folder: Path, library: st
 
 @pytest.mark.slow
 def test_end_to_end_on_small_videos(folder: Path) -> None:
+    kept: list[list[str]] = []
     rows = bench_end_to_end(
         config("mae", "data.content_box=false", "data.threads=1"),
         folder / "corpus",
@@ -268,7 +295,9 @@ def test_end_to_end_on_small_videos(folder: Path) -> None:
         rounds=1,
         steps_a_round=2,
         step_seconds={"trocar": 0.01, "peer": 0.01},
+        keep=lambda rows: kept.append([entry["arm"] for entry in rows]),
     )
+    assert kept == [[OURS, PACKED], [OURS, PACKED, USUAL]], "ours are kept before the usual pipeline is tried"
     assert [entry["arm"] for entry in rows] == [OURS, PACKED, USUAL]
     assert all("clips_per_second" in entry for entry in rows[:2])
     if "cannot be used" in rows[2]["reason"]:

@@ -15,6 +15,7 @@ from trocar.bench import gpu
 from trocar.bench.gpu import Outcome, is_success, judge_skips, run_limited, run_stages, summary
 from trocar.bench.gpu_steps import KERNEL_TESTS, OPERATORS, STAGE_SECONDS, STAGES, GpuStep
 from trocar.bench.kernels import CASES
+from trocar.bench.peers import PEERS
 from trocar.engine.cli import build_parser, main
 from trocar.engine.config import ConfigError
 
@@ -160,11 +161,19 @@ def test_every_kernel_is_tested_and_measured_and_there_are_few_files() -> None:
     assert len(STAGES) + 1 <= 8, "a file of rows for every stage, and steps.json"
 
 
+def test_the_compiled_peer_stands_in_a_step_of_its_own() -> None:
+    compiled = {name for name, (_, is_compiled) in PEERS.items() if is_compiled}
+    named = {
+        step.name: {*PEERS} & {*step.command} for steps in STAGES.values() for step in steps if "peers" in step.command
+    }
+    assert named == {"peers": {*PEERS} - compiled, "compiled-peer": compiled}
+
+
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["bench", "gpu"]) == 2
     assert "PyTorch finds no NVIDIA GPU here" in capsys.readouterr().err
     assert main(["bench", "gpu", "kernel"]) == 2
-    assert "there are tests, kernels, loading, training, cluster" in capsys.readouterr().err
+    assert "there are tests, kernels, loading, training, compiled, cluster" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="no NVIDIA GPU"):
         run_stages([], results=tmp_path)
     assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import shutil
 import subprocess
 import sys
@@ -118,6 +119,7 @@ def test_no_module_of_bench_imports_dali_at_the_top() -> None:
     user = ROOT / "loaders" / "dali_pipeline.py"
     assert 'import_module("nvidia.dali")' in user.read_text(encoding="utf-8")
 
+    @functools.cache
     def imported(path: Path) -> set[Path]:
         """The modules of ours that one imports when it is imported itself, not inside functions."""
         found, pending = set(), list[ast.AST](ast.parse(path.read_text(encoding="utf-8")).body)
