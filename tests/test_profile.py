@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from clips import write_numbered
 from trocar.bench.profile_run import Request
 from trocar.bench.stages import analyse
 from trocar.bench.trace import Event, Trace, TraceError, innermost
-from trocar.bench.trace_torch import read_chrome_trace
+from trocar.bench.trace_torch import TorchRecorder, read_chrome_trace
 from trocar.engine.build import build_model
 from trocar.engine.cli import main
 from trocar.engine.config import ConfigError
@@ -90,6 +91,29 @@ def test_a_slow_loader_is_named(
     assert "the bottleneck is the loader: decoding on CPU cores" in plan
     assert "4 views a span" not in plan
     assert "2 views a span (" in plan, "reusing spans is what helps"
+
+
+def test_what_some_versions_say_of_cycles_ends_no_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch 2.11 warns at every start that it clears events at the end of a cycle; there is one, and warnings are errors here."""
+
+    class Warns:
+        def start(self) -> None:
+            warnings.warn(
+                "Warning: Profiler clears events at the end of each cycle.Only events from the current", stacklevel=1
+            )
+
+    recorder = TorchRecorder(0, 1)
+    monkeypatch.setattr(recorder, "_open", Warns)
+    recorder.on_step(0)
+
+    class WarnsOfMore:
+        def start(self) -> None:
+            warnings.warn("something else", stacklevel=1)
+
+    recorder = TorchRecorder(0, 1)
+    monkeypatch.setattr(recorder, "_open", WarnsOfMore)
+    with pytest.raises(UserWarning, match="something else"):
+        recorder.on_step(0)
 
 
 @pytest.mark.parametrize(("module", "name", "stage", "called"), [
