@@ -31,11 +31,21 @@ FAULTS: dict[str, list[tuple[str, str]]] = {
             "step, cell = token // columns, token % cells\n    start",
         ),
         ("mask=inside, other=128) ^ 128)", "mask=inside, other=128) ^ 127)"),
-        ("total = total * (1 / 255) + tl.load(shifted", "total = total * (1 / 256) + tl.load(shifted"),
-        ("total = tl.dot(pixels, weights, total, input", "total = tl.dot(pixels, weights, input"),
+        (
+            'total += tl.dot(left, right, input_precision="ieee") * (1 / 255)',
+            'total += tl.dot(left, right, input_precision="ieee") * (1 / 256)',
+        ),
+        ("total *= 1 / 255", "total *= 1 / 256"),
+        (
+            "total = add_scaled_product(total, pixels, weights)",
+            "total = add_scaled_product(total * 0, pixels, weights)",
+        ),
         ("correction = tl.sum(rounded.to(tl.float32)", "correction = tl.sum(master.to(tl.float32)"),
-        ("total = tl.dot(tl.trans(upstream), pixels, total, input", "total = tl.dot(tl.trans(upstream), pixels, input"),
-        ("result = (total * (1 / 255) - shift *", "result = (total * (1 / 255) + shift *"),
+        (
+            "total = add_scaled_product(total, tl.trans(upstream), pixels)",
+            "total = add_scaled_product(total * 0, tl.trans(upstream), pixels)",
+        ),
+        ("result = tl.div_rn(total - shift *", "result = tl.div_rn(total + shift *"),
         ("for split in range(splits):", "for split in range(1):"),
         ("return [value - 128 / 255 for value in mean]", "return [value - 127 / 255 for value in mean]"),
         (
@@ -45,11 +55,11 @@ FAULTS: dict[str, list[tuple[str, str]]] = {
     ],
     "pixel_loss": [
         (
-            "variance = tl.sum(centred * centred, axis=0) / (count - 1)",
-            "variance = tl.sum(centred * centred, axis=0) / count",
+            "variance = tl.div_rn(tl.sum(centred * centred, axis=0), count - 1.0)",
+            "variance = tl.div_rn(tl.sum(centred * centred, axis=0), count * 1.0)",
         ),
-        ("return centred / (tl.sqrt(variance) + 255e-6)", "return centred / tl.sqrt(variance + 255e-6)"),
-        ("target = pixels / 255", "target = pixels / 256"),
+        ("tl.div_rn(1.0, tl.sqrt_rn(variance) + 255e-6)", "tl.div_rn(1.0, tl.sqrt_rn(variance + 255e-6))"),
+        ("target = tl.div_rn(pixels, 255.0)", "target = tl.div_rn(pixels, 256.0)"),
         (
             "target += _standardize(pixels, inside & (channel == 2), VALUES // 3)",
             "target += _standardize(pixels, inside & (channel == 1), VALUES // 3)",
@@ -96,10 +106,10 @@ FAULTS: dict[str, list[tuple[str, str]]] = {
         ),
     ],
     "feature_loss": [
-        ("tl.sum(feature, axis=0) / width, 0.0)", "tl.sum(feature, axis=0) / BLOCK, 0.0)"),
+        ("tl.div_rn(tl.sum(feature, axis=0), values)", "tl.div_rn(tl.sum(feature, axis=0), BLOCK * 1.0)"),
         (
-            "tl.sqrt(tl.sum(centred * centred, axis=0) / width + eps)",
-            "tl.sqrt(tl.sum(centred * centred, axis=0) / (width - 1) + eps)",
+            "variance = tl.div_rn(tl.sum(centred * centred, axis=0), values)",
+            "variance = tl.div_rn(tl.sum(centred * centred, axis=0), values - 1)",
         ),
         ("difference = tl.where(inside, difference, 0.0)", "difference = tl.where(inside, difference, 0.5)"),
         ("0.5 * size * size, size - 0.5)", "0.5 * size * size, size)"),
