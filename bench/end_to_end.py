@@ -164,7 +164,7 @@ def figures(arm: Arm, arms: Sequence[Arm], clips: int, steps: int, step_seconds:
     if not arm.seconds:
         return found
     found["clips_per_second"] = spread([clips / seconds for seconds in arm.seconds])
-    found["seconds_by_round"] = arm.seconds
+    found["seconds_by_round"] = [*arm.seconds]
     found["data_wait_percent"] = spread([100 * a / b for a, b in zip(arm.waited, arm.seconds, strict=True)])
     step = step_seconds.get("peer" if arm.name == USUAL else "trocar")
     if step is not None:

@@ -241,7 +241,7 @@ def figures(arm: Arm, ours: Arm, clips: int) -> dict[str, Any]:
     found: dict[str, Any] = {"arm": arm.name, "reason": arm.reason}
     if arm.seconds:
         found["clips_per_second"] = spread([clips / seconds for seconds in arm.seconds])
-        found["seconds_by_round"] = arm.seconds
+        found["seconds_by_round"] = [*arm.seconds]
         found["core_seconds_per_clip"] = spread([seconds / clips for seconds in arm.core_seconds])
     if arm is not ours and not arm.reason:
         found["ours_against_it"] = _ratio(arm.seconds, ours.seconds)
