@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..engine.config_error import ConfigError
-from .backbones import Backbone
+from .backbones import Backbone, pooled_as
 from .features import Features, ViewPlan, extract
 from .judgement import judge
 from .metrics import METRICS
@@ -92,6 +92,7 @@ def finetune(
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     say = tell or (lambda text: print(text, file=sys.stderr, flush=True))
     shared = features or folder / "features"
+    backbone = pooled_as(backbone, protocol)
     cell = Cell(folder, task, backbone, protocol, seed, device, shared, extras or {}, say, progress)
     _claim(cell)
     row_path = folder / ROW

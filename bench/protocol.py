@@ -20,6 +20,7 @@ from ..loaders.augment import CropRecipe
 
 Kind = Literal["linear", "attentive", "full"]
 HeadKind = Literal["mean", "standardized", "attentive"]
+Pooling = Literal["family", "tokens", "mean"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Protocol:
     """kind: see above. heads: "mean" is a layer on the mean of the tokens, "standardized" the same on values of unit variance over
     the training clips, "attentive" V-JEPA's. learning_rates, weight_decays, balances: with the heads they span the grid. balance:
     classes weigh as their share to the power of -balance; 0 is the data as it is, 1 all classes alike.
+
+    pooling: what stands before a layer on the mean of the tokens. "tokens": each is normalised, then they are averaged, as V-JEPA's
+    leave it. "mean": they are averaged, then normalised by a fresh norm, frozen in a probe, as VideoMAE is fine-tuned. "family": as
+    the encoder's family does. An attentive probe has its own norm and takes the tokens as the encoder leaves them.
 
     epochs: passes over the training rows. batch: rows of a step. warmup: share of the steps; then a half cosine to zero.
     label_smoothing: 0 .. 1. attention_heads: of the attentive probe, one for each 64 values where null.
@@ -45,6 +50,7 @@ class Protocol:
     learning_rates: tuple[float, ...]
     weight_decays: tuple[float, ...]
     balances: tuple[float, ...] = (0.0, 1.0)
+    pooling: Pooling = "family"
     epochs: int = 50
     batch: int = 64
     warmup: float = 0.1

@@ -21,9 +21,10 @@ from timm.layers.drop import DropPath
 from torch import nn
 
 from ..engine.encoder_sources import ClipShape
-from .backbones import Backbone
+from ..ssl.encoder import VideoEncoder
+from .backbones import Backbone, FrameAverage
 from .features import ViewPlan, open_clips
-from .heads import build_head
+from .heads import MeanHead, build_head
 from .mixing import Mixing
 from .probing import class_weights, loss, probabilities, set_rates
 from .protocol import Point, Protocol
@@ -36,14 +37,15 @@ BETAS = (0.9, 0.999)
 class Tuned(nn.Module):
     """An encoder with a head."""
 
-    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+    def __init__(self, encoder: VideoEncoder | FrameAverage, head: nn.Module) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """(B, T, R, R, 3) uint8 -> (B, K)"""
         with torch.autocast("cuda", dtype=torch.bfloat16) if frames.is_cuda else nullcontext():
-            tokens = self.encoder(frames)
+            pools = isinstance(self.head, MeanHead)
+            tokens = self.encoder.pooled(frames).unsqueeze(1) if pools else self.encoder(frames)
         return self.head(tokens.float())
 
 

@@ -222,7 +222,8 @@ class ModelConfig:
     are the encoder's where None; depth 0 is none at all, which collapses.
 
     init: a run, or a file of weights, that the encoder begins with; null begins afresh. init_minimum: share of the encoder's
-    tensors that it must have.
+    tensors that it must have. init_kind, init_positions: of published weights that do not tell whose they are, as of `trocar
+    convert`.
     """
 
     encoder: str = "base"
@@ -239,7 +240,9 @@ class ModelConfig:
     predictor_depth: int = 12
     predictor_heads: int | None = None
     init: str | None = None
-    init_minimum: float = 0.99
+    init_minimum: float = 1.0
+    init_kind: Literal["videomae", "vjepa1", "vjepa2", "image"] | None = None
+    init_positions: Positions | None = None
 
     def __post_init__(self) -> None:
         require(0 < self.init_minimum <= 1, "model.init_minimum", self.init_minimum, "a share, 0 < share <= 1")
