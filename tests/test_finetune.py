@@ -43,7 +43,9 @@ def video_backbone(width: int = 48, depth: int = 1) -> Backbone:
     torch.manual_seed(0)
     encoder = VideoEncoder(width, depth, width // 16, frames=FRAMES, resolution=SIDE, patch=8, positions="axes")
     encoder.requires_grad_(False).eval()
-    return Backbone("video", encoder, width, depth, ClipShape(FRAMES, 1, None, SIDE), weights_digest(encoder), "random")
+    return Backbone(
+        "video", encoder, "videomae", width, depth, ClipShape(FRAMES, 1, None, SIDE), weights_digest(encoder), "random"
+    )
 
 
 def tiny_conversion() -> Conversion:
@@ -51,7 +53,7 @@ def tiny_conversion() -> Conversion:
     settings = EncoderSettings(16, 1, 1, FRAMES, SIDE, 2, 8, "axes")
     torch.manual_seed(0)
     state = {name: value.clone() for name, value in settings.build().state_dict().items()}
-    return Conversion("VideoMAE", settings, state, len(state), [], [], [])
+    return Conversion("videomae", "VideoMAE", settings, state, len(state), [], [], [], [])
 
 
 def image_backbone() -> Backbone:
@@ -59,7 +61,9 @@ def image_backbone() -> Backbone:
     size: dict[str, Any] = {"img_size": SIDE, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3}
     model = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0, **size)
     average = FrameAverage(model, (0.5,) * 3, (0.5,) * 3).requires_grad_(False).eval()
-    return Backbone("image", average, 48, 1, ClipShape(FRAMES, 1, None, SIDE), weights_digest(average), "random")
+    return Backbone(
+        "image", average, "image", 48, 1, ClipShape(FRAMES, 1, None, SIDE), weights_digest(average), "random"
+    )
 
 
 @pytest.fixture(scope="module")
