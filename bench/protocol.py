@@ -34,7 +34,8 @@ class Protocol:
     the encoder's family does. An attentive probe has its own norm and takes the tokens as the encoder leaves them.
 
     epochs: passes over the training rows. batch: rows of a step. warmup: share of the steps; then a half cosine to zero.
-    label_smoothing: 0 .. 1. attention_heads: of the attentive probe, one for each 64 values where null.
+    label_smoothing: 0 .. 1. attention_heads: of the attentive probe, the encoder's where null. attentive_blocks: 1 is V-JEPA's
+    probe, 4 V-JEPA 2's.
 
     train_views: random views of each training row that are encoded; epoch e takes view e mod train_views (linear, attentive).
     segments, crops: views of a validation or test row in time and space, whose probabilities are averaged. crop_scale, crop_ratio,
@@ -56,6 +57,7 @@ class Protocol:
     warmup: float = 0.1
     label_smoothing: float = 0.0
     attention_heads: int | None = None
+    attentive_blocks: int = 1
     train_views: int = 4
     segments: int = 5
     crops: int = 3
@@ -75,7 +77,7 @@ class Protocol:
         for key in ("heads", "learning_rates", "weight_decays", "balances"):
             values = getattr(self, key)
             require(0 < len(values) == len(set(values)), f"protocol.{key}", values, "one or more, each once")
-        for key in ("epochs", "batch", "train_views", "segments", "crops", "encode_batch"):
+        for key in ("epochs", "batch", "train_views", "segments", "crops", "encode_batch", "attentive_blocks"):
             require(getattr(self, key) > 0, f"protocol.{key}", getattr(self, key), "a positive number")
         require(min(self.learning_rates) > 0, "protocol.learning_rates", self.learning_rates, "positive rates")
         for key in ("weight_decays", "balances"):

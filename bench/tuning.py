@@ -51,7 +51,7 @@ class Tuned(nn.Module):
 
 def build_tuned(backbone: Backbone, task: Task, point: Point, protocol: Protocol, seed: int) -> Tuned:
     torch.manual_seed(seed)
-    head = build_head(point.head, backbone.width, task.num_classes, protocol.attention_heads)
+    head = build_head(point.head, backbone.width, task.num_classes, protocol)
     encoder = backbone.copy().requires_grad_(True)
     for name, module in encoder.named_modules():
         match = re.search(r"(?:^|\.)blocks\.(\d+)$", name)
@@ -127,7 +127,7 @@ def layer_groups(model: Tuned, depth: int, point: Point, layer_decay: float) -> 
         match = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
         is_last = name.startswith("head.") or re.search(r"(?:^|\.)(norm|fc_norm)\.(weight|bias)$", name)
         layer = int(match[1]) + 1 if match else depth + 1 if is_last else 0
-        is_decayed = parameter.ndim > 1 and not re.search(r"(pos_embed|cls_token|reg_token|head\.query)$", name)
+        is_decayed = parameter.ndim > 1 and not re.search(r"(pos_embed|cls_token|reg_token)$", name)
         group = groups.setdefault(
             (layer, is_decayed),
             {

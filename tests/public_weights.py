@@ -50,6 +50,12 @@ def pixels() -> torch.Tensor:
     return ((clip().float() / 255 - MEAN) / STD).permute(0, 4, 1, 2, 3)
 
 
+def tokens() -> torch.Tensor:
+    """(1, N, D) of small deviation, where a norm's epsilon shows."""
+    values = np.random.Generator(np.random.PCG64(8)).standard_normal((1, 20, WIDTH))
+    return torch.from_numpy((0.01 * values).astype(np.float32))
+
+
 def kept(vector: torch.Tensor) -> list[float]:
     return [float(value) for value in vector.flatten()[:KEPT]]
 
@@ -117,6 +123,7 @@ def of_jepa() -> dict[str, Any]:
 def of_vjepa2() -> dict[str, Any]:
     from functools import partial
 
+    from src.models.attentive_pooler import AttentiveClassifier  # pyright: ignore[reportMissingImports]
     from src.models.vision_transformer import VisionTransformer  # pyright: ignore[reportMissingImports]
 
     cases = {}
@@ -126,6 +133,11 @@ def of_vjepa2() -> dict[str, Any]:
         shapes = filled(model)
         found = model(pixels())
         cases[name] = {"shapes": shapes, "mean": kept(found.mean(dim=1)), "token": kept(found[0, 5])}
+    for depth in (1, 4):
+        probe = AttentiveClassifier(embed_dim=WIDTH, num_heads=HEADS, depth=depth, num_classes=KEPT)
+        torch.manual_seed(0)
+        stds = {name: float(value.std()) for name, value in probe.state_dict().items() if value.ndim > 1}
+        cases[f"probe_{depth}"] = {"stds": stds, "shapes": filled(probe), "scores": kept(probe(tokens()))}
     return cases
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from public_weights import FRAMES, HEADS, KEPT, RECORD, RESOLUTION, clip, drawn, pixels
+from public_weights import FRAMES, HEADS, KEPT, RECORD, RESOLUTION, clip, drawn, pixels, tokens
 from safetensors.torch import save_file
 from torch import nn
 from transformers import (
@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from trocar.bench.backbones import load_backbone, pooled_as
+from trocar.bench.heads import AttentiveHead
 from trocar.bench.protocol import PROTOCOLS, read_protocol
 from trocar.engine.build import build_model
 from trocar.engine.cli import main
@@ -406,3 +407,34 @@ def test_biases_that_timm_leaves_out_count(tmp_path: Path) -> None:
     assert weights["blocks.0.attn.q_bias"].any()
     with pytest.raises(WeightsError, match=r"stray:   blocks\.0\.attn\.q_bias"):
         load_backbone(f"timm:vit_small_patch16_dinov3@{tmp_path / 'w.pth'}", resolution=64)
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_probe_is_the_published_one(blocks: int) -> None:
+    """V-JEPA's probe and V-JEPA 2's, on small features; and its initialisation, weight by weight."""
+    case = RECORDED[f"probe_{blocks}"]
+    theirs = {name: value.clone() for name, value in drawn(case["shapes"]).items()}
+    names = {
+        "pooler.query_tokens": "query",
+        "pooler.cross_attention_block.xattn.q": "q",
+        "pooler.cross_attention_block.mlp": "",
+        "pooler.cross_attention_block": "",
+        "pooler": "",
+    }
+
+    def ours(name: str) -> str:
+        prefix = next((prefix for prefix in names if name.startswith(prefix)), None)
+        return name if prefix is None else f"{names[prefix]}{name.removeprefix(prefix)}".lstrip(".")
+
+    for kind in ("weight", "bias"):
+        stem = "pooler.cross_attention_block.xattn"
+        theirs[f"k.{kind}"], theirs[f"v.{kind}"] = theirs.pop(f"{stem}.kv.{kind}").chunk(2)
+    torch.manual_seed(1)
+    head = AttentiveHead(192, KEPT, HEADS, blocks)
+    started = {name: float(value.std()) for name, value in head.state_dict().items()}
+    for name, std in case["stds"].items():
+        for own in ("k.weight", "v.weight") if ".kv." in name else (ours(name),):
+            assert started[own] == pytest.approx(std, rel=0.1), name
+    head.load_state_dict({ours(name): value for name, value in theirs.items()})
+    with torch.no_grad():
+        torch.testing.assert_close(head.eval()(tokens())[0], torch.tensor(case["scores"]), atol=1e-5, rtol=1e-5)
