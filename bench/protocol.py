@@ -20,6 +20,7 @@ from ..loaders.augment import CropRecipe
 
 Kind = Literal["linear", "attentive", "full"]
 HeadKind = Literal["mean", "standardized", "attentive"]
+MAGNITUDES = 10
 Pooling = Literal["family", "tokens", "mean"]
 
 
@@ -42,7 +43,8 @@ class Protocol:
     flip: of training views. encode_batch: clips encoded at a time.
 
     Of full alone: layer_decay: a layer's learning rate is the next one's times this. drop_path: of the last block, growing from 0.
-    mixup, cutmix: their alpha, 0 is none. random_augment: (operations, magnitude), null is none. erasing: probability.
+    mixup, cutmix: their alpha, 0 is none. random_augment: (operations, magnitude 0 .. 10 as timm counts it), null is none;
+    posterize and solarize are torchvision's, weaker than timm's. erasing: probability.
     clip_gradient: largest norm, null is unbounded.
     """
 
@@ -84,6 +86,10 @@ class Protocol:
             require(min(getattr(self, key)) >= 0, f"protocol.{key}", getattr(self, key), "numbers of at least 0")
         for key in ("warmup", "label_smoothing", "drop_path"):
             require(0 <= getattr(self, key) < 1, f"protocol.{key}", getattr(self, key), "0 <= share < 1")
+        operations, magnitude = self.random_augment or (1, 0)
+        fits_scale = operations >= 1 and 0 <= magnitude <= MAGNITUDES
+        accepted = f"operations of at least 1 and a magnitude of 0 .. {MAGNITUDES}"
+        require(fits_scale, "protocol.random_augment", self.random_augment, accepted)
         require(0 <= self.erasing <= 1, "protocol.erasing", self.erasing, "a probability, 0 .. 1")
         require(0 < self.layer_decay <= 1, "protocol.layer_decay", self.layer_decay, "0 < factor <= 1")
         require(min(self.mixup, self.cutmix) >= 0, "protocol.mixup", (self.mixup, self.cutmix), "numbers of at least 0")
