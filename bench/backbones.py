@@ -51,7 +51,7 @@ class Backbone:
     digest: str
     account: str
 
-    def copy(self) -> nn.Module:
+    def copy(self) -> VideoEncoder | FrameAverage:
         """The model as loaded, for training that must not touch what others use."""
         return copy.deepcopy(self.model)
 

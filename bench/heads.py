@@ -67,9 +67,9 @@ class AttentiveHead(nn.Module):
         nn.init.trunc_normal_(self.query, std=INIT_STD)
         self.linear = nn.Linear(width, classes)
         with torch.no_grad():
-            for number, block in enumerate(self.blocks, start=1):
-                for layer in (block.attn.proj, block.mlp.fc2):  # pyright: ignore[reportAttributeAccessIssue]
-                    layer.weight.div_(math.sqrt(2 * number))
+            for name, weight in self.blocks.named_parameters():
+                if name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
+                    weight.div_(math.sqrt(2 * (int(name.split(".")[0]) + 1)))
             self.fc2.weight.div_(math.sqrt(2 * max(blocks - 1, 1)))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -52,7 +52,8 @@ class Tuned(nn.Module):
 def build_tuned(backbone: Backbone, task: Task, point: Point, protocol: Protocol, seed: int) -> Tuned:
     torch.manual_seed(seed)
     head = build_head(point.head, backbone.width, task.num_classes, protocol)
-    encoder = backbone.copy().requires_grad_(True)
+    encoder = backbone.copy()
+    encoder.requires_grad_(True)
     for name, module in encoder.named_modules():
         match = re.search(r"(?:^|\.)blocks\.(\d+)$", name)
         if match and protocol.drop_path:

@@ -74,8 +74,8 @@ def find_encoder(
     own = _own_encoder(path, frames, resolution)
     if own is None:
         shape = ClipShape(frames or FRAMES, STRIDE, None, resolution or RESOLUTION)
-        of_clips = {"frames": shape.frames, "resolution": shape.resolution}
-        found = convert(_file(path), **of_clips, kind=kind, positions=positions, minimum=minimum)
+        told: dict[str, Any] = {"kind": kind, "positions": positions, "minimum": minimum}
+        found = convert(_file(path), frames=shape.frames, resolution=shape.resolution, **told)
         return FoundEncoder(conversion_encoder(found), shape, found.kind, found.lines()[0])
     for name, wanted, is_its in (
         ("kind", kind, own.family),
@@ -132,7 +132,8 @@ def _own_encoder(path: Path, frames: int | None, resolution: int | None) -> Foun
         data = config.data
         shape = ClipShape(frames or data.frames, data.stride, data.sample_fps, resolution or data.resolution)
         is_jepa = config.objective.kind == "jepa"
-        family: Kind = ("vjepa2" if encoder.position_kind == "rope" else "vjepa1") if is_jepa else "videomae"
+        of_jepa: Kind = "vjepa2" if encoder.position_kind == "rope" else "vjepa1"
+        family: Kind = of_jepa if is_jepa else "videomae"
         return FoundEncoder(encoder, shape, family, "a run's encoder" if is_run else "an exported encoder")
     if "trocar_encoder" not in header:
         return None
@@ -140,9 +141,9 @@ def _own_encoder(path: Path, frames: int | None, resolution: int | None) -> Foun
     own = (encoder.grid[0] * encoder.tubelet, encoder.grid[1] * encoder.patch)
     shape = ClipShape(frames or own[0], STRIDE, None, resolution or own[1])
     layout = header.get("kind", "an encoder")
-    family = next((kind for kind, title in TITLES.items() if layout.startswith(title)), None) or next(
-        kind for kind, positions in POSITIONS.items() if positions == encoder.position_kind
-    )
+    kinds: list[Kind] = [kind for kind, title in TITLES.items() if layout.startswith(title)]
+    kinds += [kind for kind, positions in POSITIONS.items() if positions == encoder.position_kind]
+    family = kinds[0]
     if family == "image" and (shape.frames, shape.resolution) != own:
         raise ConfigError(
             f"{path}: its positions were made for {own[0]} frames of {own[1]} px; convert the weights again: trocar convert "

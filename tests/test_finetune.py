@@ -363,7 +363,7 @@ def test_random_augment_counts_as_timm_does() -> None:
     """Magnitude 7 of 10 is 21 degrees of 30, not 7 (timm's rand-m7)."""
     change = Mixing(read_protocol("full", ["random_augment=[4, 7]"]), 2, several=False)._changes
     assert change is not None
-    augment = change.transforms[0]
+    augment: Any = change.transforms[0]
     magnitudes, _ = augment._AUGMENTATION_SPACE["Rotate"]
     assert float(magnitudes(augment.num_magnitude_bins, 224, 224)[augment.magnitude]) == pytest.approx(0.7 * 30)
     with pytest.raises(ConfigError, match=r"a magnitude of 0 \.\. 10"):

@@ -223,7 +223,7 @@ def test_model_init_of_a_fine_tuned_model(tmp_path: Path) -> None:
         read(tmp_path / "w.pth", "model.init", {})
 
 
-def hugging_face(model: nn.Module) -> nn.Module:
+def hugging_face(model: nn.Module) -> Any:
     """With drawn weights: norms too, so that none is as good as another."""
     model.load_state_dict(drawn({name: value.shape for name, value in model.state_dict().items()}))
     return model.eval()
@@ -313,7 +313,7 @@ def test_giants_heads_follow_from_the_family(tmp_path: Path) -> None:
         "blocks.0.norm1.bias": (1408,), "blocks.0.norm2.weight": (1408,), "blocks.0.norm2.bias": (1408,),
     }  # fmt: skip
     tensors = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
-    small = {"frames": 2, "resolution": 4}
+    small: dict[str, Any] = {"frames": 2, "resolution": 4}
     for heads, biases in (
         (22, {"blocks.0.attn.qkv.bias": torch.zeros(4224)}),
         (16, {f"blocks.0.attn.{part}_bias": torch.zeros(1408) for part in "qv"}),
@@ -341,7 +341,7 @@ def test_our_own_files_say_what_they_are(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(("heads", "fresh"), [("[mean]", True), ("[attentive]", False)])
 def test_pooling_follows_the_family(tmp_path: Path, heads: str, fresh: bool) -> None:
     """VideoMAE's pretraining drops its norm for a fresh one behind the mean; V-JEPA keeps its own; tuned files bring theirs."""
-    clips = {"frames": FRAMES, "resolution": RESOLUTION}
+    clips: dict[str, Any] = {"frames": FRAMES, "resolution": RESOLUTION}
     protocol = read_protocol("full", [f"heads={heads}"])
     torch.save(RIGHT["videomae"][1](), tmp_path / "w.pth")
     backbone = load_backbone(str(tmp_path / "w.pth"), **clips)
@@ -386,7 +386,7 @@ def test_images_positions_are_resized_as_their_family_does() -> None:
 @pytest.mark.parametrize(
     ("name", "size"), [("swin_tiny_patch4_window7_224", {"img_size": 64, "window_size": 2}), ("resnet18", {})]
 )
-def test_images_models_give_tokens_whatever_their_layout(name: str, size: dict[str, int]) -> None:
+def test_images_models_give_tokens_whatever_their_layout(name: str, size: dict[str, Any]) -> None:
     from trocar.bench.backbones import FrameAverage
 
     model = timm.create_model(name, pretrained=False, num_classes=0, **size).eval()
