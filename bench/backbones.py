@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import importlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ from ..engine.convert import MINIMUM
 from ..engine.encoder_sources import FRAMES, RESOLUTION, STRIDE, ClipShape, find_encoder
 from ..engine.run_encoder import weights_digest
 from ..engine.weight_files import WeightsError, read_weights
-from ..ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, SIZES, VideoEncoder, initialize
+from ..engine.weight_names import Kind
+from ..ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, SIZES, Positions, VideoEncoder, initialize
+from .protocol import Protocol
 
 RANDOM = "random:"
 
@@ -37,17 +40,18 @@ RANDOM = "random:"
 @dataclass(frozen=True)
 class Backbone:
     """model: (B, T, R, R, 3) uint8 -> (B, N, D). name: as it was asked for. digest: of the weights. depth: of its blocks, which are
-    named blocks.0 on. account: what matched, in words."""
+    named blocks.0 on. family: whose objective or layout it is of. account: what matched, in words."""
 
     name: str
-    model: nn.Module
+    model: VideoEncoder | FrameAverage
+    family: Kind
     width: int
     depth: int
     clips: ClipShape
     digest: str
     account: str
 
-    def copy(self) -> nn.Module:
+    def copy(self) -> VideoEncoder | FrameAverage:
         """The model as loaded, for training that must not touch what others use."""
         return copy.deepcopy(self.model)
 
@@ -68,9 +72,15 @@ class FrameAverage(nn.Module):
         """(B, T, R, R, 3) uint8 -> (B, N, D); N is 1 for models without tokens."""
         images = frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 255
         tokens = self.image_model.forward_features((images - self.mean) / self.deviation)  # pyright: ignore[reportCallIssue]
-        if tokens.ndim == 4:  # of convolutions: (B T, D, h, w)
-            tokens = tokens.flatten(2).mT
+        if tokens.ndim == 4:
+            # Convolutions give (B T, D, h, w), Swin and its like (B T, h, w, D), and timm says so.
+            is_last = getattr(self.image_model, "output_fmt", "NCHW") == "NHWC"
+            tokens = tokens.flatten(1, 2) if is_last else tokens.flatten(2).mT
         return tokens.unflatten(0, frames.shape[:2]).mean(dim=1)
+
+    def pooled(self, frames: torch.Tensor) -> torch.Tensor:
+        """(B, T, R, R, 3) uint8 -> (B, D) float32"""
+        return self(frames).float().mean(dim=1)
 
 
 def load_backbone(
@@ -80,22 +90,27 @@ def load_backbone(
     resolution: int | None = None,
     stride: int | None = None,
     sample_fps: float | None = None,
+    kind: Kind | None = None,
+    positions: Positions | None = None,
     minimum: float = MINIMUM,
     seed: int = 0,
 ) -> Backbone:
     """The encoder that `name` means, on the CPU, in evaluation mode.
 
-    frames, resolution, stride or sample_fps: of clips, where the weights' own are not wanted. minimum: share of the tensors that
-    has to match. seed: of random weights. Raises ConfigError where there is no such encoder, WeightsError or CheckpointError where
-    its weights cannot be used.
+    frames, resolution, stride or sample_fps: of clips, where the weights' own are not wanted. kind, positions: of published weights
+    of videos that do not tell, see `trocar convert`. minimum: share of the tensors that has to match. seed: of random weights.
+    Raises ConfigError where there is no such encoder, WeightsError or CheckpointError where its weights cannot be used.
     """
     is_random = name.startswith(RANDOM)
     source = name.removeprefix(RANDOM)
     if source.startswith("timm:"):
+        if kind not in (None, "image") or positions:
+            raise ConfigError(f"{name}: models of timm need no kind and no positions; leave them out")
         found = _image_backbone(source, frames, resolution, minimum, is_random)
     else:
-        found = _video_backbone(source, frames, resolution, minimum, is_random)
-    model, clips, depth, account = found
+        told: dict[str, Any] = {"kind": kind, "positions": positions, "minimum": minimum}
+        found = _video_backbone(source, frames, resolution, is_random, told)
+    model, clips, family, account = found
     if stride or sample_fps:
         if stride and sample_fps:
             raise ConfigError(f"stride={stride} and sample_fps={sample_fps} exclude each other; give one of them")
@@ -104,23 +119,47 @@ def load_backbone(
         _forget(model, seed)
         account = f"{type(model).__name__}: random weights"
     model.requires_grad_(False).eval()
-    return Backbone(name, model, _width(model), depth, clips, weights_digest(model), account)
+    depth = len(getattr(model.image_model if isinstance(model, FrameAverage) else model, "blocks", ()))
+    return Backbone(name, model, family, _width(model), depth, clips, weights_digest(model), account)
+
+
+def pooled_as(backbone: Backbone, protocol: Protocol) -> Backbone:
+    """The backbone with its last norm where the protocol wants it: see `Protocol.pooling`.
+
+    VideoMAE's fine-tuning drops the norm of its pretraining and puts a fresh one behind the mean of the tokens (its fc_norm); so
+    does SurgRec, which freezes it. A file of a fine-tuned model brings its own.
+    """
+    model = backbone.model
+    pooling = (
+        ("mean" if backbone.family == "videomae" else "tokens") if protocol.pooling == "family" else protocol.pooling
+    )
+    if "attentive" in protocol.heads or not isinstance(model, VideoEncoder) or model.last_norm == pooling:
+        return backbone
+    if pooling == "tokens":
+        raise ConfigError(
+            f"protocol.pooling: {backbone.name} was fine-tuned with its last norm behind the mean; give pooling=mean or family"
+        )
+    model = copy.deepcopy(model)
+    model.last_norm = "mean"
+    model.norm.reset_parameters()
+    account = f"{backbone.account}; a fresh norm behind the mean of the tokens"
+    return replace(backbone, model=model, digest=f"{backbone.digest}, fresh norm of the mean", account=account)
 
 
 def _video_backbone(
-    source: str, frames: int | None, resolution: int | None, minimum: float, is_random: bool
-) -> tuple[VideoEncoder, ClipShape, int, str]:
+    source: str, frames: int | None, resolution: int | None, is_random: bool, told: dict[str, Any]
+) -> tuple[VideoEncoder, ClipShape, Kind, str]:
     if is_random and source in SIZES:
         size, shape = SIZES[source], ClipShape(frames or FRAMES, STRIDE, None, resolution or RESOLUTION)
         encoder = VideoEncoder(size.width, size.depth, size.heads, frames=shape.frames, resolution=shape.resolution)
-        return encoder, shape, size.depth, ""
-    found = find_encoder(Path(source), frames=frames, resolution=resolution, minimum=minimum)
-    return found.encoder, found.clips, len(found.encoder.blocks), found.account
+        return encoder, shape, "videomae", ""
+    found = find_encoder(Path(source), frames=frames, resolution=resolution, **told)
+    return found.encoder, found.clips, found.family, found.account
 
 
 def _image_backbone(
     source: str, frames: int | None, resolution: int | None, minimum: float, is_random: bool
-) -> tuple[FrameAverage, ClipShape, int, str]:
+) -> tuple[FrameAverage, ClipShape, Kind, str]:
     import timm
     from timm.data.config import resolve_model_data_config
 
@@ -143,8 +182,7 @@ def _image_backbone(
     wanted = resolve_model_data_config(model)
     mean, deviation = wanted.get("mean", IMAGENET_MEAN), wanted.get("std", IMAGENET_STD)
     shape = ClipShape(frames or FRAMES, STRIDE, None, resolution or int(wanted["input_size"][-1]))
-    blocks = getattr(model, "blocks", ())
-    return FrameAverage(model, mean, deviation), shape, len(blocks), account
+    return FrameAverage(model, mean, deviation), shape, "image", account
 
 
 def _put_image_weights(model: nn.Module, architecture: str, path: Path, minimum: float) -> str:
@@ -159,6 +197,8 @@ def _put_image_weights(model: nn.Module, architecture: str, path: Path, minimum:
     kept = {name: value for name, value in renamed.items() if name in wanted and value.shape == wanted[name].shape}
     missing = [f"missing: {name}" for name in wanted if name not in kept]
     stray = [f"stray:   {name}" for name in renamed if name not in kept and re.match(r"blocks\.", name)]
+    # timm's DINOv3 models without "qkvb" leave these out before anything is counted.
+    stray += [f"stray:   {name}" for name in _lost_biases(state, wanted)]
     share = len(kept) / (len(wanted) + len(stray))
     account = f"{architecture}: {len(kept)} of {len(wanted)} tensors matched ({share:.1%})"
     if share < minimum:
@@ -167,6 +207,14 @@ def _put_image_weights(model: nn.Module, architecture: str, path: Path, minimum:
         )
     model.load_state_dict(kept, strict=False)
     return account
+
+
+def _lost_biases(state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> list[str]:
+    """The biases of queries, keys and values that the file has, the model has not, and that are not zero."""
+    pattern = r"\.(qkv\.bias|[qv]_bias)$"
+    if any(re.search(pattern, name) for name in wanted):
+        return []
+    return [name for name, value in state.items() if re.search(pattern, name) and value.any()]
 
 
 def _forget(model: nn.Module, seed: int) -> None:

@@ -19,8 +19,10 @@ from ..engine.config_error import ConfigError, require
 from ..engine.config_file import CONFIGS, load_settings
 from ..engine.convert import MINIMUM
 from ..engine.weight_files import WeightsError
+from ..engine.weight_names import Kind
 from ..loaders.isolated import run_isolated
 from ..loaders.video import VideoError
+from ..ssl.encoder import Positions
 from .backbones import RANDOM, load_backbone
 from .dataset import DatasetError
 from .finetune import ROW, finetune
@@ -35,8 +37,8 @@ SHIPPED = CONFIGS / "downstream"
 @dataclass(frozen=True)
 class ModelEntry:
     """name: in the report. weights: as of `load_backbone`; a file's path is relative to the folder of weights. frames, resolution,
-    stride or sample_fps: of clips, the weights' own where null. minimum: share of tensors that must match. column: of the paper's
-    table that it is compared with."""
+    stride or sample_fps: of clips, the weights' own where null. kind, positions: of published weights that do not
+    tell. minimum: share of tensors that must match. column: of the paper's table that it is compared with."""
 
     name: str
     weights: str
@@ -44,6 +46,8 @@ class ModelEntry:
     resolution: int | None = None
     stride: int | None = None
     sample_fps: float | None = None
+    kind: Kind | None = None
+    positions: Positions | None = None
     minimum: float = MINIMUM
     column: str = ""
 
@@ -175,7 +179,8 @@ def run_job(
         cache=features / "videos",
         **paths,
     )
-    clips = {key: getattr(model, key) for key in ("frames", "resolution", "stride", "sample_fps", "minimum")}
+    names = ("frames", "resolution", "stride", "sample_fps", "kind", "positions", "minimum")
+    clips = {key: getattr(model, key) for key in names}
     weights = resolve_weights(model.weights, places.weights)
     # Random weights are drawn anew for each seed; all others are the same for all.
     backbones: dict[int, Any] = {}

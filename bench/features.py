@@ -24,7 +24,8 @@ from ..engine.encoder_sources import ClipShape
 from ..loaders.clip_loader import clip_loader
 from ..loaders.epochs import EpochLoader
 from ..loaders.progress import FileProgress
-from .backbones import Backbone
+from ..ssl.encoder import VideoEncoder
+from .backbones import Backbone, FrameAverage
 from .protocol import Protocol
 from .task import Split
 
@@ -156,11 +157,13 @@ def extract(
 
 
 @torch.no_grad()
-def encode(model: torch.nn.Module, frames: torch.Tensor, device: torch.device, *, averaged: bool) -> torch.Tensor:
+def encode(
+    model: VideoEncoder | FrameAverage, frames: torch.Tensor, device: torch.device, *, averaged: bool
+) -> torch.Tensor:
     """(B, L, D) float32."""
     with torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext():
-        tokens = model(frames.to(device)).float()
-    return tokens.mean(dim=1, keepdim=True) if averaged else tokens
+        frames = frames.to(device)
+        return model.pooled(frames).unsqueeze(1) if averaged else model(frames).float()
 
 
 def _path(folder: Path, number: int, kind: str = "") -> Path:

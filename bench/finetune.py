@@ -20,7 +20,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..engine.config_error import ConfigError
-from .backbones import Backbone
+from ..ssl.encoder import VideoEncoder
+from .backbones import Backbone, pooled_as
 from .features import Features, ViewPlan, extract
 from .judgement import judge
 from .metrics import METRICS
@@ -92,6 +93,9 @@ def finetune(
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     say = tell or (lambda text: print(text, file=sys.stderr, flush=True))
     shared = features or folder / "features"
+    backbone = pooled_as(backbone, protocol)
+    if "attentive" in protocol.heads and isinstance(backbone.model, VideoEncoder):
+        protocol = replace(protocol, attention_heads=protocol.attention_heads or backbone.model.heads)
     cell = Cell(folder, task, backbone, protocol, seed, device, shared, extras or {}, say, progress)
     _claim(cell)
     row_path = folder / ROW

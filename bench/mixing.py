@@ -11,7 +11,9 @@ from __future__ import annotations
 import torch
 from torchvision.transforms import v2
 
-from .protocol import Protocol
+from .protocol import MAGNITUDES, Protocol
+
+STEPS_PER_MAGNITUDE = 3  # torchvision's scale of 31 steps where timm's recipes, "rand-m7-n4", have 0 .. 10
 
 
 class Mixing:
@@ -21,7 +23,8 @@ class Mixing:
         changes: list[torch.nn.Module] = []
         if protocol.random_augment:
             operations, magnitude = protocol.random_augment
-            changes.append(v2.RandAugment(operations, magnitude))
+            bins = MAGNITUDES * STEPS_PER_MAGNITUDE + 1
+            changes.append(v2.RandAugment(operations, magnitude * STEPS_PER_MAGNITUDE, num_magnitude_bins=bins))
         if protocol.erasing:
             changes.append(v2.RandomErasing(protocol.erasing))
         self._changes = v2.Compose(changes) if changes else None

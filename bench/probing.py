@@ -46,7 +46,7 @@ def train_grid(
     for point in points:
         # Points of one head begin alike, so that they differ in what the grid varies.
         torch.manual_seed(seed)
-        heads.append(build_head(point.head, width, task.num_classes, protocol.attention_heads))
+        heads.append(build_head(point.head, width, task.num_classes, protocol))
     statistics = feature_statistics(features) if "standardized" in protocol.heads else None
     for point, head in zip(points, heads, strict=True):
         head.to(device)
@@ -109,8 +109,8 @@ def feature_statistics(features: Features, batch: int = 256) -> tuple[torch.Tens
 
 def head_groups(head: nn.Module, point: Point) -> list[dict[str, Any]]:
     """Parameter groups of a head; vectors are not decayed."""
-    matrices = [parameter for name, parameter in head.named_parameters() if parameter.ndim > 1 and name != "query"]
-    vectors = [parameter for name, parameter in head.named_parameters() if parameter.ndim <= 1 or name == "query"]
+    matrices = [parameter for name, parameter in head.named_parameters() if parameter.ndim > 1]
+    vectors = [parameter for name, parameter in head.named_parameters() if parameter.ndim <= 1]
     common = {"lr": 0.0, "peak": point.learning_rate}
     return [
         {"params": matrices, "weight_decay": point.weight_decay, **common},

@@ -20,6 +20,8 @@ from ..loaders.augment import CropRecipe
 
 Kind = Literal["linear", "attentive", "full"]
 HeadKind = Literal["mean", "standardized", "attentive"]
+MAGNITUDES = 10
+Pooling = Literal["family", "tokens", "mean"]
 
 
 @dataclass(frozen=True)
@@ -28,15 +30,21 @@ class Protocol:
     the training clips, "attentive" V-JEPA's. learning_rates, weight_decays, balances: with the heads they span the grid. balance:
     classes weigh as their share to the power of -balance; 0 is the data as it is, 1 all classes alike.
 
+    pooling: what stands before a layer on the mean of the tokens. "tokens": each is normalised, then they are averaged, as V-JEPA's
+    leave it. "mean": they are averaged, then normalised by a fresh norm, frozen in a probe, as VideoMAE is fine-tuned. "family": as
+    the encoder's family does. An attentive probe has its own norm and takes the tokens as the encoder leaves them.
+
     epochs: passes over the training rows. batch: rows of a step. warmup: share of the steps; then a half cosine to zero.
-    label_smoothing: 0 .. 1. attention_heads: of the attentive probe, one for each 64 values where null.
+    label_smoothing: 0 .. 1. attention_heads: of the attentive probe, the encoder's where null. attentive_blocks: 1 is V-JEPA's
+    probe, 4 V-JEPA 2's.
 
     train_views: random views of each training row that are encoded; epoch e takes view e mod train_views (linear, attentive).
     segments, crops: views of a validation or test row in time and space, whose probabilities are averaged. crop_scale, crop_ratio,
     flip: of training views. encode_batch: clips encoded at a time.
 
     Of full alone: layer_decay: a layer's learning rate is the next one's times this. drop_path: of the last block, growing from 0.
-    mixup, cutmix: their alpha, 0 is none. random_augment: (operations, magnitude), null is none. erasing: probability.
+    mixup, cutmix: their alpha, 0 is none. random_augment: (operations, magnitude 0 .. 10 as timm counts it), null is none;
+    posterize and solarize are torchvision's, weaker than timm's. erasing: probability.
     clip_gradient: largest norm, null is unbounded.
     """
 
@@ -45,11 +53,13 @@ class Protocol:
     learning_rates: tuple[float, ...]
     weight_decays: tuple[float, ...]
     balances: tuple[float, ...] = (0.0, 1.0)
+    pooling: Pooling = "family"
     epochs: int = 50
     batch: int = 64
     warmup: float = 0.1
     label_smoothing: float = 0.0
     attention_heads: int | None = None
+    attentive_blocks: int = 1
     train_views: int = 4
     segments: int = 5
     crops: int = 3
@@ -69,13 +79,17 @@ class Protocol:
         for key in ("heads", "learning_rates", "weight_decays", "balances"):
             values = getattr(self, key)
             require(0 < len(values) == len(set(values)), f"protocol.{key}", values, "one or more, each once")
-        for key in ("epochs", "batch", "train_views", "segments", "crops", "encode_batch"):
+        for key in ("epochs", "batch", "train_views", "segments", "crops", "encode_batch", "attentive_blocks"):
             require(getattr(self, key) > 0, f"protocol.{key}", getattr(self, key), "a positive number")
         require(min(self.learning_rates) > 0, "protocol.learning_rates", self.learning_rates, "positive rates")
         for key in ("weight_decays", "balances"):
             require(min(getattr(self, key)) >= 0, f"protocol.{key}", getattr(self, key), "numbers of at least 0")
         for key in ("warmup", "label_smoothing", "drop_path"):
             require(0 <= getattr(self, key) < 1, f"protocol.{key}", getattr(self, key), "0 <= share < 1")
+        operations, magnitude = self.random_augment or (1, 0)
+        fits_scale = operations >= 1 and 0 <= magnitude <= MAGNITUDES
+        accepted = f"operations of at least 1 and a magnitude of 0 .. {MAGNITUDES}"
+        require(fits_scale, "protocol.random_augment", self.random_augment, accepted)
         require(0 <= self.erasing <= 1, "protocol.erasing", self.erasing, "a probability, 0 .. 1")
         require(0 < self.layer_decay <= 1, "protocol.layer_decay", self.layer_decay, "0 < factor <= 1")
         require(min(self.mixup, self.cutmix) >= 0, "protocol.mixup", (self.mixup, self.cutmix), "numbers of at least 0")

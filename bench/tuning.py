@@ -21,9 +21,10 @@ from timm.layers.drop import DropPath
 from torch import nn
 
 from ..engine.encoder_sources import ClipShape
-from .backbones import Backbone
+from ..ssl.encoder import VideoEncoder
+from .backbones import Backbone, FrameAverage
 from .features import ViewPlan, open_clips
-from .heads import build_head
+from .heads import MeanHead, build_head
 from .mixing import Mixing
 from .probing import class_weights, loss, probabilities, set_rates
 from .protocol import Point, Protocol
@@ -36,21 +37,23 @@ BETAS = (0.9, 0.999)
 class Tuned(nn.Module):
     """An encoder with a head."""
 
-    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+    def __init__(self, encoder: VideoEncoder | FrameAverage, head: nn.Module) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """(B, T, R, R, 3) uint8 -> (B, K)"""
         with torch.autocast("cuda", dtype=torch.bfloat16) if frames.is_cuda else nullcontext():
-            tokens = self.encoder(frames)
+            pools = isinstance(self.head, MeanHead)
+            tokens = self.encoder.pooled(frames).unsqueeze(1) if pools else self.encoder(frames)
         return self.head(tokens.float())
 
 
 def build_tuned(backbone: Backbone, task: Task, point: Point, protocol: Protocol, seed: int) -> Tuned:
     torch.manual_seed(seed)
-    head = build_head(point.head, backbone.width, task.num_classes, protocol.attention_heads)
-    encoder = backbone.copy().requires_grad_(True)
+    head = build_head(point.head, backbone.width, task.num_classes, protocol)
+    encoder = backbone.copy()
+    encoder.requires_grad_(True)
     for name, module in encoder.named_modules():
         match = re.search(r"(?:^|\.)blocks\.(\d+)$", name)
         if match and protocol.drop_path:
@@ -125,7 +128,7 @@ def layer_groups(model: Tuned, depth: int, point: Point, layer_decay: float) -> 
         match = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
         is_last = name.startswith("head.") or re.search(r"(?:^|\.)(norm|fc_norm)\.(weight|bias)$", name)
         layer = int(match[1]) + 1 if match else depth + 1 if is_last else 0
-        is_decayed = parameter.ndim > 1 and not re.search(r"(pos_embed|cls_token|reg_token|head\.query)$", name)
+        is_decayed = parameter.ndim > 1 and not re.search(r"(pos_embed|cls_token|reg_token)$", name)
         group = groups.setdefault(
             (layer, is_decayed),
             {

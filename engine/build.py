@@ -102,7 +102,7 @@ def _build_jepa(config: Config, found: list[Phase]) -> tuple[Objective, MaskSour
             choice.predictor_heads or choice.heads or SIZES[choice.encoder].heads,
             grid=encoder.grid,
             positions=choice.positions,
-            mask_tokens=len(objective.masks),
+            mask_tokens=choice.predictor_mask_tokens or len(objective.masks),
             out_width=teacher.width if teacher else None,
         )
     else:

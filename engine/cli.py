@@ -15,7 +15,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from .cli_curation import add_commands, parse_levels
-from .cli_downstream import add_downstream
+from .cli_downstream import add_downstream, add_weights_arguments
 from .config_error import ConfigError
 from .config_file import CONFIGS
 
@@ -97,18 +97,20 @@ def build_parser() -> argparse.ArgumentParser:
     convert = commands.add_parser(
         "convert", help="published weights to an encoder's file, with an account of what matched"
     )
-    convert.add_argument("weights", type=Path, metavar="FILE", help="safetensors, or PyTorch's, which is not run")
+    convert.add_argument(
+        "weights",
+        type=Path,
+        metavar="FILE",
+        help="safetensors, or PyTorch's, which is not run; a run; a folder of Hugging Face's",
+    )
     convert.add_argument("--out", type=Path, required=True, metavar="FILE", help="safetensors of the encoder")
     convert.add_argument(
         "--part", metavar="KEY", help='where in the file, as "encoder" (default: the first of the usual keys)'
     )
-    convert.add_argument("--frames", type=int, default=16, help="of the clips it will see (default: 16)")
-    convert.add_argument("--resolution", type=int, default=224, metavar="PIXELS", help="default: 224")
+    convert.add_argument("--frames", type=int, help="of the clips it will see (default: a run's own, else 16)")
+    convert.add_argument("--resolution", type=int, metavar="PIXELS", help="default: a run's own, else 224")
     convert.add_argument("--heads", type=int, help="of attention (default: by the width)")
-    convert.add_argument("--positions", choices=("flat", "axes", "rope"), help="default: as the names tell")
-    convert.add_argument(
-        "--minimum", type=float, default=0.99, metavar="SHARE", help="of tensors that must match (default: 0.99)"
-    )
+    add_weights_arguments(convert)
     convert.set_defaults(run=run_convert)
 
     shipped = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
@@ -335,10 +337,11 @@ def run_pack(options: argparse.Namespace) -> int:
 
 
 def run_convert(options: argparse.Namespace) -> int:
-    from .convert import convert, save_encoder
+    from .convert import save_encoder
+    from .encoder_sources import convert_encoder
 
-    names = ("part", "frames", "resolution", "heads", "positions", "minimum")
-    found = convert(options.weights, **{name: getattr(options, name) for name in names})
+    names = ("part", "frames", "resolution", "heads", "kind", "positions", "minimum")
+    found = convert_encoder(options.weights, **{name: getattr(options, name) for name in names})
     save_encoder(found, options.out)
     print("\n".join([*found.lines(), str(options.out)]))
     return 0

@@ -33,6 +33,21 @@ def add_downstream(commands: Any, benches: Any) -> None:
     downstream.set_defaults(run=run_bench_downstream)
 
 
+def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
+    """What published weights do not always say of themselves."""
+    parser.add_argument(
+        "--kind",
+        choices=("videomae", "vjepa1", "vjepa2", "image"),
+        help="whose weights they are, where the file does not tell (default: as the file tells)",
+    )
+    parser.add_argument(
+        "--positions", choices=("flat", "axes", "rope"), help="of their tokens (default: as their kind has them)"
+    )
+    parser.add_argument(
+        "--minimum", type=float, default=1.0, metavar="SHARE", help="of tensors that must match (default: 1)"
+    )
+
+
 def add_finetune(finetune: argparse.ArgumentParser) -> None:
     finetune.add_argument(
         "dataset", metavar="DATASET", help="a data set that trocar knows, the path of a card, or a table.csv"
@@ -61,7 +76,7 @@ def add_finetune(finetune: argparse.ArgumentParser) -> None:
     rate = finetune.add_mutually_exclusive_group()
     rate.add_argument("--stride", type=int, metavar="FRAMES", help="default: the weights' own, else 4")
     rate.add_argument("--sample-fps", type=float, metavar="FPS", help="frames of a clip a second, instead of a stride")
-    finetune.add_argument("--minimum", type=float, default=0.99, metavar="SHARE", help="of tensors that must match")
+    add_weights_arguments(finetune)
     finetune.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
     finetune.set_defaults(run=run_finetune)
 
@@ -101,7 +116,10 @@ def run_finetune(options: argparse.Namespace) -> int:
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    clips = {name: getattr(options, name) for name in ("frames", "resolution", "stride", "sample_fps", "minimum")}
+    clips = {
+        name: getattr(options, name)
+        for name in ("frames", "resolution", "stride", "sample_fps", "kind", "positions", "minimum")
+    }
     of_task = {name: getattr(options, name) for name in ("split", "csv", "table", "split_seed", "pieces")}
     of_cell = {name: getattr(options, name) for name in ("protocol", "seed", "device")}
     places = (options.dataset, options.root, options.model, options.out)

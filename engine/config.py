@@ -219,10 +219,12 @@ class ModelConfig:
 
     positions: "flat" is VideoMAE's table, "axes" V-JEPA's, which small models learn from sooner, "rope" turns queries and keys as
     V-JEPA 2 does. The MAE's decoder: its width and heads are VideoMAE's for that name where None. The JEPA's predictor: its heads
-    are the encoder's where None; depth 0 is none at all, which collapses.
+    are the encoder's where None; depth 0 is none at all, which collapses. predictor_mask_tokens: learned tokens, mask m takes token
+    m modulo their number; None is one for each kind of mask, as V-JEPA 1, and 1 is one for all, as V-JEPA 2's loop.
 
     init: a run, or a file of weights, that the encoder begins with; null begins afresh. init_minimum: share of the encoder's
-    tensors that it must have.
+    tensors that it must have. init_kind, init_positions: of published weights that do not tell whose they are, as of `trocar
+    convert`.
     """
 
     encoder: str = "base"
@@ -238,8 +240,11 @@ class ModelConfig:
     predictor_width: int = 384
     predictor_depth: int = 12
     predictor_heads: int | None = None
+    predictor_mask_tokens: int | None = None
     init: str | None = None
-    init_minimum: float = 0.99
+    init_minimum: float = 1.0
+    init_kind: Literal["videomae", "vjepa1", "vjepa2", "image"] | None = None
+    init_positions: Positions | None = None
 
     def __post_init__(self) -> None:
         require(0 < self.init_minimum <= 1, "model.init_minimum", self.init_minimum, "a share, 0 < share <= 1")

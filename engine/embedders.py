@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +18,8 @@ from .config_error import ConfigError
 from .descriptor import RESOLUTION, WIDTH, describe_clips
 from .run_encoder import load_run_encoder, weights_digest
 from .weight_files import read_weights
+
+Model = TypeVar("Model", bound=nn.Module)
 
 DESCRIPTOR = "descriptor"
 IMAGES_PER_CLIP = 4
@@ -60,7 +63,7 @@ def _run_embedder(name: str, device: torch.device) -> Embedder:
     encoder = frozen(encoder, device)
 
     def embed(frames: torch.Tensor) -> torch.Tensor:
-        return encoder(frames).float().mean(dim=1)
+        return encoder.pooled(frames)
 
     path = str(Path(name).resolve())
     return Embedder(
@@ -109,5 +112,5 @@ def _image_embedder(name: str, device: torch.device, frames: int, stride: int) -
     return Embedder(name, weights_digest(model), width, frames, stride, None, resolution, False, embed)
 
 
-def frozen(model: nn.Module, device: torch.device) -> nn.Module:
+def frozen(model: Model, device: torch.device) -> Model:
     return model.requires_grad_(False).eval().to(device)

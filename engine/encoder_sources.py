@@ -7,19 +7,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
-from ..ssl.encoder import VideoEncoder
+from ..ssl.encoder import Positions, VideoEncoder, position_table
 from .config_error import ConfigError
 from .config_file import CONFIG_FILE
-from .convert import MINIMUM, conversion_encoder, convert, load_encoder
+from .convert import (
+    FRAMES,
+    MINIMUM,
+    RESOLUTION,
+    TABLE,
+    Conversion,
+    EncoderSettings,
+    conversion_encoder,
+    convert,
+    load_encoder,
+)
 from .run_encoder import load_exported_encoder, load_run_encoder
 from .weight_files import WeightsError
+from .weight_names import POSITIONS, TITLES, Kind
 
-FRAMES, STRIDE, RESOLUTION = 16, 4, 224  # the paper's, where the weights bring none of their own
+STRIDE = 4  # the paper's, where the weights bring none of their own
 WHOLE_MODEL = "model.safetensors"  # in a folder of Hugging Face's
-IMAGE_KIND = "image ViT"
 
 
 @dataclass(frozen=True)
@@ -34,48 +46,114 @@ class ClipShape:
 
 @dataclass(frozen=True)
 class FoundEncoder:
-    """encoder: on the CPU. clips: that it was trained with, as far as its weights say. account: what it is, and what matched."""
+    """encoder: on the CPU. clips: that it was trained with, as far as its weights say. family: whose objective it was trained by.
+    account: what it is, and what matched."""
 
     encoder: VideoEncoder
     clips: ClipShape
+    family: Kind
     account: str
 
 
 def find_encoder(
-    path: Path, *, frames: int | None = None, resolution: int | None = None, minimum: float = MINIMUM
+    path: Path,
+    *,
+    frames: int | None = None,
+    resolution: int | None = None,
+    kind: Kind | None = None,
+    positions: Positions | None = None,
+    minimum: float = MINIMUM,
 ) -> FoundEncoder:
     """Reads the encoder that is in `path`.
 
     path: a run's folder or one of its checkpoints; a file of `trocar convert` or `trocar export`; a file of published weights, or a
-    folder with model.safetensors, converted on the way. frames, resolution: of its clips, where its own are not wanted. minimum:
-    share of the tensors that has to match. Raises ConfigError where there is nothing, WeightsError or CheckpointError where it
-    cannot be used.
+    folder with model.safetensors, converted on the way. frames, resolution: of its clips, where its own are not wanted. kind,
+    positions: of published weights that do not tell, see `convert`. minimum: share of the tensors that has to match. Raises
+    ConfigError where there is nothing, WeightsError or CheckpointError where it cannot be used.
     """
+    own = _own_encoder(path, frames, resolution)
+    if own is None:
+        shape = ClipShape(frames or FRAMES, STRIDE, None, resolution or RESOLUTION)
+        told: dict[str, Any] = {"kind": kind, "positions": positions, "minimum": minimum}
+        found = convert(_file(path), frames=shape.frames, resolution=shape.resolution, **told)
+        return FoundEncoder(conversion_encoder(found), shape, found.kind, found.lines()[0])
+    for name, wanted, is_its in (
+        ("kind", kind, own.family),
+        ("positions", positions, own.encoder.position_kind),
+    ):
+        if wanted not in (None, is_its):
+            raise WeightsError(
+                f"{path}: {own.account} says that its {name} is {is_its}, not {wanted}; leave --{name} out"
+            )
+    return own
+
+
+def convert_encoder(
+    path: Path, *, frames: int | None = None, resolution: int | None = None, **options: Any
+) -> Conversion:
+    """What `find_encoder` finds, as `save_encoder` takes it. options: of `convert`, for published weights alone."""
+    own = _own_encoder(path, frames, resolution)
+    if own is None:
+        return convert(_file(path), frames=frames or FRAMES, resolution=resolution or RESOLUTION, **options)
+    given = [name for name, value in options.items() if value is not None and name != "minimum"]
+    if given:
+        raise WeightsError(f"{path}: {own.account} needs no --{given[0]}: it says itself what it is; leave it out")
+    encoder = own.encoder
+    encoder.fit(torch.empty(1, own.clips.frames, own.clips.resolution, own.clips.resolution, 3, device="meta"))
+    tensors = {name: value.float().contiguous() for name, value in encoder.state_dict().items()}
+    if not torch.equal(encoder.positions, position_table(encoder.position_kind, encoder.grid, encoder.width)):
+        tensors[TABLE] = encoder.positions
+    settings = EncoderSettings(
+        encoder.width,
+        len(encoder.blocks),
+        encoder.heads,
+        own.clips.frames,
+        own.clips.resolution,
+        encoder.tubelet,
+        encoder.patch,
+        encoder.position_kind,
+        encoder.mlp_width,
+        encoder.last_norm,
+    )
+    matched = len(encoder.state_dict())
+    return Conversion(own.family, f"{TITLES[own.family]}, {own.account}", settings, tensors, matched, [], [], [], [])
+
+
+def _own_encoder(path: Path, frames: int | None, resolution: int | None) -> FoundEncoder | None:
+    """The encoder of a run, or of a file that says that it is ours; None: whoever else's weights."""
     if not path.exists():
         raise ConfigError(
             f"{path}: no such encoder; give a run of `trocar pretrain`, a file of weights, or a folder with {WHOLE_MODEL}"
         )
-    shape = ClipShape(frames or FRAMES, STRIDE, None, resolution or RESOLUTION)
     header = _header(path) if path.suffix == ".safetensors" else {}
     is_run = path.is_dir() and ((path / CONFIG_FILE).is_file() or path.parent.name == "checkpoints")
     if is_run or "config" in header:
         encoder, config = load_run_encoder(path) if is_run else load_exported_encoder(path)
         data = config.data
         shape = ClipShape(frames or data.frames, data.stride, data.sample_fps, resolution or data.resolution)
-        return FoundEncoder(encoder, shape, "a run's encoder" if is_run else "an exported encoder")
-    if "trocar_encoder" in header:
-        encoder = load_encoder(path)
-        own = (encoder.grid[0] * encoder.tubelet, encoder.grid[1] * encoder.patch)
-        shape = ClipShape(frames or own[0], STRIDE, None, resolution or own[1])
-        if header.get("kind") == IMAGE_KIND and (shape.frames, shape.resolution) != own:
-            raise ConfigError(
-                f"{path}: its positions were made for {own[0]} frames of {own[1]} px; convert the weights again: trocar convert "
-                f"--frames {shape.frames} --resolution {shape.resolution}"
-            )
-        return FoundEncoder(encoder, shape, f"{header.get('kind', 'an encoder')}, converted")
-    file = path / WHOLE_MODEL if path.is_dir() else path
-    found = convert(file, frames=shape.frames, resolution=shape.resolution, minimum=minimum)
-    return FoundEncoder(conversion_encoder(found), shape, found.lines()[0])
+        is_jepa = config.objective.kind == "jepa"
+        of_jepa: Kind = "vjepa2" if encoder.position_kind == "rope" else "vjepa1"
+        family: Kind = of_jepa if is_jepa else "videomae"
+        return FoundEncoder(encoder, shape, family, "a run's encoder" if is_run else "an exported encoder")
+    if "trocar_encoder" not in header:
+        return None
+    encoder = load_encoder(path)
+    own = (encoder.grid[0] * encoder.tubelet, encoder.grid[1] * encoder.patch)
+    shape = ClipShape(frames or own[0], STRIDE, None, resolution or own[1])
+    layout = header.get("kind", "an encoder")
+    kinds: list[Kind] = [kind for kind, title in TITLES.items() if layout.startswith(title)]
+    kinds += [kind for kind, positions in POSITIONS.items() if positions == encoder.position_kind]
+    family = kinds[0]
+    if family == "image" and (shape.frames, shape.resolution) != own:
+        raise ConfigError(
+            f"{path}: its positions were made for {own[0]} frames of {own[1]} px; convert the weights again: trocar convert "
+            f"--frames {shape.frames} --resolution {shape.resolution}"
+        )
+    return FoundEncoder(encoder, shape, family, f"{layout}, converted")
+
+
+def _file(path: Path) -> Path:
+    return path / WHOLE_MODEL if path.is_dir() else path
 
 
 def _header(path: Path) -> dict[str, str]:

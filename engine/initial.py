@@ -23,9 +23,17 @@ def initialize_encoder(config: Config, objective: Objective) -> str:
     model = config.model
     if model.init is None:
         return ""
-    sizes = {"frames": config.data.frames, "resolution": config.data.resolution}
-    found = find_encoder(Path(model.init), **sizes, minimum=model.init_minimum)
+    found = find_encoder(
+        Path(model.init),
+        frames=config.data.frames,
+        resolution=config.data.resolution,
+        kind=model.init_kind,
+        positions=model.init_positions,
+        minimum=model.init_minimum,
+    )
     source, wanted = found.encoder.state_dict(), objective.encoder.state_dict()
+    if found.encoder.last_norm == "mean":  # it is of no tokens: theirs begins afresh
+        source, wanted = ({n: v for n, v in part.items() if not n.startswith("norm.")} for part in (source, wanted))
     kept = {name: value for name, value in source.items() if name in wanted and value.shape == wanted[name].shape}
     missing = [f"  missing: {name}" for name in wanted if name not in kept]
     stray = [f"  stray:   {name}" for name in source if name not in kept]

@@ -37,14 +37,19 @@ class WeightsError(Exception):
 
 
 def read_weights(path: Path, part: str | None = None) -> Tensors:
-    """The tensors of a file, by their names there.
+    """The tensors of a file, by their names there: see `read_parts`."""
+    return read_parts(path, part)[0]
+
+
+def read_parts(path: Path, part: str | None = None) -> tuple[Tensors, dict[str, Tensors]]:
+    """(the tensors of a file by their names there, the tensors of the other dictionaries of its top level).
 
     part: the key under which they stand, "encoder" for example; None: the first of the usual ones, or the file itself. Raises
     WeightsError.
     """
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return load_file(path), {}
         with torch.serialization.safe_globals([argparse.Namespace]):
             tree: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -54,7 +59,12 @@ def read_weights(path: Path, part: str | None = None) -> Tensors:
         raise WeightsError(
             f"{path}: not tensors that can be read without running the file ({reason}); save its state dict as safetensors"
         ) from error
-    return _tensors(path, tree, part)
+    beside = {
+        str(key): {str(name): value for name, value in other.items() if isinstance(value, torch.Tensor)}
+        for key, other in (tree.items() if isinstance(tree, Mapping) else ())
+        if isinstance(other, Mapping)
+    }
+    return _tensors(path, tree, part), beside
 
 
 def _tensors(path: Path, tree: Any, part: str | None) -> Tensors:

@@ -58,8 +58,9 @@ def from_vjepa(checkpoint: Mapping[str, Tensors], model: JointEmbedding) -> Tens
     """The original checkpoint of V-JEPA 1 or 2 (facebookresearch/jepa, vjepa2) as a state dict of `model`.
 
     checkpoint: the state dicts "encoder", "predictor" and "target_encoder", with or without the prefixes of their wrappers. Tables
-    of positions, which V-JEPA 1 stores, must equal the model's; they are no part of its state. Raises KeyError where a tensor is
-    missing and ValueError where one is left over or a table is another, naming them.
+    of positions, which V-JEPA 1 stores, must equal the model's; they are no part of its state. V-JEPA 2's are left out: its model
+    does not use them; and of its ten mask tokens a model with one takes the first, which is all that its loop uses. Raises KeyError
+    where a tensor is missing and ValueError where one is left over or a table is another, naming them.
     """
     renamed: Tensors = {}
     assert isinstance(model.predictor, Predictor)
@@ -69,10 +70,21 @@ def from_vjepa(checkpoint: Mapping[str, Tensors], model: JointEmbedding) -> Tens
             name.removeprefix("module.").removeprefix("backbone."): part for name, part in checkpoint[theirs].items()
         }
         for name, table in tables.items():
-            if name in state and not torch.allclose(state.pop(name)[0], table, atol=1e-5):
+            stored = state.pop(name, None)
+            if stored is None or model.encoder.position_kind == "rope":
+                continue
+            if stored[0].shape != table.shape or not torch.allclose(stored[0].float(), table.float(), atol=1e-5):
                 raise ValueError(f"{theirs}.{name} is not the table of model.positions, frames and resolution")
         if theirs == "predictor":
-            tokens = [state.pop(f"mask_tokens.{number}") for number in range(len(model.predictor.mask_tokens))]
+            stored = sorted(
+                (name for name in state if name.startswith("mask_tokens.")), key=lambda name: int(name[12:])
+            )
+            tokens, wanted = [state.pop(name) for name in stored], len(model.predictor.mask_tokens)
+            if len(tokens) != wanted and (wanted != 1 or len(tokens) < 1):
+                raise ValueError(
+                    f"predictor.mask_tokens are {len(tokens)}, not {wanted}: set model.predictor_mask_tokens=1"
+                )
+            tokens = tokens[:wanted]  # V-JEPA 2's loop uses the first of its ten for every kind of mask
             renamed["predictor.mask_tokens"] = torch.cat(tokens).flatten(1)
             state = {name.removeprefix("predictor_"): part for name, part in state.items()}
         for name in [name for name in getattr(model, theirs).state_dict() if name != "mask_tokens"]:

@@ -22,6 +22,7 @@ from .packing import Packed
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 Positions = Literal["flat", "axes", "rope"]
+LastNorm = Literal["tokens", "mean"]
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
 
@@ -74,9 +75,11 @@ def require_rotary_width(positions: Positions, head_width: int) -> None:
         raise ValueError(f"rope needs heads of an even width of at least 6, got {head_width}")
 
 
-def transformer_blocks(depth: int, width: int, heads: int) -> nn.ModuleList:
+def transformer_blocks(depth: int, width: int, heads: int, mlp_width: int | None = None) -> nn.ModuleList:
+    """mlp_width: four times the width where None."""
+    ratio = ((mlp_width or 4 * width) + 0.5) / width  # timm rounds their product down
     return nn.ModuleList(
-        VideoBlock(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=LayerNorm)  # pyright: ignore[reportArgumentType]
+        VideoBlock(width, heads, mlp_ratio=ratio, qkv_bias=True, norm_layer=LayerNorm)  # pyright: ignore[reportArgumentType]
         for _ in range(depth)
     )
 
@@ -106,7 +109,9 @@ class VideoEncoder(nn.Module):
     """A video ViT.
 
     frames, resolution: the clip's T and H = W; divisible by tubelet and patch (ValueError). Clips of another size change `grid` and
-    the positions when they come. width must be divisible by heads. positions: see `position_table`.
+    the positions when they come. width must be divisible by heads. positions: see `position_table`. mlp_width: of the blocks' MLPs,
+    four times the width where None. last_norm: of all "tokens"; or of their "mean" alone, as VideoMAE's fine-tuned models have it
+    (their fc_norm), whose tokens leave the encoder without a norm.
     """
 
     positions: torch.Tensor
@@ -122,6 +127,8 @@ class VideoEncoder(nn.Module):
         tubelet: int = 2,
         patch: int = 16,
         positions: Positions = "flat",
+        mlp_width: int | None = None,
+        last_norm: LastNorm = "tokens",
     ) -> None:
         super().__init__()
         if frames % tubelet or resolution % patch:
@@ -131,12 +138,14 @@ class VideoEncoder(nn.Module):
         if width % heads:
             raise ValueError(f"width {width} is not divisible by {heads} heads")
         require_rotary_width(positions, width // heads)
-        self.width, self.tubelet, self.patch = width, tubelet, patch
+        self.width, self.heads, self.tubelet, self.patch = width, heads, tubelet, patch
+        self.mlp_width = mlp_width
         self.position_kind: Positions = positions
+        self.last_norm: LastNorm = last_norm
         self.grid = (frames // tubelet, resolution // patch, resolution // patch)
         self.patch_embed = PatchEmbedding(width, tubelet, patch)
         self.register_buffer("positions", position_table(positions, self.grid, width), persistent=False)
-        self.blocks = transformer_blocks(depth, width, heads)
+        self.blocks = transformer_blocks(depth, width, heads, mlp_width)
         self.norm = LayerNorm(width)
         self.blocks.apply(initialize)
 
@@ -168,7 +177,7 @@ class VideoEncoder(nn.Module):
 
         chosen: all tokens where None; (B, N_visible) int64; or packed tokens of sequences, `per_clip` of them a clip, which attend
         inside their sequence alone. The frames are contiguous then: the clips are read in one pass, laid one after another in time.
-        normalized: with the last layer norm. Returns (B, N_visible, D), or (L, D) packed.
+        normalized: with the last layer norm, where it is one of all tokens. Returns (B, N_visible, D), or (L, D) packed.
         """
         self.fit(frames)
         rotary, layout = self.position_kind == "rope", None
@@ -184,4 +193,9 @@ class VideoEncoder(nn.Module):
             layout = Layout(chosen, self.grid, rotary) if rotary else None
         for block in self.blocks:
             tokens = block(tokens, layout)
-        return self.norm(tokens) if normalized else tokens
+        return self.norm(tokens) if normalized and self.last_norm == "tokens" else tokens
+
+    def pooled(self, frames: torch.Tensor) -> torch.Tensor:
+        """frames: (B, T, H, W, 3) uint8. Returns (B, D) float32: the mean of all tokens, the last norm before or behind it."""
+        mean = self(frames).float().mean(dim=1)
+        return self.norm(mean).float() if self.last_norm == "mean" else mean

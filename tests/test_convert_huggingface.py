@@ -36,7 +36,7 @@ def test_videomae_of_hugging_face_gives_its_features(tmp_path: Path) -> None:
         tmp_path / "w.safetensors",
     )
     found = convert(tmp_path / "w.safetensors", **SIZE)
-    assert (found.kind, found.share, found.missing) == ("VideoMAE (Hugging Face)", 1.0, [])
+    assert (found.layout, found.share, found.missing) == ("VideoMAE (Hugging Face)", 1.0, [])
     save_encoder(found, tmp_path / "ours.safetensors")
     frames = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
     pixels = ((frames.float() / 255 - MEAN) / STD).permute(0, 1, 4, 2, 3)
@@ -77,11 +77,11 @@ def test_vjepa_2_gives_its_features(tmp_path: Path, original: bool) -> None:
         state = {f"module.backbone.{names[name]}": value for name, value in ours.items()}
         torch.save({"encoder": state, "predictor": {}}, tmp_path / "w.pt")
         found = convert(tmp_path / "w.pt", **SIZE)
-        assert found.kind == "V-JEPA 2"
+        assert found.layout == "V-JEPA 2"
     else:
         torch.save(state, tmp_path / "w.pt")
         found = convert(tmp_path / "w.pt", **SIZE)
-        assert found.kind == "V-JEPA 2 (Hugging Face)"
+        assert found.layout == "V-JEPA 2 (Hugging Face)"
         assert found.unused == sorted(name for name in state if name.startswith("predictor."))
     assert (found.share, found.settings.positions) == (1.0, "rope")
     save_encoder(found, tmp_path / "ours.safetensors")

@@ -38,7 +38,7 @@ def write_encoder(path: Path) -> None:
     settings = EncoderSettings(16, 1, 1, 2, 32, 2, 16, "axes")
     torch.manual_seed(0)
     state = {name: value.clone() for name, value in settings.build().state_dict().items()}
-    save_encoder(Conversion("VideoMAE", settings, state, len(state), [], [], []), path)
+    save_encoder(Conversion("videomae", "VideoMAE", settings, state, len(state), [], [], [], []), path)
 
 
 def write_matrix(path: Path, datasets: list[dict[str, Any]], **more: Any) -> None:

@@ -43,7 +43,9 @@ def video_backbone(width: int = 48, depth: int = 1) -> Backbone:
     torch.manual_seed(0)
     encoder = VideoEncoder(width, depth, width // 16, frames=FRAMES, resolution=SIDE, patch=8, positions="axes")
     encoder.requires_grad_(False).eval()
-    return Backbone("video", encoder, width, depth, ClipShape(FRAMES, 1, None, SIDE), weights_digest(encoder), "random")
+    return Backbone(
+        "video", encoder, "videomae", width, depth, ClipShape(FRAMES, 1, None, SIDE), weights_digest(encoder), "random"
+    )
 
 
 def tiny_conversion() -> Conversion:
@@ -51,7 +53,7 @@ def tiny_conversion() -> Conversion:
     settings = EncoderSettings(16, 1, 1, FRAMES, SIDE, 2, 8, "axes")
     torch.manual_seed(0)
     state = {name: value.clone() for name, value in settings.build().state_dict().items()}
-    return Conversion("VideoMAE", settings, state, len(state), [], [], [])
+    return Conversion("videomae", "VideoMAE", settings, state, len(state), [], [], [], [])
 
 
 def image_backbone() -> Backbone:
@@ -59,7 +61,9 @@ def image_backbone() -> Backbone:
     size: dict[str, Any] = {"img_size": SIDE, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3}
     model = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0, **size)
     average = FrameAverage(model, (0.5,) * 3, (0.5,) * 3).requires_grad_(False).eval()
-    return Backbone("image", average, 48, 1, ClipShape(FRAMES, 1, None, SIDE), weights_digest(average), "random")
+    return Backbone(
+        "image", average, "image", 48, 1, ClipShape(FRAMES, 1, None, SIDE), weights_digest(average), "random"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -353,3 +357,14 @@ def test_cards_have_metrics_that_suit(small: list[Segment]) -> None:
     card = Card("x", "other", "x", 2, "x", 1, "f1", "x", "x", "x")
     with pytest.raises(DatasetError, match="the metric 'f1' of its card is none of"):
         Task("x", card, small)
+
+
+def test_random_augment_counts_as_timm_does() -> None:
+    """Magnitude 7 of 10 is 21 degrees of 30, not 7 (timm's rand-m7)."""
+    change = Mixing(read_protocol("full", ["random_augment=[4, 7]"]), 2, several=False)._changes
+    assert change is not None
+    augment: Any = change.transforms[0]
+    magnitudes, _ = augment._AUGMENTATION_SPACE["Rotate"]
+    assert float(magnitudes(augment.num_magnitude_bins, 224, 224)[augment.magnitude]) == pytest.approx(0.7 * 30)
+    with pytest.raises(ConfigError, match=r"a magnitude of 0 \.\. 10"):
+        read_protocol("full", ["random_augment=[4, 21]"])

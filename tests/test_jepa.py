@@ -409,3 +409,35 @@ def test_the_original_vitl16_checkpoint_maps_completely() -> None:
     checkpoint["encoder"]["module.backbone.pos_embed"] = encoder.positions[None] + 1
     with pytest.raises(ValueError, match=r"encoder\.pos_embed is not the table"):
         from_vjepa(checkpoint, model)
+    checkpoint["encoder"]["module.backbone.pos_embed"] = torch.zeros(1, 9, 1024)
+    with pytest.raises(ValueError, match=r"encoder\.pos_embed is not the table"):
+        from_vjepa(checkpoint, model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_published_vjepa_2_predictors_have_ten_mask_tokens(dtype: torch.dtype) -> None:
+    """Their loop uses the first, and their files hold tables that rotary models do not use; a model with two tokens is refused."""
+
+    def small(mask_tokens: int) -> JointEmbedding:
+        encoder = VideoEncoder(48, 1, 3, frames=4, resolution=32, positions="rope")
+        return JointEmbedding(
+            encoder, Predictor(48, 24, 1, 2, grid=encoder.grid, positions="rope", mask_tokens=mask_tokens)
+        )
+
+    model = small(1)
+    state = {name: value.to(dtype) for name, value in model.state_dict().items()}
+    checkpoint: dict[str, dict[str, torch.Tensor]] = {}
+    for part in ("encoder", "predictor", "target_encoder"):
+        own = {name.removeprefix(f"{part}."): v for name, v in state.items() if name.startswith(f"{part}.")}
+        renamed = {name.replace("patch_embed.", "patch_embed.proj."): value for name, value in own.items()}
+        if part == "predictor":
+            renamed.pop("mask_tokens")
+            renamed = {f"predictor_{name}": value for name, value in renamed.items()}
+            renamed |= {f"mask_tokens.{n}": torch.full((1, 1, 24), float(n), dtype=dtype) for n in range(10)}
+        table = "predictor_pos_embed" if part == "predictor" else "pos_embed"
+        checkpoint[part] = renamed | {table: torch.zeros(1, 2048, 48, dtype=dtype)}
+    converted = from_vjepa(checkpoint, model)
+    assert converted.keys() == model.state_dict().keys()
+    assert torch.equal(converted["predictor.mask_tokens"], torch.zeros(1, 24, dtype=dtype))
+    with pytest.raises(ValueError, match=r"mask_tokens are 10, not 2: set model\.predictor_mask_tokens=1"):
+        from_vjepa(checkpoint, small(2))
