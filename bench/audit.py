@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .corpus_overlap import overlap
+from ..engine.table import Table
+from .corpus_overlap import KnownVideo, overlap
 from .dataset import SPLITS, Card, Segment, labels_of
 
 EXAMPLES = 5
@@ -52,25 +53,25 @@ class Finding:
 @dataclass(frozen=True)
 class Audit:
     """rows, subjects: of each split that has any. shares: of each class in each split. majority: accuracy of the training split's
-    largest class on the others, NaN without training rows. findings: the faults."""
+    largest class on the others, NaN without training rows. findings: the faults. notes: what is no fault, but limits what a score
+    says."""
 
     rows: dict[str, int]
     subjects: dict[str, int]
     shares: dict[str, dict[str, float]]
     majority: dict[str, float]
     findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """As text: a table of classes, then the faults."""
         splits = list(self.rows)
-        width = max([5, *map(len, self.shares)])
-        lines = [" ".join([f"{'':{width}}", *(f"{split or '(none)':>8}" for split in splits)])]
-        for name, row in (("rows", self.rows), ("subjects", self.subjects)):
-            lines.append(" ".join([f"{name:{width}}", *(f"{row[split]:8,}" for split in splits)]))
-        for name, shares in self.shares.items():
-            lines.append(" ".join([f"{name:{width}}", *(f"{shares[split]:8.1%}" for split in splits)]))
+        counts = [("rows", self.rows), ("subjects", self.subjects)]
+        cells = [(name, *(f"{row[split]:,}" for split in splits)) for name, row in counts]
+        cells += [(name, *(f"{shares[split]:.1%}" for split in splits)) for name, shares in self.shares.items()]
+        lines = Table(("", *(split or "(none)" for split in splits)), cells).text().splitlines()
         lines += [f"majority baseline on {split}: {score:.2%}" for split, score in self.majority.items()]
-        return [*lines, *map(str, self.findings or ("no fault found",))]
+        return [*lines, *self.notes, *map(str, self.findings or ("no fault found",))]
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -82,13 +83,15 @@ def audit(
     *,
     describe: Callable[[Sequence[Segment]], NDArray] | None = None,
     similar: float = SIMILAR,
-    corpus: Iterable[str] = (),
+    corpus: Sequence[KnownVideo] | None = None,
+    cache: Path | None = None,
 ) -> Audit:
     """Looks for faults.
 
     card: tells what is no class, and names of the same videos elsewhere. describe: makes (N, D) vectors of rows, by which clips are
-    compared across splits; from the cosine `similar` on they count as the same. corpus: paths of the videos that a model is
-    pretrained on. Raises ValueError on an empty table.
+    compared across splits; from the cosine `similar` on they count as the same. corpus: the videos that a model is pretrained on,
+    with which those of all splits but train are compared; cache: as of `overlap`. Raises ValueError on an empty table, DatasetError
+    and VideoError where a video that is to be compared is not there or cannot be read.
     """
     if not table:
         raise ValueError("the table is empty; give at least one row")
@@ -101,21 +104,13 @@ def audit(
         *_shared(of_split, "subjects", lambda segment: segment.subject),
         *_classes(table, card),
         *_negatives_as_classes(table, card),
+        *_not_trained(of_split, card),
+        *_no_subjects(table, card),
     ]
     if describe is not None:
         findings += duplicates(table, describe(table), similar=similar)
-    findings += [
-        Finding(
-            "pretraining",
-            len(rows) / len(of_split[split]),
-            f"{len(rows)} rows of {split} come from videos of the corpus",
-            paths,
-        )
-        for split in present
-        if split != "train"
-        for rows, paths in [overlap(of_split[split], corpus, card)]
-        if rows
-    ]
+    if corpus is not None:
+        findings += _pretraining(of_split, corpus, card, cache)
     return Audit(
         {split: len(rows) for split, rows in of_split.items()},
         {split: len({segment.subject for segment in rows}) for split, rows in of_split.items()},
@@ -125,6 +120,7 @@ def audit(
         },
         {} if card and card.several else _majority(of_split),
         tuple(findings),
+        tuple(_lacking(of_split, card)),
     )
 
 
@@ -154,6 +150,69 @@ def duplicates(table: Sequence[Segment], vectors: NDArray, *, similar: float = S
             detail = f"{len(pairs)} of {len(right)} rows of {second} look like rows of {first}"
             findings.append(Finding("duplicates", len(pairs) / len(right), detail, shown))
     return findings
+
+
+def _pretraining(
+    of_split: dict[str, list[Segment]], corpus: Sequence[KnownVideo], card: Card | None, cache: Path | None
+) -> list[Finding]:
+    """Of all splits but train, which videos stand in a corpus too."""
+    table = [segment for split, rows in of_split.items() if split != "train" for segment in rows]
+    found = overlap(table, corpus, card, cache)
+    findings = []
+    for split in of_split:
+        rows = [segment for segment in found.rows if segment.split == split]
+        if rows:
+            detail = f"{len(rows)} rows of {split} come from videos of the corpus"
+            findings.append(Finding("pretraining", len(rows) / len(of_split[split]), detail, found.names))
+    if found.unread:
+        detail = f"{len(found.unread)} videos of the corpus, as long as some here, cannot be read"
+        findings.append(Finding("pretraining not compared", 1.0, detail, found.unread[:EXAMPLES]))
+    return findings
+
+
+def _no_subjects(table: Sequence[Segment], card: Card | None) -> list[Finding]:
+    """Names of files in place of subjects: nobody knows then who stands in two splits."""
+    named = [segment for segment in table if Path(segment.subject).name == Path(segment.video).name]
+    if not named:
+        return []
+    whose = f"the subject is {card.subject} here" if card and card.clip_name else "give a column subject: the patient"
+    detail = f"file names stand for the subjects of {len(named)} rows, so a leak-free split cannot be made from this table; {whose}"
+    return [Finding("no subjects", len(named) / len(table), detail, (named[0].subject,))]
+
+
+def _lacking(of_split: dict[str, list[Segment]], card: Card | None) -> list[str]:
+    """Which splits have no row of some classes."""
+    names = _label_names([segment for rows in of_split.values() for segment in rows], card)
+    names = [*(card.classes if card else ()), *(name for name in names if not card or name not in card.classes)]
+    lines = []
+    for split, rows in of_split.items():
+        known = {label for segment in rows for label in _labels(segment, card)}
+        lacking = [name for name in names if name and name not in known]
+        if split and lacking:
+            lines.append(f"{split} has no row of {len(lacking)} of {len(names)} classes: {', '.join(lacking)}")
+    return lines
+
+
+def _not_trained(of_split: dict[str, list[Segment]], card: Card | None) -> list[Finding]:
+    """Classes that are asked for and not taught."""
+    if "train" not in of_split:
+        return []
+    known = {label for segment in of_split["train"] for label in _labels(segment, card)}
+    findings = []
+    for split in ("val", "test"):
+        rows = [s for s in of_split.get(split, ()) if not {label for label in _labels(s, card) if label} <= known]
+        if rows:
+            names = sorted({label for segment in rows for label in _labels(segment, card)} - known)
+            detail = f"{len(rows)} rows of {split} are of classes without a training row"
+            findings.append(
+                Finding("classes without training rows", len(rows) / len(of_split[split]), detail, tuple(names))
+            )
+    return findings
+
+
+def _distinct(table: Sequence[Segment]) -> list[Segment]:
+    """Each clip once, however many splits hold it."""
+    return list({(s.video, *s.seconds(), s.label): s for s in table}.values())
 
 
 def _labels(segment: Segment, card: Card | None) -> list[str]:
@@ -204,6 +263,7 @@ def _shared(of_split: dict[str, list[Segment]], what: str, key: Callable[[Segmen
 
 def _classes(table: Sequence[Segment], card: Card | None) -> list[Finding]:
     """Labels that are words of a table's header, or say that there is nothing."""
+    table = _distinct(table)
     counts = Counter(label for segment in table for label in _labels(segment, card))
     classes, ignored = (set(card.classes), set(card.ignored)) if card else (set(), set())
     findings = []
@@ -223,6 +283,7 @@ def _classes(table: Sequence[Segment], card: Card | None) -> list[Finding]:
 
 def _negatives_as_classes(table: Sequence[Segment], card: Card | None) -> list[Finding]:
     """Clips in a folder of negatives that are labelled as if they showed something."""
+    table = _distinct(table)
     words = NEGATIVE_WORDS | {name.casefold() for name in (card.ignored if card else ())}
     rows = [
         segment

@@ -15,6 +15,7 @@ import torch
 
 from ..engine.build import build_model
 from ..engine.config import Config, ConfigError
+from ..engine.table import Table
 from ..loaders.corpus import Corpus
 from ..loaders.sampler import Sampler
 from .plan import (
@@ -246,13 +247,24 @@ def rests_on(arm: Arm, compute: Compute) -> str:
 def table(plan: Plan) -> str:
     """Markdown: the arms, their bottlenecks, and the rates, measured and assumed apart."""
     cluster, prices = plan.cluster, plan.cluster.prices
-    money = f"| {prices.currency} " if any(arm.money is not None for arm in plan.arms) else ""
+    has_money = any(arm.money is not None for arm in plan.arms)
+    header = (
+        "videos",
+        "clips/s",
+        "unique spans/s",
+        "bottleneck",
+        "days",
+        "GPU-hours",
+        "core-hours",
+        "of them packing",
+        "TB",
+        *([prices.currency] if has_money else []),
+    )
+    arms = []
     lines = [
         f"{cluster.name}: {plan.corpus.videos:,} videos, {plan.corpus.frames / 1e6:,.1f} M frames, {plan.corpus.spans:,} spans; "
         f"{plan.config.model.encoder} {plan.config.objective.kind}, {plan.clips:,} clips in steps of {plan.config.optim.batch:,}",
         "",
-        f"| videos | clips/s | unique spans/s | bottleneck | days | GPU-hours | core-hours | of them packing | TB {money}|",
-        "|---" * (9 + bool(money)) + "|",
     ]
     for arm in plan.arms:
         cells = [
@@ -266,10 +278,10 @@ def table(plan: Plan) -> str:
             _figure(arm.packing_core_hours),
             "unknown" if arm.terabytes is None else _figure(arm.terabytes),
         ]
-        if money:
+        if has_money:
             cells.append("unknown" if arm.money is None else f"{arm.money:,.0f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *(f"- {sentence(arm, plan.compute)}" for arm in plan.arms)]
+        arms.append(cells)
+    lines += [Table(header, arms).markdown(), "", *(f"- {sentence(arm, plan.compute)}" for arm in plan.arms)]
     for is_measured, title in ((True, "Measured"), (False, "Assumed")):
         chosen = [
             (name, rate) for name, rate in plan.rates if rate.is_measured == is_measured and math.isfinite(rate.value)

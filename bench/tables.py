@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..engine.config_file import load_config
+from ..engine.table import Table
 from . import balance, clustering, collapse, decode, goals, kernels, plan_check, plan_report, proxies, training_table
 from .loading_table import ratio_table, speed_table
 from .plan_cluster import load_cluster
@@ -49,12 +50,16 @@ def loading_short(rows: Sequence[Row]) -> str:
     mine = sorted(
         (row for row in of(rows, "loading") if "clips_per_second" in row), key=lambda row: -row["clips_per_second"]
     )
-    lines = ["| clips of 16 frames, two CPU cores | clips/s | core seconds a clip |", "|---|---|---|"]
     names = {OURS: "**trocar**, 1080p originals", "trocar packed": "**trocar**, proxies"}
-    for row in mine:
-        name = names.get(row["arm"], f"{row['arm']}, 1080p originals")
-        lines.append(f"| {name} | {row['clips_per_second']:.2f} | {row['cpu_seconds_per_clip']:.3f} |")
-    return "\n".join(lines)
+    cells = [
+        (
+            names.get(row["arm"], f"{row['arm']}, 1080p originals"),
+            f"{row['clips_per_second']:.2f}",
+            f"{row['cpu_seconds_per_clip']:.3f}",
+        )
+        for row in mine
+    ]
+    return Table(("clips of 16 frames, two CPU cores", "clips/s", "core seconds a clip"), cells).markdown()
 
 
 def training_short(rows: Sequence[Row]) -> str:
@@ -77,8 +82,8 @@ def kernel_speeds(rows: Sequence[Row]) -> str:
     if mine:
         card = mine[0]["machine"]["device"]
         return f"{kernels.table(mine)}\n\n{card}, commit {mine[0]['commit']}."
-    head = kernels.table([])
-    return "\n".join([head, *(f"| {name} |" + f" {UNMEASURED} |" * 6 for name in kernels.CASES)])
+    unknown = (UNMEASURED,) * (len(kernels.COLUMNS) - 1)
+    return Table(kernels.COLUMNS, [(name, *unknown) for name in kernels.CASES]).markdown()
 
 
 def decoding(rows: Sequence[Row]) -> str:
