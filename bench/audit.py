@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.table import Table
+from ..loaders.sources import VIDEO_SUFFIXES
 from .corpus_overlap import KnownVideo, overlap
 from .dataset import SPLITS, Card, Segment, labels_of
 
@@ -172,7 +173,12 @@ def _pretraining(
 
 def _no_subjects(table: Sequence[Segment], card: Card | None) -> list[Finding]:
     """Names of files in place of subjects: nobody knows then who stands in two splits."""
-    named = [segment for segment in table if Path(segment.subject).name == Path(segment.video).name]
+    named = [
+        segment
+        for segment in table
+        for video in [Path(segment.video)]
+        if video.suffix.lower() in VIDEO_SUFFIXES and Path(segment.subject).name == video.name
+    ]
     if not named:
         return []
     whose = f"the subject is {card.subject} here" if card and card.clip_name else "give a column subject: the patient"
