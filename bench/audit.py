@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from ..engine.table import Table
 from ..loaders.sources import VIDEO_SUFFIXES
 from .corpus_overlap import KnownVideo, overlap
-from .dataset import SPLITS, Card, Segment, labels_of
+from .dataset import SPLITS, TABLE_SUBJECT, Card, Segment, labels_of
 
 EXAMPLES = 5
+UNPUBLISHED = "not published"  # what cards say of patients whom nobody names
 SIMILAR = 0.99  # cosine of two descriptors from which clips count as the same
 BLOCK = 1024
 # fmt: off
@@ -121,7 +122,7 @@ def audit(
         },
         {} if card and card.several else _majority(of_split),
         tuple(findings),
-        tuple(_lacking(of_split, card)),
+        (*_unpublished(card), *_lacking(of_split, card)),
     )
 
 
@@ -181,15 +182,24 @@ def _no_subjects(table: Sequence[Segment], card: Card | None) -> list[Finding]:
     ]
     if not named:
         return []
-    whose = f"the subject is {card.subject} here" if card and card.clip_name else "give a column subject: the patient"
+    is_known = card is not None and card.subject != TABLE_SUBJECT
+    whose = f"the card says who is: {card.subject}" if is_known else "give a column subject: the patient"
     detail = f"file names stand for the subjects of {len(named)} rows, so a leak-free split cannot be made from this table; {whose}"
     return [Finding("no subjects", len(named) / len(table), detail, (named[0].subject,))]
 
 
+def _unpublished(card: Card | None) -> list[str]:
+    if card is None or UNPUBLISHED not in card.subject:
+        return []
+    return [f"the subject is {card.subject}: a split by it is as free of leaks as can be known, not more"]
+
+
 def _lacking(of_split: dict[str, list[Segment]], card: Card | None) -> list[str]:
     """Which splits have no row of some classes."""
-    names = _label_names([segment for rows in of_split.values() for segment in rows], card)
-    names = [*(card.classes if card else ()), *(name for name in names if not card or name not in card.classes)]
+    found = _label_names([segment for rows in of_split.values() for segment in rows], card)
+    # The release's labels may be numbers, of which only those that occur are known.
+    classes = card.classes if card and {*card.classes} & {*found} else ()
+    names = [*classes, *(name for name in found if name not in classes)]
     lines = []
     for split, rows in of_split.items():
         known = {label for segment in rows for label in _labels(segment, card)}
