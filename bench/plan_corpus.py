@@ -71,7 +71,7 @@ def span_rates(corpus: Corpus, config: Config) -> dict[str, Rate]:
 
 def span_cost(gops: GopTable, frames: NDArray[np.int64]) -> tuple[int, int]:
     """(bytes, pictures) of a window: from the keyframe where decoding may start to the last of `frames` (F,), ascending; pictures
-    that nothing refers to are read and not decoded."""
+    that nothing refers to are read and not decoded. What a decoder can jump over counts, so it is an upper bound."""
     first, last = gops.clean_start(int(frames[0])), gops.locate(int(frames[-1]))
     begin = int(gops.first_packet[first])
     table = gops.packets[begin : int(gops.first_packet[last] + gops.num_packets[last])]
