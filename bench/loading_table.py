@@ -23,15 +23,10 @@ def ratio_table(rows: Sequence[dict[str, Any]]) -> str:
         return ""
     lines = []
     for entry in peers:
-        cells = [
-            f"{ratio['median']:.2f} ({ratio['low']:.2f} .. {ratio['high']:.2f})" for ratio in _against(entry, names)
-        ]
+        ratios = [entry["ours_against_it"].get(name) for name in names]
+        cells = ["" if r is None else f"{r['median']:.2f} ({r['low']:.2f} .. {r['high']:.2f})" for r in ratios]
         lines.append((entry["arm"], *cells))
     return Table(("times as many clips/s as", *names), lines).markdown()
-
-
-def _against(entry: dict[str, Any], names: Sequence[str]) -> list[dict[str, float]]:
-    return [entry["ours_against_it"][name] for name in names]
 
 
 def speed_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from ..engine.config_file import load_config
 from ..engine.table import Table
 from . import balance, clustering, collapse, decode, goals, kernels, plan_check, plan_report, proxies, training_table
+from .loading import ON_PROXIES
 from .loading_table import ratio_table, speed_table
 from .plan_cluster import load_cluster
 from .plan_report import corpus_size, make_plan
@@ -27,7 +28,7 @@ def of(rows: Sequence[Row], benchmark: str, *, gpu: bool = False) -> list[Row]:
 def loading_summary(rows: Sequence[Row]) -> str:
     """Our ratios to the fastest peer in one sentence."""
     mine = {row["arm"]: row for row in of(rows, "loading")}
-    peers = [row for row in mine.values() if row.get("ours_against_it")]
+    peers = [row for row in mine.values() if OURS in row.get("ours_against_it", {})]
     best = max(peers, key=lambda row: row["clips_per_second"])
     ratios = best["ours_against_it"]
     text = (
@@ -45,6 +46,12 @@ def loading_summary(rows: Sequence[Row]) -> str:
     return f"{text}."
 
 
+def videos_of(arm: str) -> str:
+    """A peer and what it reads."""
+    name = arm.removesuffix(ON_PROXIES)
+    return f"{name}, 1080p originals" if name == arm else f"{name}, the same proxies"
+
+
 def loading_short(rows: Sequence[Row]) -> str:
     """README's: clips/s of everybody, the fastest first, and what a clip costs."""
     mine = sorted(
@@ -53,7 +60,7 @@ def loading_short(rows: Sequence[Row]) -> str:
     names = {OURS: "**trocar**, 1080p originals", "trocar packed": "**trocar**, proxies"}
     cells = [
         (
-            names.get(row["arm"], f"{row['arm']}, 1080p originals"),
+            names.get(row["arm"]) or videos_of(row["arm"]),
             f"{row['clips_per_second']:.2f}",
             f"{row['cpu_seconds_per_clip']:.3f}",
         )
