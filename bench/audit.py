@@ -106,7 +106,6 @@ def audit(
         *_shared(of_split, "subjects", lambda segment: segment.subject),
         *_classes(table, card),
         *_negatives_as_classes(table, card),
-        *_not_trained(of_split, card),
         *_no_subjects(table, card),
     ]
     if describe is not None:
@@ -122,7 +121,7 @@ def audit(
         },
         {} if card and card.several else _majority(of_split),
         tuple(findings),
-        (*_unpublished(card), *_lacking(of_split, card)),
+        (*_unpublished(card), *_lacking(of_split, card), *_not_trained(of_split, card)),
     )
 
 
@@ -209,21 +208,15 @@ def _lacking(of_split: dict[str, list[Segment]], card: Card | None) -> list[str]
     return lines
 
 
-def _not_trained(of_split: dict[str, list[Segment]], card: Card | None) -> list[Finding]:
+def _not_trained(of_split: dict[str, list[Segment]], card: Card | None) -> list[str]:
     """Classes that are asked for and not taught."""
-    if "train" not in of_split:
-        return []
-    known = {label for segment in of_split["train"] for label in _labels(segment, card)}
-    findings = []
-    for split in ("val", "test"):
-        rows = [s for s in of_split.get(split, ()) if not {label for label in _labels(s, card) if label} <= known]
-        if rows:
-            names = sorted({label for segment in rows for label in _labels(segment, card)} - known)
-            detail = f"{len(rows)} rows of {split} are of classes without a training row"
-            findings.append(
-                Finding("classes without training rows", len(rows) / len(of_split[split]), detail, tuple(names))
-            )
-    return findings
+    known = {label for segment in of_split.get("train", ()) for label in _labels(segment, card)}
+    counts = {
+        split: sum(bool({*_labels(segment, card)} - known) for segment in rows)
+        for split, rows in of_split.items()
+        if split in ("val", "test") and "train" in of_split
+    }
+    return [f"{n} rows of {split} are of classes without a training row" for split, n in counts.items() if n]
 
 
 def _distinct(table: Sequence[Segment]) -> list[Segment]:

@@ -26,6 +26,7 @@ RANDOM_DRAWS = 20
 QUANTILES = 1.959964 + 0.841621
 # Of overlaps, whose seconds are sums of frames: 3 frames of 30 are a tenth, also where 0.3 / 3.0 is not.
 ROUNDING = 1e-9
+LEAST_SECONDS = 1e-6
 # The mean over classes, which counts one that is never predicted as 0. (The library's annotations know only the text "warn".)
 MACRO: dict[str, Any] = {"average": "macro", "zero_division": 0}
 
@@ -55,8 +56,8 @@ class Predictions:
 
     @property
     def seconds(self) -> NDArray[np.float64]:
-        """(N,)"""
-        return self.ends - self.starts
+        """(N,), above 0, as a table may hold rows of no length."""
+        return np.maximum(self.ends - self.starts, LEAST_SECONDS)
 
     @property
     def several(self) -> bool:

@@ -207,6 +207,45 @@ def test_shares_and_majority_baseline() -> None:
         audit([])
 
 
+def test_classes_that_a_split_lacks_are_said() -> None:
+    labels = {"train": "aab", "val": "b", "test": "abc"}
+    table = [
+        Segment(f"{s}{n}", None, None, c, f"{s}{n}", split=s) for s, text in labels.items() for n, c in enumerate(text)
+    ]
+    result = audit(table)
+    assert result.notes == (
+        "train has no row of 1 of 3 classes: c",
+        "val has no row of 2 of 3 classes: a, c",
+        "1 rows of test are of classes without a training row",
+    )
+    assert result.lines()[-4:] == [*result.notes, "no fault found"]
+
+
+def test_file_names_are_no_subjects() -> None:
+    """AIxSuture's subject is the student, the release's files tell of clips alone; a table without the column is no better."""
+    table = [
+        Segment(f"/v/{n}.mp4", None, None, "x", f"{n}.mp4", split=s) for n, s in enumerate(("train", "val", "test"))
+    ]
+    (finding,) = audit(table).findings
+    assert (finding.kind, finding.share) == ("no subjects", 1.0)
+    assert "a leak-free split cannot be made from this table; give a column subject: the patient" in str(finding)
+    assert "the card says who is: student" in str(audit(table, load_card("aixsuture")).findings[0])
+    assert not audit([replace(s, subject=f"p{n}") for n, s in enumerate(table)]).findings
+    unknown = audit([replace(s, subject=f"clip {n}") for n, s in enumerate(table)], load_card("surgicalactions160"))
+    assert "clip; operations are not published" in unknown.notes[0]
+
+
+def test_copies_in_two_splits_count_once() -> None:
+    """Five clips of no class, of which two are validation and test alike: five, not seven."""
+    rows = [Segment(f"Rest/{n}.mp4", None, None, "Bleeding", f"s{n}", split="train") for n in range(3)]
+    test = [Segment(f"Rest/{n}.mp4", None, None, "Bleeding", f"s{n}", split="test") for n in (3, 4)]
+    findings = audit([*rows, *test, *(replace(s, split="val") for s in test)]).findings
+    (mislabelled,) = [finding for finding in findings if finding.kind == "mislabelled negatives"]
+    assert mislabelled.detail.startswith(
+        "5 clips from folders of negatives are labelled as a class, 100% of 'Bleeding'"
+    )
+
+
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     FIXTURES["kvasir_capsule"](tmp_path / "data")
     arguments = ["bench", "audit", "kvasir_capsule", str(tmp_path / "data")]
