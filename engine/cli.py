@@ -141,7 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--cluster", default="a100_8", metavar="NAME|YAML", help="default: a100_8")
     plan.add_argument("--corpus", type=Path, metavar="CORPUS", help="an index of the original videos")
     plan.add_argument(
-        "--packed", metavar="CORPUS", help="their proxies (default: the recipe's corpus, where it is one)"
+        "--packed", metavar="CORPUS", help="an index of their proxies, and what trocar pack took for them"
     )
     plan.add_argument("--videos", type=int, help="number of videos, where there is no index")
     plan.add_argument("--frames", type=int, help="their frames in all, where there is no index")
@@ -334,6 +334,7 @@ def run_pack(options: argparse.Namespace) -> int:
     from ..bench.packed import compare_loading, table
 
     print(table(compare_loading(options.corpus, options.out, settings.stride)))
+    print(f"trocar plan CONFIG --corpus {options.corpus} --packed {options.out} plans a run by what was measured here")
     return 0
 
 
@@ -398,19 +399,14 @@ def run_plan(options: argparse.Namespace) -> int:
     from ..bench.plan_rates import shipped_rows
     from ..bench.plan_report import corpus_size, make_plan, rows_of, table
     from ..bench.report import read_rows
-    from ..loaders.corpus import VIDEOS_NAME, Corpus
+    from ..loaders.corpus import Corpus
     from .config_file import load_config
 
-    config = load_config(options.config, options.overrides)
-    packed = options.packed or config.data.corpus
-    proxies = Corpus.open(packed) if options.packed or Path(packed, VIDEOS_NAME).is_file() else None
-    if proxies is not None and not options.packed and proxies.packed_stride.max() == 1:
-        proxies = None  # the recipe's own corpus is one of originals
     own = [f"data.corpus={options.corpus}"] if options.corpus else []
     config, cluster = load_config(options.config, [*options.overrides, *own]), load_cluster(options.cluster)
     rows = [row for path in options.rates for row in read_rows(path)] if options.rates else shipped_rows()
     size = corpus_size(options.corpus, options.videos, options.frames, config, cluster)
-    originals = Corpus.open(options.corpus) if options.corpus else None
+    originals, proxies = (Corpus.open(path) if path else None for path in (options.corpus, options.packed))
     measured = measure_corpora(originals, proxies, config)
     plan = make_plan(config, cluster, size, rows, views=options.views, measured=measured)
     if options.json:
