@@ -181,8 +181,9 @@ def _no_subjects(table: Sequence[Segment], card: Card | None) -> list[Finding]:
     ]
     if not named:
         return []
-    is_known = card is not None and card.subject != TABLE_SUBJECT
-    whose = f"the card says who is: {card.subject}" if is_known else "give a column subject: the patient"
+    whose = "give a column subject: the patient"
+    if card is not None and card.subject != TABLE_SUBJECT:
+        whose = f"the card says who is: {card.subject}"
     detail = f"file names stand for the subjects of {len(named)} rows, so a leak-free split cannot be made from this table; {whose}"
     return [Finding("no subjects", len(named) / len(table), detail, (named[0].subject,))]
 

@@ -139,10 +139,11 @@ def phase_jaccard(p: Predictions) -> float:
     The order of Cholec80's and M2CAI's evaluation, without their relaxed boundaries; their frames stand for equal times.
     """
     videos, names = np.unique(p.videos, return_inverse=True)[1], p.scores.shape[1]
-    size = (int(videos.max()) + 1, names)
 
     def seconds(labels: NDArray, weights: NDArray) -> NDArray[np.float64]:
-        return np.bincount(videos * names + labels, weights, size[0] * size[1]).reshape(size)
+        sums = np.zeros((int(videos.max()) + 1, names))
+        np.add.at(sums, (videos, labels), weights)
+        return sums
 
     wanted, found = seconds(p.truth, p.seconds), seconds(p.predicted, p.seconds)
     both = seconds(p.truth, p.seconds * (p.truth == p.predicted))

@@ -61,7 +61,9 @@ def span_rates(corpus: Corpus, config: Config) -> dict[str, Rate]:
     size, pictures = np.mean(counted, axis=0)
     source = f"{COUNTED_SPANS} spans of {corpus.path}, by its index"
     rates = {"bytes_per_span": Rate(float(size), source), "pictures_per_span": Rate(float(pictures), source)}
-    by_views = {views: seconds for views in TIMED_VIEWS if (seconds := _core_seconds(corpus, sampler, config, views))}
+    by_views = {
+        float(views): seconds for views in TIMED_VIEWS if (seconds := _core_seconds(corpus, sampler, config, views))
+    }
     if len(by_views) == len(TIMED_VIEWS):
         span, view = fit_line(by_views)
         source = f"spans of {corpus.path} decoded here, {machine(torch.device('cpu'))['device']}"
