@@ -166,8 +166,10 @@ def _pack_all(
 
 
 def _write_packing(out: Path, settings: PackSettings, proxies: dict[int, Proxy]) -> None:
-    """What packing took, for `trocar plan`, of the proxies whose making was timed."""
+    """What packing took, for `trocar plan`, of the proxies that were made now; where none was, what stands there stays."""
     timed = [proxy for proxy in proxies.values() if proxy.core_seconds]
+    if not timed:
+        return
     told = {
         "core_seconds": sum(proxy.core_seconds for proxy in timed),
         "original_frames": settings.stride * sum(proxy.frames for proxy in timed),

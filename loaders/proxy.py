@@ -27,7 +27,7 @@ from .video import GopTable, VideoError, VideoFacts
 @dataclass(frozen=True)
 class Proxy:
     """A finished proxy. `damage` says why it ends before its original does, empty where it holds all of it; `core_seconds` what
-    making it took, 0 where nobody wrote that down."""
+    making it took just now, 0 where it was there before."""
 
     frames: int
     width: int
