@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .corpus_overlap import overlap
-from .dataset import SPLITS, Card, Segment, labels_of
+from ..engine.table import Table
+from ..loaders.sources import VIDEO_SUFFIXES
+from .corpus_overlap import KnownVideo, overlap
+from .dataset import SPLITS, TABLE_SUBJECT, Card, Segment, labels_of
 
 EXAMPLES = 5
+UNPUBLISHED = "not published"  # what cards say of patients whom nobody names
 SIMILAR = 0.99  # cosine of two descriptors from which clips count as the same
 BLOCK = 1024
 # fmt: off
@@ -52,25 +55,25 @@ class Finding:
 @dataclass(frozen=True)
 class Audit:
     """rows, subjects: of each split that has any. shares: of each class in each split. majority: accuracy of the training split's
-    largest class on the others, NaN without training rows. findings: the faults."""
+    largest class on the others, NaN without training rows. findings: the faults. notes: what is no fault, but limits what a score
+    says."""
 
     rows: dict[str, int]
     subjects: dict[str, int]
     shares: dict[str, dict[str, float]]
     majority: dict[str, float]
     findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """As text: a table of classes, then the faults."""
         splits = list(self.rows)
-        width = max([5, *map(len, self.shares)])
-        lines = [" ".join([f"{'':{width}}", *(f"{split or '(none)':>8}" for split in splits)])]
-        for name, row in (("rows", self.rows), ("subjects", self.subjects)):
-            lines.append(" ".join([f"{name:{width}}", *(f"{row[split]:8,}" for split in splits)]))
-        for name, shares in self.shares.items():
-            lines.append(" ".join([f"{name:{width}}", *(f"{shares[split]:8.1%}" for split in splits)]))
+        counts = [("rows", self.rows), ("subjects", self.subjects)]
+        cells = [(name, *(f"{row[split]:,}" for split in splits)) for name, row in counts]
+        cells += [(name, *(f"{shares[split]:.1%}" for split in splits)) for name, shares in self.shares.items()]
+        lines = Table(("", *(split or "(none)" for split in splits)), cells).text().splitlines()
         lines += [f"majority baseline on {split}: {score:.2%}" for split, score in self.majority.items()]
-        return [*lines, *map(str, self.findings or ("no fault found",))]
+        return [*lines, *self.notes, *map(str, self.findings or ("no fault found",))]
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -82,13 +85,15 @@ def audit(
     *,
     describe: Callable[[Sequence[Segment]], NDArray] | None = None,
     similar: float = SIMILAR,
-    corpus: Iterable[str] = (),
+    corpus: Sequence[KnownVideo] | None = None,
+    cache: Path | None = None,
 ) -> Audit:
     """Looks for faults.
 
     card: tells what is no class, and names of the same videos elsewhere. describe: makes (N, D) vectors of rows, by which clips are
-    compared across splits; from the cosine `similar` on they count as the same. corpus: paths of the videos that a model is
-    pretrained on. Raises ValueError on an empty table.
+    compared across splits; from the cosine `similar` on they count as the same. corpus: the videos that a model is pretrained on,
+    with which those of all splits but train are compared; cache: as of `overlap`. Raises ValueError on an empty table, DatasetError
+    and VideoError where a video that is to be compared is not there or cannot be read.
     """
     if not table:
         raise ValueError("the table is empty; give at least one row")
@@ -101,21 +106,12 @@ def audit(
         *_shared(of_split, "subjects", lambda segment: segment.subject),
         *_classes(table, card),
         *_negatives_as_classes(table, card),
+        *_no_subjects(table, card),
     ]
     if describe is not None:
         findings += duplicates(table, describe(table), similar=similar)
-    findings += [
-        Finding(
-            "pretraining",
-            len(rows) / len(of_split[split]),
-            f"{len(rows)} rows of {split} come from videos of the corpus",
-            paths,
-        )
-        for split in present
-        if split != "train"
-        for rows, paths in [overlap(of_split[split], corpus, card)]
-        if rows
-    ]
+    if corpus is not None:
+        findings += _pretraining(of_split, corpus, card, cache)
     return Audit(
         {split: len(rows) for split, rows in of_split.items()},
         {split: len({segment.subject for segment in rows}) for split, rows in of_split.items()},
@@ -125,6 +121,7 @@ def audit(
         },
         {} if card and card.several else _majority(of_split),
         tuple(findings),
+        (*_unpublished(card), *_lacking(of_split, card), *_not_trained(of_split, card)),
     )
 
 
@@ -154,6 +151,78 @@ def duplicates(table: Sequence[Segment], vectors: NDArray, *, similar: float = S
             detail = f"{len(pairs)} of {len(right)} rows of {second} look like rows of {first}"
             findings.append(Finding("duplicates", len(pairs) / len(right), detail, shown))
     return findings
+
+
+def _pretraining(
+    of_split: dict[str, list[Segment]], corpus: Sequence[KnownVideo], card: Card | None, cache: Path | None
+) -> list[Finding]:
+    """Of all splits but train, which videos stand in a corpus too."""
+    table = [segment for split, rows in of_split.items() if split != "train" for segment in rows]
+    found = overlap(table, corpus, card, cache)
+    findings = []
+    for split in of_split:
+        rows = [segment for segment in found.rows if segment.split == split]
+        if rows:
+            detail = f"{len(rows)} rows of {split} come from videos of the corpus"
+            findings.append(Finding("pretraining", len(rows) / len(of_split[split]), detail, found.names))
+    if found.unread:
+        detail = f"{len(found.unread)} videos of the corpus, as long as some here, cannot be read"
+        findings.append(Finding("pretraining not compared", 1.0, detail, found.unread[:EXAMPLES]))
+    return findings
+
+
+def _no_subjects(table: Sequence[Segment], card: Card | None) -> list[Finding]:
+    """Names of files in place of subjects: nobody knows then who stands in two splits."""
+    named = [
+        segment
+        for segment in table
+        for video in [Path(segment.video)]
+        if video.suffix.lower() in VIDEO_SUFFIXES and Path(segment.subject).name == video.name
+    ]
+    if not named:
+        return []
+    whose = "give a column subject: the patient"
+    if card is not None and card.subject != TABLE_SUBJECT:
+        whose = f"the card says who is: {card.subject}"
+    detail = f"file names stand for the subjects of {len(named)} rows, so a leak-free split cannot be made from this table; {whose}"
+    return [Finding("no subjects", len(named) / len(table), detail, (named[0].subject,))]
+
+
+def _unpublished(card: Card | None) -> list[str]:
+    if card is None or UNPUBLISHED not in card.subject:
+        return []
+    return [f"the subject is {card.subject}: a split by it is as free of leaks as can be known, not more"]
+
+
+def _lacking(of_split: dict[str, list[Segment]], card: Card | None) -> list[str]:
+    """Which splits have no row of some classes."""
+    found = _label_names([segment for rows in of_split.values() for segment in rows], card)
+    # The release's labels may be numbers, of which only those that occur are known.
+    classes = card.classes if card and {*card.classes} & {*found} else ()
+    names = [*classes, *(name for name in found if name not in classes)]
+    lines = []
+    for split, rows in of_split.items():
+        known = {label for segment in rows for label in _labels(segment, card)}
+        lacking = [name for name in names if name and name not in known]
+        if split and lacking:
+            lines.append(f"{split} has no row of {len(lacking)} of {len(names)} classes: {', '.join(lacking)}")
+    return lines
+
+
+def _not_trained(of_split: dict[str, list[Segment]], card: Card | None) -> list[str]:
+    """Classes that are asked for and not taught."""
+    known = {label for segment in of_split.get("train", ()) for label in _labels(segment, card)}
+    counts = {
+        split: sum(bool({*_labels(segment, card)} - known) for segment in rows)
+        for split, rows in of_split.items()
+        if split in ("val", "test") and "train" in of_split
+    }
+    return [f"{n} rows of {split} are of classes without a training row" for split, n in counts.items() if n]
+
+
+def _distinct(table: Sequence[Segment]) -> list[Segment]:
+    """Each clip once, however many splits hold it."""
+    return list({(s.video, *s.seconds(), s.label): s for s in table}.values())
 
 
 def _labels(segment: Segment, card: Card | None) -> list[str]:
@@ -204,6 +273,7 @@ def _shared(of_split: dict[str, list[Segment]], what: str, key: Callable[[Segmen
 
 def _classes(table: Sequence[Segment], card: Card | None) -> list[Finding]:
     """Labels that are words of a table's header, or say that there is nothing."""
+    table = _distinct(table)
     counts = Counter(label for segment in table for label in _labels(segment, card))
     classes, ignored = (set(card.classes), set(card.ignored)) if card else (set(), set())
     findings = []
@@ -223,6 +293,7 @@ def _classes(table: Sequence[Segment], card: Card | None) -> list[Finding]:
 
 def _negatives_as_classes(table: Sequence[Segment], card: Card | None) -> list[Finding]:
     """Clips in a folder of negatives that are labelled as if they showed something."""
+    table = _distinct(table)
     words = NEGATIVE_WORDS | {name.casefold() for name in (card.ignored if card else ())}
     rows = [
         segment

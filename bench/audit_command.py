@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from numpy.typing import NDArray
 
 from ..engine.config_error import ConfigError
 from ..loaders.corpus import Corpus
+from ..loaders.video import is_remote
 from .audit import SIMILAR, Audit, audit
-from .dataset import Card, Segment, load_card, read_dataset, read_table, write_table
+from .corpus_overlap import corpus_videos
+from .dataset import Card, Segment, load_card, read_dataset, read_table, table_card, write_table
 from .splits import from_release, leak_free, leave_one_out, official, papers
 from .thumbnails import embeddings, thumbnails
 
@@ -34,14 +38,13 @@ def audit_dataset(
     json_file: Path | None = None,
     out: Path | None = None,
 ) -> Audit:
-    """Audits a data set as `dataset_table` splits it.
+    """Audits a data set, or a table's file, as `labelled` splits it.
 
     corpus: what `trocar index` wrote, compared with the test and validation videos. duplicates: compare what all clips look
     like, by `likeness`: thumbnails, or an embedder of `trocar embed`; from the cosine `similar` on they count as the same.
     json_file, out: files for the audit and for the table. Raises DatasetError, ConfigError, CorpusError and VideoError.
     """
-    card = load_card(dataset)
-    rows = dataset_table(dataset, card, root, split=split, csv=csv, table=table, seed=seed)
+    card, rows = labelled(dataset, root, split=split, csv=csv, table=table, seed=seed)
     cache = Path(root) / ".trocar"
 
     def describe(segments: Sequence[Segment]) -> NDArray:
@@ -54,7 +57,8 @@ def audit_dataset(
         card,
         describe=describe if duplicates else None,
         similar=similar,
-        corpus=corpus_paths(corpus) if corpus else (),
+        corpus=corpus_videos(Corpus.open(corpus)) if corpus else None,
+        cache=cache,
     )
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +66,34 @@ def audit_dataset(
     if out is not None:
         write_table(out, rows)
     return result
+
+
+def labelled(
+    dataset: str,
+    root: Path,
+    *,
+    split: str = "leak-free",
+    csv: Path | None = None,
+    table: Path | None = None,
+    seed: int = 0,
+) -> tuple[Card, list[Segment]]:
+    """The card of a data set, and its table with the split of that name.
+
+    dataset: one of trocar's, a card's path, or a table's (.csv), which needs no card. Relative paths of tables begin at `root`. The
+    rest: of `dataset_table`. Raises DatasetError and ConfigError.
+    """
+    if not dataset.endswith(".csv"):
+        card = load_card(dataset)
+        return card, dataset_table(dataset, card, root, split=split, csv=csv, table=table, seed=seed)
+    if csv is not None or table is not None:
+        raise ConfigError(f"{dataset}: is a table itself; leave --csv and --table out, or name a data set or a card")
+    rows = _rooted(read_table(Path(dataset)), root)
+    card = table_card(Path(dataset), rows)
+    return card, split_table(rows, card, split, seed)
+
+
+def _rooted(table: list[Segment], root: Path) -> list[Segment]:
+    return [s if is_remote(s.video) else replace(s, video=os.path.join(root, s.video)) for s in table]
 
 
 def dataset_table(
@@ -77,12 +109,12 @@ def dataset_table(
     """The table of a data set with the split of that name.
 
     split: "leak-free", "official", "as-is" (the reader's), "paper", or "bern-left-out" for a centre. csv: a folder of split files
-    as the release writes them, which are the table then. table: a table's file instead of the data set's reader. Raises
-    DatasetError, and ConfigError on a split that there is not.
+    as the release writes them, which are the table then. table: a table's file instead of the data set's reader; its relative paths
+    begin at `root`. Raises DatasetError, and ConfigError on a split that there is not.
     """
     if csv is not None:
         return from_release(csv, str(root), card)
-    rows = read_table(table) if table is not None else read_dataset(dataset, root)
+    rows = _rooted(read_table(table), root) if table is not None else read_dataset(dataset, root)
     return split_table(rows, card, split, seed)
 
 
@@ -103,9 +135,3 @@ def split_table(rows: list[Segment], card: Card, split: str, seed: int = 0) -> l
             return folds[centre]
         raise ConfigError(f"split: {split!r}: no such centre; there are {', '.join(folds)}")
     raise ConfigError(f"split: {split!r} is not accepted; give leak-free, official, as-is, paper or CENTRE{LEFT_OUT}")
-
-
-def corpus_paths(corpus: str) -> list[str]:
-    """The videos of a corpus; of proxies, the originals'."""
-    rows = Corpus.open(corpus).scan("path", "original")
-    return [row["original"] or row["path"] for row in rows]

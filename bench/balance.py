@@ -24,6 +24,7 @@ from ..engine.config import Config
 from ..engine.config_file import load_config
 from ..engine.embed import embed_corpus
 from ..engine.pretrain import pretrain
+from ..engine.table import Table
 from ..loaders.cluster import ClusterSettings, cluster_embeddings
 from ..loaders.corpus import Corpus
 from ..loaders.cpu import ClipLoader
@@ -211,14 +212,14 @@ def _row(name: str, means: dict[str, float], gains: NDArray, facts: dict[str, An
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    lines = [
-        "| domain | probe, untrained | unbalanced | balanced | gain (95 % interval) | loss, unbalanced | loss, balanced |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for entry in rows:
-        losses = " | ".join(f"{entry[f'{arm}_loss']:.4f}" if f"{arm}_loss" in entry else "" for arm in ARMS)
-        lines.append(
-            f"| {entry['domain']} | {entry[UNTRAINED]:.3f} | {entry['unbalanced']:.3f} | {entry['balanced']:.3f} | "
-            f"{entry['gain']:+.3f} ({entry['gain_low']:+.3f} to {entry['gain_high']:+.3f}) | {losses} |"
+    header = ("domain", "probe, untrained", *ARMS, "gain (95 % interval)", *(f"loss, {arm}" for arm in ARMS))
+    cells = [
+        (
+            entry["domain"],
+            *(f"{entry[arm]:.3f}" for arm in (UNTRAINED, *ARMS)),
+            f"{entry['gain']:+.3f} ({entry['gain_low']:+.3f} to {entry['gain_high']:+.3f})",
+            *(f"{entry[f'{arm}_loss']:.4f}" if f"{arm}_loss" in entry else "" for arm in ARMS),
         )
-    return "\n".join(lines)
+        for entry in rows
+    ]
+    return Table(header, cells).markdown()

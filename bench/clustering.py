@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..engine.table import Table
 from ..kernels.kmeans_assign import kmeans_assign
 from ..loaders.cluster import ClusterSettings, cluster_embeddings
 from ..loaders.embeddings import Manifest, write_shard, write_spans
@@ -132,20 +133,34 @@ def _torch_iteration(values: torch.Tensor, centroids: torch.Tensor) -> float:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    lines = [
-        "| rows | levels | seconds | of processor | passes | their microseconds a row | seconds of the steps | peak resident |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    header = (
+        "rows",
+        "levels",
+        "seconds",
+        "of processor",
+        "passes",
+        "their microseconds a row",
+        "seconds of the steps",
+        "peak resident",
+    )
+    lines = []
     for entry in rows:
         steps = ", ".join(f"{name} {value:g}" for name, value in entry["steps"].items())
         # All but the fit of the sample, which costs the same whatever the rows.
         in_passes = sum(value for name, value in entry["steps"].items() if name != "level_1")
         lines.append(
-            f"| {entry['rows']:,} x {entry['width']} | {' / '.join(map(str, entry['levels']))} | {entry['seconds']:,.0f} | "
-            f"{entry['processor_seconds']:,.0f} | {entry['passes']} | {1e6 * in_passes / entry['rows']:.0f} | {steps} | "
-            f"{entry['peak_resident_bytes'] / 1e9:.2f} GB |"
+            (
+                f"{entry['rows']:,} x {entry['width']}",
+                " / ".join(map(str, entry["levels"])),
+                f"{entry['seconds']:,.0f}",
+                f"{entry['processor_seconds']:,.0f}",
+                str(entry["passes"]),
+                f"{1e6 * in_passes / entry['rows']:.0f}",
+                steps,
+                f"{entry['peak_resident_bytes'] / 1e9:.2f} GB",
+            )
         )
-    return "\n".join(lines)
+    return Table(header, lines).markdown()
 
 
 def _measure(task: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..engine.metrics import read_metrics
+from ..engine.table import Table
 from .report import row
 
 ENDS = 20  # steps at either end over which noisy values are averaged
@@ -47,15 +48,18 @@ def rank_trend(ranks: Sequence[float]) -> tuple[float, float, float]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        "| peak rate, `ema` | `feature_std`, first and last 20 steps "
-        "| `rankme`, first and last third (error of the difference), lowest | loss, first and last 20 steps | `collapse` |",
-        "|---|---|---|---|---|",
-    ]
+    header = (
+        "peak rate, `ema`",
+        "`feature_std`, first and last 20 steps",
+        "`rankme`, first and last third (error of the difference), lowest",
+        "loss, first and last 20 steps",
+        "`collapse`",
+    )
+    cells = []
     for item in rows:
         first, last, error = rank_trend(item["rankme"])
         std, loss = (", ".join(f"{value:.3g}" for value in item[name]) for name in ("feature_std", "loss"))
         flagged = "never" if item["collapse_from"] is None else f"from step {item['collapse_from']}"
         rank = f"{first:.2f}, {last:.2f} ({error:.2f}), {min(item['rankme']):.2f}"
-        lines.append(f"| {item['setting']} | {std} | {rank} | {loss} | {flagged} |")
-    return "\n".join(lines)
+        cells.append((item["setting"], std, rank, loss, flagged))
+    return Table(header, cells).markdown()

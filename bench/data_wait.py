@@ -17,6 +17,7 @@ from ..engine.config import ConfigError
 from ..engine.config_file import load_config
 from ..engine.metrics import read_metrics
 from ..engine.pretrain import pretrain
+from ..engine.table import Table
 from .report import row
 
 FIGURES = ("data_wait_percent", "clips_per_second", "spans_per_second", "amplification", "bytes_per_clip")
@@ -55,10 +56,14 @@ def bench_data_wait(
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as Markdown, as docs/performance.md has them."""
-    lines = ["| videos | data wait | clips/s | spans/s | amplification |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {entry['corpus']} | {entry['data_wait_percent']:.0f} % | {entry['clips_per_second']:.1f} | "
-        f"{entry['spans_per_second']:.1f} | {entry['amplification']:.2f} |"
+    cells = [
+        (
+            entry["corpus"],
+            f"{entry['data_wait_percent']:.0f} %",
+            f"{entry['clips_per_second']:.1f}",
+            f"{entry['spans_per_second']:.1f}",
+            f"{entry['amplification']:.2f}",
+        )
         for entry in rows
     ]
-    return "\n".join(lines)
+    return Table(("videos", "data wait", "clips/s", "spans/s", "amplification"), cells).markdown()

@@ -23,6 +23,7 @@ from ..engine.config_file import CONFIGS, load_settings
 READERS = Path(__file__).parent / "datasets"
 CARDS = CONFIGS / "datasets"
 SPLITS = ("train", "val", "test")
+TABLE_SUBJECT = "as the table says"  # of a table without a card
 MANY = "|"  # between the labels of one segment, where it may have several
 
 
@@ -124,7 +125,7 @@ def table_card(path: Path, table: Sequence[Segment]) -> Card:
         "other",
         "labels of a table",
         num_classes=len(labels),
-        subject="as the table says",
+        subject=TABLE_SUBJECT,
         videos=len({segment.video for segment in table}),
         main_metric="mean_average_precision" if several else "balanced_accuracy",
         licence="not stated",

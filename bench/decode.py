@@ -20,6 +20,7 @@ import av
 import numpy as np
 import torch
 
+from ..engine.table import Table
 from ..loaders.augment import Box, Crop, CropRecipe
 from ..loaders.batch import LoaderCount
 from ..loaders.corpus import Corpus
@@ -222,7 +223,7 @@ class Utilization:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as Markdown, as docs/performance.md has them."""
     names = ("video", "ceiling, frames/s (sessions)", "windows, frames/s", "of the ceiling", "clips/s", "amplification")
-    lines = [f"| {' | '.join(names)} | NVDEC busy | SM busy |", "|---|---|---|---|---|---|---|---|"]
+    lines = []
     for entry in rows:
         cells = [
             f"{entry['codec']} {entry['width']}x{entry['height']} GOP {entry['gop']}",
@@ -234,5 +235,5 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         ]
         busy = (entry["nvdec_busy_percent"], entry["sm_busy_percent"])
         cells += ["-" if percent is None else f"{percent:.0f} %" for percent in busy]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return Table((*names, "NVDEC busy", "SM busy"), lines).markdown()

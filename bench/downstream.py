@@ -20,6 +20,7 @@ from ..engine.config_file import CONFIGS, load_settings
 from ..engine.convert import MINIMUM
 from ..engine.weight_files import WeightsError
 from ..engine.weight_names import Kind
+from ..loaders.corpus import CorpusError
 from ..loaders.isolated import run_isolated
 from ..loaders.video import VideoError
 from ..ssl.encoder import Positions
@@ -27,6 +28,7 @@ from .backbones import RANDOM, load_backbone
 from .dataset import DatasetError
 from .finetune import ROW, finetune
 from .finetune_command import choose_device, open_task
+from .pretraining import compare_pretraining, find_pretraining
 from .protocol import Protocol, read_protocol
 from .task import write_json
 
@@ -38,7 +40,8 @@ SHIPPED = CONFIGS / "downstream"
 class ModelEntry:
     """name: in the report. weights: as of `load_backbone`; a file's path is relative to the folder of weights. frames, resolution,
     stride or sample_fps: of clips, the weights' own where null. kind, positions: of published weights that do not
-    tell. minimum: share of tensors that must match. column: of the paper's table that it is compared with."""
+    tell. minimum: share of tensors that must match. corpus: an index of what they were pretrained on, where the weights do not say
+    it, relative to the folder of weights. column: of the paper's table that it is compared with."""
 
     name: str
     weights: str
@@ -49,6 +52,7 @@ class ModelEntry:
     kind: Kind | None = None
     positions: Positions | None = None
     minimum: float = MINIMUM
+    corpus: str | None = None
     column: str = ""
 
 
@@ -184,10 +188,13 @@ def run_job(
     weights = resolve_weights(model.weights, places.weights)
     # Random weights are drawn anew for each seed; all others are the same for all.
     backbones: dict[int, Any] = {}
+    corpus = None if model.corpus is None else str(places.weights / model.corpus)
+    pretraining = None
     for protocol, seed, folder in open_cells:
         drawn = seed if weights.startswith(RANDOM) else 0
         if drawn not in backbones:
             backbones = {drawn: load_backbone(weights, seed=drawn, **clips)}
+        pretraining = pretraining or compare_pretraining(task, find_pretraining(weights, corpus))
         finetune(
             task,
             backbones[drawn],
@@ -197,6 +204,7 @@ def run_job(
             device=choose_device(device),
             features=features / folder_name(model.name),
             extras={"model": model.name, "protocol_name": protocol.name, "split": dataset.split},
+            pretraining=pretraining,
             tell=_whisper,
         )
     return len(open_cells)
@@ -225,7 +233,7 @@ def _run(jobs: list[tuple[Any, ...]], workers: int) -> Iterator[tuple[tuple[Any,
     for job in jobs:
         try:
             yield job, run_job(*job)
-        except (DatasetError, WeightsError, CheckpointError, VideoError, ConfigError, OSError) as error:
+        except (DatasetError, WeightsError, CheckpointError, CorpusError, VideoError, ConfigError, OSError) as error:
             yield job, error
 
 

@@ -9,11 +9,13 @@ import csv
 import html
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from ..engine.table import Table
 from .downstream import DatasetEntry, Matrix, Places
 from .downstream_results import Result, domain_means, failures, gather, ranks
+from .judgement import classes_covered, missing_classes
+from .metrics import MEANING, METRICS, OVER_CLASSES
 
 STYLE = """body{font:14px system-ui,sans-serif;margin:2em auto;max-width:80em}table{border-collapse:collapse;margin:1em 0}
 td,th{border:1px solid #bbb;padding:.2em .6em;text-align:right}td:first-child,th:first-child{text-align:left}
@@ -31,19 +33,21 @@ COLUMNS = (
     "deviation",
     "detectable",
 )
-MORE = ("majority", "random", "paper", "rows", "subjects", "left_out", "flags", "audit", "encoder")
+# Metrics that stand in the table, and what they are called there.
+BESIDE = {
+    "accuracy": "accuracy (rows)",
+    "accuracy_over_seconds": "accuracy (seconds)",
+    "macro_f1": "macro F1",
+    "balanced_accuracy": "balanced accuracy",
+}
+MORE = ("majority", "random", "paper", "rows", "subjects", "left_out", "flags", "audit", "encoder", *METRICS)
 EXPLAINED = """\
 Scores in percent of the metric that stands above each table. Intervals: bootstrap over subjects of the test split, 95 %, of the
 mean over seeds. Detectable: the smallest difference to another encoder that such a test split would show in 80 % of the cases.
 Flags: "one class": the same class for every row; "a class's share": an accuracy that is exactly the share of a class; "unstable":
-an interval wider than the distance to the majority baseline; "as majority": an interval that does not lie above that baseline. A
-flagged score says nothing of the encoder. The paper's scores are accuracies."""
-
-
-@dataclass(frozen=True)
-class Table:
-    header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+an interval wider than the distance to the majority baseline; "as majority": an interval that does not lie above that baseline;
+"pretrained on test": the encoder has been trained on videos of the test split; "pretraining not compared": its corpus could not be
+looked at. A flagged score says nothing of the encoder. The paper's scores are accuracies."""
 
 
 def write_report(matrix: Matrix, places: Places) -> list[Path]:
@@ -55,8 +59,8 @@ def write_report(matrix: Matrix, places: Places) -> list[Path]:
     paths[0].write_text(_markdown(sections), encoding="utf-8")
     paths[1].write_text(_page(sections, results), encoding="utf-8")
     with paths[2].open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([*COLUMNS, *MORE])
+        writer = csv.DictWriter(file, [*COLUMNS, *MORE])
+        writer.writeheader()
         writer.writerows(_csv_row(result) for result in results)
     return paths
 
@@ -91,10 +95,14 @@ def _sections(matrix: Matrix, places: Places, results: list[Result]) -> list[tup
 
 def _about(own: list[Result]) -> str:
     row = own[0].rows[0]
+    rows = row["rows"]
     text = (
-        f"{row['metric']}; split {own[0].dataset.split}: {row['rows']['train']} training, {row['rows']['val']} validation and "
-        f"{row['rows']['test']} test rows, the last of {row['subjects']} subjects; {len(row['classes'])} classes."
+        f"{row['metric']}: {MEANING.get(row['metric'], 'as its card says')}. Split {own[0].dataset.split}: {rows['train']} "
+        f"training, {rows['val']} validation and {rows['test']} test rows, the last of {row['subjects']} subjects; "
+        f"{len(row['classes'])} classes."
     )
+    if missing := missing_classes(row):
+        text += f" Not every split has every class: {missing}."
     if row["left_out"]:
         text += f" {row['left_out']} rows stand in no split and are left out."
     if own[0].dataset.paper and own[0].dataset.split != "official":
@@ -107,28 +115,36 @@ def _about(own: list[Result]) -> str:
 
 
 def _scores(dataset: DatasetEntry, own: list[Result]) -> Table:
+    row = own[0].rows[0]
+    covered = classes_covered(row)
     header = (
         "",
         "protocol",
-        "score",
+        f"score ({covered})" if covered and row["metric"] in OVER_CLASSES else "score",
         "95 % interval",
         "over seeds",
         "detectable",
-        "macro F1",
-        "balanced",
+        *(BESIDE[name] + (f" ({covered})" if name in OVER_CLASSES and covered else "") for name in BESIDE),
         "flags",
         "paper",
     )
-    row = own[0].rows[0]
     guess = row["majority_metrics"]
     share = "" if dataset.paper_majority is None else f"{dataset.paper_majority:.2f}"
-    rows = [
+    nothing = [""] * len(BESIDE)
+    rows: list[Sequence[str]] = [
         (
-            "majority baseline", "", percent(row["majority"]), "", "", "",
-            percent(guess.get("accuracy")), percent(guess.get("macro_f1")), percent(guess.get("balanced_accuracy")), "", share,
+            "majority baseline",
+            "",
+            percent(row["majority"]),
+            "",
+            "",
+            "",
+            *(percent(guess.get(n)) for n in BESIDE),
+            "",
+            share,
         ),
-        ("random baseline", "", percent(row["random"]), "", "", "", "", "", "", "", ""),
-    ]  # fmt: skip
+        ("random baseline", "", percent(row["random"]), "", "", "", *nothing, "", ""),
+    ]
     for result in own:
         interval = result.interval
         rows.append(
@@ -138,12 +154,10 @@ def _scores(dataset: DatasetEntry, own: list[Result]) -> Table:
                 percent(interval.score),
                 f"{percent(interval.low)} .. {percent(interval.high)}"
                 if math.isfinite(interval.low)
-                else "one subject",
+                else ("one subject" if row["subjects"] == 1 else "no variation"),
                 f"± {percent(result.deviation)} ({len(result.rows)})" if len(result.rows) > 1 else "1 seed",
                 percent(interval.detectable),
-                percent(result.mean("accuracy")),
-                percent(result.mean("macro_f1")),
-                percent(result.mean("balanced_accuracy")),
+                *(percent(result.mean(name)) for name in BESIDE),
                 ", ".join(result.flags),
                 percent(result.paper),
             )
@@ -175,14 +189,29 @@ def percent(value: float | None) -> str:
     return "" if value is None or not math.isfinite(value) else f"{100 * value:.2f}"
 
 
-def _csv_row(result: Result) -> list[object]:
+def _csv_row(result: Result) -> dict[str, object]:
     row, interval = result.rows[0], result.interval
-    known = [interval.score, interval.low, interval.high, result.deviation, interval.detectable]
-    numbers = ["" if not math.isfinite(value) else f"{value:.6f}" for value in known]
-    first = [result.title, row["domain"], result.protocol.name, result.model.name, len(result.rows), row["metric"]]
-    baselines = [row["majority"], row["random"], "" if result.paper is None else result.paper]
-    counts = [row["rows"]["test"], row["subjects"], row["left_out"]]
-    return [*first, *numbers, *baselines, *counts, "; ".join(result.flags), "; ".join(row["audit"]), row["encoder"]]
+    numbers = {"score": interval.score, "low": interval.low, "high": interval.high}
+    numbers |= {"deviation": result.deviation, "detectable": interval.detectable}
+    return {
+        "dataset": result.title,
+        "domain": row["domain"],
+        "protocol": result.protocol.name,
+        "model": result.model.name,
+        "seeds": len(result.rows),
+        "metric": row["metric"],
+        **{name: f"{value:.6f}" if math.isfinite(value) else "" for name, value in numbers.items()},
+        "majority": row["majority"],
+        "random": row["random"],
+        "paper": "" if result.paper is None else result.paper,
+        "rows": row["rows"]["test"],
+        "subjects": row["subjects"],
+        "left_out": row["left_out"],
+        "flags": "; ".join(result.flags),
+        "audit": "; ".join(row["audit"]),
+        "encoder": row["encoder"],
+        **{name: f"{value:.6f}" for name in METRICS if math.isfinite(value := result.mean(name))},
+    }
 
 
 def _markdown(sections: Sequence[tuple[str, str, Table | None]]) -> str:
@@ -192,10 +221,7 @@ def _markdown(sections: Sequence[tuple[str, str, Table | None]]) -> str:
         if text:
             parts.append(f"{text}\n")
         if table and table.rows:
-            lines = [table.header, ("---",) * len(table.header), *table.rows]
-            parts.append(
-                "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
-            )
+            parts.append(f"{table.markdown()}\n")
     return "\n".join(parts)
 
 
@@ -205,15 +231,9 @@ def _page(sections: Sequence[tuple[str, str, Table | None]], results: list[Resul
         level = 1 if number == 0 else 2
         parts.append(f"<h{level}>{html.escape(heading)}</h{level}><p>{html.escape(text)}</p>")
         if table and table.rows:
-            parts.append(_html_table(table))
+            parts.append(table.html())
         parts += [_confusion(result) for result in results if result.title == heading and "confusion" in result.rows[0]]
     return "\n".join(parts)
-
-
-def _html_table(table: Table) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def _confusion(result: Result) -> str:

@@ -83,12 +83,14 @@ def finetune(
     device: torch.device | None = None,
     features: Path | None = None,
     extras: Mapping[str, Any] | None = None,
+    pretraining: Mapping[str, Any] | None = None,
     tell: Callable[[str], None] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """The row of a cell: read where it is done, else trained, or gone on with.
 
-    features: FOLDER/features where None. Raises ConfigError where the folder holds another cell, DatasetError and VideoError.
+    features: FOLDER/features where None. pretraining: of `compare_pretraining`. Raises ConfigError where the folder holds another
+    cell, DatasetError and VideoError.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     say = tell or (lambda text: print(text, file=sys.stderr, flush=True))
@@ -100,15 +102,24 @@ def finetune(
     _claim(cell)
     row_path = folder / ROW
     if row_path.exists():
+        row = json.loads(row_path.read_text(encoding="utf-8"))
+        if pretraining is not None and row.get("pretraining") != pretraining:
+            write_json(row_path, _with_pretraining(row, pretraining))
         return json.loads(row_path.read_text(encoding="utf-8"))
     scores = _tune(cell) if protocol.kind == "full" else _probe(cell)
     selected = json.loads((folder / SELECTED).read_text(encoding="utf-8"))
     row, drawn = judge(task, task.open_test(folder).predictions(scores))
     np.save(folder / RESAMPLES, drawn)
     named = {"dataset": task.name, "model": backbone.name, "protocol": protocol.kind, "seed": seed}
-    write_json(row_path, {**named, **(extras or {}), **row, "selected": selected, "encoder": backbone.account})
+    row = {**named, **(extras or {}), **row, "selected": selected, "encoder": backbone.account}
+    write_json(row_path, row if pretraining is None else _with_pretraining(row, pretraining))
     shutil.rmtree(folder / STATE, ignore_errors=True)
     return json.loads(row_path.read_text(encoding="utf-8"))
+
+
+def _with_pretraining(row: dict[str, Any], pretraining: Mapping[str, Any]) -> dict[str, Any]:
+    others = [flag for flag in row["flags"] if flag not in row.get("pretraining", {}).get("flags", ())]
+    return {**row, "flags": [*pretraining["flags"], *others], "pretraining": dict(pretraining)}
 
 
 def _probe(cell: Cell) -> NDArray[np.float64]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..engine.config_error import ConfigError
-from .audit_command import dataset_table, split_table
+from .audit_command import labelled
 from .backbones import load_backbone
-from .dataset import load_card, read_table, table_card
 from .finetune import finetune
+from .judgement import classes_covered, missing_classes
+from .metrics import OVER_CLASSES
+from .pretraining import compare_pretraining, find_pretraining, pretraining_lines
 from .protocol import read_protocol
 from .task import Task
 
@@ -34,16 +34,10 @@ def open_task(
 ) -> Task:
     """A data set as a task.
 
-    dataset: one of trocar's, a card's path, or a table's (.csv), which needs no card; its relative paths begin at `root`. split,
-    csv, table: as of `dataset_table`. pieces: see `Task`. cache: ROOT/.trocar where None. Raises DatasetError and ConfigError.
+    dataset, split, csv, table: as of `labelled`. pieces: see `Task`. cache: ROOT/.trocar where None. Raises DatasetError and
+    ConfigError.
     """
-    if dataset.endswith(".csv"):
-        rows = [replace(s, video=os.path.join(root, s.video)) for s in read_table(Path(dataset))]
-        card = table_card(Path(dataset), rows)
-        rows = split_table(rows, card, split, split_seed)
-    else:
-        card = load_card(dataset)
-        rows = dataset_table(dataset, card, root, split=split, csv=csv, table=table, seed=split_seed)
+    card, rows = labelled(dataset, root, split=split, csv=csv, table=table, seed=split_seed)
     return Task(Path(dataset).stem, card, rows, cache=cache or Path(root) / CACHE, pieces=pieces)
 
 
@@ -67,32 +61,47 @@ def finetune_command(
     seed: int,
     device: str,
     clips: dict[str, Any],
+    corpus: str | None = None,
     tell: Callable[[str], None],
     **of_task: Any,
 ) -> dict[str, Any]:
-    """The row of the cell in `out`. clips: of `load_backbone`. of_task: of `open_task`."""
+    """The row of the cell in `out`. clips: of `load_backbone`. corpus: of `find_pretraining`. of_task: of `open_task`."""
     chosen = read_protocol(protocol, settings)
     task = open_task(dataset, root, **of_task)
     backbone = load_backbone(model, seed=seed, **clips)
     tell(backbone.account)
+    pretraining = compare_pretraining(task, find_pretraining(model, corpus))
     extras = {"split": of_task.get("split")}
     where = choose_device(device)
-    return finetune(task, backbone, chosen, out, seed=seed, device=where, extras=extras, tell=tell, progress=True)
+    more = {"extras": extras, "pretraining": pretraining}
+    return finetune(task, backbone, chosen, out, seed=seed, device=where, tell=tell, progress=True, **more)
 
 
 def lines(row: dict[str, Any]) -> list[str]:
     """A row in words."""
-    low, high = (float("nan") if row[name] is None else row[name] for name in ("low", "high"))
+    covered = classes_covered(row)
+
+    def of_classes(metric: str) -> str:
+        return f" (over {covered})" if covered and metric in OVER_CLASSES else ""
+
+    if row["low"] is None:
+        interval = "no interval: " + ("one subject" if row["subjects"] == 1 else "its resamples do not vary")
+    else:
+        interval = f"95 % interval {row['low']:.4f} .. {row['high']:.4f} over {row['subjects']} subjects"
     text = [
         f"{row['model']} on {row['dataset']}, {row['protocol']}, seed {row['seed']}: selected {row['selected']['point']}",
-        f"{row['metric']} {row['score']:.4f}, 95 % interval {low:.4f} .. {high:.4f} over {row['subjects']} subjects",
-        f"majority baseline {row['majority']:.4f}, random {row['random']:.4f}",
+        f"{row['metric']} {row['score']:.4f}{of_classes(row['metric'])}, {interval}",
+        f"majority baseline {row['majority']:.4f}, random {row['random']:.4f}{of_classes(row['metric'])}",
     ]
+    if missing := missing_classes(row):
+        text.append(f"splits without some classes: {missing}")
     if row["detectable"] is not None:
         text.append(f"smallest detectable difference {row['detectable']:.4f}")
-    text += [f"{name} {value:.4f}" for name, value in row["metrics"].items() if value is not None]
+    text += [f"{name} {value:.4f}{of_classes(name)}" for name, value in row["metrics"].items() if value is not None]
     if row["flags"]:
         text.append(f"flags: {', '.join(row['flags'])}")
+    if "pretraining" in row:
+        text += pretraining_lines(row["pretraining"], row["rows"]["test"])
     if row["audit"]:
         text.append(f"faults of the split: {', '.join(row['audit'])}")
     if row["left_out"]:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..engine.table import Table
+
 Row = dict[str, Any]
 Found = tuple[str, Row]  # the figure as text, and the row behind it
 
@@ -190,12 +192,12 @@ GOALS = (
 def table(rows: Sequence[Row]) -> str:
     """Markdown: every goal, measured with the card and the commit behind it, or unmeasured."""
     gpu = [row for row in rows if "capability" in row["machine"]]
-    lines = ["| what | goal | on a GPU |", "|---|---|---|"]
+    cells = []
     for goal in GOALS:
         found = goal.find(gpu)
         cell = "; ".join(text for text, _ in found)
         if found:
             row = found[0][1]
             cell = f"measured: {cell} ({row['machine']['device']}, commit {row['commit']})"
-        lines.append(f"| {goal.what} | {goal.goal} | {cell or 'unmeasured'} |")
-    return "\n".join(lines)
+        cells.append((goal.what, goal.goal, cell or "unmeasured"))
+    return Table(("what", "goal", "on a GPU"), cells).markdown()

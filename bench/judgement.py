@@ -41,11 +41,24 @@ def judge(task: Task, predictions: Predictions, *, seed: int = 0) -> tuple[dict[
         "audit": list(task.findings),
         "domain": task.card.domain,
         "classes": list(task.classes),
+        "classes_without_rows": {split: list(names) for split, names in task.missing_classes.items()},
     }
     if not task.several:
         labels = np.arange(task.num_classes)
         row["confusion"] = confusion_matrix(predictions.truth, predictions.predicted, labels=labels).tolist()
     return known(row), drawn
+
+
+def classes_covered(row: dict[str, Any]) -> str:
+    """How many classes the metrics of a row are means over, where the test split lacks some; else ""."""
+    count, lacking = len(row["classes"]), len(row.get("classes_without_rows", {}).get("test", ()))
+    return f"{count - lacking} of {count} classes" if lacking else ""
+
+
+def missing_classes(row: dict[str, Any]) -> str:
+    """Which splits lack which classes, in words."""
+    lacking = {split: names for split, names in row.get("classes_without_rows", {}).items() if names}
+    return "; ".join(f"{split} lacks {', '.join(names)}" for split, names in lacking.items())
 
 
 def known(value: Any) -> Any:

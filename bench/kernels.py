@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..engine.table import Table
 from ..kernels.decoder_tokens import decoder_tokens, decoder_tokens_reference
 from ..kernels.ema import ema
 from ..kernels.feature_loss import feature_loss, feature_loss_reference
@@ -327,17 +328,21 @@ def bench_kernels(names: Sequence[str] = (), *, size: str = "base", out: Path | 
     return rows
 
 
+COLUMNS = ("operator", "time", "against eager", "against torch.compile", "GB/s", "TFLOP/s", "of its floor")
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as Markdown, as docs/kernels.md has them."""
-    lines = [
-        "| operator | time | against eager | against torch.compile | GB/s | TFLOP/s | of its floor |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for entry in rows:
-        compiled = f"{entry['times_compiled']:.1f}x" if entry["times_compiled"] else "-"
-        lines.append(
-            f"| {entry['operator']} | {entry['seconds'] * 1e6:.0f} us +- {entry['spread_percent'] / 2:.0f} % | "
-            f"{entry['times_eager']:.1f}x | {compiled} | {entry['gigabytes_per_second']:.0f} | "
-            f"{entry['teraflops_per_second']:.0f} | {100 * entry['of_floor']:.0f} % |"
+    cells = [
+        (
+            entry["operator"],
+            f"{entry['seconds'] * 1e6:.0f} us +- {entry['spread_percent'] / 2:.0f} %",
+            f"{entry['times_eager']:.1f}x",
+            f"{entry['times_compiled']:.1f}x" if entry["times_compiled"] else "-",
+            f"{entry['gigabytes_per_second']:.0f}",
+            f"{entry['teraflops_per_second']:.0f}",
+            f"{100 * entry['of_floor']:.0f} %",
         )
-    return "\n".join(lines)
+        for entry in rows
+    ]
+    return Table(COLUMNS, cells).markdown()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..engine.table import Table
+
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """As docs/performance.md has it. rows: of one run of `bench_loading`, at least one."""
@@ -19,17 +21,12 @@ def ratio_table(rows: Sequence[dict[str, Any]]) -> str:
     names = list(dict.fromkeys(name for entry in peers for name in entry["ours_against_it"]))
     if not peers:
         return ""
-    lines = ["| times as many clips/s as | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines = []
     for entry in peers:
-        cells = [
-            f"{ratio['median']:.2f} ({ratio['low']:.2f} .. {ratio['high']:.2f})" for ratio in _against(entry, names)
-        ]
-        lines.append(f"| {entry['arm']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _against(entry: dict[str, Any], names: Sequence[str]) -> list[dict[str, float]]:
-    return [entry["ours_against_it"][name] for name in names]
+        ratios = [entry["ours_against_it"].get(name) for name in names]
+        cells = ["" if r is None else f"{r['median']:.2f} ({r['low']:.2f} .. {r['high']:.2f})" for r in ratios]
+        lines.append((entry["arm"], *cells))
+    return Table(("times as many clips/s as", *names), lines).markdown()
 
 
 def speed_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -37,20 +34,30 @@ def speed_table(rows: Sequence[dict[str, Any]]) -> str:
     measured = [entry for entry in rows if "clips_per_second" in entry]
     if not measured:
         return ""
-    lines = [
-        "| arm | clips/s | core seconds a clip | amplification | MB read a clip | difference (to neighbours) | used as |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    header = (
+        "arm",
+        "clips/s",
+        "core seconds a clip",
+        "amplification",
+        "MB read a clip",
+        "difference (to neighbours)",
+        "used as",
+    )
+    lines = []
     for entry in measured:
         bytes_per_clip = entry["bytes_per_clip"]
         lines.append(
-            f"| {entry['arm']} | {entry['clips_per_second']:.2f} | {entry['cpu_seconds_per_clip']:.3f} | "
-            f"{_or_unknown(entry['amplification'])} | "
-            f"{_or_unknown(None if bytes_per_clip is None else bytes_per_clip / 1e6)} | "
-            f"{entry['difference']:.2f} ({entry['to_neighbours']:.2f}) | "
-            f"{entry['library']}{'; ' + entry['way'] if entry['way'] else ''} |"
+            (
+                entry["arm"],
+                f"{entry['clips_per_second']:.2f}",
+                f"{entry['cpu_seconds_per_clip']:.3f}",
+                _or_unknown(entry["amplification"]),
+                _or_unknown(None if bytes_per_clip is None else bytes_per_clip / 1e6),
+                f"{entry['difference']:.2f} ({entry['to_neighbours']:.2f})",
+                f"{entry['library']}{'; ' + entry['way'] if entry['way'] else ''}",
+            )
         )
-    return "\n".join(lines)
+    return Table(header, lines).markdown()
 
 
 def _or_unknown(value: float | None) -> str:

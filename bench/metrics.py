@@ -16,7 +16,6 @@ from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
     f1_score,
-    jaccard_score,
     recall_score,
     roc_auc_score,
 )
@@ -27,6 +26,7 @@ RANDOM_DRAWS = 20
 QUANTILES = 1.959964 + 0.841621
 # Of overlaps, whose seconds are sums of frames: 3 frames of 30 are a tenth, also where 0.3 / 3.0 is not.
 ROUNDING = 1e-9
+LEAST_SECONDS = 1e-6
 # The mean over classes, which counts one that is never predicted as 0. (The library's annotations know only the text "warn".)
 MACRO: dict[str, Any] = {"average": "macro", "zero_division": 0}
 
@@ -55,6 +55,11 @@ class Predictions:
             raise ValueError("a score is not finite")
 
     @property
+    def seconds(self) -> NDArray[np.float64]:
+        """(N,), above 0, as a table may hold rows of no length."""
+        return np.maximum(self.ends - self.starts, LEAST_SECONDS)
+
+    @property
     def several(self) -> bool:
         return self.truth.ndim == 2
 
@@ -76,6 +81,10 @@ def accuracy(p: Predictions) -> float:
     return float(accuracy_score(p.truth, p.predicted))
 
 
+def accuracy_over_seconds(p: Predictions) -> float:
+    return float(accuracy_score(p.truth, p.predicted, sample_weight=p.seconds))
+
+
 def balanced_accuracy(p: Predictions) -> float:
     """The mean recall of the classes that occur."""
     return float(recall_score(p.truth, p.predicted, labels=np.unique(p.truth), **MACRO))
@@ -95,6 +104,26 @@ def mean_average_precision(p: Predictions) -> float:
     return float(np.mean([average_precision_score(truth[:, k], p.scores[:, k]) for k in occurring]))
 
 
+def video_mean_average_precision(p: Predictions) -> float:
+    """The average precision of each class in each video that has it, averaged over these videos, then over the classes.
+
+    ivtmetrics' `compute_video_AP`, which CholecT50's papers report, where `mean_average_precision` is its `compute_global_AP`.
+    """
+    truth = _one_hot(p)
+    groups = _rows_of_videos(p)
+    occurring = np.flatnonzero(truth.any(axis=0))
+    if not len(occurring):
+        return float("nan")
+    return float(
+        np.mean(
+            [
+                np.mean([average_precision_score(truth[g, k], p.scores[g, k]) for g in groups if truth[g, k].any()])
+                for k in occurring
+            ]
+        )
+    )
+
+
 def auroc(p: Predictions) -> float:
     """The mean area under the ROC curve of each class against the rest, over the classes that some rows have and some have not."""
     truth = _one_hot(p)
@@ -105,8 +134,23 @@ def auroc(p: Predictions) -> float:
 
 
 def phase_jaccard(p: Predictions) -> float:
-    """The Jaccard index of each phase that a video has, averaged over its phases, then over the videos."""
-    return _mean_over_videos(p, _video_jaccard)
+    """The Jaccard index, in seconds, of each phase in each video that has it, averaged over these videos, then over the phases.
+
+    The order of Cholec80's and M2CAI's evaluation, without their relaxed boundaries; their frames stand for equal times.
+    """
+    videos, names = np.unique(p.videos, return_inverse=True)[1], p.scores.shape[1]
+
+    def seconds(labels: NDArray, weights: NDArray) -> NDArray[np.float64]:
+        sums = np.zeros((int(videos.max()) + 1, names))
+        np.add.at(sums, (videos, labels), weights)
+        return sums
+
+    wanted, found = seconds(p.truth, p.seconds), seconds(p.predicted, p.seconds)
+    both = seconds(p.truth, p.seconds * (p.truth == p.predicted))
+    present = seconds(p.truth, np.ones(len(p.truth))) > 0
+    shares = np.where(present, both, 0) / np.where(present, wanted + found - both, 1)
+    occurring = present.any(axis=0)
+    return float((shares.sum(axis=0)[occurring] / present.sum(axis=0)[occurring]).mean())
 
 
 def f1_at_10(p: Predictions) -> float:
@@ -114,23 +158,54 @@ def f1_at_10(p: Predictions) -> float:
 
     Every class counts, also "other", as in SAR-RARP50's challenge.
     """
-    return _mean_over_videos(p, _segmental_f1)
+    counts = [_segments(p, rows) for rows in _rows_of_videos(p)]
+    return float(np.mean([2 * matched / segments for matched, segments in counts]))
+
+
+def f1_at_10_pooled(p: Predictions) -> float:
+    """The same with the segments of all videos counted together, as MS-TCN's evaluation does (arXiv 1903.01945)."""
+    counts = [_segments(p, rows) for rows in _rows_of_videos(p)]
+    return 2 * sum(matched for matched, _ in counts) / sum(segments for _, segments in counts)
 
 
 METRICS: dict[str, Callable[[Predictions], float]] = {
     "accuracy": accuracy,
+    "accuracy_over_seconds": accuracy_over_seconds,
     "balanced_accuracy": balanced_accuracy,
     "macro_f1": macro_f1,
     "phase_jaccard": phase_jaccard,
     "mean_average_precision": mean_average_precision,
+    "video_mean_average_precision": video_mean_average_precision,
     "auroc": auroc,
     "f1_at_10": f1_at_10,
+    "f1_at_10_pooled": f1_at_10_pooled,
 }
-OF_SEVERAL_LABELS = ("mean_average_precision", "auroc")
+OF_SEVERAL_LABELS = ("mean_average_precision", "video_mean_average_precision", "auroc")
+MEANING = {
+    "accuracy": "the share of rows that are right, however long they are",
+    "accuracy_over_seconds": "the share of the rows' seconds that is right",
+    "balanced_accuracy": "the recall of each class over rows, averaged over the classes that the test split has",
+    "macro_f1": "the F1 of each class over rows, averaged over the classes that the test split has",
+    "phase_jaccard": "the Jaccard index of seconds, of each phase averaged over the videos that have it, then over the phases",
+    "mean_average_precision": "average precision of each class over all rows of all videos (ivtmetrics' global AP), then the mean",
+    "video_mean_average_precision": "average precision of each class in each video that has it, averaged over these videos, then "
+    "over the classes (ivtmetrics' video-wise AP)",
+    "auroc": "the area under each class's ROC curve over all rows, averaged over the classes",
+    "f1_at_10": "segmental F1 at 10 % overlap of each video, averaged over the videos",
+    "f1_at_10_pooled": "segmental F1 at 10 % overlap, the segments of all videos counted together",
+}
+# Means over the classes of the test split, which may lack some.
+OVER_CLASSES = (
+    "balanced_accuracy",
+    "macro_f1",
+    "phase_jaccard",
+    "mean_average_precision",
+    "video_mean_average_precision",
+)
 
 
 def measure(p: Predictions) -> dict[str, float]:
-    """All metrics that suit: rows of several labels have mean average precision and AUROC alone."""
+    """All metrics that suit: rows of several labels have average precisions and AUROC alone."""
     return {name: metric(p) for name, metric in METRICS.items() if not p.several or name in OF_SEVERAL_LABELS}
 
 
@@ -179,8 +254,9 @@ def resampled(
 
 
 def interval_of(score: float, drawn: NDArray[np.float64]) -> Interval:
-    """The interval of a score whose resamples are `drawn`; NaN where there are none."""
-    if not np.isfinite(drawn).any():
+    """The interval of a score whose resamples are `drawn`; NaN where there are none, or all alike: those tell of no spread."""
+    known = drawn[np.isfinite(drawn)]
+    if not len(known) or np.ptp(known) == 0:
         return Interval(score, float("nan"), float("nan"), float("nan"))
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
     return Interval(score, float(low), float(high), float(QUANTILES * np.sqrt(2) * np.nanstd(drawn, ddof=1)))
@@ -202,8 +278,8 @@ def flags(p: Predictions, interval: Interval, majority_score: float) -> list[str
     """What speaks against a score.
 
     "one class": the same class is predicted for every row. "a class's share": the accuracy is exactly the share of one class.
-    "unstable": the interval is wider than the distance to the majority baseline, or unknown. "as majority": the interval does not
-    lie above that baseline.
+    "unstable": the interval is wider than the distance to the majority baseline, or unknown. "as majority": the interval, or the
+    score where that is unknown, does not lie above that baseline.
     """
     found = []
     if not p.several:
@@ -216,7 +292,8 @@ def flags(p: Predictions, interval: Interval, majority_score: float) -> list[str
         found.append("one class")
     if not interval.high - interval.low <= abs(interval.score - majority_score):
         found.append("unstable")
-    if not interval.low > majority_score:
+    least = interval.low if np.isfinite(interval.low) else interval.score
+    if not least > majority_score:
         found.append("as majority")
     return found
 
@@ -235,19 +312,14 @@ def _with_scores(p: Predictions, scores: NDArray[np.float64]) -> Predictions:
     return Predictions(p.truth, scores, p.subjects, p.videos, p.starts, p.ends)
 
 
-def _mean_over_videos(p: Predictions, metric: Callable[[Predictions, NDArray[np.int64]], float]) -> float:
+def _rows_of_videos(p: Predictions) -> list[NDArray[np.int64]]:
     index = np.unique(p.videos, return_inverse=True)[1]
     order = np.argsort(index, kind="stable")
-    groups = np.split(order, np.flatnonzero(np.diff(index[order])) + 1)
-    return float(np.mean([metric(p, rows) for rows in groups]))
+    return np.split(order, np.flatnonzero(np.diff(index[order])) + 1)
 
 
-def _video_jaccard(p: Predictions, rows: NDArray[np.int64]) -> float:
-    truth = p.truth[rows]
-    return float(jaccard_score(truth, p.predicted[rows], labels=np.unique(truth), **MACRO))
-
-
-def _segmental_f1(p: Predictions, rows: NDArray[np.int64], overlap: float = 0.1) -> float:
+def _segments(p: Predictions, rows: NDArray[np.int64], overlap: float = 0.1) -> tuple[int, int]:
+    """Of a video: how many segments match, and how many there are in the truth and in what is said together."""
     rows = rows[np.argsort(p.starts[rows], kind="stable")]
     wanted, found = (_runs(p, rows, labels) for labels in (p.truth, p.predicted))
     matched: set[int] = set()
@@ -261,7 +333,7 @@ def _segmental_f1(p: Predictions, rows: NDArray[np.int64], overlap: float = 0.1)
         # One that is taken already makes a second find of the same segment: it matches nothing, not the next best either.
         if best >= overlap - ROUNDING:
             matched.add(which)
-    return 2 * len(matched) / (len(wanted) + len(found))
+    return len(matched), len(wanted) + len(found)
 
 
 def _runs(p: Predictions, rows: NDArray[np.int64], labels: NDArray) -> list[tuple[int, float, float]]:

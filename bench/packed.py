@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..engine.table import Table
 from ..loaders.augment import CropRecipe
 from ..loaders.corpus import Corpus
 from ..loaders.cpu import ClipLoader
@@ -66,13 +67,17 @@ def compare_loading(
 
 def table(rows: Sequence[Loading]) -> str:
     """The rows as text, and what was measured how."""
-    lines = [f"{'':10} {'MB':>10} {'KiB/frame':>10} {'amplification':>14} {'clips/s':>9}"]
-    lines += [
-        f"{row.name:10} {row.bytes / 1e6:>10,.1f} {row.bytes / row.frames / 1024:>10.1f} {row.amplification:>14.2f} "
-        f"{row.clips_per_second:>9.1f}"
+    cells = [
+        (
+            row.name,
+            f"{row.bytes / 1e6:,.1f}",
+            f"{row.bytes / row.frames / 1024:.1f}",
+            f"{row.amplification:.2f}",
+            f"{row.clips_per_second:.1f}",
+        )
         for row in rows
     ]
     passes = " and ".join(f"{row.passes} x {row.clips}" for row in rows)
     cores = len(os.sched_getaffinity(0))
-    lines.append(f"({passes} clips of {CLIP_FRAMES} frames at {RESOLUTION} px, CPU loader, {cores} cores)")
-    return "\n".join(lines)
+    told = f"({passes} clips of {CLIP_FRAMES} frames at {RESOLUTION} px, CPU loader, {cores} cores)"
+    return f"{Table(('', 'MB', 'KiB/frame', 'amplification', 'clips/s'), cells).text()}\n{told}"

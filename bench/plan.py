@@ -71,12 +71,14 @@ class Share:
 
 @dataclass(frozen=True)
 class Demand:
-    """What one rank does in a step. prefetch: batches that are decoded ahead. gradient_bytes: that all ranks exchange."""
+    """What one rank does in a part of a step. prefetch: batches that are decoded ahead. gradient_bytes: that all ranks exchange.
+    parts: how many of these are accumulated for one step of the optimizer."""
 
     clips: float
     views: int
     prefetch: int
     gradient_bytes: float
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class Lever:
 
 def levers(compute: Compute, videos: Videos, share: Share, demand: Demand, others: list[Videos]) -> list[Lever]:
     """What each change alone would bring, most first. others: the corpus in other forms."""
-    now = plan_step(compute, videos, share, demand).seconds
+    now = plan_step(compute, videos, share, demand).clips_per_second
     per_clip = compute.seconds_per_clip
     half = replace(
         compute,
@@ -167,5 +169,11 @@ def levers(compute: Compute, videos: Videos, share: Share, demand: Demand, other
     if (nvdec := videos.nvdec_pictures_per_second) is not None and share.has_nvdec:
         faster = replace(videos, nvdec_pictures_per_second=replace(nvdec, value=2 * nvdec.value))
         changes["twice the NVDEC engines"] = lambda: plan_step(compute, faster, share, demand)
-    found = [Lever(name, now / change().seconds) for name, change in changes.items()]
+    if demand.parts > 1:
+        fewer = max(n for n in range(1, demand.parts) if demand.parts % n == 0)
+        times = demand.parts / fewer
+        larger = replace(demand, clips=times * demand.clips, gradient_bytes=times * demand.gradient_bytes, parts=fewer)
+        name = f"optim.accumulation={fewer}, {larger.clips:g} clips at a time"
+        changes[name] = lambda: plan_step(compute, videos, share, larger)
+    found = [Lever(name, change().clips_per_second / now) for name, change in changes.items()]
     return sorted(found, key=lambda lever: -lever.gain)

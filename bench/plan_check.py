@@ -24,6 +24,7 @@ import torch
 from ..engine.config import Config
 from ..engine.config_file import load_config
 from ..engine.metrics import read_metrics
+from ..engine.table import Table
 from ..loaders.span import SpanReader
 from .decode import Scale, write_corpus
 from .plan import COMPUTE, Demand, Rate, Share, Step, plan_step
@@ -194,16 +195,26 @@ def _without_other_work(entry: dict[str, Any], bottleneck: str) -> float:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown, of the predicted settings."""
-    lines = [
-        "| setting | clips/s, predicted | measured | off by | with the other work | bottleneck, predicted | data wait, measured |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {entry['setting']} | {entry['predicted_clips_per_second']:.1f} | {entry['measured_clips_per_second']:.1f} | "
-        f"{100 * (entry['predicted_clips_per_second'] / entry['measured_clips_per_second'] - 1):+.0f} % | "
-        f"{entry['clips_per_second_with_other_work']:.1f} | {entry['bottleneck']} | "
-        f"{entry['measured_data_wait_percent']:.0f} % |"
+    header = (
+        "setting",
+        "clips/s, predicted",
+        "measured",
+        "off by",
+        "with the other work",
+        "bottleneck, predicted",
+        "data wait, measured",
+    )
+    cells = [
+        (
+            entry["setting"],
+            f"{entry['predicted_clips_per_second']:.1f}",
+            f"{entry['measured_clips_per_second']:.1f}",
+            f"{100 * (entry['predicted_clips_per_second'] / entry['measured_clips_per_second'] - 1):+.0f} %",
+            f"{entry['clips_per_second_with_other_work']:.1f}",
+            entry["bottleneck"],
+            f"{entry['measured_data_wait_percent']:.0f} %",
+        )
         for entry in rows
         if entry["benchmark"] == "plan"
     ]
-    return "\n".join(lines)
+    return Table(header, cells).markdown()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +114,15 @@ def fit_line(points: dict[float, float]) -> tuple[float, float]:
     return 0.0, float((x @ y) / (x @ x))
 
 
-def video_rates(rows: Sequence[Row], config: Config, cluster: Cluster, name: str) -> Videos | None:
-    """What spans of `name`, "originals" or "proxies", cost; None where that is known for no decoder."""
+def video_rates(
+    rows: Sequence[Row], config: Config, cluster: Cluster, name: str, own: Mapping[str, Rate] | None = None
+) -> Videos | None:
+    """What spans of `name`, "originals" or "proxies", cost; None where that is known for no decoder.
+
+    own: rates of the very corpus, before all others.
+    """
     assumed: AssumedVideos = getattr(cluster, name)
-    found = _profiled(rows, config, name) or _loaded(rows, config, name)
+    found = {**(_profiled(rows, config, name) or _loaded(rows, config, name)), **(own or {})}
 
     def rate(key: str, default: float | None = None) -> Rate | None:
         if key in found:

@@ -15,6 +15,7 @@ import torch
 
 from ..engine.build import build_model
 from ..engine.config import Config, ConfigError
+from ..engine.table import Table
 from ..loaders.corpus import Corpus
 from ..loaders.sampler import Sampler
 from .plan import (
@@ -34,6 +35,7 @@ from .plan import (
     plan_step,
 )
 from .plan_cluster import Cluster
+from .plan_corpus import Measured
 from .plan_rates import compute_rates, packing_rates, video_rates
 from .stages import NAMES
 
@@ -102,12 +104,20 @@ class Plan:
 
 
 def make_plan(
-    config: Config, cluster: Cluster, corpus: CorpusSize, rows: Sequence[dict[str, Any]], *, views: int = 4
+    config: Config,
+    cluster: Cluster,
+    corpus: CorpusSize,
+    rows: Sequence[dict[str, Any]],
+    *,
+    views: int = 4,
+    measured: Measured | None = None,
 ) -> Plan:
     """Raises ConfigError where a rate is neither measured nor assumed, or the batch does not divide by the ranks.
 
-    rows: the measurements that rates are taken from. views: a span, in the arms with span reuse.
+    rows: the measurements that rates are taken from. views: a span, in the arms with span reuse. measured: of the corpora
+    themselves, before all rows.
     """
+    measured = measured or Measured({})
     optim = config.optim
     if optim.batch % (optim.accumulation * cluster.ranks):
         raise ConfigError(
@@ -115,13 +125,14 @@ def make_plan(
             "and optim.accumulation so that it is"
         )
     compute = compute_rates(rows, config, cluster)
-    kinds = {name: video_rates(rows, config, cluster, name) for name in ("originals", "proxies")}
+    own = measured.spans
+    kinds = {name: video_rates(rows, config, cluster, name, own.get(name)) for name in ("originals", "proxies")}
     known = {name: videos for name, videos in kinds.items() if videos is not None}
     if not known:
         raise ConfigError(
             f"{cluster.name}: nothing is measured or assumed of how videos load; run trocar bench loading or profile"
         )
-    packing, proxy_bytes = packing_rates(rows, cluster)
+    packing, proxy_bytes = measured.packing or packing_rates(rows, cluster)
     clips = optim.steps * optim.batch if optim.steps else round((optim.epochs or 0) * corpus.spans)
     with torch.device("meta"):  # only its shapes count
         parameters = sum(p.numel() for p in build_model(config)[0].parameters() if p.requires_grad)
@@ -129,9 +140,8 @@ def make_plan(
     share, arms = _share(cluster, config), []
     for name, videos in known.items():
         for count in sorted({config.data.views_per_span, views}):
-            demand = Demand(
-                optim.batch / (optim.accumulation * cluster.ranks), count, config.data.prefetch, gradient_bytes
-            )
+            clips_of_rank = optim.batch / (optim.accumulation * cluster.ranks)
+            demand = Demand(clips_of_rank, count, config.data.prefetch, gradient_bytes, optim.accumulation)
             step = plan_step(compute, videos, share, demand)
             others = [known["proxies"]] if name == "originals" and "proxies" in known else []
             found = levers(compute, videos, share, demand, others)
@@ -246,13 +256,24 @@ def rests_on(arm: Arm, compute: Compute) -> str:
 def table(plan: Plan) -> str:
     """Markdown: the arms, their bottlenecks, and the rates, measured and assumed apart."""
     cluster, prices = plan.cluster, plan.cluster.prices
-    money = f"| {prices.currency} " if any(arm.money is not None for arm in plan.arms) else ""
+    has_money = any(arm.money is not None for arm in plan.arms)
+    header = (
+        "videos",
+        "clips/s",
+        "unique spans/s",
+        "bottleneck",
+        "days",
+        "GPU-hours",
+        "core-hours",
+        "of them packing",
+        "TB",
+        *([prices.currency] if has_money else []),
+    )
+    arms = []
     lines = [
-        f"{cluster.name}: {plan.corpus.videos:,} videos, {plan.corpus.frames / 1e6:,.1f} M frames, {plan.corpus.spans:,} spans; "
+        f"{cluster.name}: {plan.corpus.videos:,} videos, {_frames(plan.corpus.frames)}, {plan.corpus.spans:,} spans; "
         f"{plan.config.model.encoder} {plan.config.objective.kind}, {plan.clips:,} clips in steps of {plan.config.optim.batch:,}",
         "",
-        f"| videos | clips/s | unique spans/s | bottleneck | days | GPU-hours | core-hours | of them packing | TB {money}|",
-        "|---" * (9 + bool(money)) + "|",
     ]
     for arm in plan.arms:
         cells = [
@@ -266,10 +287,10 @@ def table(plan: Plan) -> str:
             _figure(arm.packing_core_hours),
             "unknown" if arm.terabytes is None else _figure(arm.terabytes),
         ]
-        if money:
-            cells.append("unknown" if arm.money is None else f"{arm.money:,.0f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *(f"- {sentence(arm, plan.compute)}" for arm in plan.arms)]
+        if has_money:
+            cells.append("unknown" if arm.money is None else _money(arm.money))
+        arms.append(cells)
+    lines += [Table(header, arms).markdown(), "", *(f"- {sentence(arm, plan.compute)}" for arm in plan.arms)]
     for is_measured, title in ((True, "Measured"), (False, "Assumed")):
         chosen = [
             (name, rate) for name, rate in plan.rates if rate.is_measured == is_measured and math.isfinite(rate.value)
@@ -278,6 +299,14 @@ def table(plan: Plan) -> str:
             lines += ["", f"{title}:", ""]
             lines += [f"- {name}: {_figure(rate.value)} ({rate.origin})" for name, rate in chosen]
     return "\n".join(lines)
+
+
+def _frames(frames: int) -> str:
+    return f"{frames / 1e6:,.1f} M frames" if frames >= 1e6 else f"{frames:,} frames"
+
+
+def _money(amount: float) -> str:
+    return f"{amount:,.0f}" if amount >= 100 else _figure(amount)
 
 
 def _figure(value: float) -> str:
@@ -315,7 +344,12 @@ def corpus_size(
 ) -> CorpusSize:
     """Of a corpus, or of totals. Raises ConfigError where neither is given in full, CorpusError."""
     if path is not None:
-        return CorpusSize.of(Corpus.open(path), config)
+        corpus = Corpus.open(path)
+        if corpus.packed_stride.max() > 1:
+            raise ConfigError(
+                f"--corpus {path}: holds proxies; give the index of their originals, and this one as --packed"
+            )
+        return CorpusSize.of(corpus, config)
     if not videos or not frames:
         raise ConfigError("trocar plan: give --corpus CORPUS, an index of the originals, or both --videos and --frames")
     return CorpusSize.told(videos, frames, config, cluster)

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..engine.table import Table
 from .stage_work import BETWEEN
 from .stages import StepProfile
 from .trace import Event, Trace, innermost
@@ -19,28 +20,25 @@ def table(profile: StepProfile) -> str:
     lines = [
         f"{profile.steps} steps of {1000 * profile.seconds:.1f} ms ({profile.tool}, {profile.trace_file})",
         "",
-        f"| stage | ms a step | share | host ms | {unit} ms | calls a step |",
-        "|---|---|---|---|---|---|",
     ]
+    stages = []
     for stage in profile.stages:
         beside = stage.device if profile.has_device else stage.in_operators
-        lines.append(
-            f"| {stage.name} | {1000 * stage.critical:.2f} | {stage.critical / profile.seconds:.1%} | {1000 * stage.host:.2f} | "
-            f"{1000 * beside:.2f} | {stage.calls:g} |"
-        )
+        share = f"{stage.critical / profile.seconds:.1%}"
+        seconds = [f"{1000 * value:.2f}" for value in (stage.critical, stage.host, beside)]
+        stages.append((stage.name, seconds[0], share, *seconds[1:], f"{stage.calls:g}"))
     if profile.decode_threads:
-        lines.append(
-            f"| decode (beside the step) | {1000 * profile.decode_seconds:.2f} of {profile.decode_threads} threads | | | | "
-            f"{profile.spans:g} spans |"
-        )
-    lines += [
-        "",
-        f"| {'kernel' if profile.has_device else 'operator'} | stage | ms a step | calls a step |",
-        "|---|---|---|---|",
-    ]
-    lines += [
-        f"| {_short(part.name)} | {part.stage} | {1000 * part.seconds:.2f} | {part.calls:g} |"
+        decoding = f"{1000 * profile.decode_seconds:.2f} of {profile.decode_threads} threads"
+        stages.append(("decode (beside the step)", decoding, "", "", "", f"{profile.spans:g} spans"))
+    parts = [
+        (_short(part.name), part.stage, f"{1000 * part.seconds:.2f}", f"{part.calls:g}")
         for part in profile.parts[:SHOWN_PARTS]
+    ]
+    kind = "kernel" if profile.has_device else "operator"
+    lines += [
+        Table(("stage", "ms a step", "share", "host ms", f"{unit} ms", "calls a step"), stages).markdown(),
+        "",
+        Table((kind, "stage", "ms a step", "calls a step"), parts).markdown(),
     ]
     return "\n".join([*lines, "", *_gaps(profile), *_syncs(profile), *_counters(profile), "", profile.sentence()])
 

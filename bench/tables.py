@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..engine.config_file import load_config
+from ..engine.table import Table
 from . import (
     balance,
     clustering,
@@ -20,6 +21,7 @@ from . import (
     proxies,
     training_table,
 )
+from .loading import ON_PROXIES
 from .loading_table import ratio_table, speed_table
 from .plan_cluster import load_cluster
 from .plan_report import corpus_size, make_plan
@@ -38,7 +40,7 @@ def of(rows: Sequence[Row], benchmark: str, *, gpu: bool = False) -> list[Row]:
 def loading_summary(rows: Sequence[Row]) -> str:
     """Our ratios to the fastest peer in one sentence."""
     mine = {row["arm"]: row for row in of(rows, "loading")}
-    peers = [row for row in mine.values() if row.get("ours_against_it")]
+    peers = [row for row in mine.values() if OURS in row.get("ours_against_it", {})]
     best = max(peers, key=lambda row: row["clips_per_second"])
     ratios = best["ours_against_it"]
     text = (
@@ -56,17 +58,27 @@ def loading_summary(rows: Sequence[Row]) -> str:
     return f"{text}."
 
 
+def videos_of(arm: str) -> str:
+    """A peer and what it reads."""
+    name = arm.removesuffix(ON_PROXIES)
+    return f"{name}, 1080p originals" if name == arm else f"{name}, the same proxies"
+
+
 def loading_short(rows: Sequence[Row]) -> str:
     """README's: clips/s of everybody, the fastest first, and what a clip costs."""
     mine = sorted(
         (row for row in of(rows, "loading") if "clips_per_second" in row), key=lambda row: -row["clips_per_second"]
     )
-    lines = ["| clips of 16 frames, two CPU cores | clips/s | core seconds a clip |", "|---|---|---|"]
     names = {OURS: "**trocar**, 1080p originals", "trocar packed": "**trocar**, proxies"}
-    for row in mine:
-        name = names.get(row["arm"], f"{row['arm']}, 1080p originals")
-        lines.append(f"| {name} | {row['clips_per_second']:.2f} | {row['cpu_seconds_per_clip']:.3f} |")
-    return "\n".join(lines)
+    cells = [
+        (
+            names.get(row["arm"]) or videos_of(row["arm"]),
+            f"{row['clips_per_second']:.2f}",
+            f"{row['cpu_seconds_per_clip']:.3f}",
+        )
+        for row in mine
+    ]
+    return Table(("clips of 16 frames, two CPU cores", "clips/s", "core seconds a clip"), cells).markdown()
 
 
 def training_short(rows: Sequence[Row]) -> str:
@@ -89,8 +101,8 @@ def kernel_speeds(rows: Sequence[Row]) -> str:
     if mine:
         card = mine[0]["machine"]["device"]
         return f"{kernels.table(mine)}\n\n{card}, commit {mine[0]['commit']}."
-    head = kernels.table([])
-    return "\n".join([head, *(f"| {name} |" + f" {UNMEASURED} |" * 6 for name in kernels.CASES)])
+    unknown = (UNMEASURED,) * (len(kernels.COLUMNS) - 1)
+    return Table(kernels.COLUMNS, [(name, *unknown) for name in kernels.CASES]).markdown()
 
 
 def decoding(rows: Sequence[Row]) -> str:

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from ..loaders.video_files import VideoFiles
 from .audit import audit
-from .dataset import Card, DatasetError, Segment, class_names, labels_of
+from .corpus_overlap import KnownVideo, Overlap, overlap
+from .dataset import SPLITS, Card, DatasetError, Segment, class_names, labels_of
 from .metrics import METRICS, OF_SEVERAL_LABELS, Predictions
 from .segment_clips import ClipRow, clip_rows
 
@@ -53,7 +54,8 @@ class Task:
 
     name: of the data set. table: with splits; rows without one take no part and are counted as `left_out`. cache: for videos of
     folders of pictures. pieces: cut segments into pieces of at most so many seconds, each a row. findings: kinds of faults that the
-    audit found. Raises DatasetError where a split is missing, or a test clip stands in validation too.
+    audit found. missing_classes: those without a row, of each split. Raises DatasetError where a split is missing, or a test clip
+    stands in validation too.
     """
 
     def __init__(
@@ -79,6 +81,10 @@ class Task:
                 "them; take the official split, whose validation is carved from the training subjects, or the leak-free one"
             )
         self.classes = class_names(kept, card)
+        found = {split: {label for s in kept if s.split == split for label in labels_of(s, card)} for split in SPLITS}
+        self.missing_classes = {
+            split: tuple(name for name in self.classes if name not in labels) for split, labels in found.items()
+        }
         self._cache, self._pieces = cache, pieces
         self._videos = VideoFiles()  # every file is probed once, whatever asks for its clips
         self.train, self.val = self._split(kept, "train"), self._split(kept, "val")
@@ -90,6 +96,11 @@ class Task:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    def test_overlap(self, known: Sequence[KnownVideo]) -> Overlap:
+        """Which test rows come from videos of a corpus. Tells nothing of labels, so the split stays closed. Raises what `overlap`
+        does."""
+        return overlap(self._test, known, self.card, self._cache)
 
     def open_test(self, folder: Path) -> Split:
         """The test split, for the selection that stands in `folder`. Raises DatasetError where there is none, or where the split

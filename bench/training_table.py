@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..engine.table import Table
+
 Row = dict[str, Any]
 
 
@@ -70,10 +72,15 @@ def by_speed(rows: Sequence[Row]) -> list[Row]:
 
 
 def peers(rows: Sequence[Row]) -> str:
-    lines = [
-        "| step | clips/s | core seconds a clip | ours is so many times as fast | in core seconds | loss differs by at most |",
-        "|---|---|---|---|---|---|",
-    ]
+    header = (
+        "step",
+        "clips/s",
+        "core seconds a clip",
+        "ours is so many times as fast",
+        "in core seconds",
+        "loss differs by at most",
+    )
+    lines = []
     for entry in by_speed(rows):
         cells = [entry["arm"], _range(entry["clips_per_second"]), f"{entry['core_seconds_per_clip']['median']:.3f}"]
         if ratio := entry.get("ours_against_it"):
@@ -81,59 +88,81 @@ def peers(rows: Sequence[Row]) -> str:
             cells += [f"{entry['largest_loss_difference']:.1e}"]
         else:
             cells += ["1", "1", "-"]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(cells)
     first = rows[0]
-    return "\n".join(lines) + (
+    return Table(header, lines).markdown() + (
         f"\n\n{first['rounds']} rounds in turns, medians; losses of all steps are equal to {first['tolerance']:g}, relative."
     )
 
 
 def end_to_end(rows: Sequence[Row]) -> str:
-    lines = [
-        "| from videos to trained clips | clips/s | decoding's share | waits for data | reads by | ours is so many times as fast |",
-        "|---|---|---|---|---|---|",
-    ]
+    header = (
+        "from videos to trained clips",
+        "clips/s",
+        "decoding's share",
+        "waits for data",
+        "reads by",
+        "ours is so many times as fast",
+    )
+    lines = []
     for entry in by_speed(rows):
         ratios = entry.get("ours_against_it", {})
         told = "; ".join(f"{name.removeprefix('trocar, ')} {_interval(ratio)}" for name, ratio in ratios.items())
         decode = entry.get("decode_percent")
+        waits = _percent(entry["data_wait_percent"])
         lines.append(
-            f"| {entry['arm']} | {_range(entry['clips_per_second'])} | {_percent(decode)} | "
-            f"{_percent(entry['data_wait_percent'])} | {entry['input']} | {told or '-'} |"
+            (entry["arm"], _range(entry["clips_per_second"]), _percent(decode), waits, entry["input"], told or "-")
         )
     first = rows[0]
-    return "\n".join(lines) + f"\n\n{first['rounds']} rounds of {first['clips_a_round']} clips in turns, medians."
+    return (
+        Table(header, lines).markdown()
+        + f"\n\n{first['rounds']} rounds of {first['clips_a_round']} clips in turns, medians."
+    )
 
 
 def steps(rows: Sequence[Row]) -> str:
-    lines = [
-        "| data | clips/s | visible tokens/s | TFLOP/s | of the ceiling | of resident | waits for data | amplification | memory |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    header = (
+        "data",
+        "clips/s",
+        "visible tokens/s",
+        "TFLOP/s",
+        "of the ceiling",
+        "of resident",
+        "waits for data",
+        "amplification",
+        "memory",
+    )
+    lines = []
     for entry in by_speed(rows):
         amplification = entry["amplification"]
         lines.append(
-            f"| {entry['arm']} | {_range(entry['clips_per_second'])} | {entry['visible_tokens_per_second']['median']:,.0f} | "
-            f"{entry['flops_per_second']['median'] / 1e12:.3g} | {100 * entry['of_matrix_ceiling']['median']:.0f} % | "
-            f"{100 * entry['of_resident']['median']:.0f} % | {_percent(entry['data_wait_percent'])} | "
-            f"{'-' if amplification is None else f'{amplification:.2f}'} | {entry['peak_memory_bytes'] / 1e9:.2f} GB |"
+            (
+                entry["arm"],
+                _range(entry["clips_per_second"]),
+                f"{entry['visible_tokens_per_second']['median']:,.0f}",
+                f"{entry['flops_per_second']['median'] / 1e12:.3g}",
+                f"{100 * entry['of_matrix_ceiling']['median']:.0f} %",
+                f"{100 * entry['of_resident']['median']:.0f} %",
+                _percent(entry["data_wait_percent"]),
+                "-" if amplification is None else f"{amplification:.2f}",
+                f"{entry['peak_memory_bytes'] / 1e9:.2f} GB",
+            )
         )
     ceiling = rows[0]["matrix_flops_per_second"] / 1e12
     sets = len(rows[0]["clips_per_second_by_set"])
-    return "\n".join(lines) + (
+    return Table(header, lines).markdown() + (
         f"\n\nMedians of {sets} sets of inputs; ceiling: {ceiling:.3g} TFLOP/s of a large {rows[0]['ceiling_dtype']} product."
     )
 
 
 def ranks(rows: Sequence[Row]) -> str:
-    lines = ["| ranks | clips/s | a rank's clips/s, least to most | efficiency |", "|---|---|---|---|"]
+    lines = []
     for entry in sorted(rows, key=lambda entry: entry["world_size"]):
         rates = [rate for ranks in entry["clips_per_second_by_rank"] for rate in ranks]
-        lines.append(
-            f"| {entry['world_size']} | {_range(entry['clips_per_second'])} | {min(rates):.2f} .. {max(rates):.2f} | "
-            f"{100 * entry['efficiency']:.0f} % |"
-        )
-    return "\n".join(lines)
+        least_to_most = f"{min(rates):.2f} .. {max(rates):.2f}"
+        efficiency = f"{100 * entry['efficiency']:.0f} %"
+        lines.append((str(entry["world_size"]), _range(entry["clips_per_second"]), least_to_most, efficiency))
+    return Table(("ranks", "clips/s", "a rank's clips/s, least to most", "efficiency"), lines).markdown()
 
 
 def absent(rows: Sequence[Row]) -> str:

@@ -142,6 +142,9 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("overrides", nargs="*", metavar="section.key=value")
     plan.add_argument("--cluster", default="a100_8", metavar="NAME|YAML", help="default: a100_8")
     plan.add_argument("--corpus", type=Path, metavar="CORPUS", help="an index of the original videos")
+    plan.add_argument(
+        "--packed", metavar="CORPUS", help="an index of their proxies, and what trocar pack took for them"
+    )
     plan.add_argument("--videos", type=int, help="number of videos, where there is no index")
     plan.add_argument("--frames", type=int, help="their frames in all, where there is no index")
     plan.add_argument("--rates", nargs="+", type=Path, metavar="JSONL", help="rows of yours (default: those shipped)")
@@ -333,6 +336,7 @@ def run_pack(options: argparse.Namespace) -> int:
     from ..bench.packed import compare_loading, table
 
     print(table(compare_loading(options.corpus, options.out, settings.stride)))
+    print(f"trocar plan CONFIG --corpus {options.corpus} --packed {options.out} plans a run by what was measured here")
     return 0
 
 
@@ -394,16 +398,20 @@ def run_plan(options: argparse.Namespace) -> int:
     import json
 
     from ..bench.plan_cluster import load_cluster
+    from ..bench.plan_corpus import measure_corpora
     from ..bench.plan_rates import shipped_rows
     from ..bench.plan_report import corpus_size, make_plan, rows_of, table
     from ..bench.report import read_rows
+    from ..loaders.corpus import Corpus
     from .config_file import load_config
 
     own = [f"data.corpus={options.corpus}"] if options.corpus else []
     config, cluster = load_config(options.config, [*options.overrides, *own]), load_cluster(options.cluster)
     rows = [row for path in options.rates for row in read_rows(path)] if options.rates else shipped_rows()
     size = corpus_size(options.corpus, options.videos, options.frames, config, cluster)
-    plan = make_plan(config, cluster, size, rows, views=options.views)
+    originals, proxies = (Corpus.open(path) if path else None for path in (options.corpus, options.packed))
+    measured = measure_corpora(originals, proxies, config)
+    plan = make_plan(config, cluster, size, rows, views=options.views, measured=measured)
     if options.json:
         options.json.write_text("".join(json.dumps(row) + "\n" for row in rows_of(plan)), encoding="utf-8")
     print(table(plan))

@@ -77,13 +77,22 @@ def add_finetune(finetune: argparse.ArgumentParser) -> None:
     rate.add_argument("--stride", type=int, metavar="FRAMES", help="default: the weights' own, else 4")
     rate.add_argument("--sample-fps", type=float, metavar="FPS", help="frames of a clip a second, instead of a stride")
     add_weights_arguments(finetune)
+    finetune.add_argument(
+        "--corpus",
+        metavar="CORPUS",
+        help="compare with these videos of its pretraining too (default: what its run says)",
+    )
     finetune.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
     finetune.set_defaults(run=run_finetune)
 
 
 def add_audit(audit: argparse.ArgumentParser) -> None:
-    audit.add_argument("dataset", metavar="DATASET", help="a data set that trocar knows, or the path of a card")
-    audit.add_argument("root", type=Path, metavar="ROOT", help="folder of the data set as downloaded")
+    audit.add_argument(
+        "dataset", metavar="DATASET", help="a data set that trocar knows, the path of a card, or a table.csv"
+    )
+    audit.add_argument(
+        "root", type=Path, metavar="ROOT", help="folder of the data set as downloaded; a table's paths begin there"
+    )
     audit.add_argument(
         "--split",
         default="leak-free",
@@ -121,7 +130,7 @@ def run_finetune(options: argparse.Namespace) -> int:
         for name in ("frames", "resolution", "stride", "sample_fps", "kind", "positions", "minimum")
     }
     of_task = {name: getattr(options, name) for name in ("split", "csv", "table", "split_seed", "pieces")}
-    of_cell = {name: getattr(options, name) for name in ("protocol", "seed", "device")}
+    of_cell = {name: getattr(options, name) for name in ("protocol", "seed", "device", "corpus")}
     places = (options.dataset, options.root, options.model, options.out)
     row = finetune_command(*places, settings=options.overrides, clips=clips, tell=tell, **of_cell, **of_task)
     print("\n".join(lines(row)))

@@ -15,6 +15,7 @@ from ..loaders.cluster_tree import ClusterTree
 from ..loaders.corpus import Corpus
 from .draws import contact_sheet, effective_number
 from .exemplars import exemplar_pictures
+from .table import Table
 
 REPORT_NAME, SIZES_NAME, SHEET_NAME = "report.md", "sizes.png", "exemplars.png"
 LISTED_NODES, SHEET_NODES, PER_NODE = 40, 12, 4
@@ -48,10 +49,18 @@ def leaf_weights(tree: ClusterTree, balance: float) -> tuple[np.ndarray, np.ndar
 
 def _levels(summary: ClusterSummary, tree: ClusterTree) -> list[str]:
     sizes, shares = leaf_weights(tree, 1)
-    lines = [
-        "| level | clusters | with spans | least | median | largest | inertia | clusters in effect | balanced |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    header = (
+        "level",
+        "clusters",
+        "with spans",
+        "least",
+        "median",
+        "largest",
+        "inertia",
+        "clusters in effect",
+        "balanced",
+    )
+    lines = []
     depth = tree.paths.shape[1]
     for level in range(depth):
         node = tree.paths[:, depth - 1 - level]
@@ -60,10 +69,19 @@ def _levels(summary: ClusterSummary, tree: ClusterTree) -> list[str]:
         drawn = np.bincount(node[known], weights=shares[known])
         filled = spans[spans > 0]
         lines.append(
-            f"| {level + 1} | {summary.levels[level]:,} | {len(filled):,} | {filled.min():,} | {np.median(filled):,.0f} | "
-            f"{filled.max():,} | {summary.inertia[level]:,.4g} | {effective_number(spans):,.1f} | {effective_number(drawn):,.1f} |"
+            (
+                f"{level + 1}",
+                f"{summary.levels[level]:,}",
+                f"{len(filled):,}",
+                f"{filled.min():,}",
+                f"{np.median(filled):,.0f}",
+                f"{filled.max():,}",
+                f"{summary.inertia[level]:,.4g}",
+                f"{effective_number(spans):,.1f}",
+                f"{effective_number(drawn):,.1f}",
+            )
         )
-    return lines
+    return [Table(header, lines).markdown()]
 
 
 def _contents(tree: ClusterTree, corpus: Corpus) -> list[str]:
@@ -74,13 +92,13 @@ def _contents(tree: ClusterTree, corpus: Corpus) -> list[str]:
     top = np.where(tree.leaf >= 0, tree.paths[tree.leaf, 0], -1)
     for column in ("source", "domain"):
         names = np.array([described.get(name, missing)[column] or "(not given)" for name in tree.video_ids])[tree.video]
-        lines += [f"| cluster of the top level | spans | {column}s |", "|---|---|---|"]
+        cells = []
         nodes = Counter(top[top >= 0].tolist()).most_common()
         for node, spans in nodes[:LISTED_NODES]:
             shares = Counter(names[top == node].tolist()).most_common(4)
             held = ", ".join(f"{name} {count / spans:.0%}" for name, count in shares)
-            lines.append(f"| {node} | {spans:,} | {held} |")
-        lines.append("")
+            cells.append((str(node), f"{spans:,}", held))
+        lines += [Table(("cluster of the top level", "spans", f"{column}s"), cells).markdown(), ""]
     return lines
 
 

@@ -12,6 +12,7 @@ import yaml
 from ..loaders.corpus import DESCRIPTION, Corpus
 from .config_error import ConfigError
 from .config_file import CONFIGS
+from .table import Table
 
 SOURCES_FILE = CONFIGS / "corpus" / "surgrec.yaml"
 # SurgRec, arXiv 2603.29966: in all, and by origin as far as it is stated (frames in millions, rounded by the paper).
@@ -49,18 +50,20 @@ def corpus_report(corpus: Corpus) -> str:
             total.add(frames, hours)
         for name, known in values.items():
             known.add(row[name])
-    lines = ["| source | domain | videos | frames | hours |", "|---|---|---|---|---|"]
-    for (source, domain), total in sorted(by_source.items()):
-        lines.append(f"| {source} | {domain} | {total.videos:,} | {total.frames:,} | {total.hours:,.2f} |")
-    lines.append(f"| all | | {everything.videos:,} | {everything.frames:,} | {everything.hours:,.2f} |")
+    rows = [*sorted(by_source.items()), (("all", ""), everything)]
+    cells = [
+        (source, domain, f"{total.videos:,}", f"{total.frames:,}", f"{total.hours:,.2f}")
+        for (source, domain), total in rows
+    ]
+    cells.append(("SurgRec's paper", "", f"{PAPER_VIDEOS:,}", f"{PAPER_FRAMES:,}", "not stated"))
     share = everything.frames / PAPER_FRAMES
-    lines.append(f"| SurgRec's paper | | {PAPER_VIDEOS:,} | {PAPER_FRAMES:,} | not stated |")
+    lines = [Table(("source", "domain", "videos", "frames", "hours"), cells).markdown()]
     lines += ["", f"{share:.3%} of the paper's frames, {everything.videos / PAPER_VIDEOS:.3%} of its videos", ""]
-    lines += ["| origin | videos | frames | the paper's frames |", "|---|---|---|---|"]
+    origins = []
     for origin in sorted({*by_origin, *PAPER_ORIGINS}):
         stated = f"about {PAPER_ORIGINS[origin]:,}" if origin in PAPER_ORIGINS else "not stated"
-        lines.append(f"| {origin} | {by_origin[origin].videos:,} | {by_origin[origin].frames:,} | {stated} |")
-    lines.append("")
+        origins.append((origin, f"{by_origin[origin].videos:,}", f"{by_origin[origin].frames:,}", stated))
+    lines += [Table(("origin", "videos", "frames", "the paper's frames"), origins).markdown(), ""]
     plurals = {"procedure": "procedures", "subject": "subjects", "centre": "centres", "licence": "licences"}
     lines.append(", ".join(f"{len(values[name] - {''}):,} {plural}" for name, plural in plurals.items()))
     return "\n".join(lines)
@@ -106,12 +109,8 @@ def sources_table(sources: list[PublicSource]) -> str:
     def known(value: object) -> str:
         return "unknown" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
-    lines = [
-        "| source | domain | procedure | videos | frames | licence | in the paper |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for source in sources:
-        cells = (source.procedure, source.videos, source.frames, source.licence, source.in_paper)
-        lines.append(f"| {source.name} | {source.domain} | {' | '.join(map(known, cells))} |")
-    lines.append(f"\n{len(sources)} sources; the paper has 34 public clinical ones and lists none of their videos.")
-    return "\n".join(lines)
+    names = ("name", "domain", "procedure", "videos", "frames", "licence", "in_paper")
+    cells = [[known(getattr(source, name)) for name in names] for source in sources]
+    table = Table(("source", "domain", "procedure", "videos", "frames", "licence", "in the paper"), cells)
+    told = f"{len(sources)} sources; the paper has 34 public clinical ones and lists none of their videos."
+    return f"{table.markdown()}\n\n{told}"

@@ -24,6 +24,7 @@ from .config import Config
 from .config_error import ConfigError
 from .config_file import load_config
 from .loading import build_loader
+from .table import Table
 
 MOST_BY_DEFAULT = 100_000
 
@@ -59,14 +60,15 @@ def shares_table(planned: Planned, draws: NDArray[np.int64]) -> str:
     """Markdown: each source, domain and procedure in the corpus and among the draws, and how many leaves, in effect."""
     videos, _, _ = planned.sampler.frames(draws)
     spans = np.maximum(planned.corpus.frames // planned.sampler.span_frames, 1)
-    lines = ["| | | corpus | draws |", "|---|---|---|---|"]
+    cells = []
     for column in ("source", "domain", "procedure"):
         names = np.array([row[column] for row in planned.corpus.scan(column)])
         for name in np.unique(names):
             if name:
                 chosen = names == name
                 corpus_share, share = spans[chosen].sum() / spans.sum(), chosen[videos].mean()
-                lines.append(f"| {column} | {name} | {corpus_share:.2%} | {share:.2%} |")
+                cells.append((column, name, f"{corpus_share:.2%}", f"{share:.2%}"))
+    lines = [Table(("", "", "corpus", "draws"), cells).markdown()]
     order = planned.sampler.order
     if isinstance(order, TreeOrder):
         leaves = np.bincount(order.leaves(draws))

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from .checkpoint import CheckpointError, checkpoints, load_checkpoint
 from .run_encoder import encoder_tensors
+from .run_record import last_folder
 
 
 def export_weights(run_dir: Path, out: Path | None = None, *, whole: bool = False) -> Path:
@@ -22,5 +23,6 @@ def export_weights(run_dir: Path, out: Path | None = None, *, whole: bool = Fals
     tensors = checkpoint.model if whole else encoder_tensors(checkpoint.model)
     out = out or run_dir / ("model.safetensors" if whole else "encoder.safetensors")
     config = (run_dir / "config.yaml").read_text(encoding="utf-8")
-    save_file(tensors, out, metadata={"step": str(checkpoint.state["step"]), "config": config})
+    metadata = {"step": str(checkpoint.state["step"]), "config": config, "folder": last_folder(run_dir)}
+    save_file(tensors, out, metadata=metadata)
     return out

@@ -46,6 +46,7 @@ def record_start(config: Config, world: World, first_step: int) -> None:
             "first_step": first_step,
             "ranks": world.size,
             "command": sys.argv,
+            "folder": os.getcwd(),  # where the config's relative paths begin
             "versions": {"python": platform.python_version(), **_versions()},
             "git": _git_state(),
             "machine": _machine(world),
@@ -56,6 +57,13 @@ def record_start(config: Config, world: World, first_step: int) -> None:
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps(starts, indent=1), encoding="utf-8")
     unfinished.replace(path)
+
+
+def last_folder(run_dir: Path) -> str:
+    """The folder in which a run was started last, where relative paths of its config begin; "" where nobody wrote that down."""
+    path = run_dir / FILE_NAME
+    starts: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return starts[-1].get("folder", "") if starts else ""
 
 
 def _versions() -> dict[str, str]:

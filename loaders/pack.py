@@ -2,6 +2,7 @@
 
     OUT/videos/ab/abcd....mp4, .json    a proxy, named by its id, and what it was made of
     OUT/proxies.csv                     what `trocar index` is told about them
+    OUT/packing.json                    core seconds that packing took
     OUT/videos.parquet, gops.parquet, packets.arrow    their index
     OUT/quarantine.csv                  originals that could not be packed, or not to their end, with the reason
 
@@ -13,12 +14,14 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import json
 import os
+import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .corpus import DESCRIPTION, QUARANTINE_NAME, Corpus, CorpusError, Video
@@ -32,7 +35,7 @@ from .proxy import Proxy, write_proxy
 from .storage import stored_version
 from .video import VideoError
 
-PROXIES_NAME, LOCK_NAME = "proxies.csv", ".pack.lock"
+PROXIES_NAME, LOCK_NAME, PACKING_NAME = "proxies.csv", ".pack.lock", "packing.json"
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ def pack_corpus(
             reasons = "\n  ".join(reason for _, reason in problems[:3])
             raise CorpusError(f"{out}: none of {len(corpus)} videos can be packed; the first reasons are:\n  {reasons}")
         _index(corpus, out, settings.stride, proxies, problems, workers, progress)
+        _write_packing(out, settings, proxies)
     shortened = sum(bool(proxy.damage) for proxy in proxies.values())
     return PackSummary(
         videos=len(proxies),
@@ -161,12 +165,29 @@ def _pack_all(
     return dict(sorted(proxies.items())), reused, [problem for _, problem in sorted(problems.items())]
 
 
+def _write_packing(out: Path, settings: PackSettings, proxies: dict[int, Proxy]) -> None:
+    """What packing took, for `trocar plan`, of the proxies that were made now; where none was, what stands there stays."""
+    timed = [proxy for proxy in proxies.values() if proxy.core_seconds]
+    if not timed:
+        return
+    told = {
+        "core_seconds": sum(proxy.core_seconds for proxy in timed),
+        "original_frames": settings.stride * sum(proxy.frames for proxy in timed),
+        "processor": platform.processor() or platform.machine(),
+    }
+    temporary = out / f"{PACKING_NAME}.tmp"
+    temporary.write_text(json.dumps(told, indent=1), encoding="utf-8")
+    os.replace(temporary, out / PACKING_NAME)
+
+
 def pack_video(corpus_path: str, row: int, out: str, settings: PackSettings) -> Proxy:
     """Makes the proxy of video `row`, and its record. Raises what `write_proxy` does."""
     corpus = Corpus.open(corpus_path)
     video, folder = corpus.video(row), Path(out)
     remove_record(folder, video)  # it would be of another proxy
+    began = time.process_time()
     proxy = write_proxy(video.facts, corpus.gops(row), proxy_path(folder, video.id), settings)
+    proxy = replace(proxy, core_seconds=time.process_time() - began)
     write_record(folder, video, settings, proxy)
     return proxy
 

@@ -28,7 +28,9 @@ def proxy_path(out: Path, video_id: str) -> Path:
 def write_record(out: Path, video: Video, settings: PackSettings, proxy: Proxy) -> None:
     path = _record_path(out, video)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    record = {"made_of": _made_of(video, settings), "proxy": asdict(proxy)}
+    # The same proxy has the same record, however long it took.
+    kept = {name: value for name, value in asdict(proxy).items() if name != "core_seconds"}
+    record = {"made_of": _made_of(video, settings), "proxy": kept}
     temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
     os.replace(temporary, path)
 

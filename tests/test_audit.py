@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,14 @@ from PIL import Image
 
 from trocar.bench.audit import Audit, audit, duplicates
 from trocar.bench.audit_command import dataset_table
+from trocar.bench.corpus_overlap import KnownVideo
 from trocar.bench.dataset import DatasetError, Segment, load_card, read_dataset, read_table
 from trocar.bench.segment_clips import clip_rows, picture_video
 from trocar.bench.splits import from_release, leak_free, official
 from trocar.bench.thumbnails import thumbnails
 from trocar.engine.cli import main
 from trocar.loaders.clip_loader import clip_loader
+from trocar.loaders.probe import probe_video
 
 
 def audit_release(name: str, folder: Path, train: Iterable[str], val: Iterable[str], test: Iterable[str]) -> Audit:
@@ -30,6 +34,15 @@ def audit_release(name: str, folder: Path, train: Iterable[str], val: Iterable[s
         lines = [f'"__DATA_ROOT__/{row}" 0' if " " in row else f"__DATA_ROOT__/{row} 0" for row in rows]
         (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
     return audit(from_release(folder, "/data", load_card(name)), load_card(name))
+
+
+def known(*paths: str) -> list[KnownVideo]:
+    """Videos of a corpus; those that are there may be looked at."""
+    found = []
+    for path in paths:
+        facts = probe_video(path)[0] if Path(path).exists() else None
+        found.append(KnownVideo((path,), facts.duration_seconds if facts else 1e9, partial(probe_video, path)))
+    return found
 
 
 def kinds(result: Audit) -> list[str]:
@@ -86,7 +99,7 @@ def test_header_word_as_class(tmp_path: Path) -> None:
     test = [name.format("test", "test_", 1, label) for label in ("Preparation", "Phase")]
     result = audit_release("m2cai16", tmp_path, train, test, test)
     assert kinds(result) == ["identical splits", "header word"]
-    assert "'Phase', a word of a header, is the label of 5 rows" in str(result.findings[1])
+    assert "'Phase', a word of a header, is the label of 4 rows" in str(result.findings[1])
     assert result.shares["Phase"] == {"train": 0.5, "val": 0.5, "test": 0.5}
 
 
@@ -115,16 +128,12 @@ def test_test_videos_in_the_pretraining_corpus(tmp_path: Path) -> None:
         for n in (42, 43, 44, 45)
     ]
     for n in (43, 44, 45):
-        (tmp_path / f"video{n}.mp4").write_bytes(bytes([n]) * 3000)
-    (tmp_path / "renamed.mp4").write_bytes(bytes([44]) * 3000)
-    (tmp_path / "as_long.mp4").write_bytes(bytes([46]) * 3000)
+        write_numbered(tmp_path / f"video{n}.mp4", 30, video_id=n)
+    write_numbered(tmp_path / "as_long.mp4", 30, video_id=46)
+    shutil.copy(tmp_path / "video44.mp4", tmp_path / "renamed.mp4")
     (tmp_path / "link.mp4").symlink_to(tmp_path / "video43.mp4")
-    corpus = [
-        "/web/BSA_1.mp4",
-        "/x/VID42/a.mp4",
-        "/x/VID92.mp4",
-        *(str(tmp_path / n) for n in ("renamed.mp4", "as_long.mp4", "link.mp4")),
-    ]
+    paths = ["/web/BSA_1.mp4", "/x/VID42/a.mp4", "/x/VID92.mp4"]
+    corpus = known(*paths, *(str(tmp_path / name) for name in ("renamed.mp4", "as_long.mp4", "link.mp4")))
     result = audit(table, load_card("cholec80"), corpus=corpus)
     assert kinds(result) == ["pretraining"]
     assert result.findings[0].share == 0.75
@@ -135,6 +144,10 @@ def test_test_videos_in_the_pretraining_corpus(tmp_path: Path) -> None:
     }
     assert not audit([replace(s, split="train") for s in table], load_card("cholec80"), corpus=corpus).findings
     assert not audit(table[3:], load_card("cholec80"), corpus=corpus).findings
+    with pytest.raises(
+        DatasetError, match=r"video42.mp4: no such video \(1 of 4 are missing\), so it cannot be compared"
+    ):
+        audit(table, corpus=corpus)
 
 
 def test_duplicates_by_any_descriptor() -> None:
@@ -192,6 +205,45 @@ def test_shares_and_majority_baseline() -> None:
     assert result.majority == {"val": 0.0, "test": 1 / 3}
     with pytest.raises(ValueError, match="empty"):
         audit([])
+
+
+def test_classes_that_a_split_lacks_are_said() -> None:
+    labels = {"train": "aab", "val": "b", "test": "abc"}
+    table = [
+        Segment(f"{s}{n}", None, None, c, f"{s}{n}", split=s) for s, text in labels.items() for n, c in enumerate(text)
+    ]
+    result = audit(table)
+    assert result.notes == (
+        "train has no row of 1 of 3 classes: c",
+        "val has no row of 2 of 3 classes: a, c",
+        "1 rows of test are of classes without a training row",
+    )
+    assert result.lines()[-4:] == [*result.notes, "no fault found"]
+
+
+def test_file_names_are_no_subjects() -> None:
+    """AIxSuture's subject is the student, the release's files tell of clips alone; a table without the column is no better."""
+    table = [
+        Segment(f"/v/{n}.mp4", None, None, "x", f"{n}.mp4", split=s) for n, s in enumerate(("train", "val", "test"))
+    ]
+    (finding,) = audit(table).findings
+    assert (finding.kind, finding.share) == ("no subjects", 1.0)
+    assert "a leak-free split cannot be made from this table; give a column subject: the patient" in str(finding)
+    assert "the card says who is: student" in str(audit(table, load_card("aixsuture")).findings[0])
+    assert not audit([replace(s, subject=f"p{n}") for n, s in enumerate(table)]).findings
+    unknown = audit([replace(s, subject=f"clip {n}") for n, s in enumerate(table)], load_card("surgicalactions160"))
+    assert "clip; operations are not published" in unknown.notes[0]
+
+
+def test_copies_in_two_splits_count_once() -> None:
+    """Five clips of no class, of which two are validation and test alike: five, not seven."""
+    rows = [Segment(f"Rest/{n}.mp4", None, None, "Bleeding", f"s{n}", split="train") for n in range(3)]
+    test = [Segment(f"Rest/{n}.mp4", None, None, "Bleeding", f"s{n}", split="test") for n in (3, 4)]
+    findings = audit([*rows, *test, *(replace(s, split="val") for s in test)]).findings
+    (mislabelled,) = [finding for finding in findings if finding.kind == "mislabelled negatives"]
+    assert mislabelled.detail.startswith(
+        "5 clips from folders of negatives are labelled as a class, 100% of 'Bleeding'"
+    )
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,10 +310,10 @@ def test_videos_of_m2cai16_are_known_by_their_names(tmp_path: Path) -> None:
     card = load_card("m2cai16")
     table = dataset_table("m2cai16", card, tmp_path, split="official")
     names = ["/other/m2cai16w_test_dataset_test_workflow_video_01.mp4", "/other/workflow_video_02.mp4"]
-    (finding,) = audit(table, card, corpus=names).findings
+    (finding,) = audit(table, card, corpus=known(*names)).findings
     assert finding.detail == "2 rows of test come from videos of the corpus"
     assert finding.examples == (names[0],)
-    assert not audit(table, card, corpus=["/other/workflow_video_41.mp4"]).findings
+    assert not audit(table, card, corpus=known("/other/workflow_video_41.mp4")).findings
 
 
 def test_duplicates_by_an_embedder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

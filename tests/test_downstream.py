@@ -118,6 +118,37 @@ def test_what_is_missing_is_named_and_the_rest_runs(done: Path, capsys: pytest.C
     assert not any(f"<{tag}" in page for tag in ("script", "link", "img"))
 
 
+def test_every_figure_stands_under_its_name(done: Path) -> None:
+    """In Markdown and HTML: as many cells as headers, and each metric where its header is, in every data set's table."""
+    run(done)
+    matrix, places = load_matrix(done / "matrix.yaml"), Places(done / "out", done, done)
+    results = {result.model.name: result for result in gather(matrix, places)}
+    text = (done / "out/report.md").read_text()
+    tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("| ")]
+    assert len(tables) >= 4
+    assert all(len({line.replace("\\|", "").count("|") for line in table}) == 1 for table in tables)
+    (scores,) = [table for table in tables if "95 % interval" in table[0]]
+    header = [cell.strip() for cell in scores[0].split("|")[1:-1]]
+    rows = {cells[0]: cells for line in scores[2:] for cells in [[cell.strip() for cell in line.split("|")[1:-1]]]}
+    assert list(rows) == ["majority baseline", "random baseline", "tiny", "no weights"]
+    named = {"accuracy (rows)": "accuracy", "accuracy (seconds)": "accuracy_over_seconds"}
+    for name in header:  # how many classes they cover may stand behind
+        named |= {name: "macro_f1"} if name.startswith("macro F1") else {}
+        named |= {name: "balanced_accuracy"} if name.startswith("balanced accuracy") else {}
+    assert len(named) == 4
+    for column, metric in named.items():
+        for model, result in results.items():
+            wanted = sum(row["metrics"][metric] for row in result.rows) / len(result.rows)
+            assert rows[model][header.index(column)] == f"{100 * wanted:.2f}", column
+    assert rows["tiny"][header.index("paper")] == "29.30"
+    page = (done / "out/report.html").read_text()
+    for table in page.split("<table>")[1:]:
+        assert (
+            len({line.count("</td>") + line.count("</th>") for line in table.split("</table>")[0].split("</tr>")[:-1]})
+            == 1
+        )
+
+
 def test_done_cells_are_read_and_a_lost_one_is_made_again(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(done)
     rows = {path: path.read_bytes() for path in (done / "out/cells").glob("*/*/*/*/row.json")}

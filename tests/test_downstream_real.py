@@ -82,7 +82,8 @@ def test_probes_and_fine_tuning_to_the_report(root: Path) -> None:
         print(
             {name: row[name] for name in ("model", "protocol", "score", "low", "high", "majority", "random", "flags")}
         )
-        assert float(row["low"]) <= float(row["score"]) <= float(row["high"])
+        if row["low"]:  # there is none where all resamples say the same
+            assert float(row["low"]) <= float(row["score"]) <= float(row["high"])
         assert 0 <= float(row["majority"]) < 1  # 0 where the test clips lack the training clips' largest class
     text = (root / "out" / "report.md").read_text()
     assert "| majority baseline |" in text

@@ -53,7 +53,7 @@ def test_several_labels_have_their_metrics_alone() -> None:
     truth[:, 3] = False  # a class that does not occur
     scores = generator.random((50, 4))
     found = measure(predictions(truth, scores))
-    assert set(found) == {"mean_average_precision", "auroc"}
+    assert set(found) == {"mean_average_precision", "video_mean_average_precision", "auroc"}
     assert found["mean_average_precision"] == pytest.approx(sk.average_precision_score(truth[:, :3], scores[:, :3]))
     assert found["auroc"] == pytest.approx(sk.roc_auc_score(truth[:, :3], scores[:, :3]))
 
@@ -65,15 +65,37 @@ def test_classes_that_do_not_occur_count_neither_for_nor_against() -> None:
     assert metrics.macro_f1(p) == pytest.approx((2 / 3 + 1) / 2)
 
 
-def test_phase_jaccard_worked_by_hand() -> None:
-    """Video a: phase 0 in rows 1-4, said in rows 1-3: 3/4; phase 1 in rows 5-6, said in rows 4-6: 2/3; their mean 17/24.
+def test_phase_jaccard_in_cholec80s_order() -> None:
+    """Video a: phase 0 in rows 1-4, said in rows 1-3: 3/4; phase 1 in rows 5-6, said in rows 4-6: 2/3.
 
-    Video b: phase 2 in both rows, said in one: 1/2. It does not have phase 0, which is said once and counts as an error of
-    phase 2 alone. The mean of both videos is 29/48; over all rows together it would be another figure.
+    Video b: phase 1 in a row, said there: 1; phase 2 in two rows, said in one: 1/2; phase 0, which it does not have and which is
+    said once, counts as an error of phase 2 alone. Phases first: 3/4, (2/3 + 1)/2, 1/2, whose mean is 25/36. Videos first it would
+    be 35/48, over all rows together another figure.
     """
-    p = predictions([0, 0, 0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 1, 1, 2, 0], videos=list("aaaaaabb"))
-    assert metrics.phase_jaccard(p) == pytest.approx(29 / 48)
+    p = predictions([0, 0, 0, 0, 1, 1, 1, 2, 2], [0, 0, 0, 1, 1, 1, 1, 2, 0], videos=list("aaaaaabbb"))
+    assert metrics.phase_jaccard(p) == pytest.approx(25 / 36)
     assert metrics.phase_jaccard(p) != pytest.approx(sk.jaccard_score(p.truth, p.predicted, average="macro"))
+
+
+def test_seconds_count_not_rows() -> None:
+    """A row of 9 seconds that is right and one of 1 second that is wrong: by frames 9 of 10 are right, whatever the rows."""
+    starts, names = np.array([0.0, 9.0]), np.zeros(2)
+    p = Predictions(np.array([0, 0]), np.eye(2)[[0, 1]], names, names, starts, np.array([9.0, 10.0]))
+    assert metrics.accuracy(p) == 0.5
+    assert metrics.accuracy_over_seconds(p) == pytest.approx(0.9)
+    assert metrics.phase_jaccard(p) == pytest.approx(0.9)
+    frames = predictions([0] * 10, [0] * 9 + [1])
+    assert metrics.accuracy(frames) == metrics.accuracy_over_seconds(frames) == pytest.approx(0.9)
+
+
+def test_average_precision_is_ivtmetrics_global_and_video_wise() -> None:
+    """Made data; numbers from ivtmetrics 0.1.5 with scikit-learn 1.2.2, whose `-0.0` of an absent class it takes for NaN."""
+    generator = np.random.default_rng(50)
+    truth = generator.random((90, 6)) < np.array([0.3, 0.1, 0.05, 0.02, 0.3, 0.0])
+    scores = generator.random((90, 6)) * 0.7 + 0.5 * truth * generator.random((90, 6))
+    p = predictions(truth, scores, videos=np.repeat([0, 1, 2], [20, 30, 40]))
+    assert metrics.mean_average_precision(p) == pytest.approx(0.5866478831523559, abs=1e-12)
+    assert metrics.video_mean_average_precision(p) == pytest.approx(0.6190498302607776, abs=1e-12)
 
 
 def test_segmental_f1_worked_by_hand() -> None:
@@ -92,6 +114,8 @@ def test_segmental_f1_worked_by_hand() -> None:
     # Two videos, one perfect: their mean. The rows' order is that of time, not of the list.
     p = predictions([*truth, 0, 1], [*said, 0, 1], videos=list("a" * 22 + "bb"))
     assert metrics.f1_at_10(p) == pytest.approx((4 / 7 + 1) / 2)
+    # Their segments together: 2 + 2 matched, 7 + 4 in all.
+    assert metrics.f1_at_10_pooled(p) == pytest.approx(2 * 4 / 11)
     assert metrics.f1_at_10(p.rows(np.random.default_rng(0).permutation(24))) == pytest.approx((4 / 7 + 1) / 2)
 
 
@@ -183,11 +207,26 @@ def test_flags() -> None:
     assert flags(predictions(truth, mixed), narrow, 0.4) == ["a class's share"]
     assert flags(predictions(truth, truth), narrow, 0.4) == []
     assert flags(predictions(truth, truth), Interval(0.5, 0.42, 0.58, 0.1), 0.4) == ["unstable"]
-    assert flags(predictions(truth, truth), Interval(0.5, float("nan"), float("nan"), float("nan")), 0.4) == [
-        "unstable",
-        "as majority",
-    ]
+    unknown = Interval(0.5, float("nan"), float("nan"), float("nan"))
+    assert flags(predictions(truth, truth), unknown, 0.4) == ["unstable"]
+    assert flags(predictions(truth, truth), unknown, 0.5) == ["unstable", "as majority"]
     assert flags(predictions(np.eye(3, dtype=bool), np.ones((3, 3))), narrow, 0.4) == ["one class"]
+
+
+@pytest.mark.parametrize("right", [False, True])
+def test_no_interval_from_no_variation(right: bool) -> None:
+    """All rows wrong, or all right: every resample says the same, which tells nothing of others."""
+    truth = np.arange(12) % 3
+    p = predictions(truth, truth if right else (truth + 1) % 3, subjects=np.arange(12))
+    interval = bootstrap(p, metrics.accuracy, resamples=50)
+    assert interval.score == right
+    assert np.isnan([interval.low, interval.high, interval.detectable]).all()
+    assert ("as majority" in flags(p, interval, 1 / 3)) is not right
+
+
+def test_every_metric_has_its_meaning() -> None:
+    assert set(metrics.MEANING) == set(METRICS)
+    assert set(metrics.OVER_CLASSES) < set(METRICS)
 
 
 def test_wrong_shapes_are_refused() -> None:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from clips import write_numbered
 
@@ -14,12 +15,18 @@ from trocar.bench import plan_check
 from trocar.bench.plan import Compute, Demand, Rate, Share, Videos, levers, plan_step
 from trocar.bench.plan_check import Setting, bench_plan
 from trocar.bench.plan_cluster import CLUSTERS, Cluster, load_cluster
+from trocar.bench.plan_corpus import measure_corpora, span_cost
 from trocar.bench.plan_rates import clip_flops, compute_rates, fit_line, packing_rates, shipped_rows, video_rates
 from trocar.bench.plan_report import corpus_size, make_plan, rows_of, sentence, table
 from trocar.engine.cli import main
 from trocar.engine.config import Config, ConfigError
 from trocar.engine.config_file import load_config
+from trocar.loaders.corpus import Corpus
 from trocar.loaders.index import index_corpus
+from trocar.loaders.pack import pack_corpus
+from trocar.loaders.pack_settings import PackSettings
+from trocar.loaders.probe import probe_video
+from trocar.loaders.window import WindowReader
 
 NOT_SAID = Rate(0.0, "test")
 
@@ -84,6 +91,20 @@ def test_levers_move_the_bottleneck() -> None:
     found = {lever.name: lever.gain for lever in levers(COMPUTE, proxies, GPU_SHARE, demand, [])}
     assert found["a step twice as fast"] > 1.3
     assert found["twice the cores"] == pytest.approx(1.0)
+
+
+def test_accumulation_is_named_where_it_moves_the_step() -> None:
+    """Four clips at a time, in 8 parts: a fixed second is paid 8 times, and few spans keep few threads busy."""
+    compute = Compute(seconds(1.0), seconds(0.002))
+    found = levers(compute, VIDEOS, GPU_SHARE, Demand(4, 1, 2, 0.0, parts=8), [])
+    gains = {lever.name: lever.gain for lever in found}
+    assert gains["optim.accumulation=4, 8 clips at a time"] == pytest.approx(2 * 1.008 / 1.016)
+    named = [lever.name for lever in levers(compute, VIDEOS, GPU_SHARE, Demand(4, 1, 2, 0.0), [])]
+    assert not any("accumulation" in name for name in named)
+    (odd,) = [
+        lever for lever in levers(COMPUTE, VIDEOS, GPU_SHARE, Demand(4, 1, 2, 4e8, 9), []) if "accum" in lever.name
+    ]
+    assert odd.name == "optim.accumulation=3, 12 clips at a time"
 
 
 def test_lines() -> None:
@@ -215,6 +236,52 @@ def test_the_model_against_real_work() -> None:
         for entry in checked
     }
     assert all(abs(value) < 0.15 for value in off.values()), (off, checked[0]["load_average"])
+
+
+def test_the_corpus_itself_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bytes and pictures by the index, seconds by decoding, packing by what `trocar pack` took; small sums are not nothing."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    write_numbered(videos / "a.mp4", 150, gop=10)
+    index_corpus([videos], tmp_path / "corpus", workers=1, progress=False)
+    pack_corpus(tmp_path / "corpus", tmp_path / "packed", PackSettings(stride=2), workers=1, progress=False)
+    corpora = Corpus.open(tmp_path / "corpus"), Corpus.open(tmp_path / "packed")
+    small = ["data.resolution=32", "data.frames=8", "data.stride=2", "optim.accumulation=4"]
+    config = load_config("surgrec_mae_unbalanced", small)
+    measured = measure_corpora(*corpora, config)
+    originals, proxies = measured.spans["originals"], measured.spans["proxies"]
+    # 15 frames and what precedes them: 0 to 9 of a GOP of 10; of proxies every frame is used, and GOPs have 8.
+    assert 15 <= originals["pictures_per_span"].value <= 24
+    assert 8 <= proxies["pictures_per_span"].value <= 15
+    assert all(rate.is_measured and rate.value > 0 for rate in (*originals.values(), *proxies.values()))
+    size = (videos / "a.mp4").stat().st_size
+    assert 0.1 < originals["bytes_per_span"].value / (size * originals["pictures_per_span"].value / 150) < 3
+    assert measured.packing is not None
+    told = json.loads((tmp_path / "packed/packing.json").read_text())
+    assert measured.packing[0].value == pytest.approx(told["core_seconds"] / 150)
+    arguments = ["plan", "surgrec_mae_unbalanced", *small, "optim.epochs=1", "--cluster", "h200_8"]
+    arguments += ["--corpus", str(tmp_path / "corpus")]
+    assert main([*arguments, "--packed", str(tmp_path / "packed")]) == 0
+    text = capsys.readouterr().out
+    assert "1 videos, 150 frames, " in text
+    assert f"originals, pictures per span: {originals['pictures_per_span'].value:.1f} (256 spans of" in text
+    assert f"(trocar pack into {tmp_path / 'packed'}, " in text
+    assert "| 0 |\n" not in text
+    assert main(["plan", "surgrec_mae_unbalanced", *small, "--corpus", str(tmp_path / "packed")]) == 2
+    assert "holds proxies" in capsys.readouterr().err
+
+
+def test_window_costs_are_those_of_the_reader(tmp_path: Path) -> None:
+    """By the index alone: the bytes that a window of the loaders reads, and at least the pictures that it decodes."""
+    write_numbered(tmp_path / "b.mp4", 60, gop=12, b_frames=2)
+    facts, gops = probe_video(tmp_path / "b.mp4")
+    windows = WindowReader(facts)
+    for frames in (np.arange(5, 30, 4), np.arange(20, 48), np.array([59])):
+        window = windows.window(frames, gops)
+        size, pictures = span_cost(gops, frames)
+        assert size == window.bytes_read
+        assert len(window.payloads) <= pictures <= 1.2 * len(window.payloads)
+    windows.close()
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

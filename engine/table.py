@@ -1,0 +1,43 @@
+"""Tables: the one place where rows become Markdown, HTML or text. A row with more or fewer cells than the header is refused."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+
+
+class Table:
+    """header: names of columns. rows: of as many cells; "" is an empty one. Raises ValueError on a row of another length."""
+
+    def __init__(self, header: Sequence[str], rows: Iterable[Sequence[str]] = ()) -> None:
+        self.header, self.rows = tuple(header), [tuple(row) for row in rows]
+        for row in self.rows:
+            if len(row) != len(self.header):
+                raise ValueError(f"{len(self.header)} columns {self.header} and a row of {len(row)} cells: {row}")
+
+    def markdown(self) -> str:
+        """GitHub's; bars and ends of lines in a cell are escaped."""
+        lines = [
+            "".join(["|", *(f" {_escaped(cell)} |" if cell else " |" for cell in row)])
+            for row in (self.header, *self.rows)
+        ]
+        return "\n".join([lines[0], "|---" * len(self.header) + "|", *lines[1:]])
+
+    def html(self) -> str:
+        def line(cells: Sequence[str], tag: str) -> str:
+            return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+        return f"<table>{line(self.header, 'th')}{''.join(line(row, 'td') for row in self.rows)}</table>"
+
+    def text(self) -> str:
+        """For a terminal: the first column to the left, the others to the right."""
+        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+            for row in (self.header, *self.rows)
+        ]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def _escaped(cell: str) -> str:
+    return " ".join(cell.replace("|", "\\|").splitlines())
