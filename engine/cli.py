@@ -92,6 +92,9 @@ def build_parser() -> argparse.ArgumentParser:
     pack.add_argument("--codec", help="h264, hevc, vp9 or mjpeg (default: h264)")
     pack.add_argument("--quality", type=float, help="of the encoder, lower is better (default: the codec's)")
     pack.add_argument("--workers", type=int, help="packing processes (default: one per core)")
+    pack.add_argument(
+        "--compare", action="store_true", help="load clips of both afterwards, and say what packing brought"
+    )
     pack.set_defaults(run=run_pack)
 
     convert = commands.add_parser(
@@ -328,9 +331,13 @@ def run_pack(options: argparse.Namespace) -> int:
         raise ConfigError(f"trocar pack: {error}") from error
     summary = pack_corpus(options.corpus, options.out, settings, workers=options.workers)
     print("\n".join(summary.lines()), flush=True)
-    from ..bench.packed import compare_loading, table
+    if options.compare:
+        from ..bench.packed import compare_loading, missing_originals, table
 
-    print(table(compare_loading(options.corpus, options.out, settings.stride)))
+        if missing := missing_originals(options.corpus):
+            print(f"not compared: {missing:,} of the originals are not there any more")
+        else:
+            print(table(compare_loading(options.corpus, options.out, settings.stride)))
     return 0
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,7 @@ from .config import Config, ConfigError
 
 # The watch over the ranks knows who is late; collectives give up after it, with no more than that they did.
 COLLECTIVE_GRACE = 1.5
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,14 @@ class World:
     def any(self, condition: bool) -> bool:
         """Whether it holds on any rank. A host sync: not for every step."""
         return bool(self.maximum(torch.tensor(float(condition), device=self.device)).item())
+
+    def gather(self, value: Value) -> list[Value]:
+        """Every rank's value, on all ranks; of what pickle knows, as the ranks are one program."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.background)
+        return values
 
     def from_first(self, number: int) -> int:
         """The first rank's number, on all ranks."""

@@ -162,7 +162,7 @@ def train(
         print(describe(config, run.objective, corpus, sampler, steps, first_step, world.device), file=sys.stderr)
     done, is_stopping, read_back = first_step, False, ReadBack(world.device)
     with (
-        build_loader(config, corpus, sampler, numbers, world.device, report=progress) as loader,
+        build_loader(config, corpus, sampler, numbers, world.device, report=progress, world=world) as loader,
         open_log(config, first_step, world) as log,
         QuarantineLog(run_dir, loader.total.failures, world.rank) as quarantine,
         SkipLog(
@@ -177,14 +177,14 @@ def train(
         collect_garbage_seldom() as collect_garbage,
     ):
         name_decoding(loader)
-        collapse = CollapseWatch(read_metrics(run_dir), tell=world.is_first)
+        collapse = CollapseWatch(read_metrics(run_dir), write=world.is_first)
         on_step(done)
         while done < steps and not is_stopping:
             with stage("step"):
                 report = train_step(run, done, loader)
             done += 1
             on_step(done)
-            collapse.observe(run.objective)  # what the step's own clips left behind, before others pass
+            collapse.observe(run.objective, done)  # what the step's own clips left behind, before others pass
             if validation.is_due(done):
                 run.watch.reach(f"the validation after step {done}")
                 report.signals = {**report.signals, **validation.losses()}
