@@ -19,7 +19,7 @@ from ..engine.config_error import ConfigError, require
 from ..engine.config_file import CONFIGS, load_settings
 from ..engine.convert import MINIMUM
 from ..engine.weight_files import WeightsError
-from ..loaders.isolated import run_isolated
+from ..loaders.isolated import run_isolated, worker_number
 from ..loaders.video import VideoError
 from .backbones import RANDOM, load_backbone
 from .dataset import DatasetError
@@ -132,8 +132,9 @@ def bench_downstream(
 ) -> list[dict[str, str]]:
     """Runs what is not done yet. Returns what could not be done: data set, model and reason. Raises ConfigError."""
     jobs = [
-        (dataset, model, matrix.protocols, matrix.seeds, places, _device(device, number))
-        for number, (dataset, model) in enumerate((d, m) for d in matrix.datasets for m in matrix.models)
+        (dataset, model, matrix.protocols, matrix.seeds, places, device)
+        for dataset in matrix.datasets
+        for model in matrix.models
     ]
     failures = []
     for number, (job, result) in enumerate(_run(jobs, workers), start=1):
@@ -189,7 +190,7 @@ def run_job(
             protocol.read(),
             folder,
             seed=seed,
-            device=choose_device(device),
+            device=choose_device(_device(device)),
             features=features / folder_name(model.name),
             extras={"model": model.name, "protocol_name": protocol.name, "split": dataset.split},
             tell=_whisper,
@@ -230,9 +231,10 @@ def _outcome(result: Any) -> str:
     return f"{result} cells done now" if result else "was done"
 
 
-def _device(wanted: str, number: int) -> str:
+def _device(wanted: str) -> str:
+    """Of this process: all its cells are computed on one GPU."""
     if wanted == "auto" and torch.cuda.is_available():
-        return f"cuda:{number % torch.cuda.device_count()}"
+        return f"cuda:{worker_number() % torch.cuda.device_count()}"
     return "cpu" if wanted == "auto" else wanted
 
 

@@ -109,9 +109,9 @@ def make_plan(
     rows: the measurements that rates are taken from. views: a span, in the arms with span reuse.
     """
     optim = config.optim
-    if optim.batch % (optim.accumulation * cluster.ranks):
+    if optim.batch % (optim.parts * cluster.ranks):
         raise ConfigError(
-            f"optim.batch: {optim.batch} in {optim.accumulation} parts is not divisible by {cluster.ranks} ranks; set optim.batch "
+            f"optim.batch: {optim.batch} in {optim.parts} parts is not divisible by {cluster.ranks} ranks; set optim.batch "
             "and optim.accumulation so that it is"
         )
     compute = compute_rates(rows, config, cluster)
@@ -125,13 +125,11 @@ def make_plan(
     clips = optim.steps * optim.batch if optim.steps else round((optim.epochs or 0) * corpus.spans)
     with torch.device("meta"):  # only its shapes count
         parameters = sum(p.numel() for p in build_model(config)[0].parameters() if p.requires_grad)
-    gradient_bytes = FLOAT32_BYTES * parameters / optim.accumulation if cluster.ranks > 1 else 0.0
+    gradient_bytes = FLOAT32_BYTES * parameters / optim.parts if cluster.ranks > 1 else 0.0
     share, arms = _share(cluster, config), []
     for name, videos in known.items():
         for count in sorted({config.data.views_per_span, views}):
-            demand = Demand(
-                optim.batch / (optim.accumulation * cluster.ranks), count, config.data.prefetch, gradient_bytes
-            )
+            demand = Demand(optim.batch / (optim.parts * cluster.ranks), count, config.data.prefetch, gradient_bytes)
             step = plan_step(compute, videos, share, demand)
             others = [known["proxies"]] if name == "originals" and "proxies" in known else []
             found = levers(compute, videos, share, demand, others)

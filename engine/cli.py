@@ -359,7 +359,15 @@ def run_pretrain(options: argparse.Namespace) -> int:
             raise ConfigError(f"--dry-run: {options.dry_run} is not accepted; give a number of ranks, 1 or more")
         from .dry_run import dry_run
 
-        print("\n".join(dry_run(load_config(options.config, options.overrides), options.dry_run).lines()))
+        config, ranks = load_config(options.config, options.overrides), options.dry_run
+        if config.optim.accumulation == "auto":  # for ranks that have this machine's GPU, or its memory
+            from .build import choose_device
+            from .distributed import World
+            from .micro_batch import fewest_parts, with_parts
+
+            world = World(choose_device(config), 0, ranks, 0, min(8, ranks))
+            config = with_parts(config, fewest_parts(config, world))
+        print("\n".join(dry_run(config, ranks).lines()))
         return 0
     from .pretrain import pretrain
     from .stop import REQUEUE_STATUS

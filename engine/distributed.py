@@ -114,16 +114,16 @@ def open_world(device: torch.device, rank_timeout: float) -> Iterator[World]:
 
 def check_shares(world: World, order: ClipOrder, config: Config) -> None:
     """Raises ConfigError where a batch leaves a rank without a clip, or a pool's lanes cannot be divided."""
-    clips = config.optim.batch // config.optim.accumulation
+    clips = config.optim.clips_at_once
     try:
         order.share([], 0, world.size)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     units = clips if order.pool_spans else -(-clips // order.views_per_span)
     if units < world.size:
-        least = world.size * (1 if order.pool_spans else order.views_per_span) * config.optim.accumulation
+        least = world.size * (1 if order.pool_spans else order.views_per_span) * config.optim.parts
         raise ConfigError(
-            f"optim.batch: {config.optim.batch} clips in {config.optim.accumulation} parts leave some of {world.size} ranks "
+            f"optim.batch: {config.optim.batch} clips in {config.optim.parts} parts leave some of {world.size} ranks "
             f"without a clip (all views of a span stay on one rank); give at least {least}, or less optim.accumulation"
         )
 

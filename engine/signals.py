@@ -6,9 +6,9 @@ loss_trend      mean loss of the latest steps over that of as many steps before 
 collapse        1 where feature_std or rankme has fallen below half of what it was at the run's start, else 0
 
 Features are those of the rank that writes the metrics, kept on the device: of as many of its latest clips as `window_clips` says.
-Every `RANK_EVERY` steps, once they are so many, they go to the host without anyone waiting, and a side thread decomposes them: rankme
-stands in the row of `RANK_EVERY` steps later. Features of many steps are those of many target encoders,
-whose differences would count as directions of their own: a run that learns fast would seem to have a higher rank than it has.
+Every `RANK_EVERY` steps, once they are so many, they go to the host without anyone waiting, and a side thread decomposes them:
+rankme stands in the row of `RANK_EVERY` steps later. Features of many steps are those of many target encoders, whose differences
+would count as directions of their own: a run that learns fast would seem to have a higher rank than it has.
 
 Shapes: B clips, K clips in the window, D width.
 """

@@ -27,7 +27,7 @@ from trocar.loaders.augment import CropRecipe
 from trocar.loaders.corpus import Corpus, CorpusError
 from trocar.loaders.cpu import ClipLoader
 from trocar.loaders.index import index_corpus
-from trocar.loaders.isolated import ProcessDied, run_isolated
+from trocar.loaders.isolated import ProcessDied, run_isolated, worker_number
 from trocar.loaders.pack import PackSummary, pack_corpus
 from trocar.loaders.pack_gain import expected_gain, mean_lead
 from trocar.loaders.pack_settings import PackSettings
@@ -341,6 +341,9 @@ def test_jobs_are_isolated() -> None:
     sleepers.close()
     assert time.monotonic() - began < 60
     assert list(run_isolated(math.sqrt, [], 0)) == []
+    numbers = {number for _, number in run_isolated(worker_number, [()] * 6, 2)}
+    assert numbers <= {0, 1}, "a worker keeps its number, whichever jobs it does"
+    assert worker_number() == 0
 
 
 def test_refused_packs(corpus: Path, packed: Path, tmp_path: Path) -> None:
