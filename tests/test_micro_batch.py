@@ -106,7 +106,7 @@ def test_the_memory_of_a_step_is_the_dry_runs() -> None:
     memory = step_memory(asked, world(1))
     run = dry_run_alone(config("optim.batch=16", "optim.accumulation=1"))
     held = run.weights + run.gradients + run.optimizer + run.activations + run.clips_waiting
-    assert memory.of(16) == pytest.approx(held, rel=0.02)
+    assert memory.of(16) == pytest.approx(held, rel=0.05)
     state = run.weights + run.gradients + run.optimizer
     assert step_memory(asked, world(4)).fixed - memory.fixed == pytest.approx(run.gradients, abs=1)
     sharded = step_memory(config("optim.batch=16", "run.sharding=full"), world(4))
@@ -125,7 +125,7 @@ def test_a_control_groups_limit_counts(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_where_no_rank_is_at_hand_a_number_is_asked_for() -> None:
-    with pytest.raises(ConfigError, match="optim.accumulation: 'auto' depends on a rank's memory"):
+    with pytest.raises(ConfigError, match=r"optim\.accumulation: 'auto' depends on a rank's memory"):
         _ = config("optim.batch=8").optim.clips_at_once
     with pytest.raises(ConfigError, match=r"optim\.accumulation"):
         config("optim.accumulation=most")
