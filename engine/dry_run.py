@@ -164,13 +164,13 @@ def dry_run(config: Config, ranks: int) -> DryRun:
 
 def dry_run_alone(config: Config) -> DryRun:
     """The same of one rank by itself, also inside a process group that is there. run.sharding has to be none."""
-    return _traced(config, World(torch.device("cpu")))
+    return _traced(config, World(torch.device("cpu")), steps=1)
 
 
-def _traced(config: Config, world: World) -> DryRun:
+def _traced(config: Config, world: World, steps: int = 2) -> DryRun:
     with TemporaryDirectory() as folder, _packed_as_one():
         # A teacher leaves its checksum in the run's folder, which is not to be there yet.
-        return _play(dataclasses.replace(config, run=dataclasses.replace(config.run, dir=folder)), world)
+        return _play(dataclasses.replace(config, run=dataclasses.replace(config.run, dir=folder)), world, steps)
 
 
 @contextmanager
@@ -190,7 +190,7 @@ def _packed_as_one() -> Iterator[None]:
         attention.packed_attention = packed
 
 
-def _play(config: Config, world: World) -> DryRun:
+def _play(config: Config, world: World, steps: int) -> DryRun:
     micro_batch = config.optim.clips_at_once
     share = build_order(config).share(np.arange(micro_batch), 0, world.size)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -212,7 +212,7 @@ def _play(config: Config, world: World) -> DryRun:
         data = config.data
         frames = torch.zeros((len(share), data.frames, data.resolution, data.resolution, 3), dtype=torch.uint8)
         traffic, memory, gradients = Traffic(), LiveMemory(), 0
-        for _ in range(2):
+        for _ in range(steps):
             traffic, memory = Traffic(), LiveMemory()
             with memory, traffic:
                 for part in range(config.optim.parts):

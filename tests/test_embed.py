@@ -331,7 +331,7 @@ def test_the_descriptor_knows_real_sources(tmp_path: Path) -> None:
 
 def test_a_failing_shard_is_named(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*_: object) -> list[tuple[tuple, Exception]]:
-        return [(("", "", 2), RuntimeError("no memory"))]
+        return [((2, "", ""), RuntimeError("no memory"))]
 
     monkeypatch.setattr(module, "_run", run)
     with pytest.raises(CorpusError, match=r"00002.npy: cannot be made \(no memory\)"):
