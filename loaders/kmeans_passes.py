@@ -4,7 +4,7 @@ One pass checks the rows and takes a sample; the sample is clustered in memory; 
 rows, by the kernel's sums; the last one assigns. Nothing grows with the number of rows but their labels and distances.
 
 Distances come from products, whose rounding grows with what all rows share: the kernel gets rows and centroids less an origin, the
-centroids' mean.
+centroids' median: of a mean one far centroid would make an offset of its own.
 
 Over several processes (torch.distributed) each reads its part of the rows; sums, labels and the sample are all-reduced.
 
@@ -86,7 +86,7 @@ def lloyd_pass(
     counts = torch.zeros(len(centroids), dtype=torch.int64, device=device)
     inertia = torch.zeros((), dtype=torch.float64, device=device)
     far_rows, far_distances = torch.empty(0, rows.width), torch.empty(0)
-    origin = centroids.mean(axis=0)
+    origin = np.median(centroids, axis=0).astype(np.float32)
     held = _on_device(centroids, origin, device)
     for _, block in _my_blocks(rows, usable, report):
         values = _on_device(block, origin, device)
@@ -114,7 +114,7 @@ def assign_pass(
     """(N,) the nearest centroid, -1 for unusable rows, and (N,) the distance (not squared), NaN for those."""
     labels = np.full(rows.num_rows, -1, dtype=np.int32)
     distances = np.full(rows.num_rows, np.nan, dtype=np.float32)
-    origin = centroids.mean(axis=0)
+    origin = np.median(centroids, axis=0).astype(np.float32)
     held = _on_device(centroids, origin, device)
     for start, block in _my_blocks(rows, usable, report):
         found, squares = kmeans_assign(_on_device(block, origin, device), held)
