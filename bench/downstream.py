@@ -21,7 +21,7 @@ from ..engine.convert import MINIMUM
 from ..engine.weight_files import WeightsError
 from ..engine.weight_names import Kind
 from ..loaders.corpus import CorpusError
-from ..loaders.isolated import run_isolated
+from ..loaders.isolated import run_isolated, worker_number
 from ..loaders.video import VideoError
 from ..ssl.encoder import Positions
 from .backbones import RANDOM, load_backbone
@@ -140,8 +140,9 @@ def bench_downstream(
 ) -> list[dict[str, str]]:
     """Runs what is not done yet. Returns what could not be done: data set, model and reason. Raises ConfigError."""
     jobs = [
-        (dataset, model, matrix.protocols, matrix.seeds, places, _device(device, number))
-        for number, (dataset, model) in enumerate((d, m) for d in matrix.datasets for m in matrix.models)
+        (dataset, model, matrix.protocols, matrix.seeds, places, device)
+        for dataset in matrix.datasets
+        for model in matrix.models
     ]
     failures = []
     for number, (job, result) in enumerate(_run(jobs, workers), start=1):
@@ -201,7 +202,7 @@ def run_job(
             protocol.read(),
             folder,
             seed=seed,
-            device=choose_device(device),
+            device=choose_device(_device(device)),
             features=features / folder_name(model.name),
             extras={"model": model.name, "protocol_name": protocol.name, "split": dataset.split},
             pretraining=pretraining,
@@ -243,9 +244,10 @@ def _outcome(result: Any) -> str:
     return f"{result} cells done now" if result else "was done"
 
 
-def _device(wanted: str, number: int) -> str:
+def _device(wanted: str) -> str:
+    """Of this process: all its cells are computed on one GPU."""
     if wanted == "auto" and torch.cuda.is_available():
-        return f"cuda:{number % torch.cuda.device_count()}"
+        return f"cuda:{worker_number() % torch.cuda.device_count()}"
     return "cpu" if wanted == "auto" else wanted
 
 

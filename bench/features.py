@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..engine.config_error import ConfigError
+from ..engine.embedders import half_precision
 from ..engine.encoder_sources import ClipShape
 from ..loaders.clip_loader import clip_loader
 from ..loaders.epochs import EpochLoader
@@ -138,11 +138,10 @@ def extract(
         batch = protocol.encode_batch
         loader = open_clips(split, plan, shape, protocol, batch=batch, seed=seed, device=device, **places)
         with FileProgress(parts - done, progress, f"encoding {folder.name}", "parts") as report:
-            waiting: list[NDArray] = []
+            waiting: list[torch.Tensor] = []  # on the device: a part comes to the host at once
             labels: list[int] = []
             for clips in loader:
-                tokens = encode(model, clips.frames, device, averaged=averaged).cpu().numpy()
-                waiting += [*tokens]
+                waiting += encode(model, clips.frames, device, averaged=averaged).half().unbind()
                 labels += clips.labels
                 while len(labels) >= per_part or (
                     labels and done == parts - 1 and len(labels) == total - done * per_part
@@ -161,7 +160,7 @@ def encode(
     model: VideoEncoder | FrameAverage, frames: torch.Tensor, device: torch.device, *, averaged: bool
 ) -> torch.Tensor:
     """(B, L, D) float32."""
-    with torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext():
+    with half_precision(device):
         frames = frames.to(device)
         return model.pooled(frames).unsqueeze(1) if averaged else model(frames).float()
 
@@ -170,9 +169,9 @@ def _path(folder: Path, number: int, kind: str = "") -> Path:
     return folder / f"{number:06d}{kind}.npy"
 
 
-def _write_part(folder: Path, number: int, rows: list[int], tokens: list[NDArray]) -> None:
+def _write_part(folder: Path, number: int, rows: list[int], tokens: Sequence[torch.Tensor]) -> None:
     """Half precision: features come from a layer norm, and a probe's gradient is noisier than its rounding."""
-    values = np.stack(tokens).astype(np.float16)
+    values = torch.stack(list(tokens)).cpu().numpy()
     if not np.isfinite(values).all():
         raise ConfigError(
             f"{folder}: the encoder's features are not finite; its weights are broken, or of another model"

@@ -18,6 +18,7 @@ from ..loaders.augment import CropRecipe
 from ..loaders.corpus import Corpus
 from ..loaders.cpu import ClipLoader
 from ..loaders.sampler import Sampler
+from ..loaders.storage import stored_version
 
 CLIP_FRAMES, RESOLUTION, CLIPS, BATCH = 16, 224, 32, 8
 SHORT_PASS_SECONDS = 5.0
@@ -53,6 +54,17 @@ def measure_loading(name: str, corpus: Corpus, stride: int) -> Loading:
     frames = int(corpus.frames.sum())
     speed = clips / statistics.median(seconds)
     return Loading(name, sizes, frames, clips, len(seconds), loader.total.amplification, speed)
+
+
+def missing_originals(corpus_path: str | os.PathLike[str]) -> int:
+    """How many videos of a corpus are not where it says: deleted since they were packed, or out of reach."""
+    corpus, missing = Corpus.open(corpus_path), 0
+    for row in range(len(corpus)):
+        try:
+            stored_version(corpus.video(row).facts.path)
+        except OSError:
+            missing += 1
+    return missing
 
 
 def compare_loading(

@@ -119,9 +119,9 @@ def make_plan(
     """
     measured = measured or Measured({})
     optim = config.optim
-    if optim.batch % (optim.accumulation * cluster.ranks):
+    if optim.batch % (optim.parts * cluster.ranks):
         raise ConfigError(
-            f"optim.batch: {optim.batch} in {optim.accumulation} parts is not divisible by {cluster.ranks} ranks; set optim.batch "
+            f"optim.batch: {optim.batch} in {optim.parts} parts is not divisible by {cluster.ranks} ranks; set optim.batch "
             "and optim.accumulation so that it is"
         )
     compute = compute_rates(rows, config, cluster)
@@ -136,12 +136,12 @@ def make_plan(
     clips = optim.steps * optim.batch if optim.steps else round((optim.epochs or 0) * corpus.spans)
     with torch.device("meta"):  # only its shapes count
         parameters = sum(p.numel() for p in build_model(config)[0].parameters() if p.requires_grad)
-    gradient_bytes = FLOAT32_BYTES * parameters / optim.accumulation if cluster.ranks > 1 else 0.0
+    gradient_bytes = FLOAT32_BYTES * parameters / optim.parts if cluster.ranks > 1 else 0.0
     share, arms = _share(cluster, config), []
     for name, videos in known.items():
         for count in sorted({config.data.views_per_span, views}):
-            clips_of_rank = optim.batch / (optim.accumulation * cluster.ranks)
-            demand = Demand(clips_of_rank, count, config.data.prefetch, gradient_bytes, optim.accumulation)
+            clips_of_rank = optim.batch / (optim.parts * cluster.ranks)
+            demand = Demand(clips_of_rank, count, config.data.prefetch, gradient_bytes, optim.parts)
             step = plan_step(compute, videos, share, demand)
             others = [known["proxies"]] if name == "originals" and "proxies" in known else []
             found = levers(compute, videos, share, demand, others)

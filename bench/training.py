@@ -128,7 +128,7 @@ def _time_arm(run: Run, arm: _Arm, first_step: int, effort: Effort) -> StepTimes
 
 def _kept(run: Run, name: str, numbers: Iterator[Any], seed: int) -> Iterator[Any]:
     config = run.config
-    clips = config.optim.batch // config.optim.accumulation
+    clips = config.optim.clips_at_once
     if name == RESIDENT:
         return resident(run, made_clips(config, clips, seed), numbers)
     return replayed(run, [made_clips(config, clips, seed + number) for number in range(KEPT_BATCHES)], numbers)

@@ -58,8 +58,8 @@ def open_run(config: Config) -> Iterator[Run]:
 def clip_numbers(run: Run, *, first_step: int = 0) -> Iterator[NDArray[np.int64]]:
     """This rank's clip numbers from `first_step` on, a part of a batch at a time, without end; their masks are drawn ahead."""
     config, world = run.config, run.world
-    part, order = config.optim.batch // config.optim.accumulation, build_order(config)
-    batches = (np.arange(n * part, (n + 1) * part) for n in itertools.count(first_step * config.optim.accumulation))
+    part, order = config.optim.clips_at_once, build_order(config)
+    batches = (np.arange(n * part, (n + 1) * part) for n in itertools.count(first_step * config.optim.parts))
     shares = (order.share(batch, world.rank, world.size) for batch in batches)
     return run.masks.ahead(config.run.seed, shares, world.device)
 

@@ -92,6 +92,9 @@ def build_parser() -> argparse.ArgumentParser:
     pack.add_argument("--codec", help="h264, hevc, vp9 or mjpeg (default: h264)")
     pack.add_argument("--quality", type=float, help="of the encoder, lower is better (default: the codec's)")
     pack.add_argument("--workers", type=int, help="packing processes (default: one per core)")
+    pack.add_argument(
+        "--compare", action="store_true", help="load clips of both afterwards, and say what packing brought"
+    )
     pack.set_defaults(run=run_pack)
 
     convert = commands.add_parser(
@@ -333,9 +336,13 @@ def run_pack(options: argparse.Namespace) -> int:
         raise ConfigError(f"trocar pack: {error}") from error
     summary = pack_corpus(options.corpus, options.out, settings, workers=options.workers)
     print("\n".join(summary.lines()), flush=True)
-    from ..bench.packed import compare_loading, table
+    if options.compare:
+        from ..bench.packed import compare_loading, missing_originals, table
 
-    print(table(compare_loading(options.corpus, options.out, settings.stride)))
+        if missing := missing_originals(options.corpus):
+            print(f"not compared: {missing:,} of the originals are not there any more")
+        else:
+            print(table(compare_loading(options.corpus, options.out, settings.stride)))
     print(f"trocar plan CONFIG --corpus {options.corpus} --packed {options.out} plans a run by what was measured here")
     return 0
 
@@ -359,7 +366,15 @@ def run_pretrain(options: argparse.Namespace) -> int:
             raise ConfigError(f"--dry-run: {options.dry_run} is not accepted; give a number of ranks, 1 or more")
         from .dry_run import dry_run
 
-        print("\n".join(dry_run(load_config(options.config, options.overrides), options.dry_run).lines()))
+        config, ranks = load_config(options.config, options.overrides), options.dry_run
+        if config.optim.accumulation == "auto":  # for ranks that have this machine's GPU, or its memory
+            from .build import choose_device
+            from .distributed import World
+            from .micro_batch import fewest_parts, with_parts
+
+            world = World(choose_device(config), 0, ranks, 0, min(8, ranks))
+            config = with_parts(config, fewest_parts(config, world))
+        print("\n".join(dry_run(config, ranks).lines()))
         return 0
     from .pretrain import pretrain
     from .stop import REQUEUE_STATUS

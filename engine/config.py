@@ -362,7 +362,8 @@ class ValidationConfig:
 class OptimConfig:
     """How it is learned.
 
-    batch: clips per optimizer step, over all ranks and accumulation steps. steps: optimizer steps; where null, epochs counts
+    batch: clips per optimizer step, over all ranks and accumulation steps. accumulation: parts that a batch is computed in, one
+    after the other; auto: as few as fit in memory. steps: optimizer steps; where null, epochs counts
     passes over the corpus's spans. The peak learning rate is base_learning_rate x batch / 256 (linear rule, Goyal et al. 2017).
     warmup: share of the steps, from start_learning_rate (per 256 clips too). schedule: what follows it. cooldown: share of
     the steps at the end over which a constant rate falls to final_learning_rate along a line. schedule_scale: schedules
@@ -376,7 +377,7 @@ class OptimConfig:
     """
 
     batch: int = 256
-    accumulation: int = 1
+    accumulation: int | Literal["auto"] = 1
     steps: int | None = None
     epochs: float | None = None
     base_learning_rate: float = 1.5e-4
@@ -398,10 +399,10 @@ class OptimConfig:
     def __post_init__(self) -> None:
         require(self.batch > 0, "optim.batch", self.batch, "a positive number of clips")
         require(
-            self.accumulation > 0 and self.batch % self.accumulation == 0,
+            self.accumulation == "auto" or (self.accumulation > 0 and self.batch % self.accumulation == 0),
             "optim.accumulation",
             self.accumulation,
-            f"a divisor of optim.batch ({self.batch})",
+            f"auto, or a divisor of optim.batch ({self.batch})",
         )
         require(
             self.steps is not None or self.epochs is not None,
@@ -437,6 +438,21 @@ class OptimConfig:
             self.clip_gradient,
             "a positive norm or null",
         )
+
+    @property
+    def parts(self) -> int:
+        """accumulation as a number. Raises ConfigError where that is still open: a run settles it when it starts (`fit_batch`)."""
+        if self.accumulation == "auto":
+            raise ConfigError(
+                "optim.accumulation: 'auto' depends on a rank's memory, which is not known here; give a number, for example what "
+                "`trocar pretrain` says when it starts"
+            )
+        return self.accumulation
+
+    @property
+    def clips_at_once(self) -> int:
+        """Of one part, over all ranks."""
+        return self.batch // self.parts
 
 
 @dataclass(frozen=True)

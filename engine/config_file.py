@@ -141,7 +141,10 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        (annotation,) = (choice for choice in arguments if choice is not type(None))
+        choices = [choice for choice in arguments if choice is not type(None)]
+        if any(get_origin(choice) is Literal and value in get_args(choice) for choice in choices):
+            return value
+        (annotation,) = [choice for choice in choices if get_origin(choice) is not Literal] or choices
         return _convert(value, annotation, key)
     if origin is Literal:
         if value not in arguments:

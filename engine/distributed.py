@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,7 @@ from .config import Config, ConfigError
 
 # The watch over the ranks knows who is late; collectives give up after it, with no more than that they did.
 COLLECTIVE_GRACE = 1.5
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,14 @@ class World:
     def any(self, condition: bool) -> bool:
         """Whether it holds on any rank. A host sync: not for every step."""
         return bool(self.maximum(torch.tensor(float(condition), device=self.device)).item())
+
+    def gather(self, value: Value) -> list[Value]:
+        """Every rank's value, on all ranks; of what pickle knows, as the ranks are one program."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.background)
+        return values
 
     def from_first(self, number: int) -> int:
         """The first rank's number, on all ranks."""
@@ -105,16 +114,16 @@ def open_world(device: torch.device, rank_timeout: float) -> Iterator[World]:
 
 def check_shares(world: World, order: ClipOrder, config: Config) -> None:
     """Raises ConfigError where a batch leaves a rank without a clip, or a pool's lanes cannot be divided."""
-    clips = config.optim.batch // config.optim.accumulation
+    clips = config.optim.clips_at_once
     try:
         order.share([], 0, world.size)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     units = clips if order.pool_spans else -(-clips // order.views_per_span)
     if units < world.size:
-        least = world.size * (1 if order.pool_spans else order.views_per_span) * config.optim.accumulation
+        least = world.size * (1 if order.pool_spans else order.views_per_span) * config.optim.parts
         raise ConfigError(
-            f"optim.batch: {config.optim.batch} clips in {config.optim.accumulation} parts leave some of {world.size} ranks "
+            f"optim.batch: {config.optim.batch} clips in {config.optim.parts} parts leave some of {world.size} ranks "
             f"without a clip (all views of a span stay on one rank); give at least {least}, or less optim.accumulation"
         )
 

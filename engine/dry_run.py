@@ -157,11 +157,20 @@ def dry_run(config: Config, ranks: int) -> DryRun:
     check_shares(world, build_order(config), config)
     dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
     try:
-        with TemporaryDirectory() as folder, _packed_as_one():
-            # A teacher leaves its checksum in the run's folder, which is not to be there yet.
-            return _play(dataclasses.replace(config, run=dataclasses.replace(config.run, dir=folder)), world)
+        return _traced(config, world)
     finally:
         dist.destroy_process_group()
+
+
+def dry_run_alone(config: Config) -> DryRun:
+    """The same of one rank by itself, also inside a process group that is there. run.sharding has to be none."""
+    return _traced(config, World(torch.device("cpu")), steps=1)
+
+
+def _traced(config: Config, world: World, steps: int = 2) -> DryRun:
+    with TemporaryDirectory() as folder, _packed_as_one():
+        # A teacher leaves its checksum in the run's folder, which is not to be there yet.
+        return _play(dataclasses.replace(config, run=dataclasses.replace(config.run, dir=folder)), world, steps)
 
 
 @contextmanager
@@ -181,8 +190,8 @@ def _packed_as_one() -> Iterator[None]:
         attention.packed_attention = packed
 
 
-def _play(config: Config, world: World) -> DryRun:
-    micro_batch = config.optim.batch // config.optim.accumulation
+def _play(config: Config, world: World, steps: int) -> DryRun:
+    micro_batch = config.optim.clips_at_once
     share = build_order(config).share(np.arange(micro_batch), 0, world.size)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     plain = dataclasses.replace(config, run=dataclasses.replace(config.run, compile="none", cuda_graphs=False))
@@ -203,12 +212,12 @@ def _play(config: Config, world: World) -> DryRun:
         data = config.data
         frames = torch.zeros((len(share), data.frames, data.resolution, data.resolution, 3), dtype=torch.uint8)
         traffic, memory, gradients = Traffic(), LiveMemory(), 0
-        for _ in range(2):
+        for _ in range(steps):
             traffic, memory = Traffic(), LiveMemory()
             with memory, traffic:
-                for part in range(config.optim.accumulation):
+                for part in range(config.optim.parts):
                     with (
-                        gradients_exchanged(model, part == config.optim.accumulation - 1),
+                        gradients_exchanged(model, part == config.optim.parts - 1),
                         autocast(config, world.device),
                     ):
                         loss = model(frames, drawn, 1.0).loss

@@ -1,7 +1,9 @@
 """`trocar embed`: one vector for every span of a corpus, by a frozen encoder, in shards of fp16 rows.
 
 Shards are independent: several processes, or machines that share the folder, take those that are still missing, and whatever is
-killed goes on with them. A span that cannot be read becomes a row of NaN and is named in the shard's list of failures.
+killed goes on with them. A process has one GPU, loads the model once and finds out once what decodes faster there; a shard's rows
+stay on the GPU until they are all there. A span that cannot be read becomes a row of NaN and is named in the shard's list of
+failures.
 
 Shapes: N spans, D values a row.
 """
@@ -10,20 +12,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from ..loaders import cpu
+from ..loaders.choose import LoaderChoice, choose_loader
 from ..loaders.corpus import Corpus, CorpusError
 from ..loaders.embeddings import Manifest, check_shard, shard_path, write_shard, write_spans
 from ..loaders.evaluation_crops import EvaluationCrops
 from ..loaders.grid_clips import GridClips, WholePicture
-from ..loaders.isolated import run_isolated
+from ..loaders.isolated import run_isolated, worker_number
 from ..loaders.progress import FileProgress
 from .embedders import DESCRIPTOR, Embedder, load_embedder
 
@@ -71,7 +75,7 @@ def embed_corpus(
     """Embeds what is not embedded yet.
 
     model, frames, stride: see `load_embedder`. workers: processes; 1 works in this one. threads: decoding threads of each, as
-    many as the cores allow where None. device: "auto" takes a GPU where there is one; with several, process i takes GPU i in
+    many as the cores allow where None. device: "auto" takes a GPU where there is one; with several, process i takes GPU i, in
     turn. part: (i, n) takes every n-th shard from the i-th on, for n calls at the same time. rows_per_shard: spans of a shard.
     Raises CorpusError where `out` holds embeddings of something else, ConfigError or CheckpointError where the model cannot be
     had.
@@ -80,7 +84,9 @@ def embed_corpus(
     if workers < 1 or not 0 <= part[0] < part[1] or rows_per_shard < 1:
         raise CorpusError(f"workers={workers}, part={part}, rows_per_shard={rows_per_shard}: not possible")
     opened = Corpus.open(corpus)
-    embedder = load_embedder(model, torch.device("cpu"), frames=frames, stride=stride)
+    # Where other processes embed, this one wants no memory of a GPU.
+    own_device = torch.device(_device(device) if workers == 1 else "cpu")
+    embedder = load_embedder(model, own_device, frames=frames, stride=stride)
     grid = _grid(opened, embedder)
     manifest = Manifest(
         rows=len(grid),
@@ -97,12 +103,14 @@ def embed_corpus(
     _prepare(out, manifest, opened, grid)
     missing = [shard for shard in range(part[0], manifest.num_shards, part[1]) if not _is_made(out, manifest, shard)]
     threads = threads or max(1, len(os.sched_getaffinity(0)) // workers)
-    jobs = [
-        (str(corpus), str(out), shard, model, frames, stride, threads, _device(device, index))
-        for index, shard in enumerate(missing)
-    ]
+    jobs = [(shard, str(corpus), str(out), model, frames, stride, threads, device) for shard in missing]
+
+    def make(shard: int, *_: object) -> None:
+        maker.make(shard)
+
+    maker = ShardMaker(opened, out, embedder, threads, own_device)
     with FileProgress(len(jobs), progress, "embedding", "shards") as report:
-        for (_, _, shard, *_), result in _run(jobs, workers):
+        for (shard, *_), result in _run(jobs, workers, make):
             if isinstance(result, Exception):
                 raise CorpusError(
                     f"{shard_path(out, shard)}: cannot be made ({result or type(result).__name__}); mend the cause "
@@ -114,21 +122,23 @@ def embed_corpus(
     return EmbedSummary(out, len(grid), embedder.width, manifest.num_shards, len(jobs), len(failures), reasons)
 
 
-def _run(jobs: list[tuple[Any, ...]], workers: int) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    if workers > 1 and len(jobs) > 1:
+def _run(jobs: list[tuple[Any, ...]], workers: int, make: Callable[..., None]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """make: does a job in this process."""
+    if workers > 1:
         yield from run_isolated(embed_shard, jobs, min(workers, len(jobs)))
     else:
-        yield from ((job, embed_shard(*job)) for job in jobs)
+        yield from ((job, make(*job)) for job in jobs)
 
 
 def _grid(corpus: Corpus, embedder: Embedder) -> GridClips:
     return GridClips(corpus, num_frames=embedder.frames, stride=embedder.stride, sample_fps=embedder.sample_fps)
 
 
-def _device(wanted: str, index: int) -> str:
+def _device(wanted: str) -> str:
+    """Of this process: whichever shards it makes, they are made on one GPU."""
     if wanted == "cpu" or not torch.cuda.is_available():
         return "cpu"
-    return f"cuda:{index % torch.cuda.device_count()}"
+    return f"cuda:{worker_number() % torch.cuda.device_count()}"
 
 
 def _prepare(out: Path, manifest: Manifest, corpus: Corpus, grid: GridClips) -> None:
@@ -159,35 +169,59 @@ def _failures(out: Path, shard: int) -> list[dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
-def embed_shard(
-    corpus: str, out: str, shard: int, model: str, frames: int, stride: int, threads: int, device: str
-) -> None:
-    """Makes one shard, in this process."""
-    opened, folder = Corpus.open(corpus), Path(out)
-    manifest = Manifest.read(folder)
-    embedder = load_embedder(model, torch.device(device), frames=frames, stride=stride)
-    first = shard * manifest.rows_per_shard
-    numbers = np.arange(first, first + manifest.shard_rows(shard))
-    rows = np.full((len(numbers), manifest.width), np.nan, dtype=np.float16)
-    loader = cpu.ClipLoader(
-        opened,
-        _grid(opened, embedder),
-        WholePicture() if embedder.squeeze else EvaluationCrops(),
-        [numbers[start : start + BATCH] for start in range(0, len(numbers), BATCH)],
-        resolution=embedder.resolution,
-        threads=threads,
-        device=device,
-        failure_budget=1.0,
-        failure_floor=len(numbers),
-    )
-    with loader, torch.inference_mode():
-        for batch in loader:
-            if len(batch.numbers):
-                rows[batch.numbers - first] = embedder.embed(batch.frames).cpu().numpy().astype(np.float16)
-        failures = [{"span": f.draw, "path": f.path, "reason": f.reason} for f in loader.total.failures]
-    listed = shard_path(folder, shard).with_suffix(".failed.json")
-    listed.unlink(missing_ok=True)
-    if failures:
-        listed.parent.mkdir(parents=True, exist_ok=True)
-        listed.write_text(json.dumps(failures, indent=1), encoding="utf-8")
-    write_shard(folder, shard, rows)
+class ShardMaker:
+    """Makes shards with one embedder, on its device, by one choice of a loader."""
+
+    def __init__(self, corpus: Corpus, out: Path, embedder: Embedder, threads: int, device: torch.device) -> None:
+        self.out, self.embedder, self.manifest = out, embedder, Manifest.read(out)
+        rows = self.manifest.rows_per_shard
+        common = {"resolution": embedder.resolution, "threads": threads}
+        self._choose = partial(
+            choose_loader,
+            "auto",
+            corpus,
+            _grid(corpus, embedder),
+            WholePicture() if embedder.squeeze else EvaluationCrops(),
+            device=device,
+            options={**common, "failure_budget": 1.0, "failure_floor": rows},
+            dali_options={},
+        )
+        self._choice: LoaderChoice | None = None
+
+    def make(self, shard: int) -> None:
+        self._choice = self._choice or self._choose()  # measures on a GPU: only where there is something to make
+        first = shard * self.manifest.rows_per_shard
+        numbers = np.arange(first, first + self.manifest.shard_rows(shard))
+        rows = np.full((len(numbers), self.manifest.width), np.nan, dtype=np.float16)
+        made: list[torch.Tensor] = []
+        places: list[NDArray[np.int64]] = []
+        batches = [numbers[start : start + BATCH] for start in range(0, len(numbers), BATCH)]
+        with self._choice.open(batches) as loader, torch.inference_mode():
+            for batch in loader:
+                if len(batch.numbers):
+                    made.append(self.embedder.embed(batch.frames).half())
+                    places.append(batch.numbers - first)
+            failures = [{"span": f.draw, "path": f.path, "reason": f.reason} for f in loader.total.failures]
+            if made:
+                rows[np.concatenate(places)] = torch.cat(made).cpu().numpy()
+        listed = shard_path(self.out, shard).with_suffix(".failed.json")
+        listed.unlink(missing_ok=True)
+        if failures:
+            listed.parent.mkdir(parents=True, exist_ok=True)
+            listed.write_text(json.dumps(failures, indent=1), encoding="utf-8")
+        write_shard(self.out, shard, rows)
+
+
+@lru_cache(maxsize=1)
+def _maker(corpus: str, out: str, model: str, frames: int, stride: int, threads: int, device: str) -> ShardMaker:
+    """This worker's, which ends with the call of `embed_corpus` that it works for."""
+    where = torch.device(_device(device))
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    embedder = load_embedder(model, where, frames=frames, stride=stride)
+    return ShardMaker(Corpus.open(corpus), Path(out), embedder, threads, where)
+
+
+def embed_shard(shard: int, *settings: Any) -> None:
+    """Makes a shard, in a worker. settings: of `_maker`."""
+    _maker(*settings).make(shard)

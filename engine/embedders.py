@@ -6,9 +6,10 @@ Shapes: B clips, T frames, R x R pixels, D values a clip.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -63,7 +64,8 @@ def _run_embedder(name: str, device: torch.device) -> Embedder:
     encoder = frozen(encoder, device)
 
     def embed(frames: torch.Tensor) -> torch.Tensor:
-        return encoder.pooled(frames)
+        with half_precision(device):
+            return encoder.pooled(frames)
 
     path = str(Path(name).resolve())
     return Embedder(
@@ -105,11 +107,17 @@ def _image_embedder(name: str, device: torch.device, frames: int, stride: int) -
     def embed(clips: torch.Tensor) -> torch.Tensor:
         shown = torch.linspace(0, clips.shape[1] - 1, min(IMAGES_PER_CLIP, clips.shape[1])).round().long()
         images = clips[:, shown].permute(0, 1, 4, 2, 3).float() / 255
-        features = model((images.flatten(0, 1) - mean) / deviation)
+        with half_precision(device):
+            features = model((images.flatten(0, 1) - mean) / deviation)
         return features.float().unflatten(0, images.shape[:2]).mean(dim=1)
 
     width, resolution = int(model.num_features), int(wanted["input_size"][-1])  # pyright: ignore[reportArgumentType]
     return Embedder(name, weights_digest(model), width, frames, stride, None, resolution, False, embed)
+
+
+def half_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """bfloat16 for matrix products on a GPU, whose units are made for it; the CPU stays at float32."""
+    return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
 def frozen(model: Model, device: torch.device) -> Model:

@@ -14,7 +14,7 @@ import torch
 from .distributed import World
 
 COLLECT_EVERY_STEPS = 100
-PCI = Path("/sys/bus/pci/devices")
+PCI, CPUS = Path("/sys/bus/pci/devices"), Path("/sys/devices/system/cpu")
 
 
 def pin_to_cores(world: World) -> set[int]:
@@ -25,22 +25,35 @@ def pin_to_cores(world: World) -> set[int]:
     """
     allowed = os.sched_getaffinity(0)
     if world.local_size > 1 and len(allowed) >= 2 * world.local_size:
-        allowed = share_cores(sorted(allowed), _near(world.device), world.local_rank, world.local_size)
+        near = [_near(world.device, rank) for rank in range(world.local_size)]
+        allowed = share_cores(_physical_cores(allowed), near)[world.local_rank]
         os.sched_setaffinity(0, allowed)
     return allowed
 
 
-def share_cores(allowed: list[int], near: set[int], local_rank: int, local_size: int) -> set[int]:
-    """The cores of one rank of a node: disjoint for all ranks. near: cores beside its GPU, none where unknown.
+def share_cores(physical: list[set[int]], near: list[set[int]]) -> list[set[int]]:
+    """The logical cores of each rank of a node, disjoint. Ranks whose GPUs are near the same cores share those equally.
 
-    Ranks and cores are numbered so that neighbours share a socket; where a rank's part lies elsewhere than its GPU, the GPU's side
-    has to serve all ranks near it, whose number is not known here, and the rank takes every local_size-th core of it.
+    physical: the logical cores of each physical one, in order; a physical core is not divided. near: for each rank, the logical
+    cores beside its GPU, none where unknown. Where they are unknown, overlap in part, or are fewer than their ranks, all ranks
+    share all.
     """
-    part = allowed[local_rank * len(allowed) // local_size : (local_rank + 1) * len(allowed) // local_size]
-    beside = [core for core in allowed if core in near]
-    if not beside or set(part) <= near:
-        return set(part)
-    return set(beside[local_rank % local_size :: local_size]) or set(beside)
+    beside = [[core for core in physical if core <= side] for side in near]
+    groups = [[other for other, side in enumerate(near) if side == mine] for mine in near]
+    known = set().union(*near)
+    distinct = {min(group): near[min(group)] for group in groups}
+    is_clear = sum(map(len, distinct.values())) == len(known) and all(
+        len(cores) >= len(group) for cores, group in zip(beside, groups, strict=True)
+    )
+    if not is_clear:
+        beside, groups = [physical] * len(near), [list(range(len(near)))] * len(near)
+    parts = []
+    for rank, (cores, group) in enumerate(zip(beside, groups, strict=True)):
+        place, size = group.index(rank), len(cores) // len(group)
+        # Of cores fewer than ranks some serve several: better than none for a rank.
+        some = cores[place * size : (place + 1) * size] or [cores[place % len(cores)]]
+        parts.append(set().union(*some))
+    return parts
 
 
 @contextmanager
@@ -75,11 +88,21 @@ def snapshot_when_out_of_memory(run_dir: Path, world: World) -> Iterator[None]:
         raise
 
 
-def _near(device: torch.device) -> set[int]:
-    """The cores beside a GPU, as the kernel tells; none where it does not."""
+def _physical_cores(allowed: set[int]) -> list[set[int]]:
+    """The allowed logical cores, those of a physical core together, as the kernel tells; each by itself where it does not."""
+    cores: dict[tuple[int, ...], set[int]] = {}
+    for core in sorted(allowed):
+        path = CPUS / f"cpu{core}" / "topology" / "thread_siblings_list"
+        siblings = parse_cores(path.read_text()) & allowed if path.exists() else {core}
+        cores[tuple(sorted(siblings))] = siblings
+    return list(cores.values())
+
+
+def _near(device: torch.device, local_rank: int) -> set[int]:
+    """The cores beside the GPU of a rank of this node, as the kernel tells; none where it does not."""
     if device.type != "cuda":
         return set()
-    properties = torch.cuda.get_device_properties(device)
+    properties = torch.cuda.get_device_properties(local_rank)
     address = f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
     path = PCI / address / "local_cpulist"
     return parse_cores(path.read_text()) if path.exists() else set()

@@ -45,6 +45,7 @@ from .housekeeping import collect_garbage_seldom, pin_to_cores, snapshot_when_ou
 from .initial import initialize_encoder, record_init
 from .loading import build_loader, build_order
 from .metrics import MetricsLog, QuarantineLog, read_metrics
+from .micro_batch import PEAK_STEPS, fit_batch, measured_peak
 from .online_probe import OnlineProbe
 from .optim import Schedule, build_optimizer, build_schedule, set_schedule, step_unless
 from .profiler import name_decoding, name_modules, stage
@@ -108,6 +109,7 @@ def pretrain(
             pin_to_cores(world)
         if settings.threads:
             torch.set_num_threads(settings.threads)
+        config = fit_batch(config, world)
         torch.manual_seed(settings.seed)
         objective, masks = build_model(config)
         if not world.from_first(newest_step(Path(settings.dir))):  # a run that goes on has weights of its own
@@ -153,8 +155,8 @@ def train(
         (run_dir / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
     record_start(config, world, first_step)
 
-    micro_batch = config.optim.batch // config.optim.accumulation
-    micro_steps = range(first_step * config.optim.accumulation, steps * config.optim.accumulation)
+    micro_batch, parts = config.optim.clips_at_once, config.optim.parts
+    micro_steps = range(first_step * parts, steps * parts)
     batches = (np.arange(number * micro_batch, (number + 1) * micro_batch) for number in micro_steps)
     shares = (order.share(batch, world.rank, world.size) for batch in batches)
     numbers = run.masks.ahead(config.run.seed, shares, world.device)
@@ -162,7 +164,7 @@ def train(
         print(describe(config, run.objective, corpus, sampler, steps, first_step, world.device), file=sys.stderr)
     done, is_stopping, read_back = first_step, False, ReadBack(world.device)
     with (
-        build_loader(config, corpus, sampler, numbers, world.device, report=progress) as loader,
+        build_loader(config, corpus, sampler, numbers, world.device, report=progress, world=world) as loader,
         open_log(config, first_step, world) as log,
         QuarantineLog(run_dir, loader.total.failures, world.rank) as quarantine,
         SkipLog(
@@ -177,14 +179,16 @@ def train(
         collect_garbage_seldom() as collect_garbage,
     ):
         name_decoding(loader)
-        collapse = CollapseWatch(read_metrics(run_dir), tell=world.is_first)
+        collapse = CollapseWatch(read_metrics(run_dir), write=world.is_first)
         on_step(done)
         while done < steps and not is_stopping:
             with stage("step"):
                 report = train_step(run, done, loader)
             done += 1
             on_step(done)
-            collapse.observe(run.objective)  # what the step's own clips left behind, before others pass
+            if progress and done == first_step + PEAK_STEPS:
+                print(measured_peak(world), file=sys.stderr)
+            collapse.observe(run.objective, done)  # what the step's own clips left behind, before others pass
             if validation.is_due(done):
                 run.watch.reach(f"the validation after step {done}")
                 report.signals = {**report.signals, **validation.losses()}
@@ -234,7 +238,7 @@ def train_step(run: Run, step: int, loader: Iterator[ClipBatch]) -> StepReport:
     """One optimizer step. Returns its report, with all that the device computes still there."""
     config, world = run.config, run.world
     started, waited, count = time.perf_counter(), 0.0, LoaderCount()
-    batch_clips, accumulation = config.optim.batch, config.optim.accumulation
+    batch_clips, accumulation = config.optim.batch, config.optim.parts
     alone, since, frames = 0.0, started, config.data.frames
     is_sharded = isinstance(run.model, FSDPModule)
     sums = StepSums.zeros(batch_clips, world.size, world.device)

@@ -6,8 +6,9 @@ loss_trend      mean loss of the latest steps over that of as many steps before 
 collapse        1 where feature_std or rankme has fallen below half of what it was at the run's start, else 0
 
 Features are those of the rank that writes the metrics, kept on the device: of as many of its latest clips as `window_clips` says.
-Every `RANK_EVERY` steps, once they are so many, they come to the host. Features of many steps are those of many target encoders,
-whose differences would count as directions of their own: a run that learns fast would seem to have a higher rank than it has.
+Every `RANK_EVERY` steps, once they are so many, they go to the host without anyone waiting, and a side thread decomposes them:
+rankme stands in the row of `RANK_EVERY` steps later. Features of many steps are those of many target encoders, whose differences
+would count as directions of their own: a run that learns fast would seem to have a higher rank than it has.
 
 Shapes: B clips, K clips in the window, D width.
 """
@@ -18,6 +19,7 @@ import math
 import sys
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -41,6 +43,23 @@ def rankme(features: torch.Tensor) -> float:
     return float(torch.exp(-(share * share.log()).sum()))
 
 
+def _sent(features: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """The features on their way to the host, and when they are there; on a CPU they are."""
+    if not features.is_cuda:
+        return features, None
+    host = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
+    host.copy_(features, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return host, event
+
+
+def _rankme_of(features: torch.Tensor, event: torch.cuda.Event | None) -> float:
+    if event is not None:
+        event.synchronize()
+    return rankme(features)
+
+
 def window_clips(batch: int) -> int:
     """How many clips `rankme` is taken of: those of 8 steps, but at least 64 and at most 256. batch: clips a step on a rank."""
     return min(MOST_CLIPS, max(LEAST_CLIPS, WINDOW_STEPS * batch))
@@ -50,11 +69,13 @@ class CollapseWatch:
     """Adds the signals above to the rows of a run.
 
     rows: of the run so far, whose first ones say what things were at the start. Objectives without `pooled` features get loss_trend
-    alone. tell: say on stderr when collapse begins.
+    alone. tell: say on stderr when collapse begins. write: False does nothing, for all ranks but the one that writes the metrics.
     """
 
-    def __init__(self, rows: Sequence[dict[str, Any]], tell: bool = True) -> None:
-        self.tell = tell
+    def __init__(self, rows: Sequence[dict[str, Any]], tell: bool = True, write: bool = True) -> None:
+        self.tell, self._write = tell, write
+        self._thread = ThreadPoolExecutor(1, "rankme") if write else None
+        self._coming: dict[int, Future[float]] = {}
         self._losses: deque[float] = deque(maxlen=2 * TREND_STEPS)
         self._deviations: deque[float] = deque(maxlen=MEMORY_STEPS)
         self._start: dict[str, float] = {}
@@ -66,21 +87,26 @@ class CollapseWatch:
             self._rank = row.get("rankme", self._rank)
             self._judge()
 
-    def observe(self, objective: Objective) -> None:
-        """Keeps the features of the last forward pass, on their device."""
+    def observe(self, objective: Objective, step: int) -> None:
+        """Keeps the features of the last forward pass, on their device. step: how many are done."""
         pooled = getattr(objective, "pooled", None)
-        if pooled is None or not len(pooled):
+        if self._thread is None or pooled is None or not len(pooled):
             return
         self._pooled.append(pooled.detach())
         self._window = window_clips(len(pooled))
         while sum(map(len, self._pooled)) - len(self._pooled[0]) >= self._window:
             self._pooled.popleft()
+        if step % RANK_EVERY == 0 and sum(map(len, self._pooled)) >= self._window:
+            features = torch.cat(list(self._pooled))[-self._window :]
+            self._coming[step + RANK_EVERY] = self._thread.submit(_rankme_of, *_sent(features))
 
     def complete(self, row: dict[str, Any]) -> None:
         """Adds the signals to a row whose loss has arrived."""
+        if not self._write:
+            return
         self._take(row)
-        if row["step"] % RANK_EVERY == 0 and sum(map(len, self._pooled)) >= self._window:
-            self._rank = row["rankme"] = rankme(torch.cat(list(self._pooled))[-self._window :])
+        if (rank := self._coming.pop(row["step"], None)) is not None:
+            self._rank = row["rankme"] = rank.result()
         if len(self._losses) == 2 * TREND_STEPS:
             losses = list(self._losses)
             row["loss_trend"] = sum(losses[TREND_STEPS:]) / sum(losses[:TREND_STEPS]) - 1

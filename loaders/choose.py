@@ -2,7 +2,7 @@
 
 A decoder on the GPU is not always the faster one: a session costs the same for a small picture as for a large one, and there are
 few engines beside many cores. So some draws of every kind of video (codec, pixel format, size) are read both ways, and the clips
-of both are compared.
+of both are compared. Whatever DALI fails at, the CPU does: also all, where it does not even start.
 
 Shapes: B clips of a batch.
 """
@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from .loader import BaseClipLoader
 from .span import ClipSource, CropSource, VideoSource
+from .threads import LoaderError
 from .video import VideoError, VideoFacts
 
 DRAWS_LOOKED_AT = 2048
@@ -38,6 +39,8 @@ Loader = Literal["auto", "cpu", "dali"]
 # What DALI's ClipLoader takes beside the CPU's options.
 DALI_OPTIONS = ("pipeline", "inputs", "decoders", "spans_per_run", "on_cpu")
 MakeLoader = Callable[[Iterable[NDArray[np.int64]]], BaseClipLoader[Any]]
+# Given how to measure, what is chosen: measured, agreed on with others, or remembered.
+Settle = Callable[[Callable[[], "list[Choice]"]], "list[Choice]"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,11 @@ class Choice:
     share: float
     uses_dali: bool
     reason: str
+
+    @classmethod
+    def parse(cls, row: Mapping[str, Any]) -> Choice:
+        """From `dataclasses.asdict`."""
+        return cls(**{**row, "kind": Kind(**row["kind"])})
 
     def __str__(self) -> str:
         return f"{self.kind}, {self.share:.0%} of the clips: {'DALI' if self.uses_dali else 'CPU'}, {self.reason}"
@@ -113,27 +121,36 @@ def choose_loader(
     device: torch.device,
     options: Mapping[str, Any],
     dali_options: Mapping[str, Any],
+    settle: Settle = lambda measure: measure(),
 ) -> LoaderChoice:
     """Decides and, with "auto" where a GPU and DALI are present, measures every kind of video both ways, which takes seconds.
 
     device: where batches are wanted. options: of both ClipLoaders. dali_options: of DALI's alone; a graph or inputs of one's own
-    settle it, since no other loader has them. Raises what `may_be_dali` raises.
+    settle it, since no other loader has them. settle: is called with "auto" on a GPU, also where DALI is not installed and what it
+    is given measures nothing: so processes that agree in it all call it. Raises what `may_be_dali` raises.
     """
     is_dali, reason = may_be_dali(wanted, device)
+    is_own = not dali_options.keys().isdisjoint(("pipeline", "inputs"))
 
     def make(name: str, numbers: Any, **more: Any) -> BaseClipLoader[Any]:
         kind = import_module(f".{name}", __package__).ClipLoader
         more = {**(dali_options if name == "dali" else {}), **more}
         return kind(videos, sampler, crops, numbers, device=device, **options, **more)
 
+    choices: tuple[Choice, ...] = ()
+    if wanted == "auto" and device.type == "cuda" and not (is_dali and is_own):
+
+        def measure() -> list[Choice]:
+            return choose_decoders(videos, sampler, partial(make, "cpu"), partial(make, "dali")) if is_dali else []
+
+        choices = tuple(settle(measure))
     if not is_dali:
         threads = options.get("threads") or len(os.sched_getaffinity(0))
         return LoaderChoice("cpu", f"on {threads} threads, {reason}", partial(make, "cpu"))
     if wanted == "dali":
         return LoaderChoice("dali", reason, partial(make, "dali"))
-    if not dali_options.keys().isdisjoint(("pipeline", "inputs")):
+    if is_own:
         return LoaderChoice("dali", "as the graph or its inputs are the caller's own", partial(make, "dali"))
-    choices = tuple(choose_decoders(videos, sampler, partial(make, "cpu"), partial(make, "dali")))
     reason = "\n".join(["as measured:", *(f"  {choice}" for choice in choices)])
     if not any(choice.uses_dali for choice in choices):
         return LoaderChoice("cpu", reason, partial(make, "cpu"), choices)
@@ -153,10 +170,15 @@ def choose_decoders(
     groups: dict[Kind, list[int]] = defaultdict(list)
     for clip in sampler.clips(draws):
         groups[Kind.of(videos.video(clip.video).facts)].append(clip.draw)
-    choices = []
+    choices: list[Choice] = []
+    broken: str | None = None
     for kind, found in sorted(groups.items(), key=lambda item: -len(item[1])):
         share = len(found) / len(draws)
-        if len(choices) < MEASURED_KINDS:
+        if len(choices) < MEASURED_KINDS and broken is None:
+            broken = _why_not_to_start(make_dali)
+        if broken:
+            choices.append(Choice(kind, share, False, broken))
+        elif len(choices) < MEASURED_KINDS:
             batch = np.resize(np.array(found), CLIPS_PER_KIND)
             choices.append(Choice(kind, share, *_compare([batch] * (1 + repeats), make_cpu, make_dali)))
         else:
@@ -164,13 +186,44 @@ def choose_decoders(
     return choices
 
 
+def agree(found: Sequence[list[Choice]]) -> list[Choice]:
+    """What ranks choose together of what each has found, the same on all: DALI where every one of them is for it."""
+    agreed = []
+    for choice in found[0]:
+        for rank, others in enumerate(found):
+            other = next((other for other in others if other.kind == choice.kind), None)
+            if choice.uses_dali and not (other and other.uses_dali):
+                reason = other.reason if other else "not measured, or DALI is not installed"
+                choice = replace(choice, uses_dali=False, reason=f"as rank {rank} found: {reason}")
+        agreed.append(choice)
+    return agreed
+
+
+def _why_not_to_start(make_dali: MakeLoader) -> str:
+    """Why DALI's graph cannot be built here, as in a container without the GPU's video libraries; empty where it can."""
+    try:
+        make_dali(()).close()
+    except RuntimeError as error:
+        return f"as DALI does not start: {_first_line(error)}"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def _compare(batches: list[NDArray[np.int64]], make_cpu: MakeLoader, make_dali: MakeLoader) -> tuple[bool, str]:
     """Whether DALI reads the batches faster and as well, and the reason in words."""
     try:
         cpu_clips, cpu_rate, _ = _run(make_cpu(batches), len(batches[0]))
+    except VideoError as error:
+        return False, f"not measured: {error}"
+    try:
         dali_clips, dali_rate, failure = _run(make_dali(batches), len(batches[0]))
     except VideoError as error:
         return False, f"not measured: {error}"
+    except (RuntimeError, LoaderError) as error:
+        return False, f"as DALI fails: {_first_line(error)}"
     if failure:
         return False, f"as DALI fails: {failure}"
     difference = float((cpu_clips.short() - dali_clips.short()).abs().float().mean())

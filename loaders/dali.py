@@ -5,7 +5,8 @@ sessions in one process, by a graph that anyone may extend (`dali_pipeline.py`).
 uses uncopied. With device "cpu" the same graph runs without a GPU, for VP8, VP9 and Motion JPEG.
 
 What DALI cannot decode, the CPU does, in the reading threads; it enters the graph behind the decoder. Where DALI fails unforeseen,
-the CPU takes over; no clip is lost or changes its place.
+the CPU takes over; no clip is lost or changes its place. Every such rescue builds the graph anew, several times: after a few videos
+of a kind, all of that kind are the CPU's.
 
 Shapes: S spans of a block, V views, T frames, R x R pixels; frames are uint8, RGB.
 """
@@ -13,6 +14,7 @@ Shapes: S spans of a block, V views, T frames, R x R pixels; frames are uint8, R
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -38,6 +40,7 @@ from .video import VideoError
 
 # Decoder sessions on a GPU: about two for each of its engines, as a session waits for the end of every picture.
 SESSIONS = 16
+RESCUES_PER_KIND = 3
 log = logging.getLogger("trocar.loaders")
 
 
@@ -113,23 +116,32 @@ class ClipLoader(BaseClipLoader[_Block]):
         self._inputs = inputs or (lambda clip: {})
         # Rows of the corpus and kinds of video that DALI has failed at.
         self._unfit: set[int | Kind] = set(on_cpu)
+        self._rescues: Counter[Kind] = Counter()
+        # Clips are freed in the order of the stream of the thread that takes them, which is this one.
+        self._stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         priority = _lower_priority if background else None
         self._pool = Threads(self.threads, "window", priority)
         self._threads = [self._pool]
-        self._decoder = AheadDecoder(
-            lambda: DecodingPipeline(
-                pipeline,
-                views=self.order.views_per_span,
-                resolution=resolution,
-                device=self.device,
-                largest_run=spans_per_run,
-                threads=decoders,
-            ),
-            self._take_over,
-            jobs_per_run=spans_per_run,
-            initializer=priority,
-            decoding_range=lambda: self.decoding_range(),
-        )
+        try:
+            self._decoder = AheadDecoder(
+                lambda: DecodingPipeline(
+                    pipeline,
+                    views=self.order.views_per_span,
+                    resolution=resolution,
+                    device=self.device,
+                    largest_run=spans_per_run,
+                    threads=decoders,
+                    stream=self._stream,
+                ),
+                self._take_over,
+                self._is_given_up,
+                jobs_per_run=spans_per_run,
+                initializer=priority,
+                decoding_range=lambda: self.decoding_range(),
+            )
+        except BaseException:
+            super().close()
+            raise
         self._threads.append(self._decoder.threads)
 
     def _start(self, spans: list[Span]) -> _Block:
@@ -141,10 +153,17 @@ class ClipLoader(BaseClipLoader[_Block]):
         parts = self._wait(block.clips)
         prepared = [self._wait(future) for future in block.spans]
         results = [span.result for span in prepared]
+        current = None if self._stream is None else torch.cuda.current_stream(self.device)
+        if current is not None and self._stream is not None and current != self._stream:
+            current.wait_stream(self._stream)
         if not parts:
             return torch.empty((0, *self._clip_shape), dtype=torch.uint8, device=self.device), results
         views = parts[0] if len(parts) == 1 else [torch.cat(part) for part in zip(*parts, strict=True)]
-        return views[0] if len(views) == 1 else torch.stack(views, dim=1).flatten(0, 1), results
+        clips = views[0] if len(views) == 1 else torch.stack(views, dim=1).flatten(0, 1)
+        if current is not None and self._stream is not None and current != self._stream:
+            clips = clips.clone()
+            self._stream.wait_stream(current)  # DALI's clips, which are freed in the order of that one, have been read
+        return clips, results
 
     def close(self) -> None:
         super().close()
@@ -194,13 +213,19 @@ class ClipLoader(BaseClipLoader[_Block]):
     def _file(self, cut: Cut) -> NDArray[np.uint8] | None:
         """The window as a video for DALI; None: the CPU has to decode it."""
         window, video = cut.window, cut.window.video
-        is_unfit = not self._unfit.isdisjoint((cut.clips[0].video, Kind.of(video)))
-        if is_unfit or not can_decode(window, self.device):
+        if self._is_unfit(cut.clips[0].video, Kind.of(video)) or not can_decode(window, self.device):
             return None
         try:
             return window.mux()
         except VideoError:  # a stream that no container takes may decode all the same
             return None
+
+    def _is_unfit(self, video: int, kind: Kind) -> bool:
+        return not self._unfit.isdisjoint((video, kind))
+
+    def _is_given_up(self, prepared: _Prepared) -> bool:
+        video = prepared.result.clips[0].video
+        return self._is_unfit(video, Kind.of(self.recipe.videos.video(video).facts))
 
     def _ready(self, clips: list[Clip], pictures: NDArray[np.uint8]) -> Sample:
         """pictures: (V, T, R, R, 3)."""
@@ -216,9 +241,14 @@ class ClipLoader(BaseClipLoader[_Block]):
         """Decodes a span on the CPU, or its first replacement that can be read, and leaves such videos to the CPU from now on."""
         clip, span, failed = prepared.result.clips[0], prepared.span, prepared.result.count
         video = self.recipe.videos.video(clip.video).facts
-        self._unfit.add(Kind.of(video) if is_refusal(error) else clip.video)
+        kind = Kind.of(video)
+        if not self._is_given_up(prepared):
+            self._rescues[kind] += 1
+            is_of_kind = is_refusal(error) or self._rescues[kind] == RESCUES_PER_KIND
+            self._unfit.add(kind if is_of_kind else clip.video)
+            whole = f"and all other videos that are {kind}, " if is_of_kind else ""
+            log.warning("%s: %sdecoded on the CPU from now on, as DALI does not: %s", video.path, whole, _reason(error))
         self.taken_over[video.path] = _reason(error)
-        log.warning("%s: decoded on the CPU from now on, as DALI does not: %s", video.path, _reason(error))
         pictures = np.zeros((len(span.views), *self._clip_shape), np.uint8)
         result = self._reader().read(span.draw, span.views, pictures, first_spare=clip.spare)
         result.count.failures[:0] = failed.failures

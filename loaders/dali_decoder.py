@@ -29,7 +29,7 @@ class DecodingPipeline:
     definition: `clip_pipeline` or a graph of one's own. views, resolution: its arguments. device: where windows are decoded and
     clips wanted. largest_run: samples of one run at most; memory grows with it: DALI opens all windows of a run at once, each
     with eight pictures of its own besides the U decoded ones. threads: samples that are decoded at the same time, each by a
-    decoder session of its own.
+    decoder session of its own. stream: in which the clips will be used; None on a CPU.
     """
 
     def __init__(
@@ -41,8 +41,9 @@ class DecodingPipeline:
         device: torch.device,
         largest_run: int,
         threads: int,
+        stream: torch.cuda.Stream | None = None,
     ) -> None:
-        self.views = views
+        self.views, self._stream = views, stream
         # The caller decides how far to run ahead: DALI queues runs without limit. A deeper queue of DALI's own would start
         # several runs at the first submit, without inputs for them.
         self._pipeline: Any = definition(
@@ -66,10 +67,12 @@ class DecodingPipeline:
     def result(self) -> list[torch.Tensor]:
         """The clips of the oldest run, for each view uint8 (B, T, R, R, 3) on the device; waits until they are there.
 
-        They are DALI's own memory, uncopied, which stays theirs as long as a tensor refers to it. Raises RuntimeError where a
-        window of the run does not decode; DALI then has this pipeline given up, with all that is queued in it.
+        They are DALI's own memory, uncopied, which stays theirs as long as a tensor refers to it, and on a GPU until what was
+        queued in `stream` by then is done: DALI frees in the order of the stream that its outputs are bound to. Without one it
+        would write into clips that a step, which the host is ahead of, has still to read. Raises RuntimeError where a window of
+        the run does not decode; DALI then has this pipeline given up, with all that is queued in it.
         """
-        outputs = self._pipeline.share_outputs()
+        outputs = self._pipeline.share_outputs(cuda_stream=self._stream)
         clips = [torch.from_dlpack(output.as_tensor()) for output in outputs]
         self._pipeline.release_outputs()
         return clips
@@ -120,6 +123,7 @@ class AheadDecoder(Generic[AnyJob]):
 
     build: makes a pipeline; called in that thread, so that DALI's threads take over the priority that `initializer` gives it.
     take_over: called there with a job whose window DALI fails at, and the error; has to give the job a sample of decoded pictures.
+    is_given_up: whether DALI is not to try a job, since its like have failed; asked after a failure, as each one costs a pipeline.
     decoding_range: makes the context around the wait for DALI's clips, for profilers. threads: that thread, to be closed first.
     """
 
@@ -127,17 +131,23 @@ class AheadDecoder(Generic[AnyJob]):
         self,
         build: Callable[[], DecodingPipeline],
         take_over: Callable[[AnyJob, RuntimeError], None],
+        is_given_up: Callable[[AnyJob], bool],
         *,
         jobs_per_run: int,
         initializer: Callable[[], None] | None = None,
         decoding_range: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        self._build, self._take_over, self._jobs_per_run = build, take_over, jobs_per_run
+        self._build, self._take_over, self._is_given_up = build, take_over, is_given_up
+        self._jobs_per_run = jobs_per_run
         self._waiting: deque[list[Future[AnyJob]]] = deque()
         self._queued: deque[list[AnyJob]] = deque()
         self._decoding_range, self._is_closed = decoding_range, False
         self.threads = Threads(1, "decode", initializer)
-        self._pipeline = self.threads.submit(lambda thread: "DALI builds its graph", build).result()
+        try:
+            self._pipeline = self.threads.submit(lambda thread: "DALI builds its graph", build).result()
+        except BaseException:
+            self.threads.close()
+            raise
 
     def decode(self, jobs: list[Future[AnyJob]], account: Account) -> Future[list[Clips]]:
         """The clips of these jobs, in parts that follow one another. account: which ones, for errors."""
@@ -186,7 +196,7 @@ class AheadDecoder(Generic[AnyJob]):
         except RuntimeError as error:
             parts = self._rescue(run, error)
             for later in self._queued:
-                self._submit(later)
+                self._submit_again(later, error)
             return parts
 
     def _result(self) -> Clips:
@@ -204,12 +214,18 @@ class AheadDecoder(Generic[AnyJob]):
         half = (len(run) + 1) // 2
         parts: list[Clips] = []
         for rest in filter(None, (run[:half], run[half:])):
-            self._submit(rest)
+            self._submit_again(rest, error)
             try:
                 parts.append(self._result())
             except RuntimeError as again:
                 parts += self._rescue(rest, again)
         return parts
+
+    def _submit_again(self, run: list[AnyJob], error: RuntimeError) -> None:
+        for job in run:
+            if job.sample.window is not None and self._is_given_up(job):
+                self._take_over(job, error)
+        self._submit(run)
 
 
 def _is_ready(job: Future[Any]) -> bool:

@@ -20,13 +20,22 @@ class ProcessDied(Exception):  # noqa: N818
     """A job ended its process, or the system did."""
 
 
+_number = 0
+
+
+def worker_number() -> int:
+    """Of the process that asks, among those of its `run_isolated`: 0 .. workers - 1, whichever job it is at; 0 elsewhere."""
+    return _number
+
+
 class _Slot:
     """A process that does one job at a time and ends with its parent, even if that is killed."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number
         # The other end is closed by `stop`, or by the system when this process ends.
         watched, self._held = SPAWN.Pipe(duplex=False)
-        self._pool = ProcessPoolExecutor(1, mp_context=SPAWN, initializer=_end_with_parent, initargs=(watched,))
+        self._pool = ProcessPoolExecutor(1, mp_context=SPAWN, initializer=_begin, initargs=(watched, number))
 
     def submit(self, function: Callable[..., Result], arguments: tuple[Any, ...]) -> Future[Result]:
         return self._pool.submit(function, *arguments)
@@ -36,7 +45,10 @@ class _Slot:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _end_with_parent(watched: Connection) -> None:
+def _begin(watched: Connection, number: int) -> None:
+    """Of a worker, which ends with its parent."""
+    global _number
+    _number = number
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its children
 
     def wait_for_the_end() -> None:
@@ -57,7 +69,7 @@ def run_isolated(
     at once.
     """
     left = iter(jobs)
-    idle = [_Slot() for _ in range(workers)]
+    idle = [_Slot(number) for number in reversed(range(workers))]
     running: dict[Future[Result], tuple[_Slot, tuple[Any, ...]]] = {}
 
     def start() -> None:
@@ -67,7 +79,7 @@ def run_isolated(
                 future = slot.submit(function, job)
             except BrokenProcessPool:  # something ended it between two jobs
                 slot.stop()
-                slot = _Slot()
+                slot = _Slot(slot.number)
                 future = slot.submit(function, job)
             running[future] = (slot, job)
 
@@ -79,7 +91,7 @@ def run_isolated(
                 error = future.exception()
                 if isinstance(error, BrokenProcessPool):
                     slot.stop()
-                    slot, error = _Slot(), ProcessDied()
+                    slot, error = _Slot(slot.number), ProcessDied()
                 idle.append(slot)
                 start()
                 if error is None:

@@ -154,8 +154,12 @@ def resample(
 
 
 def assign(rows: Floats, centroids: Floats) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(N,) nearest centroids and squared distances, on the CPU."""
-    labels, distances = kmeans_assign(torch.from_numpy(rows), torch.from_numpy(centroids))
+    """(N,) nearest centroids and squared distances, on the CPU.
+
+    They are taken from products, whose rounding grows with what all rows share: so both are handed over less the centroids' median.
+    """
+    origin = np.median(centroids, axis=0).astype(np.float32)
+    labels, distances = kmeans_assign(torch.from_numpy(rows - origin), torch.from_numpy(centroids - origin))
     return labels.numpy(), distances.numpy().astype(np.float64)
 
 

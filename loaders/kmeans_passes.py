@@ -3,6 +3,9 @@
 One pass checks the rows and takes a sample; the sample is clustered in memory; further passes are Lloyd's iterations over all
 rows, by the kernel's sums; the last one assigns. Nothing grows with the number of rows but their labels and distances.
 
+Distances come from products, whose rounding grows with what all rows share: the kernel gets rows and centroids less an origin, the
+centroids' median: of a mean one far centroid would make an offset of its own.
+
 Over several processes (torch.distributed) each reads its part of the rows; sums, labels and the sample are all-reduced.
 
 Shapes: N rows, C clusters, D values a row.
@@ -83,20 +86,21 @@ def lloyd_pass(
     counts = torch.zeros(len(centroids), dtype=torch.int64, device=device)
     inertia = torch.zeros((), dtype=torch.float64, device=device)
     far_rows, far_distances = torch.empty(0, rows.width), torch.empty(0)
-    held = _on_device(centroids, device)
+    origin = np.median(centroids, axis=0).astype(np.float32)
+    held = _on_device(centroids, origin, device)
     for _, block in _my_blocks(rows, usable, report):
-        values = _on_device(block, device)
+        values = _on_device(block, origin, device)
         block_sums = torch.zeros(centroids.shape, dtype=torch.float32, device=device)
         _, distances = kmeans_assign(values, held, block_sums, counts)
         sums += block_sums
         inertia += distances.sum(dtype=torch.float64)
         top = distances.topk(min(FARTHEST_KEPT, len(distances)))
-        far_rows = torch.cat([far_rows, values[top.indices].float().cpu()])
+        far_rows = torch.cat([far_rows, torch.from_numpy(block)[top.indices.cpu()].float()])
         far_distances = torch.cat([far_distances, top.values.float().cpu()])
         kept = far_distances.topk(min(FARTHEST_KEPT, len(far_distances))).indices
         far_rows, far_distances = far_rows[kept], far_distances[kept]
     far_rows = _sum_up([sums, counts, inertia], far_rows, far_distances)
-    means = (sums / counts.clamp(min=1)[:, None]).float().cpu().numpy()
+    means = (sums / counts.clamp(min=1)[:, None] + torch.from_numpy(origin).to(device)).float().cpu().numpy()
     empty = np.flatnonzero(counts.cpu().numpy() == 0)
     means[empty] = centroids[empty]
     moved = min(len(empty), len(far_rows))
@@ -110,9 +114,10 @@ def assign_pass(
     """(N,) the nearest centroid, -1 for unusable rows, and (N,) the distance (not squared), NaN for those."""
     labels = np.full(rows.num_rows, -1, dtype=np.int32)
     distances = np.full(rows.num_rows, np.nan, dtype=np.float32)
-    held = _on_device(centroids, device)
+    origin = np.median(centroids, axis=0).astype(np.float32)
+    held = _on_device(centroids, origin, device)
     for start, block in _my_blocks(rows, usable, report):
-        found, squares = kmeans_assign(_on_device(block, device), held)
+        found, squares = kmeans_assign(_on_device(block, origin, device), held)
         chosen = start + np.flatnonzero(usable[start : start + BLOCK_ROWS])
         labels[chosen] = found.cpu().numpy()
         distances[chosen] = squares.sqrt().float().cpu().numpy()
@@ -155,7 +160,8 @@ def _sum_up(totals: list[torch.Tensor], far_rows: torch.Tensor, far_distances: t
     return far_rows[far_distances.argsort(descending=True, stable=True)]
 
 
-def _on_device(values: NDArray, device: torch.device) -> torch.Tensor:
-    """Half precision on a GPU, whose kernel sums in float32; float32 on a CPU."""
+def _on_device(values: NDArray, origin: NDArray[np.float32], device: torch.device) -> torch.Tensor:
+    """Less the origin; half precision on a GPU, whose kernel sums in float32; float32 on a CPU."""
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    return torch.from_numpy(values).to(device, dtype)
+    centred = torch.from_numpy(values).to(device).float() - torch.from_numpy(origin).to(device)
+    return centred.to(dtype)

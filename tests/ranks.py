@@ -156,7 +156,9 @@ def train_made(
     before = pretrain_module.build_loader, pretrain_module.step_unless, pretrain_module.build_model
     config = load_config("demo_cpu", settings)
 
-    def build_loader(config: Any, corpus: Any, sampler: Any, numbers: Any, device: Any, *, report: bool) -> Any:
+    def build_loader(
+        config: Any, corpus: Any, sampler: Any, numbers: Any, device: Any, *, report: bool, world: Any
+    ) -> Any:
         return MadeLoader(config, numbers, at)
 
     updates, moves = iter(range(1, 1 << 30)), iter(range(1, 1 << 30))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,20 @@ import torch
 
 from trocar.engine.config import ConfigError
 from trocar.engine.config_file import load_config
-from trocar.engine.loading import build_loader
+from trocar.engine.distributed import World
+from trocar.engine.loading import _settle, build_loader
 from trocar.loaders import choose, cpu
 from trocar.loaders import clip_loader as clip_loader_module
 from trocar.loaders.augment import CropRecipe
-from trocar.loaders.choose import Choice, Kind, Loader, LoaderChoice, choose_decoders, choose_loader
+from trocar.loaders.choose import Choice, Kind, Loader, LoaderChoice, agree, choose_decoders, choose_loader
 from trocar.loaders.clip_loader import clip_loader
 from trocar.loaders.corpus import Corpus
 from trocar.loaders.index import index_corpus
 from trocar.loaders.sampler import Sampler
 
 CROPS = CropRecipe((1, 1), (1, 1), 0)
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+H264, VP9 = Kind("h264", "yuv420p", 128, 96), Kind("vp9", "yuv420p", 128, 96)
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +89,78 @@ def test_the_slower_and_the_failing_are_not_taken(corpus: Corpus, monkeypatch: p
     assert {(choice.uses_dali, choice.reason) for choice in found} == {(False, "as DALI fails: no such codec")}
 
 
+def test_dali_that_does_not_start_is_no_reason_to_stop(corpus: Corpus) -> None:
+    """As in a container without NVIDIA's video libraries: said, tried once, and the CPU does all."""
+    tried = []
+
+    def make_broken(batches: Any) -> Any:
+        tried.append(batches)
+        raise RuntimeError("Failed to load libnvcuvid.so\nstack of C++")
+
+    unused = partial(pytest.fail, "the CPU is not measured against nothing")
+    found = choose_decoders(corpus, sampler_of(corpus), unused, make_broken)  # pyright: ignore[reportArgumentType]
+    assert {(choice.uses_dali, choice.reason) for choice in found} == {
+        (False, "as DALI does not start: Failed to load libnvcuvid.so")
+    }
+    assert len(tried) == 1
+
+
+def test_dali_that_fails_while_it_is_measured(corpus: Corpus) -> None:
+    class Broken(cpu.ClipLoader):
+        def _finish(self, block: Any) -> Any:
+            raise RuntimeError("out of decoders")
+
+    options: dict[str, Any] = {"resolution": 64, "threads": 1}
+    make_cpu, make_broken = (
+        partial(kind, corpus, sampler_of(corpus), CROPS, **options) for kind in (cpu.ClipLoader, Broken)
+    )
+    found = choose_decoders(corpus, sampler_of(corpus), make_cpu, make_broken, repeats=1)
+    assert {choice.reason for choice in found} == {"as DALI fails: out of decoders"}
+
+
+def test_ranks_take_what_all_of_them_are_for() -> None:
+    fast, slow = Choice(VP9, 0.7, True, "fast"), Choice(H264, 0.3, False, "slow")
+    assert agree([[fast, slow]] * 3) == [fast, slow]
+    here, there = agree([[fast, Choice(H264, 0.3, True, "fast")], [Choice(VP9, 0.6, True, "faster"), slow]])
+    assert here == fast
+    assert (there.uses_dali, there.reason) == (False, "as rank 1 found: slow")
+    (alone,) = agree([[fast], []])
+    assert (alone.uses_dali, alone.reason) == (False, "as rank 1 found: not measured, or DALI is not installed")
+
+
+def test_a_run_that_goes_on_measures_nothing_and_decodes_as_it_did(corpus: Corpus, tmp_path: Path) -> None:
+    """RUN/loader.json of the first rank counts, for all ranks; clips of another size are another choice."""
+    config = load_config("demo_cpu", [f"data.corpus={corpus.path}", f"run.dir={tmp_path}"])
+    found = [Choice(VP9, 0.7, True, "fast"), Choice(H264, 0.3, False, "slow")]
+    assert _settle(config, World(CPU), lambda: found) == found
+    refused: Any = partial(pytest.fail, "measured again")
+    assert _settle(config, World(CPU), refused) == found
+    larger = load_config("demo_cpu", [f"data.corpus={corpus.path}", f"run.dir={tmp_path}", "data.resolution=96"])
+    assert _settle(larger, World(CPU), lambda: found[:1]) == found[:1]
+
+    class Second(World):
+        """Hears of the first rank's file."""
+
+        def gather(self, value: Any) -> list[Any]:
+            return [json.loads((tmp_path / "loader.json").read_text()), value]
+
+    assert _settle(config, Second(CPU, 1, 2), refused) == found
+    assert _settle(larger, Second(CPU, 1, 2), refused) == found[:1]
+
+
+def test_what_ranks_agree_on_is_asked_of_all_of_them(corpus, opened, monkeypatch) -> None:
+    """Also where DALI is not installed, which cannot measure: else the others would wait for it."""
+    monkeypatch.setattr(choose, "find_spec", lambda _: None)
+    asked = []
+    settle: Any = lambda measure: asked.append(measure()) or [Choice(VP9, 1.0, True, "fast")]  # noqa: E731
+    options: dict[str, Any] = {"options": {"threads": 1}, "dali_options": {}, "settle": settle}
+    choice = choose_loader("auto", corpus, sampler_of(corpus), CROPS, device=GPU, **options)
+    assert (choice.name, asked) == ("cpu", [[]])
+
+
 def test_rare_kinds_stay_on_the_cpu_unmeasured(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "MEASURED_KINDS", 0)
-    refused = partial(pytest.fail, "nothing is measured")
+    refused = partial(pytest.fail, "nothing is measured, DALI is not even started")
     found = choose_decoders(corpus, sampler_of(corpus), refused, refused)  # pyright: ignore[reportArgumentType]
     assert [choice.reason for choice in found] == ["too few clips to measure it"] * 2
 
@@ -128,10 +200,6 @@ def test_dali_by_name(corpus: Corpus, capsys: pytest.CaptureFixture[str], monkey
     monkeypatch.setattr(choose, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"data\.loader: 'dali' is asked for, but DALI is not installed; pip install"):
         build_loader(config, corpus, sampler_of(corpus), [], torch.device("cpu"))
-
-
-GPU = torch.device("cuda", 0)
-H264, VP9 = Kind("h264", "yuv420p", 128, 96), Kind("vp9", "yuv420p", 128, 96)
 
 
 @pytest.fixture

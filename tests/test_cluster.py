@@ -20,6 +20,7 @@ from sklearn.cluster import KMeans, kmeans_plusplus
 
 from trocar.loaders import kmeans_passes
 from trocar.loaders.cluster import ClusterSettings, cluster_embeddings, default_levels
+from trocar.loaders.cluster_duplicates import _nearest_before
 from trocar.loaders.cluster_shares import leaf_quotas
 from trocar.loaders.cluster_tree import ClusterTree
 from trocar.loaders.corpus import CorpusError
@@ -179,6 +180,16 @@ def test_near_duplicates_are_found_and_one_of_each_stays(tmp_path: Path) -> None
     assert len(np.unique(groups[~near])) == 400
     assert summary.duplicates_measured == 500
     assert next(iter(summary.near_duplicates.values())) == pytest.approx(0.2)
+
+
+def test_copies_are_found_where_all_rows_share_an_offset() -> None:
+    """fp16 rows around 10 with a deviation of 0.1: the rounding of uncentred products is larger than the threshold."""
+    rows = np.random.default_rng(0).normal(10, 0.1, (300, 768)).astype(np.float16)
+    centre = rows.mean(axis=0, dtype=np.float32)
+    threshold = 0.05 * np.sqrt(((rows - centre) ** 2).sum(axis=1).mean())
+    nearest = _nearest_before(np.concatenate([rows, rows]))
+    assert (nearest[300:] < threshold / 5).all()
+    assert (nearest[1:300] > 20 * threshold).all()
 
 
 CHILD = """

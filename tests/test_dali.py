@@ -396,6 +396,51 @@ def test_what_only_dali_fails_at_goes_to_the_cpu_for_good(shared_corpus, monkeyp
     assert 3 < len(built) < 60
 
 
+def test_a_run_that_fails_throughout_builds_few_pipelines(tmp_path, monkeypatch):
+    """32 windows, none of which DALI decodes: after three videos the kind is the CPU's, what is queued for DALI too."""
+    corpus = build_corpus(tmp_path, [(f"{row}.webm", 60, {"gop": 12, "codec": "libvpx-vp9"}) for row in range(6)])
+    built = []
+
+    class FailingPipeline(DecodingPipeline):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            built.append(1)
+            self.fails: deque[bool] = deque()
+
+        def submit(self, samples: Any) -> None:
+            self.fails.append(any(sample.window is not None for sample in samples))
+            super().submit(samples)
+
+        def result(self) -> list[torch.Tensor]:
+            if self.fails.popleft():
+                raise RuntimeError("encountered:\n\nsomething that it does not say of which window")
+            return super().result()
+
+    monkeypatch.setattr(dali, "DecodingPipeline", FailingPipeline)
+    options: dict[str, Any] = {"spans_per_run": 32, "prefetch": 1}
+    with (
+        load(corpus, in_batches(0, 3, 32), **options) as loader,
+        load(corpus, in_batches(0, 3, 32), loader=cpu.ClipLoader) as reference,
+    ):
+        for batch, wanted in zip(loader, reference, strict=True):
+            assert facts(batch) == facts(wanted)
+            check_frames(batch)
+    (facts_of_one,) = {Kind.of(corpus.video(row).facts) for row in range(6)}
+    assert facts_of_one in loader._unfit
+    # Five halvings to the first window, two of its neighbours at worst by as many again.
+    assert len(built) <= 16
+
+
+def test_where_dali_does_not_start_nothing_is_left_behind(shared_corpus, monkeypatch):
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("Failed to load libnvcuvid.so")
+
+    monkeypatch.setattr(dali, "DecodingPipeline", broken)
+    with pytest.raises(RuntimeError, match="libnvcuvid"):
+        load(shared_corpus, in_batches(0, 2))
+    assert threads_alive() == 0
+
+
 def test_a_kind_of_video_that_the_gpu_refuses_is_not_tried_again(shared_corpus, monkeypatch):
     class RefusingPipeline(DecodingPipeline):
         """Refuses every run with an MP4, which of this corpus is Motion JPEG."""
@@ -477,13 +522,15 @@ def test_the_gpu_of_the_calling_thread_is_meant(shared_corpus, monkeypatch):
         return 3
 
     class NoPipeline:
-        def __init__(self, *_: Any, device: torch.device, **__: Any) -> None:
+        def __init__(self, *_: Any, device: torch.device, stream: Any, **__: Any) -> None:
             devices.append(device)
+            assert stream == (None if device.type == "cpu" else f"stream of {device}")
 
         def close(self) -> None:
             pass
 
     monkeypatch.setattr(torch.cuda, "current_device", current_device)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
     monkeypatch.setattr(dali, "DecodingPipeline", NoPipeline)
     for name in ("cuda", "cuda:1", "cpu"):
         load(shared_corpus, [], device=name).close()

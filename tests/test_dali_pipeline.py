@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import clips
@@ -30,6 +32,9 @@ from trocar.loaders.dali_pipeline import (
     pipeline_def,
     types,
     view_input,
+)
+from trocar.loaders.dali_pipeline import (
+    dali as dali_module,
 )
 
 pytestmark = pytest.mark.timeout(120)
@@ -185,6 +190,74 @@ def test_clips_are_dalis_memory_and_stay(numbered, monkeypatch):
     for start, (clip, copy) in enumerate(zip(kept, copies, strict=True)):
         assert torch.equal(clip, copy)
         assert [number for _, number in numbers(clip[-1])] == list(range(start, start + FRAMES))
+
+
+class Memory:
+    """Of a GPU, one buffer: free again when whoever had it lets go, at once or in the order of a stream, as DALI's is."""
+
+    def __init__(self) -> None:
+        self.values = torch.zeros(1, 1, 1, 1, 3, dtype=torch.uint8)
+
+    def free(self, stream: Any) -> None:
+        if stream is not None:
+            stream.synchronize()
+
+
+class Stream:
+    """Work that is queued is done when somebody waits for it."""
+
+    cuda_stream = 77
+
+    def __init__(self) -> None:
+        self.queue: list[Any] = []
+
+    def synchronize(self) -> None:
+        while self.queue:
+            self.queue.pop(0)()
+
+
+class StandIn:
+    """DALI's pipeline as `DecodingPipeline` uses it, on `Memory`. A run writes its number."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory, self.runs, self.bound = memory, 0, None
+
+    def build(self) -> None:
+        pass
+
+    def feed_input(
+        self, data_node: Any, data: Any, layout: Any = None, cuda_stream: Any = None, use_copy_kernel: bool = False
+    ) -> None:
+        pass
+
+    def schedule_run(self) -> None:
+        pass
+
+    def share_outputs(self, cuda_stream: Any = None) -> tuple[Any, ...]:
+        self.memory.free(self.bound)  # of the run before, whose tensors are gone
+        self.bound, self.runs = cuda_stream, self.runs + 1
+        self.memory.values.fill_(self.runs)
+        return (SimpleNamespace(as_tensor=lambda: self.memory.values),)
+
+    def release_outputs(self) -> None:
+        pass
+
+
+def test_memory_is_not_written_to_while_a_stream_has_still_to_read_it() -> None:
+    """The host is two steps ahead of the GPU and has dropped its tensors: a step reads what its own clips were."""
+    for name in ("share_outputs", "release_outputs", "schedule_run", "feed_input"):
+        real, stand_in = (inspect.signature(getattr(owner, name)) for owner in (dali_module.Pipeline, StandIn))
+        assert list(real.parameters) == list(stand_in.parameters), name
+    stream, read = Stream(), []
+    stand_in: Any = StandIn(Memory())
+    options: dict[str, Any] = {"views": 1, "resolution": RESOLUTION, "largest_run": 1, "threads": 1}
+    pipeline = DecodingPipeline(lambda **_: stand_in, device=CPU, stream=stream, **options)  # pyright: ignore
+    for _ in range(3):
+        pipeline.submit([sample(np.zeros(1, np.uint8), [0])])
+        (clips_of_step,) = pipeline.result()
+        stream.queue.append(lambda clips=clips_of_step: read.append(int(clips.max())))
+    stream.synchronize()
+    assert read == [1, 2, 3]
 
 
 def test_queued_runs_decode_while_the_caller_does_something_else(numbered):

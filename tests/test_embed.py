@@ -8,7 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,20 +23,24 @@ from killing import started
 from safetensors.torch import save_file
 from timm.data.config import resolve_model_data_config
 
+from trocar.bench import downstream
 from trocar.engine import embed as module
+from trocar.engine import embedders
 from trocar.engine.checkpoint import CheckpointError
 from trocar.engine.config_error import ConfigError
 from trocar.engine.config_file import load_config
 from trocar.engine.descriptor import WIDTH, cielab, describe_clips
-from trocar.engine.embed import embed_corpus
+from trocar.engine.embed import embed_corpus, embed_shard
 from trocar.engine.embedders import load_embedder
 from trocar.engine.pretrain import pretrain
 from trocar.engine.run_encoder import load_run_encoder
 from trocar.engine.weight_files import WeightsError
+from trocar.loaders import isolated
 from trocar.loaders.corpus import Corpus, CorpusError
 from trocar.loaders.embeddings import EmbeddingRows, shard_path
 from trocar.loaders.grid_clips import GridClips
 from trocar.loaders.index import index_corpus
+from trocar.ssl.encoder import VideoEncoder
 
 SMALL = {"frames": 4, "stride": 2, "threads": 1, "progress": False}
 
@@ -134,6 +142,57 @@ def test_killed_it_goes_on_with_the_missing_shards(
         summary = embed_corpus(corpus, tmp_path / str(fails_at), rows_per_shard=4, **SMALL)
         assert summary.made == 4 - max(0, fails_at - 3)
         assert np.array_equal(read(tmp_path / "whole"), read(tmp_path / str(fails_at)))
+
+
+def test_a_worker_loads_one_model_and_chooses_one_loader(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For all its shards; and a shard's rows leave the device together."""
+    calls: Counter[str] = Counter()
+
+    def counted(name: str, function: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return function(*arguments, **options)
+
+        return call
+
+    for name in ("load_embedder", "choose_loader"):
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
+    monkeypatch.setattr(torch.Tensor, "cpu", counted("transfer", torch.Tensor.cpu))
+    monkeypatch.setattr(module, "BATCH", 2)
+    embed_corpus(corpus, tmp_path, rows_per_shard=4, **SMALL)
+    assert calls == {"load_embedder": 1, "choose_loader": 1, "transfer": 4}
+    calls.clear()
+    module._maker.cache_clear()
+    for shard in range(4):
+        embed_shard(shard, str(corpus), str(tmp_path), "descriptor", 4, 2, 1, "cpu")
+    module._maker.cache_clear()
+    assert calls == {"load_embedder": 1, "choose_loader": 1, "transfer": 4}
+
+
+@pytest.mark.parametrize("device_of", [module._device, downstream._device])
+def test_a_worker_has_one_gpu(device_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever jobs it does; in turn where workers are more than GPUs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert device_of("auto") == "cuda:0"
+    monkeypatch.setattr(isolated, "_number", 5)
+    assert [device_of("auto") for _ in range(3)] == ["cuda:1"] * 3
+    assert device_of("cpu") == "cpu"
+
+
+def test_on_a_gpu_matrix_products_are_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(torch, "autocast", lambda kind, dtype: asked.append((kind, dtype)) or nullcontext())
+    monkeypatch.setattr(embedders, "frozen", lambda model, device: model.eval())
+    encoder = VideoEncoder(16, 1, 2, frames=2, resolution=16, patch=16)
+    data = SimpleNamespace(frames=2, stride=2, sample_fps=None, resolution=16)
+    monkeypatch.setattr(embedders, "load_run_encoder", lambda path: (encoder, SimpleNamespace(data=data)))
+    frames = torch.zeros(1, 2, 16, 16, 3, dtype=torch.uint8)
+    for device, wanted in (("cpu", []), ("cuda", [("cuda", torch.bfloat16)])):
+        load_embedder(".", torch.device(device)).embed(frames)
+        assert asked == wanted
 
 
 @pytest.mark.slow
@@ -272,7 +331,7 @@ def test_the_descriptor_knows_real_sources(tmp_path: Path) -> None:
 
 def test_a_failing_shard_is_named(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*_: object) -> list[tuple[tuple, Exception]]:
-        return [(("", "", 2), RuntimeError("no memory"))]
+        return [((2, "", ""), RuntimeError("no memory"))]
 
     monkeypatch.setattr(module, "_run", run)
     with pytest.raises(CorpusError, match=r"00002.npy: cannot be made \(no memory\)"):

@@ -205,7 +205,10 @@ def test_features_resume_behind_the_last_whole_part(
     small: list[Segment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trocar.bench.features.CLIPS_PER_PART", {True: 7, False: 7})
-    task, backbone, protocol = small_task(small), video_backbone(16), read_protocol("linear", [*BRIEF, "train_views=2"])
+    protocol = read_protocol("linear", [*BRIEF, "train_views=2", "encode_batch=2"])
+    task, backbone = small_task(small), video_backbone(16)
+    transfers, to_host = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: transfers.append(1) or to_host(tensor))
 
     def open_features(folder: Path) -> torch.Tensor:
         plan = ViewPlan.training_of(protocol)
@@ -214,6 +217,7 @@ def test_features_resume_behind_the_last_whole_part(
         return found.read(np.arange(48))
 
     whole = open_features(tmp_path / "a")
+    assert len(transfers) == 7, "a part's features leave the device together, not a batch's"
     for number in (2, 3, 4, 5, 6):
         (tmp_path / "a" / f"{number:06d}.npy").unlink()
     kept = (tmp_path / "a" / "000000.npy").stat().st_mtime_ns

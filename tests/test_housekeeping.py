@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from ranks import TINY, make_corpus, train_made
 from test_distributed import OBJECTIVES
 
-from trocar.engine import profiler
+from trocar.engine import housekeeping, profiler
 from trocar.engine.build import build_model
 from trocar.engine.config import ConfigError
 from trocar.engine.config_file import load_config
@@ -24,6 +25,7 @@ from trocar.engine.distributed import World
 from trocar.engine.housekeeping import (
     collect_garbage_seldom,
     parse_cores,
+    pin_to_cores,
     share_cores,
     snapshot_when_out_of_memory,
 )
@@ -34,15 +36,43 @@ from trocar.loaders.batch import LoaderCount
 
 @pytest.mark.parametrize("near_side", [None, "same", "other"])
 def test_ranks_get_cores_of_their_own(near_side: str | None) -> None:
-    allowed, sockets = list(range(32)), [set(range(16)), set(range(16, 32))]
-    parts = []
-    for rank in range(8):
-        side = {None: set(), "same": sockets[rank // 4], "other": sockets[1 - rank // 4]}[near_side]
-        part = share_cores(allowed, side, rank, 8)
-        assert part
-        assert not side or part <= side
-        parts.append(part)
+    sockets = [set(range(16)), set(range(16, 32))]
+    near = [{None: set(), "same": sockets[r // 4], "other": sockets[1 - r // 4]}[near_side] for r in range(8)]
+    parts = share_cores([{core} for core in range(32)], near)
+    assert all(len(part) == 4 and part <= (side or part) for part, side in zip(parts, near, strict=True))
     assert all(not parts[a] & parts[b] for a in range(8) for b in range(a))
+
+
+@pytest.mark.parametrize("ranks", [[0, 0, 0, 0, 1, 1, 1, 1], [1, 0, 1, 0, 1, 0, 1, 0], [0, 0, 0, 1], [0] * 8])
+def test_hyperthreads_go_together_and_none_is_idle(
+    ranks: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2 x 64 cores, whose second threads are numbered n + 128, as the kernel tells it. ranks: the socket of each one's GPU."""
+    for core in range(256):
+        siblings = tmp_path / f"cpu{core}" / "topology" / "thread_siblings_list"
+        siblings.parent.mkdir(parents=True)
+        siblings.write_text(f"{core % 128},{core % 128 + 128}\n")
+    monkeypatch.setattr(housekeeping, "CPUS", tmp_path)
+    sockets = [{n for first in (0, 128) for n in range(first + 64 * s, first + 64 * s + 64)} for s in (0, 1)]
+    monkeypatch.setattr(housekeeping, "_near", lambda device, rank: sockets[ranks[rank]])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(256)))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: None)
+    parts = [
+        pin_to_cores(World(torch.device("cuda", rank), rank, len(ranks), rank, len(ranks)))
+        for rank in range(len(ranks))
+    ]
+    for socket in (0, 1):
+        of_socket = [part for part, other in zip(parts, ranks, strict=True) if other == socket]
+        assert {len(part) for part in of_socket} <= {2 * (64 // max(1, len(of_socket)))}
+        assert len(set().union(*of_socket)) == sum(map(len, of_socket)), "two ranks on one core"
+        assert len(of_socket) * 2 > 128 - sum(map(len, of_socket)) or not of_socket, "cores idle beside a GPU"
+        assert all(part <= sockets[socket] for part in of_socket)
+    assert all({(core + 128) % 256 for core in part} == part for part in parts), "a physical core divided"
+
+
+@pytest.mark.parametrize("near", [[{0, 1, 2, 3}, {2, 3}], [{0, 1}, set()], [{0}, {0}], [{8, 9}, {8, 9}]])
+def test_sides_that_are_not_clear_are_not_counted_on(near: list[set[int]]) -> None:
+    assert share_cores([{core} for core in range(4)], near) == [{0, 1}, {2, 3}]
 
 
 def test_lists_of_cores_are_read() -> None:

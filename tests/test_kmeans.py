@@ -127,3 +127,17 @@ def test_passes_on_a_gpu_give_what_the_cpu_gives(tmp_path: Path) -> None:
     results = [kmeans_passes.lloyd_pass(opened, usable, start, torch.device(name), nothing) for name in ("cpu", "cuda")]
     assert results[1].inertia == pytest.approx(results[0].inertia, rel=1e-3)
     assert np.allclose(results[0].centroids, results[1].centroids, atol=0.02)
+
+
+def test_a_row_is_no_distance_from_its_own_centroid_where_all_share_an_offset(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(10, 0.1, (64, 768)).astype(np.float16)
+    write_embeddings(tmp_path, rows)
+    centroids, everything = rows.astype(np.float32), np.ones(64, dtype=bool)
+    opened, device = EmbeddingRows(tmp_path), torch.device("cpu")
+    labels, distances = kmeans_passes.assign_pass(opened, everything, centroids, device, nothing)
+    assert labels.tolist() == list(range(64))
+    assert distances.max() < 0.01, "nearest other row: about 3.9"
+    found = kmeans_passes.lloyd_pass(opened, everything, centroids, device, nothing)
+    assert np.abs(found.centroids - centroids).max() < 1e-5
+    assert found.inertia < 0.01
+    assert assign(centroids, centroids)[1].max() < 1e-4

@@ -7,6 +7,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from trocar.loaders.augment import CropRecipe
 from trocar.loaders.corpus import Corpus, CorpusError
 from trocar.loaders.cpu import ClipLoader
 from trocar.loaders.index import index_corpus
-from trocar.loaders.isolated import ProcessDied, run_isolated
+from trocar.loaders.isolated import ProcessDied, run_isolated, worker_number
 from trocar.loaders.pack import PackSummary, pack_corpus
 from trocar.loaders.pack_gain import expected_gain, mean_lead
 from trocar.loaders.pack_settings import PackSettings
@@ -162,7 +163,7 @@ def test_training_from_proxies(packed: Path, tmp_path: Path) -> None:
 def test_the_command_says_what_it_does(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["pack", str(corpus), "--out", str(tmp_path / "out")]
     settings = ["--short-side", "64", "--stride", "2", "--gop", "8", "--codec", "h264", "--quality", "20"]
-    assert main([*command, *settings, "--workers", "2"]) == 0
+    assert main([*command, *settings, "--workers", "2", "--compare"]) == 0
     printed = capsys.readouterr()
     assert "to pack: 3 videos, 183 frames" in printed.err
     assert "expected: 92 frames of " in printed.err
@@ -182,6 +183,19 @@ def test_the_command_says_what_it_does(corpus: Path, tmp_path: Path, capsys: pyt
     ]:
         assert main([*command, *arguments]) == status
         assert message in capsys.readouterr().err
+
+
+def test_originals_may_be_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same command again, when the proxies are all that is left; nothing is measured that nobody asked for."""
+    corpus = write_originals(tmp_path, 30, count=2)
+    command = ["pack", str(corpus), "--out", str(tmp_path / "out"), "--short-side", "64", "--workers", "1"]
+    assert main(command) == 0
+    assert "clips/s" not in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "originals")
+    assert main([*command, "--compare"]) == 0
+    said = capsys.readouterr().out
+    assert "(2 were there before)" in said
+    assert "not compared: 2 of the originals are not there any more" in said
 
 
 def test_what_is_finished_is_not_made_again(tmp_path: Path) -> None:
@@ -327,6 +341,9 @@ def test_jobs_are_isolated() -> None:
     sleepers.close()
     assert time.monotonic() - began < 60
     assert list(run_isolated(math.sqrt, [], 0)) == []
+    numbers = {number for _, number in run_isolated(worker_number, [()] * 6, 2)}
+    assert numbers <= {0, 1}, "a worker keeps its number, whichever jobs it does"
+    assert worker_number() == 0
 
 
 def test_refused_packs(corpus: Path, packed: Path, tmp_path: Path) -> None:

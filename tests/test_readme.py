@@ -107,3 +107,4 @@ def test_extras_exist() -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for extra in re.findall(r"trocar\[(\w+)\]", README):
         assert re.search(rf"^{extra} = \[", project, re.MULTILINE), extra
+    assert "distributed" not in project, "Dask, which nothing imports"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from textures import FRAMES, SIDE, moving_textures
 
 from trocar.bench.collapse import collapse_row, rank_trend, table
+from trocar.engine import signals
 from trocar.engine.config_file import load_config
 from trocar.engine.demo import make_videos
 from trocar.engine.metrics import read_metrics
@@ -51,7 +53,7 @@ def follow(
     for step, (deviation, width) in enumerate(zip(deviations, spread, strict=True), start=start + 1):
         pooled = torch.randn(32, 16, generator=generator) * width
         pooled[:, 0] += 1
-        watch.observe(SimpleNamespace(pooled=pooled))  # pyright: ignore[reportArgumentType]
+        watch.observe(SimpleNamespace(pooled=pooled), step)  # pyright: ignore[reportArgumentType]
         row = {"step": step, "loss": 1 / step, "feature_std": deviation}
         watch.complete(row)
         found.append(row)
@@ -63,13 +65,57 @@ def test_rankme_is_taken_of_few_steps() -> None:
     watch = CollapseWatch([], tell=False)
     basis = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))[0]
     for step in range(1, 31):  # each step's target encoder has a direction of its own
-        watch.observe(SimpleNamespace(pooled=basis[step].expand(8, -1)))  # pyright: ignore[reportArgumentType]
+        watch.observe(SimpleNamespace(pooled=basis[step].expand(8, -1)), step)  # pyright: ignore[reportArgumentType]
         row = {"step": step, "loss": 1.0, "feature_std": 1.0}
         watch.complete(row)
-        if step in (10, 20, 30):
+        if step in (20, 30):  # of 10 steps before
             assert row["rankme"] == pytest.approx(8, rel=1e-3)
         else:
             assert "rankme" not in row
+
+
+def test_no_step_waits_for_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decomposition takes as long as nine steps here, and is another thread's."""
+    threads, may_end = [], threading.Event()
+
+    def slow(features: torch.Tensor) -> float:
+        threads.append(threading.current_thread())
+        assert may_end.wait(10) or threads[-1] is threading.main_thread()
+        return float(len(features))
+
+    monkeypatch.setattr(signals, "rankme", slow)
+    watch, rows = CollapseWatch([], tell=False), []
+    for step in range(1, 21):
+        watch.observe(SimpleNamespace(pooled=torch.randn(32, 4)), step)  # pyright: ignore[reportArgumentType]
+        if step == 20:
+            may_end.set()
+        rows.append({"step": step, "loss": 1.0})
+        watch.complete(rows[-1])
+    assert [(row["step"], row["rankme"]) for row in rows if "rankme" in row] == [(20, 256.0)]
+    assert threading.main_thread() not in threads
+
+
+@pytest.mark.gpu
+def test_nothing_waits_for_the_device() -> None:
+    watch, row = CollapseWatch([], tell=False), {}
+    pooled = torch.randn(64, 16, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(1, 31):
+            watch.observe(SimpleNamespace(pooled=pooled), step)  # pyright: ignore[reportArgumentType]
+            row = {"step": step, "loss": 1.0}
+            watch.complete(row)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert row["rankme"] == pytest.approx(rankme(pooled.repeat(4, 1)))
+
+
+def test_other_ranks_keep_nothing() -> None:
+    watch, row = CollapseWatch([], write=False), {"step": 10, "loss": 1.0}
+    watch.observe(SimpleNamespace(pooled=torch.randn(256, 4)), 10)  # pyright: ignore[reportArgumentType]
+    watch.complete(row)
+    assert row == {"step": 10, "loss": 1.0}
+    assert not watch._pooled
 
 
 def test_collapse_is_flagged_by_either_signal_and_only_by_a_fall() -> None:
@@ -77,7 +123,7 @@ def test_collapse_is_flagged_by_either_signal_and_only_by_a_fall() -> None:
     steady = follow([1.0] * steps, [1.0] * steps)
     assert not any(row["collapse"] for row in steady)
     ranks = [row["rankme"] for row in steady if "rankme" in row]
-    assert len(ranks) == (steps - 8) // 10 + 1
+    assert len(ranks) == (steps - 8) // 10
     assert min(ranks) > 8
     falling = follow([1.0] * 60 + [0.9 * COLLAPSED_SHARE] * 90, [1.0] * steps)
     flagged = [row["step"] for row in falling if row["collapse"]]
@@ -109,7 +155,7 @@ def test_an_objective_without_features_gets_the_trend_alone() -> None:
     watch = CollapseWatch([])
     rows = [{"step": step, "loss": 1.0} for step in range(1, 121)]
     for row in rows:
-        watch.observe(SimpleNamespace())  # pyright: ignore[reportArgumentType]
+        watch.observe(SimpleNamespace(), row["step"])  # pyright: ignore[reportArgumentType]
         watch.complete(row)
     assert rows[-1] == {"step": 120, "loss": 1.0, "loss_trend": 0.0}
 
@@ -131,7 +177,7 @@ def rows_of_a_short_training(momentum: float, predicts: bool, steps: int = 40) -
         optimizer.step()
         optimizer.zero_grad()
         model.update_target(momentum)
-        watch.observe(model)
+        watch.observe(model, step)
         rows.append({"step": step, "loss": loss.item(), "feature_std": model.signals()["feature_std"].item()})
         watch.complete(rows[-1])
     return rows
