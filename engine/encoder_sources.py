@@ -142,7 +142,7 @@ def _own_encoder(path: Path, frames: int | None, resolution: int | None) -> Foun
     shape = ClipShape(frames or own[0], STRIDE, None, resolution or own[1])
     layout = header.get("kind", "an encoder")
     kinds: list[Kind] = [kind for kind, title in TITLES.items() if layout.startswith(title)]
-    kinds += [kind for kind, positions in POSITIONS.items() if positions == encoder.position_kind]
+    kinds.extend(kind for kind, positions in POSITIONS.items() if positions == encoder.position_kind)
     family = kinds[0]
     if family == "image" and (shape.frames, shape.resolution) != own:
         raise ConfigError(
