@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from .video import GopTable, PacketTable, VideoFacts
 
-FORMAT_VERSION = "3"
+FORMAT_VERSION = "4"
 VIDEOS_NAME, GOPS_NAME, PACKETS_NAME = "videos.parquet", "gops.parquet", "packets.arrow"
 QUARANTINE_NAME = "quarantine.csv"
 CACHED_ROW_GROUPS = 16

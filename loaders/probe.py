@@ -17,6 +17,7 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from .codec_traits import codec_tag, is_told_by_a_header
 from .content_box import find_content_box, keyframe_lumas
 from .packets import CORRUPT, number_frames, read_packets
 from .payload import PayloadFinder
@@ -126,6 +127,7 @@ def _probe(
         mtime_ns=version[1],
         container=container.format.name,
         codec=context.codec.canonical_name,
+        codec_tag=int.from_bytes((codec_tag(context) or "").encode().ljust(4, b"\0"), "little"),
         # PyAV 17 crashes on `context.pix_fmt` where damaged headers leave it unknown.
         pix_fmt=context.format.name if context.format else "",
         colorspace=int(context.colorspace),
@@ -146,7 +148,7 @@ def _probe(
         box_top=box[1],
         box_width=box[2],
         box_height=box[3],
-        header=_header(stream),
+        header=_header(stream) if is_told_by_a_header(context) else b"",
         health="; ".join(notes) or "ok",
     )
     return facts, gops
