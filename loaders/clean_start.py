@@ -9,13 +9,16 @@ import zlib
 from bisect import bisect_right
 
 import numpy as np
+from av.codec.context import CodecContext
 from av.error import FFmpegError
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from .video import open_video
+from .codec_traits import codec_tag
+
+TOLD = ("extradata", "bits_per_coded_sample", "field_order")
 
 
 def picture_digest(frame: VideoFrame) -> int:
@@ -26,12 +29,13 @@ def picture_digest(frame: VideoFrame) -> int:
 class DecodingProof:
     """Both decoders of one stream. Takes every packet in decode order, then tells which keyframes stand on their own."""
 
-    def __init__(self, path: str, stream: VideoStream) -> None:
-        self._second = open_video(path)
+    def __init__(self, stream: VideoStream) -> None:
         self._plain = stream.codec_context
-        self._afresh = next(own for own in self._second.streams.video if own.index == stream.index).codec_context
-        for context in (self._plain, self._afresh):
-            context.thread_count, context.thread_type = 1, "NONE"
+        # What the container said; a decoder changes it.
+        self._told = {name: getattr(self._plain, name) for name in ("width", "height", *TOLD)}
+        self._tag = codec_tag(self._plain)
+        self._plain.thread_count, self._plain.thread_type = 1, "NONE"
+        self._afresh = self._new_decoder()
         # Digests that wait for the other decoder's, by pts.
         self._shown: dict[int, int] = {}
         self._claimed: dict[int, tuple[int, int]] = {}
@@ -39,14 +43,23 @@ class DecodingProof:
         self._key_pts: list[int] = []
         self._wrong: set[int] = set()
 
-    def close(self) -> None:
-        self._second.close()
+    def _new_decoder(self) -> VideoCodecContext:
+        """One that has seen nothing: many decoders keep the last picture when they are flushed."""
+        context = CodecContext.create(self._plain.codec.name, "r")
+        assert isinstance(context, VideoCodecContext)
+        for name, value in self._told.items():
+            if value is not None:
+                setattr(context, name, value)
+        if self._tag is not None:
+            context.codec_tag = self._tag
+        context.thread_count, context.thread_type = 1, "NONE"
+        return context
 
     def add(self, packet: Packet) -> None:
         assert packet.pts is not None
         if packet.is_keyframe:
             self._claim(None)
-            self._afresh.flush_buffers()
+            self._afresh = self._new_decoder()
             self._key_pts.append(packet.pts)
         elif self._key_pts and packet.pts < self._key_pts[-1]:
             self._leading.add(packet.pts)  # refers to the GOP before, and is shown with it

@@ -15,7 +15,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from .codec_traits import SKIPPING
+from .codec_traits import SKIPPING, TOLD_BY_A_HEADER
 from .video import VideoError, VideoFacts, open_video
 from .window import Window, padded_packet
 
@@ -117,8 +117,11 @@ class WindowDecoder:
             ) from error
         finally:
             count.frames += returned
-            if self._containers:
-                codec.flush_buffers()
+            if self.video.codec in TOLD_BY_A_HEADER or codec.codec.intra_only:
+                if self._containers:
+                    codec.flush_buffers()
+            else:
+                self.close()  # many decoders keep the last picture when they are flushed
         if wanted:
             missing = numbers[min(wanted.values())]
             raise VideoError(

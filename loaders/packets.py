@@ -61,7 +61,7 @@ def read_packets(
     kind_of = _keyframe_check(codec, extradata, length_size)
     hides_pictures = codec in ("vp8", "vp9")
     is_proved = kind_of is not _as_flagged or stream.codec_context.codec.intra_only
-    proof = None if is_proved else DecodingProof(path, stream)
+    proof = None if is_proved else DecodingProof(stream)
     all_pts, all_dts, all_pos, all_size, all_flags = packets.pts, packets.dts, packets.pos, packets.size, packets.flags
     disposable_layer = _disposable_layer(codec)
     try:
@@ -73,7 +73,8 @@ def read_packets(
             pts = packet.pts
             if pts is None:
                 raise VideoError(
-                    f"{path}: packet {len(all_pts)} has no timestamp; remux it, e.g. ffmpeg -fflags +genpts -i IN -c copy OUT.mp4"
+                    f"{path}: packet {len(all_pts)} has no timestamp, and a remux would guess it wrong; re-encode it, e.g. "
+                    "ffmpeg -i IN -c:v libx264 OUT.mp4"
                 )
             dts, pos, payload = packet.dts, packet.pos, memoryview(packet)
             flags, layer = 0, -1
@@ -88,6 +89,8 @@ def read_packets(
                     raise VideoError(
                         f"{path}: its coding parameters change at packet {len(all_pts)}, outside of packets; split or re-encode it"
                     )
+                if packet.has_sidedata("encryption_info"):
+                    raise VideoError(f"{path}: it is encrypted; decrypt it or leave it out")
                 flags = KEY
                 packets.idr.append(kind[0])
                 packets.clean.append(kind[1])
@@ -116,7 +119,6 @@ def read_packets(
     packets.empty -= not packets.error
     if proof is not None:
         packets.clean = packets.idr = array("b", proof.clean_starts())
-        proof.close()
     if packets.disproved:
         packets.notes.append(f"flagged as keyframes, but predicted from others: {packets.disproved:,} packets")
     if not packets.idr:
