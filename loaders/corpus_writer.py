@@ -78,7 +78,7 @@ class CorpusWriter:
     def quarantine(self, path: str, reason: str) -> None:
         self._csv.writerow([path, reason])
 
-    def add(self, facts: VideoFacts, gops: GopTable, entry: SourceFile, content_box: bool) -> None:
+    def add(self, facts: VideoFacts, gops: GopTable, entry: SourceFile, content_box: bool, verified: bool) -> None:
         num_gops = len(gops)
         if self._buffered_gops + num_gops > GOPS_PER_ROW_GROUP:
             self._flush_gops()
@@ -96,6 +96,7 @@ class CorpusWriter:
                 "original": entry.original,
                 "packed_stride": entry.packed_stride,
                 "boxed": content_box,
+                "verified": verified,
                 "first_gop": self._num_gops,
                 "num_gops": num_gops,
                 "first_packet": self._num_packets,
