@@ -25,10 +25,13 @@ def keyframe_lumas(container: InputContainer, stream: VideoStream, gops: GopTabl
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_BOX_KEYFRAMES)).round().astype(int)]
     if not stream.codec_context.is_open:
         stream.codec_context.thread_count = 1
-    for pts in gops.pts[rows]:
+    for pts, byte in zip(gops.pts[rows].tolist(), gops.byte_offset[rows].tolist(), strict=True):
         frame = None
         with contextlib.suppress(FFmpegError, OSError):
-            container.seek(int(pts), stream=stream)
+            if container.format.name == "mpegts" and byte >= 0:  # seeking by time may land behind the last keyframe
+                container.seek(byte, stream=stream, unsupported_byte_offset=True)
+            else:
+                container.seek(pts, stream=stream)
             packet = next((packet for packet in container.demux(stream) if packet.size and packet.is_keyframe), None)
             if packet is not None:
                 frame = next(iter(packet.decode() or stream.codec_context.decode(None)), None)
