@@ -67,7 +67,10 @@ def corpus_report(corpus: Corpus) -> str:
     plurals = {"procedure": "procedures", "subject": "subjects", "centre": "centres", "licence": "licences"}
     lines.append(", ".join(f"{len(values[name] - {''}):,} {plural}" for name, plural in plurals.items()))
     if slow:
-        lines += ["", f"{len(slow):,} videos have so few places where decoding may start that a clip costs hundreds of pictures;"]
+        lines += [
+            "",
+            f"{len(slow):,} videos have so few places where decoding may start that a clip costs hundreds of pictures;",
+        ]
         lines += [f"`trocar pack {corpus.path} --out PROXIES` makes proxies without that fault: {', '.join(slow[:5])}"]
         lines[-1] += f" and {len(slow) - 5:,} more" if len(slow) > 5 else ""
     return "\n".join(lines)

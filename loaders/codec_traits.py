@@ -6,9 +6,7 @@ from av.video.codeccontext import VideoCodecContext
 
 # Decoders that go by the bitstream, the extradata and the codec tag alone. All others, raw and lossless video above all, also take
 # bits per coded sample, a palette or a field order from the container.
-TOLD_BY_A_HEADER = frozenset(
-    ["h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg1video", "mpeg2video", "mjpeg"]
-)
+TOLD_BY_A_HEADER = frozenset(["h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg1video", "mpeg2video", "mjpeg"])
 # Decoders that are asked anew with every packet whether to leave out what nothing refers to; libdav1d is asked when it is opened.
 SKIPPING = frozenset(["h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video"])
 # Motion JPEG in QuickTime keeps the order of its fields outside of the pictures; AVFieldOrder has 0 for unknown, 1 for progressive.

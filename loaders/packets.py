@@ -201,7 +201,9 @@ def number_frames(path: str, packets: Packets, checksum: bool) -> tuple[GopTable
     shown = np.flatnonzero(usable & (flags & (DISCARD | HIDDEN) == 0) & (pts >= key_pts[0]))
     shown_pts = pts[shown]
     frame_pts, shows_first = np.unique(shown_pts, return_index=True)
-    sure = ~np.isin(frame_pts, _claimed_twice(pts, flags, keys)) & ~_shown_behind(shown[shows_first], frame_pts, keys, key_pts)
+    sure = ~np.isin(frame_pts, _claimed_twice(pts, flags, keys)) & ~_shown_behind(
+        shown[shows_first], frame_pts, keys, key_pts
+    )
     frame_pts, shows_first = frame_pts[sure], shows_first[sure]
     num_frames = len(frame_pts)
     if num_frames < 2:

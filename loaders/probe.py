@@ -64,7 +64,11 @@ def probe_video(
             open_video(path, file if is_remote(path) else None) as container,
         ):
             facts, gops = _probe(path, version, container, finder, content_box, checksum)
-        note = "" if verify is False or (verify is None and is_proved(facts)) else verify_pictures(facts, gops, everywhere=bool(verify))
+        note = (
+            ""
+            if verify is False or (verify is None and is_proved(facts))
+            else verify_pictures(facts, gops, everywhere=bool(verify))
+        )
     except (FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise VideoError(f"{path}: cannot be opened as a video ({reason}); copy it again or leave it out") from error
@@ -115,7 +119,9 @@ def _probe(
         notes.append("the first keyframe is not a clean start: its first frames may be damaged")
     packets_before = _mean_packets_before(gops)
     if packets_before > RARE_CLEAN_STARTS:
-        notes.append(f"rare clean starts: {packets_before:.0f} packets are decoded before a random frame; convert it with `trocar pack`")
+        notes.append(
+            f"rare clean starts: {packets_before:.0f} packets are decoded before a random frame; convert it with `trocar pack`"
+        )
     fps = Fraction(num_frames - 1) / (Fraction(int(frame_pts[-1] - frame_pts[0])) * time_base)
     declared_fps = stream.average_rate
     if declared_fps and abs(float(declared_fps / fps) - 1) < 0.01:

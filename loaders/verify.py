@@ -113,7 +113,9 @@ def verify_pictures(facts: VideoFacts, gops: GopTable, everywhere: bool) -> str:
             except VideoError as error:
                 failure = error
     if not ours:
-        raise VideoError(f"{facts.path}: none of {len(chosen)} pictures asked for decodes ({failure}); re-encode it or leave it out")
+        raise VideoError(
+            f"{facts.path}: none of {len(chosen)} pictures asked for decodes ({failure}); re-encode it or leave it out"
+        )
     plain = _plain_digests(facts, set(ours))
     for pts, (number, digest) in ours.items():
         if plain.get(pts) != digest:

@@ -55,7 +55,10 @@ SIZES = {"dvvideo": (720, 576), "h261": (176, 144), "h263": (176, 144), "dnxhd":
 OPTIONS = {
     "libx264": {"preset": "veryfast", "x264-params": f"keyint={GOP}:min-keyint={GOP}:open-gop=1:bframes=2"},
     "libx264 without B-frames": {"preset": "veryfast", "x264-params": f"keyint={GOP}:min-keyint={GOP}:bframes=0"},
-    "libx265": {"preset": "ultrafast", "x265-params": f"keyint={GOP}:min-keyint={GOP}:log-level=none:pools=none:frame-threads=1"},
+    "libx265": {
+        "preset": "ultrafast",
+        "x265-params": f"keyint={GOP}:min-keyint={GOP}:log-level=none:pools=none:frame-threads=1",
+    },
     "libsvtav1": {"preset": "12", "svtav1-params": f"lp=1:keyint={GOP}"},
     "dnxhd": {"profile": "dnxhr_hq"},
     "mpeg1video": {"bf": "2"},
@@ -99,7 +102,9 @@ def write(path: Path, encoder: str, pix_fmt: str, step: int = 1) -> bool:
     width, height = SIZES.get(encoder, (96, 64))
     try:
         with av.open(str(path), "w") as container:
-            stream = container.add_stream(encoder.split()[0], rate=25, options={"threads": "1", **OPTIONS.get(encoder, {})})
+            stream = container.add_stream(
+                encoder.split()[0], rate=25, options={"threads": "1", **OPTIONS.get(encoder, {})}
+            )
             stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
             stream.codec_context.thread_count, stream.codec_context.gop_size = 1, GOP
             for index in range(FRAMES):
@@ -140,7 +145,9 @@ class OneReader:
         window = self.windows.window(frames, self.gops)
         if damaged:
             window = replace(window, payloads=[memoryview(bytes(len(payload))) for payload in window.payloads])
-        return [(int(window.pts[at]), picture_digest(frame)) for at, frame in self.decoder.frames(window, DecodeCount())]
+        return [
+            (int(window.pts[at]), picture_digest(frame)) for at, frame in self.decoder.frames(window, DecodeCount())
+        ]
 
     def close(self) -> None:
         self.windows.close()
@@ -174,7 +181,9 @@ def compare(path: Path) -> Outcome:
         found = list(itertools.chain(*pool.map(in_random_order, [facts] * 3, [gops] * 3, range(3))))
     wrong = [pts for pts, digest in found if expected.get(pts) != digest]
     if wrong or {pts for pts, _ in found} != set(expected):
-        return Outcome("wrong", message=f"{path.name}: wrong at {sorted(set(wrong))}, {facts.frames} of {len(expected)} frames")
+        return Outcome(
+            "wrong", message=f"{path.name}: wrong at {sorted(set(wrong))}, {facts.frames} of {len(expected)} frames"
+        )
     return Outcome("exact")
 
 
@@ -210,7 +219,12 @@ def table() -> tuple[list[str], Counter[str]]:
                 assert outcome.kind != "wrong", outcome.message
             lines.append(f"| {encoder} | {', '.join(pix_fmts)} | {' | '.join(cells(found))} |")
     counted = ", ".join(f"{count} {kind}" for kind, count in sorted(total.items()))
-    lines += ["", f"{total.total()} files: {counted}. Refused: " + "; ".join(f"{letter} {why}" for letter, (_, why) in REASONS.items()) + "."]
+    lines += [
+        "",
+        f"{total.total()} files: {counted}. Refused: "
+        + "; ".join(f"{letter} {why}" for letter, (_, why) in REASONS.items())
+        + ".",
+    ]
     return lines, total
 
 

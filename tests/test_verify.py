@@ -71,7 +71,9 @@ def test_an_mp4_without_its_table_of_keyframes(tmp_path, codec, b_frames):
 def test_keyframe_flags_of_newer_codecs_are_checked(tmp_path, codec):
     clips.write_numbered(tmp_path / "whole.mkv", 48, codec=codec, gop=12)
     facts, gops = probe_video(tmp_path / "whole.mkv")
-    clips.remux(tmp_path / "whole.mkv", tmp_path / "a.mkv", change=lambda _, packet: setattr(packet, "is_keyframe", True))
+    clips.remux(
+        tmp_path / "whole.mkv", tmp_path / "a.mkv", change=lambda _, packet: setattr(packet, "is_keyframe", True)
+    )
     assert check_every_picture(tmp_path / "a.mkv").frames == facts.frames
     assert probe_video(tmp_path / "a.mkv")[1].first_frame.tolist() == gops.first_frame.tolist() == [0, 12, 24, 36]
 
@@ -149,7 +151,9 @@ def test_a_stream_without_timestamps(tmp_path, codec, suffix):
     """A remux guesses its times, and wrong; re-encoding, which the refusal advises, does not."""
     path = tmp_path / f"stream.{suffix}"
     clips.write_numbered(path, 60, codec=codec, gop=30, b_frames=3)
-    with pytest.raises(VideoError, match=r"a remux would guess it wrong; re-encode it, e\.g\. ffmpeg -i IN -c:v libx264 OUT\.mp4"):
+    with pytest.raises(
+        VideoError, match=r"a remux would guess it wrong; re-encode it, e\.g\. ffmpeg -i IN -c:v libx264 OUT\.mp4"
+    ):
         probe_video(path)
     for name in ("remuxed.mp4", "remuxed.mkv"):
         with av.open(str(path)) as source, av.open(str(tmp_path / name), "w") as target:
