@@ -33,7 +33,8 @@ class Total:
 
 
 def corpus_report(corpus: Corpus) -> str:
-    """A text of a few tables: source x domain, origins beside the paper's, how many procedures, subjects and centres; and which videos ought to be packed."""
+    """A text of a few tables: source x domain, origins beside the paper's, how many procedures, subjects and centres there are; and
+    which videos ought to be packed."""
     by_source: dict[tuple[str, str], Total] = defaultdict(Total)
     by_origin: dict[str, Total] = defaultdict(Total)
     everything = Total()

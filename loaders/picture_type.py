@@ -73,7 +73,8 @@ def _obus(payload: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def _av1(payload: memoryview, has_sequence: bool) -> bool:
-    # AV1 specification, 7.6.1: a sequence header, then a key frame that is shown; show_existing_frame 1 bit, frame_type 2, show_frame 1.
+    # AV1 specification, 7.6.1: a sequence header, then a key frame that is shown. The header begins with show_existing_frame,
+    # 2 bits of frame_type and show_frame.
     for kind, body in _obus(payload):
         has_sequence |= kind == 1
         if kind in (3, 6):
@@ -101,7 +102,7 @@ _CHECKS: dict[str, Callable[[memoryview], bool]] = {
 
 
 def intra_check(codec: str, extradata: bytes) -> Callable[[memoryview], bool] | None:
-    """A function that tells whether a payload of this codec begins with a picture that refers to no other; None: no such is known."""
+    """A function that tells whether a payload begins with a picture that refers to no other; None: for this codec there is none."""
     if codec == "av1":
         # Matroska may keep the sequence header in the extradata alone, behind 4 bytes.
         return partial(_av1, has_sequence=len(extradata) > 4)

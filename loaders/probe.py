@@ -45,8 +45,8 @@ def probe_video(
             its codec and container are not among those that the tests compare; False: never.
 
     Raises:
-        VideoError: there is no such file, or no video in it from which at least two frames can be read; or no picture of it decodes,
-            or a picture is another one than plain decoding shows.
+        VideoError: there is no such file, or no video in it from which at least two frames can be read; no picture of it
+            decodes; or a picture is another one than plain decoding shows.
     """
     path = os.fspath(path)
     path = path if is_remote(path) else os.path.abspath(path)
@@ -186,9 +186,10 @@ def _other_stream_reaches(container: InputContainer, seconds: float) -> bool:
     try:
         container.seek(int((begin + max(seconds - 5, 0)) * av.time_base))
         for packet in container.demux():
-            if packet.pts is not None and packet.size and packet.time_base is not None:
-                if float((packet.pts + (packet.duration or 0)) * packet.time_base) - begin > seconds - 1:
-                    return True
+            if packet.pts is None or not packet.size or packet.time_base is None:
+                continue
+            if float((packet.pts + (packet.duration or 0)) * packet.time_base) - begin > seconds - 1:
+                return True
     except (FFmpegError, OSError):
         pass
     return False

@@ -48,8 +48,8 @@ def check_decodes(facts: VideoFacts, gops: GopTable, reorders: bool) -> None:
 
     reorders: the codec may show pictures in another order than it codes them, though the timestamps do not.
 
-    Raises VideoError where no frame decodes, as in encrypted files, and where pictures come out of the decoder in another order than
-    their timestamps have, as in streams without timestamps that were remuxed.
+    Raises VideoError where no frame decodes, as in encrypted files, and where pictures come out of the decoder in another order
+    than their timestamps have, as in streams without timestamps that were remuxed.
     """
     starts = gops.first_frame[gops.clean & (gops.frames > 0)]
     if not len(starts):
@@ -72,8 +72,8 @@ def check_decodes(facts: VideoFacts, gops: GopTable, reorders: bool) -> None:
         orders = [order for order in found if not isinstance(order, VideoError)]
         if any(order != sorted(order) for order in orders):
             raise VideoError(
-                f"{facts.path}: its pictures come in another order than their timestamps, as after remuxing a stream that has none; "
-                "re-encode what it was made of, e.g. ffmpeg -i IN -c:v libx264 OUT.mp4"
+                f"{facts.path}: its pictures come in another order than their timestamps, as after remuxing a stream that has "
+                "none; re-encode what it was made of, e.g. ffmpeg -i IN -c:v libx264 OUT.mp4"
             )
         if orders:
             return
@@ -122,8 +122,8 @@ def verify_pictures(facts: VideoFacts, gops: GopTable, everywhere: bool) -> str:
             seconds = (pts - facts.start_pts) * facts.time_base_numerator / facts.time_base_denominator
             what = "is another picture than" if pts in plain else "has no picture in"
             raise VideoError(
-                f"{facts.path}: frame {number}, {seconds:.3f} seconds after the first one, {what} plain decoding from the beginning; "
-                "re-encode it, e.g. ffmpeg -i IN -c:v libx264 OUT.mp4"
+                f"{facts.path}: frame {number}, {seconds:.3f} seconds after the first one, {what} plain decoding from the "
+                "beginning; re-encode it, e.g. ffmpeg -i IN -c:v libx264 OUT.mp4"
             )
     return "" if failure is None else f"verify: {len(chosen) - len(ours)} of {len(chosen)} pictures do not decode"
 

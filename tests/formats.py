@@ -1,6 +1,6 @@
 """Every codec that FFmpeg's encoders here make, in every container that holds it: our pictures against plain decoding.
 
-Plain decoding goes through a file from its beginning; pictures are compared by timestamp, and are the same to the last bit or wrong.
+Plain decoding goes through a file from its beginning; pictures are compared by timestamp, and are equal to the last bit or wrong.
 As a command, writes the table of docs/formats.md: python tests/formats.py
 """
 
@@ -41,12 +41,15 @@ ENCODERS: dict[str, tuple[str, ...]] = {
     "jpegls": ("rgb24", "gray"), "jpeg2000": ("rgb24", "yuv420p"), "amv": ("yuvj420p",), "asv1": ("yuv420p",),
     "asv2": ("yuv420p",), "ffv1": ("yuv420p", "yuv444p", "bgr0"), "ffvhuff": ("yuv420p", "yuv422p", "bgra"),
     "huffyuv": ("yuv422p", "rgb24", "bgra"), "utvideo": ("gbrp", "yuv422p", "yuv420p"), "magicyuv": ("gbrp", "yuv420p"),
-    "png": ("rgb24", "pal8", "gray"), "apng": ("rgb24",), "gif": ("bgr8", "pal8"), "bmp": ("bgr24", "pal8"), "tiff": ("rgb24", "pal8"),
-    "targa": ("bgr24", "pal8"), "dpx": ("rgb24",), "sgi": ("rgb24",), "exr": ("gbrpf32le",), "qtrle": ("rgb24", "rgb555be"),
-    "rpza": ("rgb555le",), "smc": ("pal8",), "msrle": ("pal8",), "msvideo1": ("rgb555le",), "zmbv": ("pal8", "rgb565le", "bgr0"),
+    "png": ("rgb24", "pal8", "gray"), "apng": ("rgb24",), "gif": ("bgr8", "pal8"), "bmp": ("bgr24", "pal8"),
+    "tiff": ("rgb24", "pal8"), "targa": ("bgr24", "pal8"), "dpx": ("rgb24",), "sgi": ("rgb24",), "exr": ("gbrpf32le",), "qtrle": ("rgb24", "rgb555be"),
+    "rpza": ("rgb555le",), "smc": ("pal8",), "msrle": ("pal8",), "msvideo1": ("rgb555le",),
+    "zmbv": ("pal8", "rgb565le", "bgr0"),
     "zlib": ("bgr24",), "flashsv": ("bgr24",), "flashsv2": ("bgr24",), "prores_ks": ("yuv422p10le", "yuv444p10le"),
-    "dnxhd": ("yuv422p",), "cfhd": ("yuv422p10le", "gbrp12le"), "dvvideo": ("yuv420p", "yuv411p"), "speedhq": ("yuv420p", "yuv422p"),
-    "dxv": ("rgba",), "cljr": ("yuv411p",), "v210": ("yuv422p10le",), "v308": ("yuv444p",), "v408": ("yuva444p",), "v410": ("yuv444p10le",),
+    "dnxhd": ("yuv422p",), "cfhd": ("yuv422p10le", "gbrp12le"), "dvvideo": ("yuv420p", "yuv411p"),
+    "speedhq": ("yuv420p", "yuv422p"),
+    "dxv": ("rgba",), "cljr": ("yuv411p",), "v210": ("yuv422p10le",), "v308": ("yuv444p",), "v408": ("yuva444p",),
+    "v410": ("yuv444p10le",),
     "r210": ("gbrp10le",), "r10k": ("gbrp10le",), "avrp": ("gbrp10le",), "y41p": ("yuv411p",), "yuv4": ("yuv420p",),
     "rawvideo": ("yuv420p", "uyvy422", "yuyv422", "gray", "rgb24", "bgr24", "rgb555le", "pal8", "nv12", "yuv444p", "rgba"),
 }
@@ -115,7 +118,8 @@ def write(path: Path, encoder: str, pix_fmt: str, step: int = 1) -> bool:
         with av.open(str(path)) as container:
             context = container.streams.video[0].codec_context
             # Transport and program streams take anything, and know few codecs when they are read.
-            assert context is not None and context.is_decoder
+            assert context is not None
+            assert context.is_decoder
             assert context.width
     except (av.error.FFmpegError, ValueError, OverflowError, IndexError, AssertionError):
         path.unlink(missing_ok=True)
@@ -199,7 +203,7 @@ def outcomes(encoder: str, folder: Path) -> dict[str, list[Outcome]]:
 
 
 def cells(found: dict[str, list[Outcome]]) -> list[str]:
-    """A row of the table: "exact", "refused" with the reason's letter, both where pixel formats differ, nothing where there is no file."""
+    """A row of the table: "exact", "refused" with the reason's letter, both where pixel formats differ, "" without a file."""
     row = []
     for container in CONTAINERS:
         counts = Counter(f"{outcome.kind} {outcome.why}".strip() for outcome in found.get(container, ()))

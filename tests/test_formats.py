@@ -1,4 +1,4 @@
-"""No wrong picture in silence: every kind of file that FFmpeg can make here, against plain decoding; the table of docs/formats.md."""
+"""No wrong picture in silence: every kind of file that FFmpeg can make here, against plain decoding; docs/formats.md."""
 
 from __future__ import annotations
 

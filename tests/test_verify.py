@@ -92,7 +92,7 @@ def test_keyframes_of_av1_by_their_own_headers(tmp_path, name):
 
 
 def test_av1_as_encoders_make_it(tmp_path):
-    """libdav1d learns when it is opened what it may skip; a decoder that began at an unwanted picture returned none of the others."""
+    """libdav1d learns when it is opened what it may skip; begun at an unwanted picture it returned no other."""
     options = {"preset": "10", "crf": "35", "svtav1-params": "lp=1"}
     clips.write_numbered(tmp_path / "a.mp4", 150, codec="libsvtav1", gop=150, options=options)
     assert check_every_picture(tmp_path / "a.mp4").frames == 150
