@@ -8,7 +8,6 @@ from __future__ import annotations
 import zlib
 from bisect import bisect_right
 
-import numpy as np
 from av.codec.context import CodecContext
 from av.error import FFmpegError
 from av.packet import Packet
@@ -23,7 +22,7 @@ TOLD = ("extradata", "bits_per_coded_sample", "field_order")
 
 def picture_digest(frame: VideoFrame) -> int:
     """A number that tells a decoded picture from others, however its rows are padded."""
-    return zlib.crc32(np.ascontiguousarray(frame.to_ndarray(format="rgb24")))
+    return zlib.crc32(frame.to_ndarray(format="rgb24").tobytes())
 
 
 class DecodingProof:

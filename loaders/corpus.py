@@ -93,8 +93,8 @@ class Video:
     `id` is 16 hex digits of the absolute path's hash; a proxy that `trocar pack` made has its original's, the original's path as
     `original` and, as `packed_stride`, how many of the original's frames one of its own stands for (1 otherwise). `boxed`: the
     content box was looked for. `verified`: pictures from all over it were compared with plain decoding. source .. licence: as a CSV
-    described it, "" where it did not. The video's GOPs are rows first_gop .. first_gop + num_gops - 1 of `gops.parquet`, and `gops_digest` their hash without checksums; its packets begin at
-    row first_packet of `packets.arrow`.
+    described it, "" where it did not. The video's GOPs are rows first_gop .. first_gop + num_gops - 1 of `gops.parquet`, and
+    `gops_digest` their hash without checksums; its packets begin at row first_packet of `packets.arrow`.
     """
 
     row: int

@@ -18,6 +18,7 @@ from pathlib import Path
 import av
 import clips
 import numpy as np
+from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from trocar.loaders.clean_start import picture_digest
@@ -31,7 +32,8 @@ FRAMES, GOP = 26, 8
 CONTAINERS = ("mp4", "mov", "mkv", "webm", "avi", "wmv", "flv", "ts", "mpg", "mxf", "nut", "ogv", "3gp", "m4v", "dv")
 # Encoders with the pixel formats that are tried.
 ENCODERS: dict[str, tuple[str, ...]] = {
-    "libx264": ("yuv420p", "yuvj420p", "yuv422p"), "libx264 without B-frames": ("yuv420p",), "libx264rgb": ("bgr24",), "libx265": ("yuv420p", "yuv422p"),
+    "libx264": ("yuv420p", "yuvj420p", "yuv422p"), "libx264 without B-frames": ("yuv420p",), "libx264rgb": ("bgr24",),
+    "libx265": ("yuv420p", "yuv422p"),
     "libsvtav1": ("yuv420p", "yuv420p10le"), "libvpx": ("yuv420p",), "libvpx-vp9": ("yuv420p", "yuv444p"),
     "mpeg1video": ("yuv420p",), "mpeg2video": ("yuv420p", "yuv422p"), "mpeg4": ("yuv420p",),
     "h261": ("yuv420p",), "h263": ("yuv420p",), "h263p": ("yuv420p",), "flv": ("yuv420p",),
@@ -42,7 +44,8 @@ ENCODERS: dict[str, tuple[str, ...]] = {
     "asv2": ("yuv420p",), "ffv1": ("yuv420p", "yuv444p", "bgr0"), "ffvhuff": ("yuv420p", "yuv422p", "bgra"),
     "huffyuv": ("yuv422p", "rgb24", "bgra"), "utvideo": ("gbrp", "yuv422p", "yuv420p"), "magicyuv": ("gbrp", "yuv420p"),
     "png": ("rgb24", "pal8", "gray"), "apng": ("rgb24",), "gif": ("bgr8", "pal8"), "bmp": ("bgr24", "pal8"),
-    "tiff": ("rgb24", "pal8"), "targa": ("bgr24", "pal8"), "dpx": ("rgb24",), "sgi": ("rgb24",), "exr": ("gbrpf32le",), "qtrle": ("rgb24", "rgb555be"),
+    "tiff": ("rgb24", "pal8"), "targa": ("bgr24", "pal8"), "dpx": ("rgb24",), "sgi": ("rgb24",), "exr": ("gbrpf32le",),
+    "qtrle": ("rgb24", "rgb555be"),
     "rpza": ("rgb555le",), "smc": ("pal8",), "msrle": ("pal8",), "msvideo1": ("rgb555le",),
     "zmbv": ("pal8", "rgb565le", "bgr0"),
     "zlib": ("bgr24",), "flashsv": ("bgr24",), "flashsv2": ("bgr24",), "prores_ks": ("yuv422p10le", "yuv444p10le"),
@@ -121,7 +124,7 @@ def write(path: Path, encoder: str, pix_fmt: str, step: int = 1) -> bool:
             assert context is not None
             assert context.is_decoder
             assert context.width
-    except (av.error.FFmpegError, ValueError, OverflowError, IndexError, AssertionError):
+    except (FFmpegError, ValueError, OverflowError, IndexError, AssertionError):
         path.unlink(missing_ok=True)
         return False
     return True

@@ -137,7 +137,8 @@ def test_rows_draws_proxies_and_dali_agree_on_frame_and_time(tmp_path):
         assert not batch.count.failures
 
     def check_draws(source: Corpus, path_of: Callable[[int], str]) -> int:
-        told, options = 0, dict(resolution=64, threads=2, content_box=False)
+        told = 0
+        options: dict[str, Any] = dict(resolution=64, threads=2, content_box=False)
         sampler = Sampler(source.frames, num_frames=3, stride=2, seed=0)
         with ClipLoader(source, sampler, WHOLE, [np.arange(4 * len(source))], **options) as loader:
             for batch in loader:
