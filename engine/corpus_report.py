@@ -34,13 +34,17 @@ class Total:
 
 
 def corpus_report(corpus: Corpus) -> str:
-    """A text of a few tables: source x domain, origins beside the paper's, and how many procedures, subjects and centres."""
+    """A text of a few tables: source x domain, origins beside the paper's, how many procedures, subjects and centres there are; and
+    which videos ought to be packed."""
     by_source: dict[tuple[str, str], Total] = defaultdict(Total)
     by_origin: dict[str, Total] = defaultdict(Total)
     everything = Total()
     values: dict[str, set[str]] = {name: set() for name in DESCRIPTION}
     # Frames of proxies stand for several of the originals, which is what the paper counts.
-    for row in corpus.scan(*DESCRIPTION, "frames", "packed_stride", "duration_seconds"):
+    slow: list[str] = []
+    for row in corpus.scan(*DESCRIPTION, "frames", "packed_stride", "duration_seconds", "path", "health"):
+        if "rare clean starts" in row["health"]:
+            slow.append(row["path"])
         frames, hours = row["frames"] * row["packed_stride"], row["duration_seconds"] / 3600
         for total in (
             by_source[row["source"] or UNNAMED, row["domain"] or UNNAMED],
@@ -66,6 +70,13 @@ def corpus_report(corpus: Corpus) -> str:
     lines += [Table(("origin", "videos", "frames", "the paper's frames"), origins).markdown(), ""]
     plurals = {"procedure": "procedures", "subject": "subjects", "centre": "centres", "licence": "licences"}
     lines.append(", ".join(f"{len(values[name] - {''}):,} {plural}" for name, plural in plurals.items()))
+    if slow:
+        lines += [
+            "",
+            f"{len(slow):,} videos have so few places where decoding may start that a clip costs hundreds of pictures;",
+        ]
+        lines += [f"`trocar pack {corpus.path} --out PROXIES` makes proxies without that fault: {', '.join(slow[:5])}"]
+        lines[-1] += f" and {len(slow) - 5:,} more" if len(slow) > 5 else ""
     return "\n".join(lines)
 
 

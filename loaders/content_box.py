@@ -23,11 +23,15 @@ def keyframe_lumas(container: InputContainer, stream: VideoStream, gops: GopTabl
     """Yields (luma (H, W) uint8 at half size, value of black) of evenly spaced keyframes; skips those that do not decode."""
     rows = np.flatnonzero(gops.clean) if gops.clean.any() else np.arange(len(gops))
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_BOX_KEYFRAMES)).round().astype(int)]
-    stream.codec_context.thread_count = 1
-    for pts in gops.pts[rows]:
+    if not stream.codec_context.is_open:
+        stream.codec_context.thread_count = 1
+    for pts, byte in zip(gops.pts[rows].tolist(), gops.byte_offset[rows].tolist(), strict=True):
         frame = None
         with contextlib.suppress(FFmpegError, OSError):
-            container.seek(int(pts), stream=stream)
+            if container.format.name == "mpegts" and byte >= 0:  # seeking by time may land behind the last keyframe
+                container.seek(byte, stream=stream, unsupported_byte_offset=True)
+            else:
+                container.seek(pts, stream=stream)
             packet = next((packet for packet in container.demux(stream) if packet.size and packet.is_keyframe), None)
             if packet is not None:
                 frame = next(iter(packet.decode() or stream.codec_context.decode(None)), None)
@@ -37,7 +41,8 @@ def keyframe_lumas(container: InputContainer, stream: VideoStream, gops: GopTabl
 
 def _luma(frame: VideoFrame) -> tuple[np.ndarray, int]:
     planar_8_bit = frame.format.name.startswith(("yuv", "nv12", "gray")) and frame.format.components[0].bits == 8
-    if not planar_8_bit or frame.format.name in ("yuyv422", "yvyu422"):
+    upside_down = frame.planes[0].line_size < 0
+    if not planar_8_bit or upside_down or frame.format.name in ("yuyv422", "yvyu422"):
         frame = frame.reformat(format="gray")
     plane = frame.planes[0]
     luma = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[

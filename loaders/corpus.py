@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from .video import GopTable, PacketTable, VideoFacts
 
-FORMAT_VERSION = "3"
+FORMAT_VERSION = "4"
 VIDEOS_NAME, GOPS_NAME, PACKETS_NAME = "videos.parquet", "gops.parquet", "packets.arrow"
 QUARANTINE_NAME = "quarantine.csv"
 CACHED_ROW_GROUPS = 16
@@ -48,6 +48,7 @@ VIDEO_SCHEMA = pa.schema(
         pa.field("original", pa.string(), nullable=False),
         pa.field("packed_stride", pa.int32(), nullable=False),
         pa.field("boxed", pa.bool_(), nullable=False),
+        pa.field("verified", pa.bool_(), nullable=False),
         pa.field("first_gop", pa.int64(), nullable=False),
         pa.field("num_gops", pa.int64(), nullable=False),
         pa.field("first_packet", pa.int64(), nullable=False),
@@ -91,9 +92,9 @@ class Video:
 
     `id` is 16 hex digits of the absolute path's hash; a proxy that `trocar pack` made has its original's, the original's path as
     `original` and, as `packed_stride`, how many of the original's frames one of its own stands for (1 otherwise). `boxed`: the
-    content box was looked for. source .. licence: as a CSV described it, "" where it did not. The video's GOPs are rows
-    first_gop .. first_gop + num_gops - 1 of `gops.parquet`, and `gops_digest` their hash without checksums; its packets begin at
-    row first_packet of `packets.arrow`.
+    content box was looked for. `verified`: pictures from all over it were compared with plain decoding. source .. licence: as a CSV
+    described it, "" where it did not. The video's GOPs are rows first_gop .. first_gop + num_gops - 1 of `gops.parquet`, and
+    `gops_digest` their hash without checksums; its packets begin at row first_packet of `packets.arrow`.
     """
 
     row: int
@@ -109,6 +110,7 @@ class Video:
     original: str
     packed_stride: int
     boxed: bool
+    verified: bool
     first_gop: int
     num_gops: int
     first_packet: int

@@ -61,7 +61,7 @@ class CorpusWriter:
         self._videos = self._files.enter_context(
             pq.ParquetWriter(self._temporary[3], VIDEO_SCHEMA.with_metadata(build), compression="zstd")
         )
-        self._video_rows: list[dict[str, Any]] = []
+        self._columns: dict[str, list[Any]] = {name: [] for name in VIDEO_SCHEMA.names}
         self._gop_tables: list[tuple[int, GopTable]] = []
         self._packet_tables: list[PacketTable] = []
         self._buffered_gops = self._buffered_packets = 0
@@ -78,7 +78,7 @@ class CorpusWriter:
     def quarantine(self, path: str, reason: str) -> None:
         self._csv.writerow([path, reason])
 
-    def add(self, facts: VideoFacts, gops: GopTable, entry: SourceFile, content_box: bool) -> None:
+    def add(self, facts: VideoFacts, gops: GopTable, entry: SourceFile, content_box: bool, verified: bool) -> None:
         num_gops = len(gops)
         if self._buffered_gops + num_gops > GOPS_PER_ROW_GROUP:
             self._flush_gops()
@@ -88,24 +88,25 @@ class CorpusWriter:
         # Packets are many more than GOPs: they must not wait for the GOPs' turn.
         self._gop_tables.append((self._num_videos, replace(gops, packets=packets[np.arange(0)])))
         self._buffered_gops += num_gops
-        self._video_rows.append(
-            {
-                **{field.name: getattr(facts, field.name) for field in FACT_FIELDS},
-                "id": entry.id or hashlib.blake2b(facts.path.encode(), digest_size=8).hexdigest(),
-                **{name: getattr(entry, name) for name in DESCRIPTION},
-                "original": entry.original,
-                "packed_stride": entry.packed_stride,
-                "boxed": content_box,
-                "first_gop": self._num_gops,
-                "num_gops": num_gops,
-                "first_packet": self._num_packets,
-                "gops_digest": gops_digest(gops),
-            }
-        )
+        row = {
+            **{field.name: getattr(facts, field.name) for field in FACT_FIELDS},
+            "id": entry.id or hashlib.blake2b(facts.path.encode(), digest_size=8).hexdigest(),
+            **{name: getattr(entry, name) for name in DESCRIPTION},
+            "original": entry.original,
+            "packed_stride": entry.packed_stride,
+            "boxed": content_box,
+            "verified": verified,
+            "first_gop": self._num_gops,
+            "num_gops": num_gops,
+            "first_packet": self._num_packets,
+            "gops_digest": gops_digest(gops),
+        }
+        for name, column in self._columns.items():
+            column.append(row[name])
         self._num_videos += 1
         self._num_gops += num_gops
         self._num_packets += num_packets
-        if len(self._video_rows) == VIDEOS_PER_ROW_GROUP:
+        if len(self._columns["id"]) == VIDEOS_PER_ROW_GROUP:
             self._flush_videos()
 
     def _write_packets(self, packets: PacketTable) -> None:
@@ -134,8 +135,8 @@ class CorpusWriter:
         self._gop_tables, self._buffered_gops = [], 0
 
     def _flush_videos(self) -> None:
-        self._videos.write_table(pa.Table.from_pylist(self._video_rows, VIDEO_SCHEMA))
-        self._video_rows = []
+        self._videos.write_table(pa.table(self._columns, VIDEO_SCHEMA))
+        self._columns = {name: [] for name in VIDEO_SCHEMA.names}
 
     def commit(self, has_videos: bool) -> None:
         """Puts the files in place; without any video only the quarantine, and the tables of before stay."""

@@ -10,9 +10,12 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.packet import PacketSideData
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
+from .codec_traits import SKIPPING, TOLD_BY_A_HEADER
 from .video import VideoError, VideoFacts, open_video
 from .window import Window, padded_packet
 
@@ -25,6 +28,12 @@ class DecodeCount:
     frames: int = 0
 
 
+def first_palette(container: InputContainer, stream: VideoStream) -> PacketSideData | None:
+    """The colours that a container hands out with a stream's first packet, as far as it has a palette."""
+    packet = next((packet for packet in container.demux(stream) if packet.size), None)
+    return packet.get_sidedata("palette") if packet is not None and packet.has_sidedata("palette") else None
+
+
 class WindowDecoder:
     """A decoder for one video. Not thread-safe: one thread at a time.
 
@@ -34,6 +43,7 @@ class WindowDecoder:
     def __init__(self, video: VideoFacts) -> None:
         self.video = video
         self._containers: dict[bool, InputContainer] = {}
+        self._palette: PacketSideData | None = None
 
     def close(self) -> None:
         while self._containers:
@@ -52,10 +62,16 @@ class WindowDecoder:
         codec = streams[0].codec_context
         if not codec.is_open:
             codec.thread_count, codec.thread_type = 1, "NONE"
-            # strict: where a stream does not say how far its pictures are reordered, as many recorders leave it, hold them
-            # back as long as its size and level allow; else the first ones may come out of order. explode: report damage
-            # rather than conceal it; where only the keyframe itself is clean, pictures are missing that are named, not used.
-            codec.options = {"strict": "1", **({"err_detect": "explode"} if idr else {})}
+            # explode: report damage rather than conceal it; where only the keyframe itself is clean, pictures are missing that
+            # are named, not used. strict: where a stream does not say how far its pictures are reordered, as many recorders
+            # leave it, hold them back as long as its size and level allow; else the first ones may come out of order.
+            codec.options = {"err_detect": "explode"} if idr else {}
+            if self.video.codec == "h264":
+                codec.options = {**codec.options, "strict": "1"}
+            if self.video.header:
+                codec.codec_tag = self.video.codec_tag.to_bytes(4, "little").decode("ascii")
+            else:
+                self._palette = first_palette(self._containers[idr], streams[0])
         return codec
 
     def _open(self) -> InputContainer:
@@ -81,8 +97,11 @@ class WindowDecoder:
             for index, (payload, place) in enumerate(zip(window.payloads, window.order.tolist(), strict=True)):
                 packet = padded_packet(payload)
                 packet.pts, packet.dts, packet.is_keyframe = place, index, bool(window.keys[index])
-                # A picture nobody wants and nobody refers to costs a parse, not a decode.
-                codec.skip_frame = "DEFAULT" if place in wanted else "NONREF"
+                if index == 0 and self._palette is not None:
+                    packet.set_sidedata(self._palette)
+                if self.video.codec in SKIPPING:
+                    # A picture nobody wants and nobody refers to costs a parse, not a decode.
+                    codec.skip_frame = "DEFAULT" if place in wanted else "NONREF"
                 count.packets += 1
                 for frame in codec.decode(packet):
                     returned += 1
@@ -98,8 +117,11 @@ class WindowDecoder:
             ) from error
         finally:
             count.frames += returned
-            if self._containers:
-                codec.flush_buffers()
+            if self.video.codec in TOLD_BY_A_HEADER or codec.codec.intra_only:
+                if self._containers:
+                    codec.flush_buffers()
+            else:
+                self.close()  # many decoders keep the last picture when they are flushed
         if wanted:
             missing = numbers[min(wanted.values())]
             raise VideoError(

@@ -61,6 +61,7 @@ def index_corpus(
     workers: int | None = None,
     content_box: bool = True,
     checksum: bool = False,
+    verify: bool | None = None,
     progress: bool = True,
 ) -> IndexSummary:
     """Indexes the videos of `sources` into the folder `out`.
@@ -71,10 +72,12 @@ def index_corpus(
             the CSV's folder) and, optional, source, domain, procedure, subject, centre, origin (web, clinical or
             institutional) and licence; each a local path or a URL that fsspec knows.
         out: made if missing; an index in it is brought up to date: files of the same size and modification time are not
-            probed again unless they lack a checksum or content box asked for.
+            probed again unless they lack a checksum, content box or comparison asked for.
         workers: probing processes; 1 probes in this process; None takes as many as there are cores, if the files are many.
         content_box: look for the picture inside the black border, which decodes up to 8 keyframes a video.
         checksum: take a CRC-32 of every GOP.
+        verify: compare random pictures with plain decoding, and quarantine a video where they differ: all over every video; None:
+            near the beginning of those whose codec and container the tests do not compare; False: never.
         progress: tell the progress on stderr.
 
     Raises:
@@ -90,7 +93,7 @@ def index_corpus(
     seconds = 0.0
     first_reasons: list[str] = []
     with CorpusWriter(out, checksum) as writer, FileProgress(len(entries), progress, "indexing") as report:
-        for entry, result, is_reused in _results(entries, out, workers, content_box, checksum):
+        for entry, result, is_reused in _results(entries, out, workers, content_box, checksum, verify):
             if isinstance(result, str):
                 quarantined += 1
                 writer.quarantine(entry.path, result)
@@ -98,7 +101,7 @@ def index_corpus(
                     first_reasons.append(result)
             else:
                 facts, gops = result
-                writer.add(facts, gops, entry, content_box)
+                writer.add(facts, gops, entry, content_box, bool(verify))
                 videos += 1
                 reused += is_reused
                 frames += facts.frames
@@ -116,14 +119,14 @@ def index_corpus(
 
 
 def _results(
-    entries: list[SourceFile], out: Path, workers: int | None, content_box: bool, checksum: bool
+    entries: list[SourceFile], out: Path, workers: int | None, content_box: bool, checksum: bool, verify: bool | None
 ) -> Iterator[tuple[SourceFile, ProbeResult, bool]]:
     """Yields (entry, reason or facts and GOPs, whether reused) in the order of `entries`."""
-    old = _OldIndex(out, content_box, checksum)
+    old = _OldIndex(out, content_box, checksum, bool(verify))
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = max(1, min(cores, len(entries) // FILES_PER_WORKER))
-    with Probers(workers, content_box, checksum) as probers:
+    with Probers(workers, content_box, checksum, verify) as probers:
         ahead: deque[tuple[SourceFile, int | str | Probing]] = deque()
         for entry in entries:
             old_row = None if entry.problem else old.row(entry.path)
@@ -150,8 +153,8 @@ def _settle(
 class _OldIndex:
     """The index that stands in the folder already, walked once in path order."""
 
-    def __init__(self, out: Path, content_box: bool, checksum: bool) -> None:
-        self._content_box, self._checksum = content_box, checksum
+    def __init__(self, out: Path, content_box: bool, checksum: bool, verify: bool) -> None:
+        self._content_box, self._checksum, self._verify = content_box, checksum, verify
         self._corpus: Corpus | None = None
         self._next: tuple[int, dict[str, Any]] | None = None
         self._rows: Iterator[tuple[int, dict[str, Any]]] = iter(())
@@ -162,7 +165,7 @@ class _OldIndex:
                 return
             if corpus.has_checksums or not checksum:
                 self._corpus = corpus
-                self._rows = enumerate(corpus.scan("path", "size_bytes", "mtime_ns", "boxed"))
+                self._rows = enumerate(corpus.scan("path", "size_bytes", "mtime_ns", "boxed", "verified"))
         self._next = next(self._rows, None)
 
     def row(self, path: str) -> int | None:
@@ -177,8 +180,8 @@ class _OldIndex:
             version = stored_version(path)
         except OSError:
             return None
-        same = (*version, self._content_box)
-        return row if same == (known["size_bytes"], known["mtime_ns"], known["boxed"]) else None
+        same = (*version, self._content_box) == (known["size_bytes"], known["mtime_ns"], known["boxed"])
+        return row if same and (known["verified"] or not self._verify) else None
 
     def read(self, row: int) -> tuple[VideoFacts, GopTable]:
         assert self._corpus is not None

@@ -31,25 +31,30 @@ def _nal_units(data: memoryview, length_size: int) -> Iterator[bytes]:
             yield start_code.split(bytes(data[start : start + 4096]), maxsplit=1)[0]
 
 
-def keyframe_kind(codec: str, data: memoryview, length_size: int) -> tuple[bool, bool]:
-    """(idr, clean) of an H.264 or HEVC keyframe packet, from the NAL units up to its first slice.
+def keyframe_kind(codec: str, data: memoryview, length_size: int) -> tuple[bool, bool] | None:
+    """(idr, clean) of an H.264 or HEVC packet that is flagged as a keyframe, from the NAL units up to its first slice.
 
     Clean are IDR, CRA and BLA pictures of HEVC (ITU-T H.265, table 7-1), IDR pictures of H.264, and those whose recovery
-    point SEI says 0 frames (ITU-T H.264, D.1.8).
+    point SEI says 0 frames (ITU-T H.264, D.1.8). None where the flag is wrong: other pictures of HEVC, and of H.264 predicted ones
+    (table 7-6) without a recovery point.
     """
-    recovers_at_once = False
+    recovers = recovers_at_once = False
     for unit in _nal_units(data, length_size):
         if not unit:
             continue
         if codec == "hevc":
             kind = unit[0] >> 1 & 63
             if kind < 32:
-                return kind in (19, 20), 16 <= kind <= 21
+                return (kind in (19, 20), True) if 16 <= kind <= 21 else None
         else:
             kind = unit[0] & 31
             if kind == 6:
-                recovers_at_once |= _recovers_at_once(unit[1:])
+                frames = _recovery_frames_are_none(unit[1:])
+                recovers |= frames is not None
+                recovers_at_once |= frames is True
             elif 1 <= kind <= 5:
+                if kind != 5 and not recovers and _slice_type(unit[1:]) % 5 not in (2, 4):
+                    return None
                 return kind == 5, kind == 5 or recovers_at_once
     return False, False
 
@@ -76,7 +81,19 @@ def discardable_layer(codec: str, data: memoryview, length_size: int) -> int:
     return layer
 
 
-def _recovers_at_once(sei: bytes) -> bool:
+def _slice_type(slice_header: bytes) -> int:
+    """The second of the two Exp-Golomb numbers that a slice of H.264 begins with (ITU-T H.264, 7.3.3)."""
+    bits = int.from_bytes(slice_header[:16].replace(b"\x00\x00\x03", b"\x00\x00").ljust(16, b"\x80"), "big")
+    left = value = 128
+    for _ in ("first macroblock", "slice type"):
+        zeros = left - (bits & ((1 << left) - 1)).bit_length()
+        left = max(left - 2 * zeros - 1, 0)
+        value = (bits >> left & ((2 << zeros) - 1)) - 1
+    return value
+
+
+def _recovery_frames_are_none(sei: bytes) -> bool | None:
+    """Whether a recovery point SEI says 0 frames; None where there is no such."""
     sei = sei.replace(b"\x00\x00\x03", b"\x00\x00")
     position = 0
     while position + 2 < len(sei):
@@ -92,4 +109,4 @@ def _recovers_at_once(sei: bytes) -> bool:
             # recovery_frame_cnt is Exp-Golomb coded: a leading 1 bit is the value 0.
             return bool(sei[position] & 0x80)
         position += header[1]
-    return False
+    return None

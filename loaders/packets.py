@@ -16,8 +16,10 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
 
+from .clean_start import DecodingProof
 from .nal import discardable_layer, keyframe_kind, nal_length_size
 from .payload import PayloadFinder
+from .picture_type import intra_check, shows_picture
 from .video import GopTable, PacketFlag, PacketTable, VideoError
 
 KEY, DISCARD, CORRUPT, HIDDEN, DISPOSABLE = (int(flag) for flag in PacketFlag)
@@ -28,7 +30,8 @@ class Packets:
     """The packets of one stream in decode order; `crc32`, `idr` and `clean` have one entry a keyframe.
 
     `pos` is where the container says a packet is, `offset` where its payload stands (-1: nowhere in one piece). `layer` is the
-    temporal layer of the packet's picture if no other in it refers to that, -1 - layer if some may.
+    temporal layer of the packet's picture if no other in it refers to that, -1 - layer if some may. `disproved` counts packets that
+    are flagged as keyframes and are none.
     """
 
     pts: array[int]
@@ -43,6 +46,7 @@ class Packets:
     crc32: array[int]
     notes: list[str]
     empty: int = 0
+    disproved: int = 0
     error: str = ""
 
 
@@ -54,7 +58,10 @@ def read_packets(
     nal_codec = codec if codec in ("h264", "hevc") else ""
     extradata = stream.codec_context.extradata or b""
     length_size = nal_length_size(nal_codec, extradata)
-    is_vp8 = codec == "vp8"
+    kind_of = _keyframe_check(codec, extradata, length_size)
+    hides_pictures = codec in ("vp8", "vp9")
+    is_proved = kind_of is not _as_flagged or stream.codec_context.codec.intra_only
+    proof = None if is_proved else DecodingProof(stream)
     all_pts, all_dts, all_pos, all_size, all_flags = packets.pts, packets.dts, packets.pos, packets.size, packets.flags
     disposable_layer = _disposable_layer(codec)
     try:
@@ -66,27 +73,36 @@ def read_packets(
             pts = packet.pts
             if pts is None:
                 raise VideoError(
-                    f"{path}: packet {len(all_pts)} has no timestamp; remux it, e.g. ffmpeg -fflags +genpts -i IN -c copy OUT.mp4"
+                    f"{path}: packet {len(all_pts)} has no timestamp, and a remux would guess it wrong; re-encode it, e.g. "
+                    "ffmpeg -i IN -c:v libx264 OUT.mp4"
                 )
             dts, pos, payload = packet.dts, packet.pos, memoryview(packet)
             flags, layer = 0, -1
-            if packet.is_keyframe:
+            kind = kind_of(payload) if packet.is_keyframe else None
+            if proof is not None:
+                proof.add(packet)
+            # Where no picture can be started at, the first one that is said to be is all there is.
+            if kind is None and packet.is_keyframe and nal_codec and not packets.idr:
+                kind = (False, False)
+            if kind is not None:
                 if packet.has_sidedata("new_extradata") and bytes(packet.get_sidedata("new_extradata")) != extradata:
                     raise VideoError(
                         f"{path}: its coding parameters change at packet {len(all_pts)}, outside of packets; split or re-encode it"
                     )
+                if packet.has_sidedata("encryption_info"):
+                    raise VideoError(f"{path}: it is encrypted; decrypt it or leave it out")
                 flags = KEY
-                idr, clean = keyframe_kind(nal_codec, payload, length_size) if nal_codec else (True, True)
-                packets.idr.append(idr)
-                packets.clean.append(clean)
+                packets.idr.append(kind[0])
+                packets.clean.append(kind[1])
                 packets.crc32.append(0)
             else:
+                packets.disproved += packet.is_keyframe
                 layer = disposable_layer(payload, length_size)
             if packet.is_discard:
                 flags |= DISCARD
             if packet.is_corrupt:
                 flags |= CORRUPT
-            if is_vp8 and not shows_vp8_frame(payload):
+            if hides_pictures and not shows_picture(codec, payload):
                 flags |= HIDDEN
             if checksum and packets.crc32:
                 packets.crc32[-1] = zlib.crc32(packet, packets.crc32[-1])
@@ -101,9 +117,25 @@ def read_packets(
         packets.error = error.strerror or str(error)
     # PyAV ends every stream with one empty packet that flushes the decoder.
     packets.empty -= not packets.error
+    if proof is not None:
+        packets.clean = packets.idr = array("b", proof.clean_starts())
+    if packets.disproved:
+        packets.notes.append(f"flagged as keyframes, but predicted from others: {packets.disproved:,} packets")
     if not packets.idr:
         raise VideoError(f"{path}: none of its {len(all_pts)} packets is a keyframe; re-encode or leave it out")
     return packets
+
+
+def _as_flagged(_: memoryview) -> tuple[bool, bool]:
+    return True, True
+
+
+def _keyframe_check(codec: str, extradata: bytes, length_size: int) -> Callable[[memoryview], tuple[bool, bool] | None]:
+    """A function that tells (idr, clean) of the payload of a packet that is flagged as a keyframe; None: the flag is wrong."""
+    if codec in ("h264", "hevc"):
+        return lambda payload: keyframe_kind(codec, payload, length_size)
+    is_intra = intra_check(codec, extradata)
+    return _as_flagged if is_intra is None else lambda payload: (True, True) if is_intra(payload) else None
 
 
 def _disposable_layer(codec: str) -> Callable[[memoryview, int], int]:
@@ -123,11 +155,6 @@ def _first_picture_is(payload: memoryview, start_code: bytes, byte: int, shift: 
     header = bytes(payload[:256])
     at = header.find(start_code) + len(start_code) + byte
     return 0 if len(start_code) <= at < len(header) and header[at] >> shift & mask == kind else -1
-
-
-def shows_vp8_frame(payload: memoryview) -> bool:
-    """The show_frame bit of a VP8 packet (RFC 6386, 9.1)."""
-    return bool(payload[0] >> 4 & 1)
 
 
 def number_frames(path: str, packets: Packets, checksum: bool) -> tuple[GopTable, np.ndarray, int]:
@@ -174,6 +201,10 @@ def number_frames(path: str, packets: Packets, checksum: bool) -> tuple[GopTable
     shown = np.flatnonzero(usable & (flags & (DISCARD | HIDDEN) == 0) & (pts >= key_pts[0]))
     shown_pts = pts[shown]
     frame_pts, shows_first = np.unique(shown_pts, return_index=True)
+    sure = ~np.isin(frame_pts, _claimed_twice(pts, flags, keys)) & ~_shown_behind(
+        shown[shows_first], frame_pts, keys, key_pts
+    )
+    frame_pts, shows_first = frame_pts[sure], shows_first[sure]
     num_frames = len(frame_pts)
     if num_frames < 2:
         raise VideoError(f"{path}: it shows {num_frames} frame(s), at least 2 are needed; leave it out")
@@ -207,6 +238,20 @@ def number_frames(path: str, packets: Packets, checksum: bool) -> tuple[GopTable
     suffix_minimum = np.minimum.accumulate(pts[::-1])[::-1]
     lag = np.searchsorted(suffix_minimum, pts) - 1 - np.arange(len(pts))
     return gops, frame_pts, max(0, int(lag.max()))
+
+
+def _claimed_twice(pts: np.ndarray, flags: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """The pts that packets of two GOPs have, as where recordings are joined: nobody knows which picture that moment means."""
+    candidates = np.flatnonzero(flags & (DISCARD | HIDDEN) == 0)
+    rows = np.searchsorted(keys, candidates, side="right")
+    pairs = np.unique(np.stack([pts[candidates], rows]), axis=1)
+    times, counts = np.unique(pairs[0], return_counts=True)
+    return times[counts > 1]
+
+
+def _shown_behind(packets: np.ndarray, frame_pts: np.ndarray, keys: np.ndarray, key_pts: np.ndarray) -> np.ndarray:
+    """Which frames a packet of an earlier GOP shows than the one whose time it is: no window holds them."""
+    return np.searchsorted(key_pts, frame_pts, side="right") > np.searchsorted(keys, packets, side="right")
 
 
 def _decodable_gops(damaged: np.ndarray, clean: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from contextlib import closing
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -17,18 +18,22 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from .codec_traits import codec_tag, is_told_by_a_header
 from .content_box import find_content_box, keyframe_lumas
 from .packets import CORRUPT, number_frames, read_packets
 from .payload import PayloadFinder
 from .storage import open_remote, stored_version
+from .verify import check_decodes, is_proved, verify_pictures
 from .video import GopTable, VideoError, VideoFacts, is_remote, open_video
 
 # FFmpeg's log level is the process's.
 LOG_LEVEL_LOCK = threading.Lock()
+# Packets before a random frame, on average. GOPs of 250 pictures, x264's longest by default, have 125.
+RARE_CLEAN_STARTS = 200
 
 
 def probe_video(
-    path: str | os.PathLike[str], *, content_box: bool = True, checksum: bool = False
+    path: str | os.PathLike[str], *, content_box: bool = True, checksum: bool = False, verify: bool | None = None
 ) -> tuple[VideoFacts, GopTable]:
     """Reads every packet of the file's main video stream once.
 
@@ -36,9 +41,12 @@ def probe_video(
         path: a local file, or a URL that fsspec knows.
         content_box: look for the picture inside the black border, which decodes up to 8 keyframes; else the whole picture.
         checksum: take each GOP's CRC-32, to tell silent damage later.
+        verify: compare random frames with plain decoding (`verify_pictures`), all over the video; None: near its beginning, where
+            its codec and container are not among those that the tests compare; False: never.
 
     Raises:
-        VideoError: there is no such file, or no video in it from which at least two frames can be read.
+        VideoError: there is no such file, or no video in it from which at least two frames can be read; no picture of it
+            decodes; or a picture is another one than plain decoding shows.
     """
     path = os.fspath(path)
     path = path if is_remote(path) else os.path.abspath(path)
@@ -55,10 +63,16 @@ def probe_video(
             closing(PayloadFinder(path, file)) as finder,
             open_video(path, file if is_remote(path) else None) as container,
         ):
-            return _probe(path, version, container, finder, content_box, checksum)
+            facts, gops = _probe(path, version, container, finder, content_box, checksum)
+        note = (
+            ""
+            if verify is False or (verify is None and is_proved(facts))
+            else verify_pictures(facts, gops, everywhere=bool(verify))
+        )
     except (FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise VideoError(f"{path}: cannot be opened as a video ({reason}); copy it again or leave it out") from error
+    return (replace(facts, health=note if facts.health == "ok" else f"{facts.health}; {note}") if note else facts), gops
 
 
 def _probe(
@@ -75,15 +89,13 @@ def _probe(
         raise VideoError(f"{path}: this FFmpeg has no decoder for its codec; convert it to H.264 or HEVC")
     if context.width <= 0 or context.height <= 0:
         raise VideoError(f"{path}: its picture size is {context.width}x{context.height}; convert or leave it out")
-    width, height = context.width, context.height  # decoding a keyframe of another size would change the context's
+    # Decoding would change what the context says.
+    width, height, has_b_frames = context.width, context.height, bool(context.has_b_frames)
     packets = read_packets(path, container, stream, finder, checksum)
     notes = packets.notes
     gops, frame_pts, reorder_depth = number_frames(path, packets, checksum)
+    disposable = any(layer >= 0 for layer in packets.layer)
     num_frames = len(frame_pts)
-    if container.format.name == "avi" and context.has_b_frames and not reorder_depth:
-        raise VideoError(
-            f"{path}: AVI keeps no display times for its {context.name} B-frames; re-encode, e.g. ffmpeg -i IN OUT.mp4"
-        )
     # MP4 and MOV declare every sample, also those that an edit list takes out; their index has only what is left.
     is_mov = container.format.name.startswith("mov")
     missing = (len(stream.index_entries) if is_mov else stream.frames) - len(packets.pts) - packets.empty
@@ -100,10 +112,16 @@ def _probe(
     tolerance_ticks = max(1.5, 0.0015 / float(time_base))
     uneven = int(np.count_nonzero(np.abs(gaps - typical_gap) > tolerance_ticks))
     declared_seconds = (container.duration or 0) / av.time_base
-    if not stream.frames and declared_seconds > 1.02 * duration_seconds + 1 and not notes:
+    is_short = not stream.frames and declared_seconds > 1.02 * duration_seconds + 1
+    if is_short and not notes and not _other_stream_reaches(container, declared_seconds):
         notes.append(f"truncated: {duration_seconds:.1f} of {declared_seconds:.1f} seconds are readable")
     if not gops.clean[0]:
         notes.append("the first keyframe is not a clean start: its first frames may be damaged")
+    packets_before = _mean_packets_before(gops)
+    if packets_before > RARE_CLEAN_STARTS:
+        notes.append(
+            f"rare clean starts: {packets_before:.0f} packets are decoded before a random frame; convert it with `trocar pack`"
+        )
     fps = Fraction(num_frames - 1) / (Fraction(int(frame_pts[-1] - frame_pts[0])) * time_base)
     declared_fps = stream.average_rate
     if declared_fps and abs(float(declared_fps / fps) - 1) < 0.01:
@@ -126,6 +144,7 @@ def _probe(
         mtime_ns=version[1],
         container=container.format.name,
         codec=context.codec.canonical_name,
+        codec_tag=int.from_bytes((codec_tag(context) or "").encode().ljust(4, b"\0"), "little"),
         # PyAV 17 crashes on `context.pix_fmt` where damaged headers leave it unknown.
         pix_fmt=context.format.name if context.format else "",
         colorspace=int(context.colorspace),
@@ -146,10 +165,34 @@ def _probe(
         box_top=box[1],
         box_width=box[2],
         box_height=box[3],
-        header=_header(stream),
+        header=_header(stream) if is_told_by_a_header(context) else b"",
         health="; ".join(notes) or "ok",
     )
+    may_reorder = not reorder_depth and context.codec.reorder and (has_b_frames or disposable)
+    check_decodes(facts, gops, bool(may_reorder))
     return facts, gops
+
+
+def _mean_packets_before(gops: GopTable) -> float:
+    """How many packets decoding has to go through before it comes to a random frame, from the clean start before it."""
+    starts = gops.first_packet[gops.clean]
+    lengths = np.diff(np.concatenate([[0], starts[starts > 0], [int(gops.num_packets.sum())]])).astype(np.float64)
+    return float((lengths**2).sum() / (2 * lengths.sum()))
+
+
+def _other_stream_reaches(container: InputContainer, seconds: float) -> bool:
+    """Whether packets, of sound for example, come up to the declared end, in seconds, so that the pictures merely end before."""
+    begin = (container.start_time or 0) / av.time_base
+    try:
+        container.seek(int((begin + max(seconds - 5, 0)) * av.time_base))
+        for packet in container.demux():
+            if packet.pts is None or not packet.size or packet.time_base is None:
+                continue
+            if float((packet.pts + (packet.duration or 0)) * packet.time_base) - begin > seconds - 1:
+                return True
+    except (FFmpegError, OSError):
+        pass
+    return False
 
 
 def _main_stream(path: str, container: InputContainer) -> VideoStream:

@@ -18,11 +18,11 @@ Probing: TypeAlias = Future[tuple[VideoFacts, GopTable]]
 class Probers:
     """Probes files ahead in a pool; survives the death of a prober, and finds out which file killed it."""
 
-    def __init__(self, workers: int, content_box: bool, checksum: bool) -> None:
+    def __init__(self, workers: int, content_box: bool, checksum: bool, verify: bool | None) -> None:
         self.limit = 4 * workers
         self.pending = 0
         self._workers = workers
-        self._options = {"content_box": content_box, "checksum": checksum}
+        self._options = {"content_box": content_box, "checksum": checksum, "verify": verify}
         self._pool: Executor | None = None
         self._alone: Executor | None = None
 

@@ -22,6 +22,10 @@ class DemuxReader:
     def __init__(self, video: VideoFacts) -> None:
         self.video = video
         StoredFile(video).close()
+        self._open()
+
+    def _open(self) -> None:
+        video = self.video
         try:
             self.container = open_video(video.path)
         except (FFmpegError, OSError) as error:
@@ -87,3 +91,7 @@ class DemuxReader:
             else:
                 self.container.seek(int(gops.pts[earlier]), stream=self.stream)
             yield
+        # Only from its beginning on, opened anew, is such a stream surely cut as the prober saw it.
+        self.container.close()
+        self._open()
+        yield

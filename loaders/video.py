@@ -59,7 +59,8 @@ class VideoFacts:
     box is in upright pixels, all four numbers even unless it is the whole picture. `fps_*` is the average rate. `start_pts` is
     the pts of frame 0, in ticks of the time base. After `reorder_depth` further packets in decode order no packet with a smaller
     pts can come. `header` is a NUT file of the stream's parameters and one dummy packet, which tells decoders and muxers what the
-    stream is without opening the video; empty where NUT cannot hold the codec. `health` is "ok" or notes.
+    stream is without opening the video; empty where a decoder needs more than NUT can hold, so that only the video itself can
+    tell. `codec_tag` is the container's code for the codec, little-endian, which some decoders go by. `health` is "ok" or notes.
     """
 
     path: str
@@ -67,6 +68,7 @@ class VideoFacts:
     mtime_ns: int
     container: str
     codec: str
+    codec_tag: int
     pix_fmt: str
     colorspace: int
     width: int

@@ -101,6 +101,7 @@ class VideoFiles:
             original="",
             packed_stride=1,
             boxed=self.content_box,
+            verified=False,
             first_gop=0,
             num_gops=len(gops),
             first_packet=0,

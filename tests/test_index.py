@@ -307,7 +307,7 @@ def test_mismatched_missing_damaged_and_old_tables_are_refused(videos, tmp_path,
 
     table = pq.read_table(out / VIDEOS_NAME)
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"version": b"0"}), out / VIDEOS_NAME)
-    with pytest.raises(CorpusError, match="format version '0', expected '3'"):
+    with pytest.raises(CorpusError, match="format version '0', expected '4'"):
         Corpus.open(out)
     (out / VIDEOS_NAME).write_bytes(b"PAR1 not really")
     with pytest.raises(CorpusError, match="not a readable table"):

@@ -328,8 +328,8 @@ def test_files_that_are_no_video(tmp_path):
         "one.mp4": r"shows 1 frame\(s\), at least 2",
         "still.mkv": r"shows 1 frame\(s\), at least 2",
         "no_key.ts": "picture size is 0x0",
-        "raw.h264": "packet 0 has no timestamp; remux it",
-        "b_frames.avi": "AVI keeps no display times",
+        "raw.h264": "packet 0 has no timestamp, and a remux would guess it wrong; re-encode it",
+        "b_frames.avi": "its pictures come in another order than their timestamps",
         ".": "cannot be opened as a video",
     }
     for name, reason in expected.items():
