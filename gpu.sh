@@ -8,13 +8,22 @@ can_run() {
     "$1" -c 'import pytest, torch, trocar.engine.cli' 2>/dev/null
 }
 
+# An environment over $PYTHON's packages. Its own --system-site-packages would be those of the Python below where $PYTHON is itself an
+# environment's, so the folders are named one by one.
+link_in() {
+    "$PYTHON" -m venv --clear --without-pip build/gpu || return
+    "$PYTHON" -c 'import sys; print("\n".join(path for path in sys.path if path.endswith("-packages")))' \
+        >"$(build/gpu/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/machine.pth" || return
+    "$PYTHON" -m pip --python build/gpu/bin/python install --quiet --disable-pip-version-check --no-index --no-deps \
+        --no-build-isolation --editable . || return
+    can_run build/gpu/bin/python
+}
+
 if can_run "$VENV/bin/python"; then
     python=$VENV/bin/python
 elif can_run "$PYTHON"; then
     python=$PYTHON
-elif "$PYTHON" -c 'import pytest, setuptools, torch' 2>/dev/null; then
-    "$PYTHON" -m venv --system-site-packages build/gpu
-    build/gpu/bin/python -m pip install --quiet --no-index --no-deps --no-build-isolation --editable .
+elif "$PYTHON" -c 'import pip, pytest, setuptools, torch' 2>/dev/null && link_in; then
     python=build/gpu/bin/python
 else
     bash setup.sh '[dev]'

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes or completes the virtual environment: setup.sh '' for running, setup.sh '[dev]' for testing as well.
-# A stamp inside it says what it was made from; an interrupted or outdated one is completed, another interpreter starts anew.
+# A stamp inside it says that it is ours and what it was made from; an interrupted or outdated one is completed, another interpreter
+# starts anew. What has no stamp is somebody's own, and left alone.
 set -euo pipefail
 extra=${1-}
 : "${PYTHON:=python3}" "${VENV:=.venv}"
@@ -26,6 +27,9 @@ if [ "$found" = "$wanted$extra" ] || [ "$found" = "$wanted[dev]" ]; then
     exit 0
 fi
 
+if [ -e "$VENV" ] && [ ! -e "$stamp" ]; then
+    fail "$VENV was not made by setup.sh and stays as it is; move it, or name another place: make VENV=.venv-trocar"
+fi
 if [ -d "$VENV" ] && { [ "$("$VENV/bin/python" -c "$whose" 2>/dev/null)" != "$base" ] || ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; }; then
     echo "trocar: $VENV is incomplete or of another Python; making it anew"
     rm -rf "$VENV"
@@ -33,6 +37,8 @@ fi
 if [ ! -d "$VENV" ]; then
     "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null ||
         fail "$PYTHON lacks venv or ensurepip; on Debian or Ubuntu: apt install python$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
+    mkdir -p "$VENV"
+    echo unfinished >"$stamp"
     "$PYTHON" -m venv "$VENV"
 fi
 echo "trocar: installing into $VENV (about 6 GB; a few minutes)"

@@ -33,6 +33,7 @@ RESULTS = ROOT / "bench" / "results" / "gpu"
 STATE = "steps.json"
 SOURCE = ("bench", "engine", "kernels", "loaders", "ssl", "tests")
 DONE, SKIPPED, FAILED, TIMED_OUT = "done", "skipped", "failed", "out of time"
+OWN_PLUGINS = ("pytest_timeout",)
 SKIP_LINE = re.compile(r"^SKIPPED \[\d+\] (?P<where>\S+): (?P<reason>.+)$", re.MULTILINE)
 # What pytest.importorskip says, by itself or by the reasons that our tests give it.
 ABSENT = (
@@ -141,13 +142,16 @@ def _is_installed(name: str) -> bool:
 def _command(step: GpuStep, out: Path, work: Path, videos: Path | None) -> list[str]:
     filled = [part.format(out=out, work=work, videos=videos or work / "videos") for part in step.command]
     if step.runs == "pytest":
-        return [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *filled]
+        plugins = [part for name in OWN_PLUGINS if _is_installed(name) for part in ("-p", name)]
+        return [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *plugins, *filled]
     return [sys.executable, "-m", *([] if step.runs == "module" else ["trocar.engine.cli"]), *filled]
 
 
 def run_limited(command: Sequence[str], seconds: float) -> tuple[str, str]:
     """How a command ended, and what it printed. Once its time is up, it and all that it started are ended."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    # Whatever plugins a machine has may warn at start, and warnings are errors here.
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     with tempfile.TemporaryFile("w+") as printed:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=printed, stderr=subprocess.STDOUT, start_new_session=True

@@ -21,6 +21,12 @@ if not HAS_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """A machine without pytest-timeout runs the tests too; a setting that nobody knows would be an error."""
+    if not pluginmanager.hasplugin("timeout") and not pluginmanager.hasplugin("pytest_timeout"):
+        parser.addini("timeout", "seconds of a test; unused without pytest-timeout")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if HAS_GPU:
         interpreted = [item for item in items if item.get_closest_marker("interpreter")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -177,6 +178,54 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], tmp_path: 
     with pytest.raises(ConfigError, match="no NVIDIA GPU"):
         run_stages([], results=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_make_gpu_starts_over_an_environment_without_network_or_git(tmp_path: Path) -> None:
+    """python3 is itself an environment's, pip reaches nothing, and the checkout is an unpacked archive."""
+    checkout, machine = tmp_path / "trocar", tmp_path / "machine"
+    hidden = shutil.ignore_patterns(".git", ".venv", "build", "runs", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, checkout, ignore=hidden)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", machine], check=True)
+    (packages,) = (machine / "lib").glob("python3*/site-packages")
+    ours = [path for path in sys.path if path.endswith("-packages")]
+    (packages / "all.pth").write_text("\n".join(ours))
+    environment = {
+        "PATH": os.environ["PATH"], "HOME": str(tmp_path), "PIP_NO_INDEX": "1", "CUDA_VISIBLE_DEVICES": "",
+        "PYTHON": str(machine / "bin/python"), "VENV": "none",
+    }  # fmt: skip
+    for _ in range(2):  # the second finds what the first has made, and makes it anew
+        done = subprocess.run(
+            ["bash", "gpu.sh", "kernels"], cwd=checkout, env=environment, capture_output=True, text=True, check=False
+        )
+        assert "PyTorch finds no NVIDIA GPU here" in done.stderr, done.stderr
+        assert done.returncode == 2
+        assert not (checkout / "none").exists()
+    where = subprocess.run(
+        [checkout / "build/gpu/bin/python", "-c", "import trocar.bench.gpu as m; print(m.__file__)"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert where.strip() == str(checkout / "bench/gpu.py")
+
+
+def test_foreign_plugins_that_warn_do_not_stop_the_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pytest-benchmark does beside xdist: a warning at start, where warnings are errors."""
+    (tmp_path / "foreign.py").write_text("import warnings\ndef pytest_configure(config): warnings.warn('mine')\n")
+    info = tmp_path / "foreign-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[pytest11]\nforeign = foreign\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    step = GpuStep("tests", ("tests/test_gpu.py", "-k", "time_is_up_and_nothing_else"), 120, (), "pytest")
+    command = gpu._command(step, tmp_path, tmp_path, None)
+    as_usual = [sys.executable, "-m", "pytest", "-q", *step.command]
+    alone = subprocess.run(as_usual, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "mine" in alone.stdout + alone.stderr
+    assert alone.returncode not in (0, 5)
+    status, printed = run_limited(command, step.seconds)
+    assert "no tests ran" in printed or "deselected" in printed, printed
+    assert "mine" not in printed
+    assert status == gpu.FAILED  # pytest's own status for no test, behind a start without complaint
 
 
 def test_make_gpu_asks_for_no_network(tmp_path: Path) -> None:

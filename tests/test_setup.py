@@ -106,6 +106,17 @@ def test_another_interpreter_starts_anew(house: House) -> None:
     assert not (house.folder / ".venv" / "old").exists()
 
 
+def test_what_is_not_ours_stays(house: House) -> None:
+    """No stamp: somebody's own environment, or their data."""
+    own = house.folder / ".venv" / "data"
+    own.parent.mkdir()
+    own.touch()
+    finished = house.set_up()
+    assert (finished.returncode, house.installs) == (1, 0)
+    assert ".venv was not made by setup.sh and stays as it is; move it, or name another place" in finished.stderr
+    assert own.exists()
+
+
 def test_says_in_one_line_what_is_missing(house: House) -> None:
     for change, message in [
         ({"lacks_venv": 1}, "apt install python3.12-venv"),
