@@ -148,7 +148,7 @@ def make(environment: Environment, python: str) -> str:
 
 
 def quick_steps(environment: Environment, pip: list[str]) -> list[list[str]]:
-    """The newest packages of this Python, PyTorch's family in .venv's versions, and a link to .venv's libraries of NVIDIA, which are
+    """The newest packages of this Python, PyTorch's family in .venv's versions, and a link to .venv's NVIDIA libraries, which are
     the same for every Python and most of what there is to install."""
     shared = next((ROOT / ".venv" / "lib").glob("python3*/site-packages"))
     others = [requirement for requirement in requirements() if name_of(requirement) not in TORCH_FAMILY]

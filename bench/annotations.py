@@ -13,9 +13,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
-import av
 from av.error import FFmpegError
 
+from ..loaders.pyav import as_fraction
+from ..loaders.video import open_video
 from .dataset import DatasetError
 
 Label = TypeVar("Label", bound=Hashable)
@@ -106,8 +107,8 @@ def seconds(text: str, path: Path) -> float:
 def frame_rate(path: Path) -> Fraction:
     """Frames a second, as the file says. Raises DatasetError."""
     try:
-        with av.open(str(path)) as container:
-            rate = container.streams.video[0].average_rate if container.streams.video else None
+        with open_video(str(path.absolute())) as container:
+            rate = as_fraction(container.streams.video[0].average_rate) if container.streams.video else None
     except (OSError, FFmpegError) as error:
         raise DatasetError(f"{path}: cannot be opened as a video ({error})") from error
     if not rate:

@@ -13,6 +13,8 @@ import av
 from av.video.frame import PictureType
 
 from ..loaders.index import index_corpus
+from ..loaders.pyav import as_fraction
+from ..loaders.video import open_video
 
 HEIGHT = 1080
 GOP = 250
@@ -41,9 +43,9 @@ def make_1080p(folder: Path, source: Path, *, seconds: float = SECONDS, height: 
 
 
 def _encode(source: Path, path: Path, seconds: float, height: int) -> None:
-    with av.open(os.fspath(source)) as probe:
+    with open_video(os.fspath(source.absolute())) as probe:
         stream = probe.streams.video[0]
-        size, fps = (stream.width, stream.height), stream.average_rate or Fraction(25)
+        size, fps = (stream.width, stream.height), as_fraction(stream.average_rate) or Fraction(25)
     if size[1] != height:
         raise CaseError(f"{source}: {size[0]}x{size[1]} pixels; the case needs a video {height} pixels high")
     options = {"preset": "medium", "x264-params": f"keyint={GOP}:min-keyint={GOP}:scenecut=0"}
@@ -52,7 +54,7 @@ def _encode(source: Path, path: Path, seconds: float, height: int) -> None:
         encoder.width, encoder.height, encoder.pix_fmt = *size, "yuv420p"
         written = 0
         while written < seconds * fps:
-            with av.open(os.fspath(source)) as container:
+            with open_video(os.fspath(source.absolute())) as container:
                 for frame in container.decode(video=0):
                     # The decoder's picture type would force the encoder's, and with it keyframes where the source had them.
                     frame.pict_type = PictureType.NONE

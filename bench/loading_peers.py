@@ -82,10 +82,13 @@ class Pyav(PooledArm):
         try:
             import av
             from av.video.reformatter import VideoReformatter
+
+            from ..loaders.pyav import as_fraction
         except (ImportError, OSError) as error:
             raise UnavailableError(f"PyAV cannot be used: {_first_line(error)}") from error
         self._open: Any = av.open
         self._reformatter: Any = VideoReformatter
+        self._as_fraction: Any = as_fraction
         codec = ".".join(map(str, av.library_versions["libavcodec"]))
         self.library = f"PyAV {av.__version__}, libavcodec {codec}"
         self._decoded = self._used = 0
@@ -100,7 +103,7 @@ class Pyav(PooledArm):
     def read(self, decoder: Any, frames: NDArray[np.int64]) -> NDArray[np.uint8]:
         container, stream, reformatter, threads = decoder
         side = self.job.resolution
-        ticks_a_frame = 1 / (stream.average_rate * stream.time_base)
+        ticks_a_frame = 1 / (self._as_fraction(stream.average_rate) * self._as_fraction(stream.time_base))
         wanted = [round((stream.start_time or 0) + int(number) * ticks_a_frame) for number in frames]
         clip = np.empty((len(frames), side, side, 3), np.uint8)
         container.seek(wanted[0], stream=stream)

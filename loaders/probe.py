@@ -22,6 +22,7 @@ from .codec_traits import codec_tag, is_told_by_a_header
 from .content_box import find_content_box, keyframe_lumas
 from .packets import CORRUPT, number_frames, read_packets
 from .payload import PayloadFinder
+from .pyav import as_fraction
 from .storage import open_remote, stored_version
 from .verify import check_decodes, is_proved, verify_pictures
 from .video import GopTable, VideoError, VideoFacts, is_remote, open_video
@@ -105,7 +106,7 @@ def _probe(
     elif packets.error:
         notes.insert(0, f"truncated: reading stopped after {num_frames} frames ({packets.error})")
 
-    time_base = stream.time_base or Fraction(1, 1)
+    time_base = as_fraction(stream.time_base) or Fraction(1, 1)
     gaps = np.diff(frame_pts)
     typical_gap = float(np.median(gaps))
     duration_seconds = float((frame_pts[-1] - frame_pts[0] + typical_gap) * time_base)
@@ -123,7 +124,7 @@ def _probe(
             f"rare clean starts: {packets_before:.0f} packets are decoded before a random frame; convert it with `trocar pack`"
         )
     fps = Fraction(num_frames - 1) / (Fraction(int(frame_pts[-1] - frame_pts[0])) * time_base)
-    declared_fps = stream.average_rate
+    declared_fps = as_fraction(stream.average_rate)
     if declared_fps and abs(float(declared_fps / fps) - 1) < 0.01:
         fps = declared_fps
     fps = fps.limit_denominator(1_000_000)

@@ -19,6 +19,7 @@ from av.video.stream import VideoStream
 
 from .augment import TURNS
 from .pack_settings import PackSettings
+from .pyav import as_fraction
 from .video import VideoError, VideoFacts, open_video
 
 UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
@@ -152,7 +153,7 @@ class ProxyEncoder:
         video = self.video
         with open_video(video.path) as container:
             stream = next(stream for stream in container.streams.video if stream.index == video.stream_index)
-            original = stream.sample_aspect_ratio or Fraction(1)
+            original = as_fraction(stream.sample_aspect_ratio) or Fraction(1)
         upright = 1 / original if video.rotation % 180 else original
         exact = upright * Fraction(video.box_width, picture.width) / Fraction(video.box_height, picture.height)
         return exact.limit_denominator(255) if abs(exact - 1) > 0.02 else Fraction(1)

@@ -19,6 +19,8 @@ import fsspec
 import numpy as np
 from av.container import InputContainer
 
+from .pyav import LENIENT_METADATA
+
 
 class VideoError(Exception):
     """A video that cannot be used; the message names the path, what was found and the fix."""
@@ -41,12 +43,12 @@ def open_video(path: str, file: Any = None) -> InputContainer:
             file = system.open(name, "rb")
         # The list keeps playlists from reaching beyond the file.
         options = {"fflags": "+genpts", "protocol_whitelist": ""}
-        container = av.open(file, "r", container_options=options, metadata_errors="replace")
+        container = av.open(file, "r", container_options=options, **LENIENT_METADATA)
         assert isinstance(container, InputContainer)
         return container
     # As above, and for names with colons.
     options = {"fflags": "+genpts", "protocol_whitelist": "file"}
-    return av.open(path, "r", container_options=options, metadata_errors="replace")
+    return av.open(path, "r", container_options=options, **LENIENT_METADATA)
 
 
 @dataclass(frozen=True)

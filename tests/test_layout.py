@@ -142,6 +142,32 @@ def test_no_module_of_bench_imports_dali_at_the_top() -> None:
         assert user not in seen, start
 
 
+def test_what_differs_between_versions_of_pyav_stands_in_one_place() -> None:
+    """No option that one of 17.1, 18 and 19 lacks, no rate or aspect that is taken for a Fraction, no question for the version."""
+    strays = []
+    for path in sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
+        if path == ROOT / "loaders" / "pyav.py":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        converted = {
+            id(argument) for call in calls if ast.unparse(call.func).endswith("as_fraction") for argument in call.args
+        }
+        strays += [
+            f"{path}: line {call.lineno}: {keyword.arg}"
+            for call in calls
+            for keyword in call.keywords
+            if keyword.arg in ("metadata_errors", "metadata_encoding")
+        ]
+        strays += [
+            f"{path}: line {node.lineno}: {ast.unparse(node)}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and id(node) not in converted
+            if node.attr in ("average_rate", "base_rate", "guessed_rate", "sample_aspect_ratio", "display_aspect_ratio")
+        ]
+    assert not strays
+
+
 def test_architecture_page_names_every_file() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     missing = [

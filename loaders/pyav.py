@@ -1,0 +1,20 @@
+"""What differs between the versions of PyAV we run on, 17.1, 18 and 19. Nothing else depends on one; a test finds strays."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import av
+
+# Up to 18 a title that is not UTF-8 refuses the whole file unless `av.open` is told otherwise; from 19 on it never does, and the
+# option is gone.
+LENIENT_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+
+def as_fraction(rational: Any) -> Fraction | None:
+    """A stream's rate, time base or aspect as an exact fraction; None where the file says none.
+
+    Up to 18 PyAV hands out a Fraction or None, from 19 on an AVRational: 0 for none, and a product of two is rounded to 32 bits.
+    """
+    return Fraction(rational.numerator, rational.denominator) if rational else None
