@@ -175,7 +175,7 @@ def check(environment: Environment, what: str) -> str:
     if what == DEMO:
         folder = environment.folder / "demo"
         shutil.rmtree(folder, ignore_errors=True)
-        command = [interpreter, "-m", "trocar.engine.cli", "demo", "optim.steps=2", f"run.dir={folder}"]
+        command = [interpreter, "-m", "trocar.engine.cli", "demo", "--out", str(folder), "optim.steps=2"]
         done = run(command, OMP_NUM_THREADS="1")
         wanted = [folder / "checkpoints" / "step_00000002", folder / "reconstruction.png", folder / "curve.png"]
         if done.returncode == 0 and all(path.exists() for path in wanted):
