@@ -16,7 +16,7 @@ from ..loaders.corpus import Corpus, CorpusError
 from ..loaders.order import ClipOrder
 from ..loaders.phases import DrawSettings, PlannedOrder, plan_order, uniform_order
 from ..loaders.sampler import Sampler
-from ..loaders.selection import hold_out, select_videos
+from ..loaders.selection import Selection, hold_out, select_videos
 from ..ssl.ahead import DrawnAhead
 from ..ssl.block_masks import MultiBlockMask
 from ..ssl.encoder import SIZES, VideoEncoder
@@ -178,6 +178,21 @@ def _sampler_of(config: Config, corpus: Corpus) -> Callable[..., Sampler]:
 
 def held_out(config: Config, corpus: Corpus) -> NDArray[np.bool_] | None:
     """(V,) the videos that training never draws; None where validation asks for none. Raises ConfigError."""
+    found = _hold_out(config, corpus)
+    return None if found is None else found.wanted
+
+
+def selection_notes(config: Config, corpus: Corpus) -> list[str]:
+    """What every entry of data.include, data.exclude, those of phases, and validation.videos came to. Raises CorpusError and
+    ConfigError."""
+    data, notes = config.data, []
+    for phase in (data, *data.phases):
+        notes += select_videos(corpus, phase.include or (), phase.exclude or ()).notes
+    held = _hold_out(config, corpus)
+    return [*dict.fromkeys(notes), *([] if held is None else held.notes)]
+
+
+def _hold_out(config: Config, corpus: Corpus) -> Selection | None:
     validation, data = config.validation, config.data
     if not validation.is_wanted:
         return None

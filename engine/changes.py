@@ -1,4 +1,4 @@
-"""What a run that goes on does otherwise than before: which settings differ, which of them ask for consent, and where its curve shows it.
+"""What a run that goes on does otherwise than before: which settings differ, who has to agree, and where its curve shows it.
 
 A checkpoint holds the settings it was made with. Those that change neither the curve nor the draws are free. Those that say what is
 drawn may change for draws still to come: that is judged by what they draw. All others, also keys added later, ask for
@@ -113,9 +113,9 @@ def check_same_draws(
     else:
         cause = "no setting differs, so what they name does: the tree, a list of videos (@FILE) or the corpus's sources"
     raise ConfigError(
-        f"data: the first {step:,} steps of the run in {config.run.dir} would draw other clips now: {cause}. Set it back, change it "
-        f"from a later draw on (data.phases with a first_draw at the end of an epoch, draw {order.draws_before(clips):,} or later), "
-        "set run.dir elsewhere, or accept it with run.allow_changes=true"
+        f"data: the first {step:,} steps of the run in {config.run.dir} would draw other clips now: {cause}. Set it back, "
+        "change it from a later draw on (data.phases with a first_draw at the end of an epoch, draw "
+        f"{order.draws_before(clips):,} or later), set run.dir elsewhere, or accept it with run.allow_changes=true"
     )
 
 

@@ -32,6 +32,7 @@ from .build import (
     describe,
     draws_fingerprints,
     samplers_by_clip,
+    selection_notes,
 )
 from .changes import check_changes, check_same_corpus, check_same_draws, config_before, tell_changes
 from .checkpoint import checkpoint_path, newest_step, remove_unfinished, restore, run_tensors
@@ -165,6 +166,7 @@ def train(
     shares = (order.share(batch, world.rank, world.size) for batch in batches)
     numbers = run.masks.ahead(config.run.seed, shares, world.device)
     if progress:
+        print("".join(f"{note}\n" for note in selection_notes(config, corpus)), end="", file=sys.stderr)
         print(describe(config, run.objective, corpus, sampler, steps, first_step, world.device), file=sys.stderr)
     done, is_stopping, read_back = first_step, False, ReadBack(world.device)
     with (
