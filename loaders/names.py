@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -30,6 +31,15 @@ def cleaned(text: str) -> str:
     while last > first and _is_blank(text[last - 1]):
         last -= 1
     return text[first:last]
+
+
+def as_stored(path: str, folder: str) -> str:
+    """A path that somebody wrote, from `folder` on where it is relative, as the disk has it: trimmed, or in another normal form."""
+    trimmed = cleaned(path)
+    forms = [path, path.strip(), trimmed, unicodedata.normalize("NFD", trimmed)]
+    return next(
+        (whole for form in forms if os.path.exists(whole := os.path.join(folder, form))), os.path.join(folder, trimmed)
+    )
 
 
 def folded(text: str) -> str:
