@@ -49,7 +49,9 @@ def test_adding_is_the_default_and_replacing_asks(folder: Path, capsys: pytest.C
     added = build(folder, "new")
     assert names(folder) == ["c.ts", "a.mp4", "b.mkv"]
     assert (added.videos, added.reused, added.kept, added.left) == (3, 2, 2, ())
-    assert "2 of the videos are not among these sources and stay from before (--replace leaves them out)" in added.lines()
+    assert (
+        "2 of the videos are not among these sources and stay from before (--replace leaves them out)" in added.lines()
+    )
     arguments = ["index", str(folder / "new"), "--out", str(folder / "corpus"), "--no-content-box", "--workers", "1"]
     assert main([*arguments, "--replace"]) == 0
     said = capsys.readouterr().out
@@ -126,7 +128,9 @@ def test_files_beside_videos_are_counted_and_those_like_videos_named(folder: Pat
     assert build(folder, "old/x.dat").videos == 3
     (folder / "only").mkdir()
     shutil.copy(old / "x.dat", folder / "only")
-    with pytest.raises(Exception, match=r"no video found there; .*1 files left out for their suffix: 1 \.dat; of these 1 look"):
+    with pytest.raises(
+        Exception, match=r"no video found there; .*1 files left out for their suffix: 1 \.dat; of these 1 look"
+    ):
         build(folder, "only")
 
 
