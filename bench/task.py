@@ -152,7 +152,7 @@ def _check_videos(name: str, table: Sequence[Segment]) -> None:
         more = f" and {len(videos) - NAMED} more" if len(videos) > NAMED else ""
         told += [f"\n  {split}, {len(videos)}: {', '.join(videos[:NAMED])}{more}"] if videos else []
     raise DatasetError(
-        f"{name}: {len(missing)} videos are missing:{''.join(told)}\ncorrect their paths (of a table, relative ones begin at ROOT), "
+        f"{name}: {len(missing)} videos are missing:{''.join(told)}\ncorrect their paths (relative ones of a table begin at ROOT) "
         "or leave their rows out"
     )
 

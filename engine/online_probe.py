@@ -64,6 +64,12 @@ def read_table(path: Path, most: int) -> list[tuple[str, float, str]]:
         raise ConfigError(f"probe.table: {path} cannot be read: {error}") from error
     if len({label for _, _, label in rows}) < 2 or len({video for video, _, _ in rows}) < 2:
         raise ConfigError(f"probe.table: {path} has {len(rows)} rows; at least two labels and two videos are needed")
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))
+    return [rows[index] for index in chosen]
+
+
+def check_rows(rows: list[tuple[str, float, str]], path: Path) -> None:
+    """Raises ConfigError where videos are missing; says on stderr which labels are one to the eye."""
     if missing := sorted({video for video, _, _ in rows if not is_remote(video) and not Path(video).exists()}):
         named = ", ".join(missing[:NAMED])
         raise ConfigError(
@@ -72,8 +78,6 @@ def read_table(path: Path, most: int) -> list[tuple[str, float, str]]:
         )
     for group in twins({label for _, _, label in rows}):
         print(f"trocar: probe.table: {' and '.join(map(repr, group))} count as {len(group)} classes", file=sys.stderr)
-    chosen = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))
-    return [rows[index] for index in chosen]
 
 
 def knn_predictions(
@@ -144,6 +148,7 @@ class OnlineProbe:
         self._rows = read_table(Path(config.probe.table), config.probe.clips)
         if not write:
             return
+        check_rows(self._rows, Path(config.probe.table))
         self._frames: torch.Tensor | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="probe")
         if self.path.exists():

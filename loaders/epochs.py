@@ -105,7 +105,7 @@ class EpochLoader:
             return
         raise LoaderError(
             f"a clip loader is iterated in worker {worker.id} of a DataLoader with num_workers={worker.num_workers}: each of them "
-            "would load every clip, and none could be resumed; set num_workers=0 (the loader has threads of its own: threads=N), or "
+            "would load every clip, and none could be resumed; set num_workers=0 (the loader has threads of its own), or "
             "make it inside the worker with rank=worker.id, ranks=worker.num_workers"
         )
 
