@@ -112,7 +112,6 @@ def audit(
         *_no_subjects(table, card),
         *_twins(table, card),
         *_overlaps(of_split, card),
-        *_untrained(of_split, card),
     ]
     if describe is not None:
         findings += duplicates(table, describe(table), similar=similar)
@@ -327,21 +326,6 @@ def _overlaps(of_split: dict[str, list[Segment]], card: Card | None) -> list[Fin
         if count:
             detail = f"{count} rows of {split or 'no split'} begin before the row before them in the same video ends"
             findings.append(Finding("overlaps", count / len(rows), detail, tuple(shown[:EXAMPLES])))
-    return findings
-
-
-def _untrained(of_split: dict[str, list[Segment]], card: Card | None) -> list[Finding]:
-    """Classes that are asked for and were never shown."""
-    if not of_split.get("train"):
-        return []
-    trained = {label for segment in of_split["train"] for label in _labels(segment, card)}
-    findings = []
-    for split in ("val", "test"):
-        counts = Counter(label for s in of_split.get(split, ()) for label in _labels(s, card) if label not in trained)
-        if counts:
-            told = ", ".join(f"{label!r} ({count} rows)" for label, count in sorted(counts.items()))
-            share = counts.total() / len(of_split[split])
-            findings.append(Finding("untrained classes", share, f"no row of train has what {split} asks for: {told}"))
     return findings
 
 

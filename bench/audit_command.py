@@ -83,7 +83,8 @@ def labelled(
     """The card of a data set, and its table with the split of that name.
 
     dataset: one of trocar's, a card's path, or a table's (.csv), which needs no card. Relative paths of tables begin at `root`.
-    unlabelled: rows without a label in such a file, as of `read_table`. The rest: of `dataset_table`. Raises DatasetError and ConfigError.
+    unlabelled: rows without a label in such a file, as of `read_table`. The rest: of `dataset_table`. Raises
+    DatasetError and ConfigError.
     """
     if not dataset.endswith(".csv"):
         card = load_card(dataset)

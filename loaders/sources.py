@@ -89,7 +89,7 @@ def file_key(path: str) -> str:
 def folders_among(sources: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
     """What the paths of all files in the folders among `sources` begin with."""
     found = []
-    for source in map(os.fspath, sources):
+    for source in [os.fspath(source) for source in sources]:
         if is_remote(source):
             with as_os_error():
                 system, name = fsspec.url_to_fs(source)

@@ -328,6 +328,7 @@ def test_workers_of_a_dataloader_are_refused_or_have_shares(rows, workers):
 
     def share() -> Any:
         worker = torch.utils.data.get_worker_info()
+        assert worker is not None
         return load(rows, training=False, rank=worker.id, ranks=worker.num_workers, threads=1)
 
     shared = [label for batch in torch.utils.data.DataLoader(Batches(share), **options) for label in batch]

@@ -69,7 +69,7 @@ def test_missing_videos_of_every_split_are_named(tmp_path: Path) -> None:
     ]
 
 
-def test_twins_overlaps_and_untrained_classes_are_found() -> None:
+def test_twins_overlaps_and_classes_of_the_test_split_alone_are_found() -> None:
     rows = [
         Segment("a.mp4", 0.0, 10.0, "cut", "a", split="train"),
         Segment("a.mp4", 9.0, 12.0, "Cut", "a", split="train"),
@@ -81,7 +81,7 @@ def test_twins_overlaps_and_untrained_classes_are_found() -> None:
     assert "'Cut' and 'cut' count as 2 classes (1 rows, 1 rows)" in found["near twins"]
     assert found["overlaps"].startswith("overlaps: 1 rows of train begin before")
     assert "a.mp4, 0 .. 10 s and from 9 s on" in found["overlaps"]
-    assert found["untrained classes"].endswith("no row of train has what test asks for: 'clip' (1 rows)")
+    assert "1 rows of test are of classes without a training row" in audit(rows).lines()
 
 
 def test_what_is_a_twin() -> None:
