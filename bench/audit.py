@@ -5,11 +5,12 @@ Shapes: N rows of a table, D values of a descriptor.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.table import Table
+from ..loaders.names import twins
 from ..loaders.sources import VIDEO_SUFFIXES
 from .corpus_overlap import KnownVideo, overlap
 from .dataset import SPLITS, TABLE_SUBJECT, Card, Segment, labels_of
@@ -25,6 +27,7 @@ EXAMPLES = 5
 UNPUBLISHED = "not published"  # what cards say of patients whom nobody names
 SIMILAR = 0.99  # cosine of two descriptors from which clips count as the same
 BLOCK = 1024
+OVERLAP_SECONDS = 0.05  # less is rounding to frames
 # fmt: off
 HEADER_WORDS = frozenset([
     "action", "annotation", "case", "category", "class", "end", "endsec", "file", "filename", "finding", "frame",
@@ -107,6 +110,8 @@ def audit(
         *_classes(table, card),
         *_negatives_as_classes(table, card),
         *_no_subjects(table, card),
+        *_twins(table, card),
+        *_overlaps(of_split, card),
     ]
     if describe is not None:
         findings += duplicates(table, describe(table), similar=similar)
@@ -288,6 +293,39 @@ def _classes(table: Sequence[Segment], card: Card | None) -> list[Finding]:
             )
         elif word in NEGATIVE_WORDS or label in ignored:
             findings.append(Finding("negative class", share, f"{label!r} is no class, and the label of {count} rows"))
+    return findings
+
+
+def _twins(table: Sequence[Segment], card: Card | None) -> list[Finding]:
+    """Labels that are one to the eye."""
+    counts = Counter(label for segment in table for label in _labels(segment, card))
+    known = set(card.classes) if card else set()
+    return [
+        Finding(
+            "near twins",
+            sum(counts[label] for label in group) / len(table),
+            f"{' and '.join(map(repr, group))} count as {len(group)} classes ({', '.join(f'{counts[n]} rows' for n in group)})",
+        )
+        for group in twins(counts)
+        if not known.issuperset(group)
+    ]
+
+
+def _overlaps(of_split: dict[str, list[Segment]], card: Card | None) -> list[Finding]:
+    """Rows of one split, video and moment, where a row has one label alone."""
+    if card and card.several:
+        return []
+    findings = []
+    for split, rows in of_split.items():
+        placed = sorted((s.video, s.start or 0.0, math.inf if s.end is None else s.end) for s in rows)
+        shown, count = [], 0
+        for (video, start, end), (after, later, _) in pairwise(placed):
+            if video == after and later < end - OVERLAP_SECONDS:
+                count += 1
+                shown.append(f"{video}, {start:g} .. {end:g} s and from {later:g} s on")
+        if count:
+            detail = f"{count} rows of {split or 'no split'} begin before the row before them in the same video ends"
+            findings.append(Finding("overlaps", count / len(rows), detail, tuple(shown[:EXAMPLES])))
     return findings
 
 

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from ..engine.config_error import ConfigError
 from ..loaders.corpus import Corpus
+from ..loaders.names import as_stored
 from ..loaders.video import is_remote
 from .audit import SIMILAR, Audit, audit
 from .corpus_overlap import corpus_videos
-from .dataset import Card, Segment, load_card, read_dataset, read_table, table_card, write_table
+from .dataset import Card, Segment, Unlabelled, load_card, read_dataset, read_table, table_card, write_table
 from .splits import from_release, leak_free, leave_one_out, official, papers
 from .thumbnails import embeddings, thumbnails
 
@@ -35,6 +36,7 @@ def audit_dataset(
     likeness: str = THUMBNAILS,
     similar: float = SIMILAR,
     seed: int = 0,
+    unlabelled: Unlabelled = "refuse",
     json_file: Path | None = None,
     out: Path | None = None,
 ) -> Audit:
@@ -44,7 +46,7 @@ def audit_dataset(
     like, by `likeness`: thumbnails, or an embedder of `trocar embed`; from the cosine `similar` on they count as the same.
     json_file, out: files for the audit and for the table. Raises DatasetError, ConfigError, CorpusError and VideoError.
     """
-    card, rows = labelled(dataset, root, split=split, csv=csv, table=table, seed=seed)
+    card, rows = labelled(dataset, root, split=split, csv=csv, table=table, seed=seed, unlabelled=unlabelled)
     cache = Path(root) / ".trocar"
 
     def describe(segments: Sequence[Segment]) -> NDArray:
@@ -76,24 +78,26 @@ def labelled(
     csv: Path | None = None,
     table: Path | None = None,
     seed: int = 0,
+    unlabelled: Unlabelled = "refuse",
 ) -> tuple[Card, list[Segment]]:
     """The card of a data set, and its table with the split of that name.
 
-    dataset: one of trocar's, a card's path, or a table's (.csv), which needs no card. Relative paths of tables begin at `root`. The
-    rest: of `dataset_table`. Raises DatasetError and ConfigError.
+    dataset: one of trocar's, a card's path, or a table's (.csv), which needs no card. Relative paths of tables begin at `root`.
+    unlabelled: rows without a label in such a file, as of `read_table`. The rest: of `dataset_table`. Raises
+    DatasetError and ConfigError.
     """
     if not dataset.endswith(".csv"):
         card = load_card(dataset)
         return card, dataset_table(dataset, card, root, split=split, csv=csv, table=table, seed=seed)
     if csv is not None or table is not None:
         raise ConfigError(f"{dataset}: is a table itself; leave --csv and --table out, or name a data set or a card")
-    rows = _rooted(read_table(Path(dataset)), root)
+    rows = _rooted(read_table(Path(dataset), unlabelled), root)
     card = table_card(Path(dataset), rows)
     return card, split_table(rows, card, split, seed)
 
 
 def _rooted(table: list[Segment], root: Path) -> list[Segment]:
-    return [s if is_remote(s.video) else replace(s, video=os.path.join(root, s.video)) for s in table]
+    return [s if is_remote(s.video) else replace(s, video=as_stored(s.video, os.fspath(root))) for s in table]
 
 
 def dataset_table(
@@ -114,7 +118,8 @@ def dataset_table(
     """
     if csv is not None:
         return from_release(csv, str(root), card)
-    rows = _rooted(read_table(table), root) if table is not None else read_dataset(dataset, root)
+    empty: Unlabelled = "none" if card.several else "refuse"
+    rows = _rooted(read_table(table, empty), root) if table is not None else read_dataset(dataset, root)
     return split_table(rows, card, split, seed)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import math
 import os
 import sys
 from collections import Counter
@@ -19,11 +20,14 @@ from typing import Literal
 
 from ..engine.config_error import ConfigError, require
 from ..engine.config_file import CONFIGS, load_settings
+from ..loaders.names import cleaned
 
 READERS = Path(__file__).parent / "datasets"
 CARDS = CONFIGS / "datasets"
 SPLITS = ("train", "val", "test")
 TABLE_SUBJECT = "as the table says"  # of a table without a card
+Unlabelled = Literal["refuse", "drop", "none"]
+NAMED = 10  # lines in a message
 MANY = "|"  # between the labels of one segment, where it may have several
 
 
@@ -117,7 +121,8 @@ def load_card(name: str | Path) -> Card:
 
 
 def table_card(path: Path, table: Sequence[Segment]) -> Card:
-    """A card for a table that has none: its labels are the classes, and "|" in one of them says that rows may have several."""
+    """A card for a table that has none: its labels are the classes, and "|" in one of them, or a row that was let have none, says
+    that rows may have several."""
     several = any(MANY in segment.label or not segment.label for segment in table)
     labels = {label for s in table for label in (s.label.split(MANY) if several else [s.label]) if label}
     return Card(
@@ -199,8 +204,13 @@ def write_table(path: Path, table: Sequence[Segment]) -> None:
             writer.writerow(["" if value is None else value for value in values])
 
 
-def read_table(path: Path) -> list[Segment]:
-    """A table from CSV; the columns video and label are needed. Raises DatasetError, which names file and line."""
+def read_table(path: Path, unlabelled: Unlabelled = "refuse") -> list[Segment]:
+    """A table from CSV; the columns video and label are needed. Values are trimmed and in Unicode's normal form C.
+
+    unlabelled: what to do with rows whose label is empty: "refuse" the table, "drop" them, or take them as rows of "none" of the
+    classes, which only tables have whose rows may have several labels; where "|" stands in one of its labels that is so anyway.
+    Raises DatasetError, which names file and line.
+    """
     names = [field.name for field in fields(Segment)]
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -210,22 +220,44 @@ def read_table(path: Path) -> list[Segment]:
                 raise DatasetError(
                     f"{path}: its columns are {header}; known are {names}, of which video and label are needed"
                 )
-            table = []
+            table, empty = [], []
             for row in reader:
                 if None in row or None in row.values():
                     raise DatasetError(f"{path}, line {reader.line_num}: not {len(header)} values, as the header has")
-                text = {name: row.get(name) or "" for name in names}
+                text = {name: cleaned(row.get(name) or "") for name in names}
+                where = f"{path}, line {reader.line_num}"
+                if not text["video"]:
+                    raise DatasetError(f"{where}: names no video; fill it in or delete the line")
                 try:
                     start, end = (float(text[name]) if text[name] else None for name in ("start", "end"))
                 except ValueError as error:
                     raise DatasetError(
                         f"{path}, line {reader.line_num}: start and end are seconds ({error})"
                     ) from error
+                _check_seconds(start, end, where)
+                text["label"] = MANY.join(map(cleaned, text["label"].split(MANY)))
+                empty += [] if text["label"] else [reader.line_num]
                 segment = Segment(text["video"], start, end, text["label"], text["subject"] or text["video"])
                 table.append(replace(segment, **{name: text[name] for name in ("centre", "source", "split")}))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path}: not a readable CSV file in UTF-8 ({error})") from error
-    return table
+    if not empty or unlabelled == "none" or any(MANY in segment.label for segment in table):
+        return table
+    if unlabelled == "drop":
+        return [segment for segment in table if segment.label]
+    raise DatasetError(
+        f"{path}: {len(empty)} of {len(table)} rows have no label, line {', '.join(map(str, empty[:NAMED]))}"
+        f"{' ...' if len(empty) > NAMED else ''}; fill it in, or leave those rows out with --unlabelled drop, or, where rows may "
+        "have several labels or none, say so with --unlabelled none"
+    )
+
+
+def _check_seconds(start: float | None, end: float | None, where: str) -> None:
+    for name, moment in (("start", start), ("end", end)):
+        if moment is not None and not 0 <= moment < math.inf:
+            raise DatasetError(f"{where}: {name} is {moment:g}; give seconds from the video's first frame, 0 or more")
+    if end is not None and end < (start or 0.0):
+        raise DatasetError(f"{where}: it ends at {end:g} s, before its start at {start or 0.0:g} s; exchange them")
 
 
 def _card_path(name: str | Path) -> Path:

@@ -25,7 +25,7 @@ from ..loaders.isolated import run_isolated, worker_number
 from ..loaders.video import VideoError
 from ..ssl.encoder import Positions
 from .backbones import RANDOM, load_backbone
-from .dataset import DatasetError
+from .dataset import DatasetError, Unlabelled
 from .finetune import ROW, finetune
 from .finetune_command import choose_device, open_task
 from .pretraining import compare_pretraining, find_pretraining
@@ -58,9 +58,8 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """name: a data set of trocar, or a path of a card or table. root: its folder, relative to that of the data. split, split_seed,
-    csv, table, pieces: as of `open_task`. paper: scores that the paper reports, in percent, by column; paper_majority: the share of
-    the largest class of its test split."""
+    """name: a data set of trocar, or a path of a card or table. root: its folder, relative to that of the data. split, split_seed, csv, table, pieces, unlabelled: as of `open_task`. paper: scores that the paper reports, in percent, by
+    column; paper_majority: the share of the largest class of its test split."""
 
     name: str
     root: str
@@ -69,6 +68,7 @@ class DatasetEntry:
     csv: str | None = None
     table: str | None = None
     pieces: float | None = None
+    unlabelled: Unlabelled = "refuse"
     paper: dict[str, float] = field(default_factory=dict)
     paper_majority: float | None = None
 
@@ -169,7 +169,7 @@ def run_job(
     open_cells = [cell for cell in cells if not (cell[2] / ROW).exists()]
     if not open_cells:
         return 0
-    paths = {
+    paths: dict[str, Any] = {
         key: None if value is None else places.data / value
         for key, value in (("csv", dataset.csv), ("table", dataset.table))
     }
@@ -181,6 +181,7 @@ def run_job(
         split=dataset.split,
         split_seed=dataset.split_seed,
         pieces=dataset.pieces,
+        unlabelled=dataset.unlabelled,
         cache=features / "videos",
         **paths,
     )

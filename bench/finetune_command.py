@@ -11,6 +11,7 @@ import torch
 from ..engine.config_error import ConfigError
 from .audit_command import labelled
 from .backbones import load_backbone
+from .dataset import Unlabelled
 from .finetune import finetune
 from .judgement import classes_covered, missing_classes
 from .metrics import OVER_CLASSES
@@ -31,13 +32,15 @@ def open_task(
     split_seed: int = 0,
     pieces: float | None = None,
     cache: Path | None = None,
+    unlabelled: Unlabelled = "refuse",
 ) -> Task:
     """A data set as a task.
 
-    dataset, split, csv, table: as of `labelled`. pieces: see `Task`. cache: ROOT/.trocar where None. Raises DatasetError and
-    ConfigError.
+    dataset, split, csv, table, unlabelled: as of `labelled`. pieces: see `Task`. cache: ROOT/.trocar where None. Raises
+    DatasetError and ConfigError.
     """
-    card, rows = labelled(dataset, root, split=split, csv=csv, table=table, seed=split_seed)
+    more = {"csv": csv, "table": table, "seed": split_seed, "unlabelled": unlabelled}
+    card, rows = labelled(dataset, root, split=split, **more)
     return Task(Path(dataset).stem, card, rows, cache=cache or Path(root) / CACHE, pieces=pieces)
 
 
@@ -68,6 +71,8 @@ def finetune_command(
     """The row of the cell in `out`. clips: of `load_backbone`. corpus: of `find_pretraining`. of_task: of `open_task`."""
     chosen = read_protocol(protocol, settings)
     task = open_task(dataset, root, **of_task)
+    for note in task.notes:
+        tell(note)
     backbone = load_backbone(model, seed=seed, **clips)
     tell(backbone.account)
     pretraining = compare_pretraining(task, find_pretraining(model, corpus))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -20,10 +21,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..loaders.video import is_remote
 from ..loaders.video_files import VideoFiles
 from .audit import audit
 from .corpus_overlap import KnownVideo, Overlap, overlap
-from .dataset import SPLITS, Card, DatasetError, Segment, class_names, labels_of
+from .dataset import NAMED, SPLITS, Card, DatasetError, Segment, class_names, labels_of
 from .metrics import METRICS, OF_SEVERAL_LABELS, Predictions
 from .segment_clips import ClipRow, clip_rows
 
@@ -54,8 +56,8 @@ class Task:
 
     name: of the data set. table: with splits; rows without one take no part and are counted as `left_out`. cache: for videos of
     folders of pictures. pieces: cut segments into pieces of at most so many seconds, each a row. findings: kinds of faults that the
-    audit found. missing_classes: those without a row, of each split. Raises DatasetError where a split is missing, or a test clip
-    stands in validation too.
+    audit found; notes: these in words. missing_classes: those without a row, of each split. Raises DatasetError where a split or a
+    video is missing, or a test clip stands in validation too.
     """
 
     def __init__(
@@ -73,13 +75,15 @@ class Task:
         if missing:
             raise DatasetError(f"{name}: no rows for {', '.join(missing)} in its table; choose another split")
         kept = [segment for segment in table if segment.split]
-        self.findings = tuple(sorted({finding.kind for finding in audit(kept, card).findings}))
+        found = audit(kept, card).findings
+        self.findings, self.notes = tuple(sorted({finding.kind for finding in found})), tuple(map(str, found))
         val, test = ({(s.video, *s.seconds()) for s in kept if s.split == split} for split in ("val", "test"))
         if val & test:
             raise DatasetError(
                 f"{name}: {len(val & test)} of {len(test)} test clips are validation clips too, so what is selected there has seen "
                 "them; take the official split, whose validation is carved from the training subjects, or the leak-free one"
             )
+        _check_videos(name, kept)
         self.classes = class_names(kept, card)
         found = {split: {label for s in kept if s.split == split for label in labels_of(s, card)} for split in SPLITS}
         self.missing_classes = {
@@ -135,6 +139,22 @@ class Task:
             truth = np.array([found[0] for found in labels], np.int64)
         rows = clip_rows(chosen, self.card, self._cache)
         return Split(tuple(chosen), rows, self._videos, truth, digest(map(str, rows)))
+
+
+def _check_videos(name: str, table: Sequence[Segment]) -> None:
+    """Raises DatasetError where videos are missing, of whatever split: in training another row would take a missing one's place."""
+    missing = {segment.video for segment in table if not is_remote(segment.video) and not os.path.exists(segment.video)}
+    if not missing:
+        return
+    told = []
+    for split in SPLITS:
+        videos = sorted({segment.video for segment in table if segment.split == split} & missing)
+        more = f" and {len(videos) - NAMED} more" if len(videos) > NAMED else ""
+        told += [f"\n  {split}, {len(videos)}: {', '.join(videos[:NAMED])}{more}"] if videos else []
+    raise DatasetError(
+        f"{name}: {len(missing)} videos are missing:{''.join(told)}\ncorrect their paths (relative ones of a table begin at ROOT) "
+        "or leave their rows out"
+    )
 
 
 def pieces_of(segment: Segment, seconds: float) -> list[Segment]:

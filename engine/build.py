@@ -16,7 +16,7 @@ from ..loaders.corpus import Corpus, CorpusError
 from ..loaders.order import ClipOrder
 from ..loaders.phases import DrawSettings, PlannedOrder, plan_order, uniform_order
 from ..loaders.sampler import Sampler
-from ..loaders.selection import hold_out, select_videos
+from ..loaders.selection import Selection, hold_out, select_videos
 from ..ssl.ahead import DrawnAhead
 from ..ssl.block_masks import MultiBlockMask
 from ..ssl.encoder import SIZES, VideoEncoder
@@ -26,7 +26,6 @@ from ..ssl.masks import TubeMask
 from ..ssl.objective import MaskSource, Objective
 from ..ssl.predictor import MeanOfContext, Predictor
 from .config import Config, ConfigError
-from .config_file import CONFIG_FILE
 from .run_encoder import build_encoder
 from .sizes import Phase, PhasedMasks, phase_at, phases
 from .teacher import load_teacher
@@ -179,6 +178,21 @@ def _sampler_of(config: Config, corpus: Corpus) -> Callable[..., Sampler]:
 
 def held_out(config: Config, corpus: Corpus) -> NDArray[np.bool_] | None:
     """(V,) the videos that training never draws; None where validation asks for none. Raises ConfigError."""
+    found = _hold_out(config, corpus)
+    return None if found is None else found.wanted
+
+
+def selection_notes(config: Config, corpus: Corpus) -> list[str]:
+    """What every entry of data.include, data.exclude, those of phases, and validation.videos came to. Raises CorpusError and
+    ConfigError."""
+    data, notes = config.data, []
+    for phase in (data, *data.phases):
+        notes += select_videos(corpus, phase.include or (), phase.exclude or ()).notes
+    held = _hold_out(config, corpus)
+    return [*dict.fromkeys(notes), *([] if held is None else held.notes)]
+
+
+def _hold_out(config: Config, corpus: Corpus) -> Selection | None:
     validation, data = config.validation, config.data
     if not validation.is_wanted:
         return None
@@ -228,30 +242,6 @@ def _check_proxies(config: Config, corpus: Corpus) -> None:
             f"data.resolution: {data.resolution} is more than the {max(sides)} pixels of the largest proxy's short side in "
             f"{corpus.path}; set data.resolution={max(sides)}, or pack larger originals again: trocar pack --short-side "
             f"{data.resolution + data.resolution % 2}"
-        )
-
-
-def check_same_corpus(config: Config, corpus: Corpus, fingerprint: str) -> None:
-    if fingerprint != corpus.fingerprint and not config.data.allow_changed_corpus:
-        raise ConfigError(
-            f"data.corpus: {config.data.corpus} has changed since the run in {config.run.dir} began, so its draws would be "
-            f"others; "
-            "restore the corpus, set run.dir elsewhere, or accept it with data.allow_changed_corpus=true"
-        )
-
-
-def check_same_draws(
-    config: Config, sampler_at: Callable[[int], Sampler], order: ClipOrder, step: int, fingerprints: list[str] | None
-) -> None:
-    """Raises ConfigError where the clips of steps 1 .. step are drawn otherwise now than `fingerprints`, a checkpoint's, say."""
-    clips = step * config.optim.batch
-    if fingerprints != draws_fingerprints(config, sampler_at, order, clips) and not config.data.allow_changed_corpus:
-        raise ConfigError(
-            f"data: the first {step:,} steps of the run in {config.run.dir} would draw other clips now: the tree, balance, "
-            "max_repeats, epoch_draws, source_caps, thin, include, exclude, sizes of clips, held-out videos (validation) or "
-            f"run.seed are not those of {config.run.dir}/{CONFIG_FILE}; set them back, change them from a later draw on "
-            f"(data.phases with a first_draw at the end of an epoch, draw {order.draws_before(clips):,} or later), set run.dir "
-            "elsewhere, or accept it with data.allow_changed_corpus=true"
         )
 
 

@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     index = commands.add_parser("index", help="probe videos once and write the corpus tables")
     index.add_argument("sources", nargs="+", metavar="DIR|FILE|CSV|GLOB")
-    index.add_argument("--out", required=True, metavar="CORPUS", help="folder of the tables")
+    index.add_argument("--out", required=True, metavar="CORPUS", help="folder of the tables; videos in it stay")
     index.add_argument("--workers", type=int, help="probing processes (default: one per core)")
     index.add_argument("--no-content-box", action="store_true", help="do not look for it; crops may hold black border")
     index.add_argument("--checksum", action="store_true", help="a CRC-32 for every GOP, so that damage shows when read")
@@ -87,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="compare random pictures of every video with plain decoding, and refuse videos where they differ "
         "(default: near the beginning of rare kinds of video alone)",
     )
+    index.add_argument("--replace", action="store_true", help="leave out what these sources do not name (default: add)")
     index.set_defaults(run=run_index)
 
     pack = commands.add_parser("pack", help="make small proxies of a corpus, from which training reads at full speed")
@@ -327,6 +328,7 @@ def run_index(options: argparse.Namespace) -> int:
         content_box=not options.no_content_box,
         checksum=options.checksum,
         verify=options.verify,
+        replace=options.replace,
     )
     print("\n".join(summary.lines()))
     return 0

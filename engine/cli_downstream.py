@@ -68,6 +68,7 @@ def add_finetune(finetune: argparse.ArgumentParser) -> None:
         "--csv", type=Path, metavar="DIR", help="take the split from DIR/{train,val,test}.csv as released"
     )
     finetune.add_argument("--table", type=Path, metavar="CSV", help="take the table from this file instead")
+    _add_unlabelled(finetune)
     finetune.add_argument("--split-seed", type=int, default=0, help="of subjects that are shared out (default: 0)")
     finetune.add_argument("--pieces", type=float, metavar="SECONDS", help="cut segments into pieces of at most so long")
     finetune.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
@@ -84,6 +85,15 @@ def add_finetune(finetune: argparse.ArgumentParser) -> None:
     )
     finetune.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
     finetune.set_defaults(run=run_finetune)
+
+
+def _add_unlabelled(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--unlabelled",
+        default="refuse",
+        choices=("refuse", "drop", "none"),
+        help="rows of table.csv without a label: none is for tables whose rows may have several (default: refuse)",
+    )
 
 
 def add_audit(audit: argparse.ArgumentParser) -> None:
@@ -114,6 +124,7 @@ def add_audit(audit: argparse.ArgumentParser) -> None:
         "--similar", type=float, default=0.99, metavar="COSINE", help="of clips that are the same (default: 0.99)"
     )
     audit.add_argument("--seed", type=int, default=0, help="of subjects that are shared out (default: 0)")
+    _add_unlabelled(audit)
     audit.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
     audit.add_argument("--out", type=Path, metavar="CSV", help="write the table with its split there")
     audit.set_defaults(run=run_bench_audit)
@@ -129,7 +140,7 @@ def run_finetune(options: argparse.Namespace) -> int:
         name: getattr(options, name)
         for name in ("frames", "resolution", "stride", "sample_fps", "kind", "positions", "minimum")
     }
-    of_task = {name: getattr(options, name) for name in ("split", "csv", "table", "split_seed", "pieces")}
+    of_task = {name: getattr(options, name) for name in ("split", "csv", "table", "split_seed", "pieces", "unlabelled")}
     of_cell = {name: getattr(options, name) for name in ("protocol", "seed", "device", "corpus")}
     places = (options.dataset, options.root, options.model, options.out)
     row = finetune_command(*places, settings=options.overrides, clips=clips, tell=tell, **of_cell, **of_task)
@@ -158,7 +169,7 @@ def run_bench_downstream(options: argparse.Namespace) -> int:
 def run_bench_audit(options: argparse.Namespace) -> int:
     from ..bench.audit_command import audit_dataset
 
-    names = ("split", "csv", "table", "corpus", "duplicates", "likeness", "similar", "seed", "out")
+    names = ("split", "csv", "table", "corpus", "duplicates", "likeness", "similar", "seed", "unlabelled", "out")
     given = {name: getattr(options, name) for name in names}
     result = audit_dataset(options.dataset, options.root, json_file=options.json, **given)
     print("\n".join(result.lines()))

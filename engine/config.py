@@ -24,7 +24,7 @@ class RunConfig:
     dir: run directory; resumed where it holds a checkpoint. seed: of weights, draws, crops and masks. device: "auto" takes a GPU
     where there is one. precision: "float64" is for exact comparisons. threads: CPU threads of PyTorch, its own choice where None.
     log_every, checkpoint_every: in optimizer steps. keep_checkpoints: how many of the newest stay. keep_every: checkpoints of steps
-    that are multiples of it stay for good.
+    that are multiples of it stay for good. allow_changes: resume although settings differ that change the curve or the draws.
 
     sharding: over several ranks, "none" keeps the whole model on each (DDP), "full" shards it over all (FSDP2), "node" shards it
     inside a node and keeps a copy per node (HSDP). checkpoint_activations: compute every block's activations again instead of
@@ -45,6 +45,7 @@ class RunConfig:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
     keep_every: int | None = None
+    allow_changes: bool = False
     tensorboard: bool = True
     wandb: str | None = None
     sharding: Literal["none", "full", "node"] = "none"
@@ -466,10 +467,11 @@ class Config:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(_plain(self), sort_keys=False)
+        return yaml.safe_dump(plain(self), sort_keys=False)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Dataclasses as dictionaries and tuples as lists: what YAML and JSON can hold."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    return [plain(item) for item in value] if isinstance(value, tuple) else value

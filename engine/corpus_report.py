@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ..loaders.copies import copies_lines, identical_videos
 from ..loaders.corpus import DESCRIPTION, Corpus
 from .config_error import ConfigError
 from .config_file import CONFIGS
@@ -35,7 +36,7 @@ class Total:
 
 def corpus_report(corpus: Corpus) -> str:
     """A text of a few tables: source x domain, origins beside the paper's, how many procedures, subjects and centres there are; and
-    which videos ought to be packed."""
+    which videos ought to be packed, and which are copies of others."""
     by_source: dict[tuple[str, str], Total] = defaultdict(Total)
     by_origin: dict[str, Total] = defaultdict(Total)
     everything = Total()
@@ -77,6 +78,7 @@ def corpus_report(corpus: Corpus) -> str:
         ]
         lines += [f"`trocar pack {corpus.path} --out PROXIES` makes proxies without that fault: {', '.join(slow[:5])}"]
         lines[-1] += f" and {len(slow) - 5:,} more" if len(slow) > 5 else ""
+    lines += copies_lines(identical_videos(corpus))
     return "\n".join(lines)
 
 

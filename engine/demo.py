@@ -31,7 +31,7 @@ def demo(run_dir: Path, videos: str | None, overrides: Sequence[str]) -> list[st
         videos = str(run_dir / "videos")
         print(f"making {NUM_VIDEOS} videos of {SECONDS} s in {videos}", file=sys.stderr)
         make_videos(Path(videos))
-    summary = index_corpus([videos], corpus)
+    summary = index_corpus([videos], corpus, replace=True)
     result = pretrain(config)
     return [
         *summary.lines(),

@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from .config_error import ConfigError
 
 FILE_NAME = "metrics.jsonl"
 QUARANTINE_FILE = "quarantine.csv"
+NAMED_VIDEOS = 10  # on the console
 
 
 class MetricsLog:
@@ -140,22 +142,32 @@ class QuarantineLog:
     """Appends the clips that failed to RUN/quarantine.csv: at every update, and on the way out, whatever the reason.
 
     failures: the list that the loader keeps appending to. rank: further ranks have a file of their own, quarantine_1.csv and so on.
+    tell: name each video on stderr when it fails first, and how many clips failed on the way out.
     """
 
-    def __init__(self, run_dir: Path, failures: list[Failure], rank: int = 0) -> None:
+    def __init__(self, run_dir: Path, failures: list[Failure], rank: int = 0, *, tell: bool = False) -> None:
         name = QUARANTINE_FILE if rank == 0 else f"{Path(QUARANTINE_FILE).stem}_{rank}.csv"
-        self.path, self.failures, self._written = run_dir / name, failures, 0
+        self.path, self.failures, self._written, self._tell = run_dir / name, failures, 0, tell
+        self._told: set[str] = set()
 
     def __enter__(self) -> QuarantineLog:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.update()
+        if self._tell and self.failures:
+            videos = len({failure.path for failure in self.failures})
+            print(
+                f"{len(self.failures):,} clips of {videos:,} videos could not be read; {self.path} lists them",
+                file=sys.stderr,
+            )
 
     def update(self) -> None:
         fresh = self.failures[self._written :]
         if not fresh:
             return
+        if self._tell:
+            self._name(fresh)
         is_new = not self.path.exists()
         with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -163,3 +175,13 @@ class QuarantineLog:
                 writer.writerow(["draw", "spare", "path", "reason"])
             writer.writerows([failure.draw, failure.spare, failure.path, failure.reason] for failure in fresh)
         self._written += len(fresh)
+
+    def _name(self, failures: list[Failure]) -> None:
+        for failure in failures:
+            if failure.path in self._told or len(self._told) > NAMED_VIDEOS:
+                continue
+            self._told.add(failure.path)
+            if len(self._told) > NAMED_VIDEOS:
+                print(f"trocar: further videos that cannot be read stand in {self.path} alone", file=sys.stderr)
+            else:
+                print(f"trocar: another clip replaces draw {failure.draw:,}: {failure.reason}", file=sys.stderr)

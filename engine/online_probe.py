@@ -27,12 +27,15 @@ import torch
 import torch.nn.functional as F
 
 from ..loaders.clip_loader import clip_loader
+from ..loaders.names import as_stored, cleaned, twins
+from ..loaders.video import is_remote
 from ..ssl.encoder import VideoEncoder
 from .config import Config, ConfigError
 
 FILE_NAME = "probe.jsonl"
 COLUMNS = ("path", "start", "label")
 FOLDS = 5
+NAMED = 10  # missing videos in a message
 TEMPERATURE = 0.1  # of the neighbours' votes: weights exp(cosine / temperature), as in DINO's kNN
 RIDGE = 0.1  # penalty per clip and unit of a feature's variance
 
@@ -40,7 +43,7 @@ RIDGE = 0.1  # penalty per clip and unit of a feature's variance
 def read_table(path: Path, most: int) -> list[tuple[str, float, str]]:
     """(path, start in seconds, label) of at most `most` rows, evenly spread over the table. Raises ConfigError."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
@@ -48,13 +51,33 @@ def read_table(path: Path, most: int) -> list[tuple[str, float, str]]:
                 raise ConfigError(
                     f"probe.table: {path} lacks the columns {lacking}; its first line is to name path,start,label"
                 )
-            rows = [(row["path"], float(row["start"] or 0), row["label"]) for row in reader]
+            rows = []
+            for row in reader:
+                video, start, label = (cleaned(row[name] or "") for name in COLUMNS)
+                if not video or not label:
+                    lacking = "label" if video else "path"
+                    raise ConfigError(
+                        f"probe.table: {path}, line {reader.line_num}: the {lacking} is empty; fill it in or delete the line"
+                    )
+                rows.append((as_stored(video, ""), float(start or 0), label))
     except (OSError, ValueError) as error:
         raise ConfigError(f"probe.table: {path} cannot be read: {error}") from error
     if len({label for _, _, label in rows}) < 2 or len({video for video, _, _ in rows}) < 2:
         raise ConfigError(f"probe.table: {path} has {len(rows)} rows; at least two labels and two videos are needed")
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))
     return [rows[index] for index in chosen]
+
+
+def check_rows(rows: list[tuple[str, float, str]], path: Path) -> None:
+    """Raises ConfigError where videos are missing; says on stderr which labels are one to the eye."""
+    if missing := sorted({video for video, _, _ in rows if not is_remote(video) and not Path(video).exists()}):
+        named = ", ".join(missing[:NAMED])
+        raise ConfigError(
+            f"probe.table: {path} names {len(missing)} videos that are missing: {named}{' ...' if len(missing) > NAMED else ''}; "
+            "correct their paths, or leave their rows out"
+        )
+    for group in twins({label for _, _, label in rows}):
+        print(f"trocar: probe.table: {' and '.join(map(repr, group))} count as {len(group)} classes", file=sys.stderr)
 
 
 def knn_predictions(
@@ -125,6 +148,7 @@ class OnlineProbe:
         self._rows = read_table(Path(config.probe.table), config.probe.clips)
         if not write:
             return
+        check_rows(self._rows, Path(config.probe.table))
         self._frames: torch.Tensor | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="probe")
         if self.path.exists():

@@ -28,13 +28,13 @@ from ..ssl.objective import MaskSource, Objective
 from .build import (
     autocast,
     build_model,
-    check_same_corpus,
-    check_same_draws,
     choose_device,
     describe,
     draws_fingerprints,
     samplers_by_clip,
+    selection_notes,
 )
+from .changes import check_changes, check_same_corpus, check_same_draws, config_before, tell_changes
 from .checkpoint import checkpoint_path, newest_step, remove_unfinished, restore, run_tensors
 from .checkpoint_saver import CheckpointSaver
 from .config import Config
@@ -146,14 +146,19 @@ def train(
     run_dir.mkdir(parents=True, exist_ok=True)
     if world.is_first:
         remove_unfinished(run_dir)
-    first_step, state = world.from_first(newest_step(run_dir)), {}
+    first_step, state, changes = world.from_first(newest_step(run_dir)), {}, []
     if first_step:
         state = restore(checkpoint_path(run_dir, first_step), run.objective, run.optimizer, run.guard, world)
+        before = config_before(run_dir, state)
         check_same_corpus(config, corpus, state["corpus"])
-        check_same_draws(config, sampler_at, order, first_step, state.get("draws"))
+        check_same_draws(config, before, corpus, first_step, state.get("draws"))
+        steps_before = state.get("steps") or (count_steps(before, sampler.num_spans) if before else steps)
+        changes = check_changes(config, before, first_step, steps, steps_before)
+        if world.is_first:
+            tell_changes(before, changes, first_step)
     if world.is_first:
         (run_dir / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
-    record_start(config, world, first_step)
+    record_start(config, world, first_step, {change.key: (change.before, change.now) for change in changes})
 
     micro_batch, parts = config.optim.clips_at_once, config.optim.parts
     micro_steps = range(first_step * parts, steps * parts)
@@ -161,12 +166,13 @@ def train(
     shares = (order.share(batch, world.rank, world.size) for batch in batches)
     numbers = run.masks.ahead(config.run.seed, shares, world.device)
     if progress:
+        print("".join(f"{note}\n" for note in selection_notes(config, corpus)), end="", file=sys.stderr)
         print(describe(config, run.objective, corpus, sampler, steps, first_step, world.device), file=sys.stderr)
     done, is_stopping, read_back = first_step, False, ReadBack(world.device)
     with (
         build_loader(config, corpus, sampler, numbers, world.device, report=progress, world=world) as loader,
         open_log(config, first_step, world) as log,
-        QuarantineLog(run_dir, loader.total.failures, world.rank) as quarantine,
+        QuarantineLog(run_dir, loader.total.failures, world.rank, tell=progress) as quarantine,
         SkipLog(
             run_dir, corpus, sampler_at, order, config.optim.skip_budget, world.is_first, first_step, state
         ) as skips,
@@ -213,7 +219,8 @@ def train(
                 with stage("save"):
                     tensors = run_tensors(run.objective, run.optimizer, run.guard)
                     draws = draws_fingerprints(config, sampler_at, order, done * config.optim.batch)
-                    state = {"step": done, "corpus": corpus.fingerprint, "draws": draws, **skips.state()}
+                    made_of = {"corpus": corpus.fingerprint, "draws": draws, "config": config.to_yaml(), "steps": steps}
+                    state = {"step": done, **made_of, **skips.state()}
                     saver.save(tensors, state)
         saver.wait()
     return PretrainResult(run_dir, checkpoint_path(run_dir, done), steps, first_step, done < steps)

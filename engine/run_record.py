@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,20 @@ PACKAGES = (
 ENVIRONMENT = ("NCCL_", "TORCH_", "OMP_", "CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TROCAR_")
 
 
-def record_start(config: Config, world: World, first_step: int) -> None:
-    """Appends this start to the run's record; on the first rank only."""
+def read_starts(run_dir: Path) -> list[dict[str, Any]]:
+    """The starts of a run, oldest first; none where there is no record."""
+    path = run_dir / FILE_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def record_start(
+    config: Config, world: World, first_step: int, changes: Mapping[str, tuple[Any, Any]] | None = None
+) -> None:
+    """Appends this start to the run's record; on the first rank only. changes: settings by name, as they were and as they are."""
     if not world.is_first:
         return
     path = Path(config.run.dir) / FILE_NAME
-    starts: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    starts = read_starts(path.parent)
     starts.append(
         {
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -52,6 +61,7 @@ def record_start(config: Config, world: World, first_step: int) -> None:
             "machine": _machine(world),
             "environment": {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT)},
             "config": config.to_yaml(),
+            "changes": dict(changes or {}),
         }
     )
     unfinished = path.with_suffix(".tmp")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..loaders.corpus import Corpus
 from ..ssl.mae import MaskedAutoencoder
 from ..ssl.masks import Masks
 from .build import build_model, build_sampler
+from .changes import Change, marks
 from .checkpoint import CheckpointError, checkpoints, load_checkpoint
 from .config import Config, ConfigError
 from .config_file import CONFIG_FILE, load_config
@@ -107,6 +109,10 @@ def view_curve(run_dir: Path, out: Path | None = None) -> Path:
     if validated := [row for row in rows if "validation_loss" in row]:
         held_out = [row["validation_loss"] for row in validated]
         loss.plot([row["step"] for row in validated], held_out, "o-", color="C3", markersize=3, label="held-out videos")
+    for step, changes in marks(run_dir):
+        loss.axvline(step + 0.5, color="0.3", linestyle="--", linewidth=0.8)
+        speed.axvline(step + 0.5, color="0.3", linestyle="--", linewidth=0.8)
+        loss.plot([], [], "--", color="0.3", linewidth=0.8, label=shorten(step, changes))
     loss.set_yscale("log")
     loss.set_ylabel("loss")
     loss.set_title(run_dir.name)
@@ -116,6 +122,13 @@ def view_curve(run_dir: Path, out: Path | None = None) -> Path:
     speed.set_xlabel("step")
     figure.savefig(out, dpi=120)
     return out
+
+
+def shorten(step: int, changes: Sequence[Change]) -> str:
+    """A line of the legend: behind which step what was changed, at most three settings, each cut to a few words."""
+    texts = [textwrap.shorten(f"{change.key} {change.before} -> {change.now}", 60) for change in changes[:3]]
+    more = [f"{len(changes) - 3} more (run.json)"] if len(changes) > 3 else []
+    return "\n".join([f"from step {step + 1:,} on:", *texts, *more])
 
 
 def _smooth(values: Sequence[float], window: int = 20) -> NDArray[np.float64]:

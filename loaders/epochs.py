@@ -8,16 +8,19 @@ Shapes: B clips of one rank's batch, R ranks.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from itertools import tee
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
 
 from .batch import ClipBatch, LoaderCount
 from .choose import LoaderChoice
 from .loader import BaseClipLoader
 from .order import ClipOrder
+from .threads import LoaderError
 
 
 class EpochLoader:
@@ -29,7 +32,7 @@ class EpochLoader:
     first_number: where the first iteration starts. choice: which loader `open_loader` opens, and why, for those who ask.
 
     number: the integer to resume from: the first clip number behind the latest batch. total: the cost of all batches so far.
-    Raises ValueError where an epoch holds no batch.
+    Raises ValueError where an epoch holds no batch, LoaderError where it is iterated in a worker of a DataLoader.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class EpochLoader:
         self.number = self._start = first_number
         self.choice = choice
         self.total = LoaderCount()
+        self._process = os.getpid()
 
     def __len__(self) -> int:
         """The batches of one whole iteration. Raises TypeError where it is endless."""
@@ -78,6 +82,7 @@ class EpochLoader:
         return self.epochs * (full + (len(last) > 0 and not self.drop_last))
 
     def __iter__(self) -> Iterator[ClipBatch]:
+        self._check_process()
         epoch = self._start // self.clips_per_epoch
         stop_epoch = None if self.epochs is None else (epoch // self.epochs + 1) * self.epochs
         plan, ends = tee(self._batches(self._start, stop_epoch))
@@ -91,6 +96,18 @@ class EpochLoader:
                 self.total.add(batch.count)
                 if len(batch.frames):  # not where no clip of it could be read
                     yield batch
+
+    def _check_process(self) -> None:
+        """Raises LoaderError in a DataLoader's worker: every worker has a copy, which would load all clips once more, and neither
+        its place nor its epoch finds the way back. One that was made in the worker, for its share, is no such copy."""
+        worker = get_worker_info()
+        if worker is None or (self._process == os.getpid() and self.ranks >= worker.num_workers):
+            return
+        raise LoaderError(
+            f"a clip loader is iterated in worker {worker.id} of a DataLoader with num_workers={worker.num_workers}: each of them "
+            "would load every clip, and none could be resumed; set num_workers=0 (the loader has threads of its own), or "
+            "make it inside the worker with rank=worker.id, ranks=worker.num_workers"
+        )
 
     def _batches(self, start: int, stop_epoch: int | None) -> Iterator[tuple[NDArray[np.int64], int]]:
         """(this rank's clip numbers, the number to resume from behind them), batch by batch from clip `start` on."""

@@ -2,8 +2,8 @@
 
 The list of files is sorted by path and streamed: probers (`probe_video`, in a process pool) work a bounded distance ahead, and
 their results are written in order, so that memory stays flat and the tables are the same for any number of workers. An
-existing index is walked in step with the list; the rows of unchanged files are copied. A file that cannot be used, even
-one that kills its prober, becomes a row of the quarantine with the reason.
+existing index is walked in step with the list; the rows of unchanged files are copied, and what the sources do not name stays
+(`earlier.py`). A file that cannot be used, even one that kills its prober, becomes a row of the quarantine with the reason.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from dataclasses import replace as with_changes
 from pathlib import Path
 from typing import Any
 
+from .copies import copies_lines, identical_videos
 from .corpus import GOPS_NAME, QUARANTINE_NAME, VIDEOS_NAME, Corpus, CorpusError
 from .corpus_writer import CorpusWriter
+from .earlier import plan_index
+from .left_out import LeftOut
 from .probers import ProbeResult, Probers, Probing
 from .progress import FileProgress
 from .sources import SourceFile, list_videos
@@ -26,11 +30,17 @@ from .storage import stored_version
 from .video import GopTable, VideoFacts
 
 FILES_PER_WORKER = 8
+NAMED = 50  # videos on the console
 
 
 @dataclass(frozen=True)
 class IndexSummary:
-    """What an index holds and what it took; `reused` of the `videos` were copied from the index before."""
+    """What an index holds and what it took; `reused` of the `videos` were copied from the index before.
+
+    kept: how many are not among the sources, but were there before. unreachable: those of them that cannot be found now. left:
+    videos that were there before and are no more. left_out: files beside videos. copies: groups of videos that are one file. note:
+    what else is to be known.
+    """
 
     videos: int
     frames: int
@@ -41,6 +51,12 @@ class IndexSummary:
     videos_path: Path
     gops_path: Path
     quarantine_path: Path
+    kept: int = 0
+    unreachable: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    left_out: LeftOut = field(default_factory=LeftOut)
+    copies: tuple[tuple[str, ...], ...] = ()
+    note: str = ""
 
     def lines(self) -> list[str]:
         """The summary in a few lines of plain text."""
@@ -51,7 +67,17 @@ class IndexSummary:
         ]
         if self.quarantined:
             lines.append(f"{self.quarantined:,} files cannot be used; the reasons are in {self.quarantine_path}")
-        return lines
+        if self.kept:
+            lines.append(
+                f"{self.kept:,} of the videos are not among these sources and stay from before (--replace leaves them out)"
+            )
+        if self.unreachable:
+            lines.append(f"{len(self.unreachable):,} of those cannot be found now: {_named(self.unreachable)}")
+        if self.left:
+            lines.append(f"{len(self.left):,} videos left the index: {_named(self.left)}")
+        if self.note:
+            lines.append(self.note)
+        return [*lines, *self.left_out.lines(), *copies_lines([*self.copies])]
 
 
 def index_corpus(
@@ -62,6 +88,7 @@ def index_corpus(
     content_box: bool = True,
     checksum: bool = False,
     verify: bool | None = None,
+    replace: bool = False,
     progress: bool = True,
 ) -> IndexSummary:
     """Indexes the videos of `sources` into the folder `out`.
@@ -71,13 +98,15 @@ def index_corpus(
             suffix, glob patterns (`**` reaches into subfolders), and CSV files with a column `path` (relative ones from
             the CSV's folder) and, optional, source, domain, procedure, subject, centre, origin (web, clinical or
             institutional) and licence; each a local path or a URL that fsspec knows.
-        out: made if missing; an index in it is brought up to date: files of the same size and modification time are not
-            probed again unless they lack a checksum, content box or comparison asked for.
+        out: made if missing; an index in it is added to and brought up to date: files of the same size and modification time are
+            not probed again unless they lack a checksum, content box or comparison asked for. Videos that the sources do not
+            name stay; those that are gone from the sources' folders, or from their own, leave.
         workers: probing processes; 1 probes in this process; None takes as many as there are cores, if the files are many.
         content_box: look for the picture inside the black border, which decodes up to 8 keyframes a video.
         checksum: take a CRC-32 of every GOP.
         verify: compare random pictures with plain decoding, and quarantine a video where they differ: all over every video; None:
             near the beginning of those whose codec and container the tests do not compare; False: never.
+        replace: leave out what the sources do not name.
         progress: tell the progress on stderr.
 
     Raises:
@@ -86,16 +115,21 @@ def index_corpus(
     started = time.monotonic()
     if workers is not None and workers < 1:
         raise CorpusError(f"workers={workers}: at least 1 is needed")
-    entries = list_videos(sources)
+    left_out = LeftOut()
+    entries = list_videos(sources, left_out)
     out = Path(out)
+    plan = plan_index(entries, sources, out, replace=replace)
+    left = [*plan.left]
     out.mkdir(parents=True, exist_ok=True)
     videos = frames = reused = quarantined = 0
     seconds = 0.0
     first_reasons: list[str] = []
-    with CorpusWriter(out, checksum) as writer, FileProgress(len(entries), progress, "indexing") as report:
-        for entry, result, is_reused in _results(entries, out, workers, content_box, checksum, verify):
+    with CorpusWriter(out, checksum) as writer, FileProgress(len(plan.entries), progress, "indexing") as report:
+        old = _OldIndex(out, plan.kept, content_box, checksum, bool(verify))
+        for entry, result, is_reused in _results(plan.entries, old, workers, content_box, checksum, verify):
             if isinstance(result, str):
                 quarantined += 1
+                left += [entry.path] if entry.path in plan.before else []
                 writer.quarantine(entry.path, result)
                 if len(first_reasons) < 3:
                     first_reasons.append(result)
@@ -111,18 +145,42 @@ def index_corpus(
     if not videos:
         reasons = "\n  ".join(first_reasons)
         raise CorpusError(
-            f"{out}: none of {len(entries)} files can be used, so there is no index; the reasons are in "
+            f"{out}: none of {len(plan.entries)} files can be used, so there is no index; the reasons are in "
             f"{out / QUARANTINE_NAME}, first of them:\n  {reasons}"
         )
     paths = (out / VIDEOS_NAME, out / GOPS_NAME, out / QUARANTINE_NAME)
-    return IndexSummary(videos, frames, seconds / 3600, reused, quarantined, time.monotonic() - started, *paths)
+    copies = tuple(identical_videos(Corpus.open(out)))
+    return IndexSummary(
+        videos,
+        frames,
+        seconds / 3600,
+        reused,
+        quarantined,
+        time.monotonic() - started,
+        *paths,
+        kept=len(plan.kept - {*left}),
+        unreachable=tuple(old.unreachable),
+        left=tuple(left),
+        left_out=left_out,
+        copies=copies,
+        note=plan.note,
+    )
+
+
+def _named(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - NAMED:,} more" if len(paths) > NAMED else ""
+    return f"{', '.join(paths[:NAMED])}{more}"
 
 
 def _results(
-    entries: list[SourceFile], out: Path, workers: int | None, content_box: bool, checksum: bool, verify: bool | None
+    entries: list[SourceFile],
+    old: _OldIndex,
+    workers: int | None,
+    content_box: bool,
+    checksum: bool,
+    verify: bool | None,
 ) -> Iterator[tuple[SourceFile, ProbeResult, bool]]:
     """Yields (entry, reason or facts and GOPs, whether reused) in the order of `entries`."""
-    old = _OldIndex(out, content_box, checksum, bool(verify))
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = max(1, min(cores, len(entries) // FILES_PER_WORKER))
@@ -151,10 +209,12 @@ def _settle(
 
 
 class _OldIndex:
-    """The index that stands in the folder already, walked once in path order."""
+    """The index that stands in the folder already, walked once in path order. kept: videos that stay as they are where they cannot
+    be found."""
 
-    def __init__(self, out: Path, content_box: bool, checksum: bool, verify: bool) -> None:
-        self._content_box, self._checksum, self._verify = content_box, checksum, verify
+    def __init__(self, out: Path, kept: frozenset[str], content_box: bool, checksum: bool, verify: bool) -> None:
+        self._kept, self._content_box, self._checksum, self._verify = kept, content_box, checksum, verify
+        self.unreachable: list[str] = []
         self._corpus: Corpus | None = None
         self._next: tuple[int, dict[str, Any]] | None = None
         self._rows: Iterator[tuple[int, dict[str, Any]]] = iter(())
@@ -179,11 +239,14 @@ class _OldIndex:
         try:
             version = stored_version(path)
         except OSError:
-            return None
+            if path not in self._kept:
+                return None
+            self.unreachable.append(path)
+            return row
         same = (*version, self._content_box) == (known["size_bytes"], known["mtime_ns"], known["boxed"])
         return row if same and (known["verified"] or not self._verify) else None
 
     def read(self, row: int) -> tuple[VideoFacts, GopTable]:
         assert self._corpus is not None
         gops = self._corpus.gops(row)
-        return self._corpus.video(row).facts, gops if self._checksum else replace(gops, crc32=None)
+        return self._corpus.video(row).facts, gops if self._checksum else with_changes(gops, crc32=None)

@@ -112,6 +112,7 @@ class BaseClipLoader(ABC, Generic[Block]):
         self._readers: list[SpanReader] = []
         self._threads: list[Threads] = []
         self._is_stuck = False
+        self._process = os.getpid()
 
     @abstractmethod
     def _start(self, spans: list[Span]) -> Block:
@@ -125,6 +126,11 @@ class BaseClipLoader(ABC, Generic[Block]):
         return self
 
     def __next__(self) -> ClipBatch:
+        if self._process != os.getpid():
+            raise LoaderError(
+                "a clip loader is used in another process than it was made in, as in workers of a DataLoader, each of which "
+                "would load every clip, without the threads that decode; make it there, or set num_workers=0"
+            )
         try:
             while len(self._ahead) <= self.prefetch and (numbers := next(self._numbers, None)) is not None:
                 self._ahead.append(self._plan(np.asarray(numbers, dtype=np.int64)))

@@ -223,7 +223,7 @@ def _index(
         path = proxy_path(out, video.id).relative_to(out)
         rows.append([path, *(getattr(video, name) for name in DESCRIPTION), video.id, video.facts.path, stride])
     _write_csv(out / PROXIES_NAME, ["path", *DESCRIPTION, "id", "original", "packed_stride"], rows)
-    index_corpus([out / PROXIES_NAME], out, workers=workers, content_box=False, progress=progress)
+    index_corpus([out / PROXIES_NAME], out, workers=workers, content_box=False, replace=True, progress=progress)
     with open(out / QUARANTINE_NAME, newline="", encoding="utf-8") as file:
         refused = [(row["path"], row["reason"]) for row in csv.DictReader(file)]
     _write_csv(out / QUARANTINE_NAME, ["path", "reason"], [*problems, *refused])

@@ -14,13 +14,16 @@ from typing import Any
 import fsspec
 
 from .corpus import DESCRIPTION, CorpusError
+from .left_out import LeftOut
+from .names import as_stored, cleaned
 from .storage import as_os_error
 from .video import is_remote
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset([
-    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m2t", ".m2ts", ".m2v", ".m4v", ".mkv",
-    ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".ts", ".vob", ".webm", ".wmv",
+    ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".h264", ".h265", ".hevc", ".ivf", ".m1v",
+    ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mod", ".mov", ".mp2v", ".mp4", ".mpe", ".mpeg", ".mpg", ".mpv",
+    ".mts", ".mxf", ".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".tod", ".trp", ".ts", ".vob", ".vro", ".webm", ".wmv", ".y4m",
 ])
 # fmt: on
 
@@ -50,21 +53,26 @@ class SourceFile:
         return any(getattr(self, name) for name in DESCRIPTION)
 
 
-def list_videos(sources: Sequence[str | os.PathLike[str]]) -> list[SourceFile]:
+def list_videos(sources: Sequence[str | os.PathLike[str]], left_out: LeftOut | None = None) -> list[SourceFile]:
     """The files that `sources` name, each once, sorted by path; what cannot even be listed has a problem noted.
 
+    left_out: is told of the files beside them in folders.
     Raises:
         CorpusError: a source does not exist or matches nothing, or a CSV has no column `path`.
     """
     entries: dict[str, SourceFile] = {}
     for source in sources:
         text = os.fspath(source)
-        found = list(_expand(text))
+        left = LeftOut() if left_out is None else left_out
+        found = list(_expand(text, left))
         if not found:
-            raise CorpusError(f"{text}: no video found there; known suffixes are {' '.join(sorted(VIDEO_SUFFIXES))}")
+            there = "".join(f"; {line}" for line in left.lines())
+            raise CorpusError(
+                f"{text}: no video found there; known suffixes are {' '.join(sorted(VIDEO_SUFFIXES))}{there}"
+            )
         for entry in found:
             # Links may lead to one file twice; a described mention says more than a bare one.
-            key = entry.path if is_remote(entry.path) else os.path.realpath(entry.path)
+            key = file_key(entry.path)
             known = entries.get(key)
             if known is None or (entry.is_described and not known.is_described):
                 entries[key] = entry
@@ -73,13 +81,31 @@ def list_videos(sources: Sequence[str | os.PathLike[str]]) -> list[SourceFile]:
     return sorted(entries.values(), key=lambda entry: os.fsencode(entry.path))
 
 
-def _expand(source: str) -> Iterator[SourceFile]:
+def file_key(path: str) -> str:
+    """The same for all ways that lead to one file."""
+    return path if is_remote(path) else os.path.realpath(path)
+
+
+def folders_among(sources: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
+    """What the paths of all files in the folders among `sources` begin with."""
+    found = []
+    for source in [os.fspath(source) for source in sources]:
+        if is_remote(source):
+            with as_os_error():
+                system, name = fsspec.url_to_fs(source)
+                found += [f"{_url(source, system, name).rstrip('/')}/"] if system.isdir(name) else []
+        elif os.path.isdir(source):
+            found.append(os.path.join(os.path.abspath(source), ""))
+    return tuple(found)
+
+
+def _expand(source: str, left_out: LeftOut) -> Iterator[SourceFile]:
     if source.lower().endswith(".csv"):
         yield from _read_csv(source)
     elif is_remote(source):
-        yield from _list_remote(source)
+        yield from _list_remote(source, left_out)
     elif os.path.isdir(source):
-        yield from _walk(source)
+        yield from _walk(source, left_out)
     elif os.path.exists(source):
         yield _entry(source)
     elif glob.has_magic(source):
@@ -88,14 +114,14 @@ def _expand(source: str) -> Iterator[SourceFile]:
             if os.path.isdir(path):
                 # A pattern with ** reaches into subfolders itself.
                 if "**" not in source:
-                    yield from _walk(path)
+                    yield from _walk(path, left_out)
             elif not any_suffix or _is_video(path):
                 yield _entry(path)
     else:
         raise CorpusError(f"{source}: no such file or folder; correct the path")
 
 
-def _list_remote(url: str) -> Iterator[SourceFile]:
+def _list_remote(url: str, left_out: LeftOut) -> Iterator[SourceFile]:
     try:
         with as_os_error():
             system, name = fsspec.url_to_fs(url)
@@ -105,12 +131,25 @@ def _list_remote(url: str) -> Iterator[SourceFile]:
             elif system.isfile(name):
                 names = [name]
             elif system.isdir(name):
-                names = [found for found in system.find(name) if _is_video(found)]
+                names = []
+                for found in system.find(name):
+                    if _is_video(found):
+                        names.append(found)
+                    elif not os.path.basename(found).startswith("."):
+                        left_out.add(found, look=False)
             else:
                 raise CorpusError(f"{url}: no such file or folder; correct the URL")
-            yield from (_entry(system.unstrip_protocol(found)) for found in names)
+            yield from (_entry(_url(url, system, found)) for found in names)
     except OSError as error:
         raise CorpusError(f"{url}: cannot be listed ({error}); correct the URL or your access to it") from error
+
+
+def _url(source: str, system: Any, name: str) -> str:
+    """Of a file that `source` led to. In tar://NAME::ARCHIVE the name is another, the archive the same, by its absolute path."""
+    head, chained, rest = source.partition("::")
+    if not chained or "://" not in head:
+        return system.unstrip_protocol(name)
+    return f"{head.partition('://')[0]}://{name}::{rest if is_remote(rest) else os.path.abspath(rest)}"
 
 
 def _entry(path: str) -> SourceFile:
@@ -127,7 +166,7 @@ def _is_video(path: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
 
-def _walk(root: str) -> Iterator[SourceFile]:
+def _walk(root: str, left_out: LeftOut) -> Iterator[SourceFile]:
     problems: list[SourceFile] = []
 
     def note(error: OSError) -> None:
@@ -142,7 +181,11 @@ def _walk(root: str) -> Iterator[SourceFile]:
             continue
         visited.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield from (_entry(os.path.join(folder, name)) for name in names if _is_video(name))
+        for name in names:
+            if _is_video(name):
+                yield _entry(os.path.join(folder, name))
+            elif not name.startswith("."):
+                left_out.add(os.path.join(folder, name))
     yield from problems
 
 
@@ -165,11 +208,11 @@ def _read_csv(path: str) -> Iterator[SourceFile]:
                 )
             _check_columns(path, reader.fieldnames or [])
             for row in reader:
-                if not row["path"]:
+                name = row["path"] or ""
+                if not cleaned(name):
                     raise CorpusError(f"{path}, line {reader.line_num}: `path` is empty; fill it in or delete the line")
-                name = row["path"] if is_remote(row["path"]) else os.path.join(folder, row["path"])
-                entry = _entry(name)
-                described = {column: (row.get(column) or "").strip() for column in DESCRIPTION}
+                entry = _entry(cleaned(name) if is_remote(name) else as_stored(name, folder))
+                described = {column: cleaned(row.get(column) or "") for column in DESCRIPTION}
                 if described["origin"] not in ("", *ORIGINS):
                     raise CorpusError(
                         f"{path}, line {reader.line_num}: origin is {described['origin']!r}; give one of {', '.join(ORIGINS)}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import fsspec
 
-from .video import VideoError, VideoFacts, is_remote
+from .video import VideoError, VideoFacts, is_remote, open_url
 
 # By falling trust; what a listing says and what the object itself says have to agree, hence not all that is known.
 VERSION_KEYS = (
@@ -47,8 +47,7 @@ def open_remote(path: str) -> Any:
     """A remote file that keeps the blocks read last, to be read from several places in turns. Raises OSError."""
     options: dict[str, Any] = {"cache_type": "blockcache", "cache_options": {"maxblocks": REMOTE_BLOCKS}}
     with as_os_error():
-        system, name = fsspec.url_to_fs(path)
-        return system.open(name, "rb", block_size=REMOTE_BLOCK_BYTES, **options)
+        return open_url(path, block_size=REMOTE_BLOCK_BYTES, **options)
 
 
 @contextmanager

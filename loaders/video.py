@@ -31,6 +31,15 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def open_url(url: str, **options: Any) -> Any:
+    """The file at a URL, for reading; raises what its store raises."""
+    system, name = fsspec.url_to_fs(url)
+    file = system.open(name, "rb", **options)
+    # An archive closes its files when it is forgotten, and nothing else remembers it.
+    file.kept_system = system
+    return file
+
+
 def open_video(path: str, file: Any = None) -> InputContainer:
     """Opens the file at an absolute path or a URL that fsspec knows; raises FFmpegError or OSError.
 
@@ -39,8 +48,7 @@ def open_video(path: str, file: Any = None) -> InputContainer:
     """
     if file is not None or is_remote(path):
         if file is None:
-            system, name = fsspec.url_to_fs(path)
-            file = system.open(name, "rb")
+            file = open_url(path)
         # The list keeps playlists from reaching beyond the file.
         options = {"fflags": "+genpts", "protocol_whitelist": ""}
         container = av.open(file, "r", container_options=options, **LENIENT_METADATA)

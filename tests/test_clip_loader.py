@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,18 @@ import torch
 
 from trocar.loaders.augment import CropRecipe
 from trocar.loaders.batch import ClipBatch
+from trocar.loaders.clip_list import ClipList
 from trocar.loaders.clip_loader import clip_loader
 from trocar.loaders.corpus import Corpus
+from trocar.loaders.cpu import ClipLoader
 from trocar.loaders.epochs import EpochLoader
 from trocar.loaders.index import index_corpus
 from trocar.loaders.order import ClipOrder
 from trocar.loaders.pack import pack_corpus
 from trocar.loaders.pack_settings import PackSettings
+from trocar.loaders.threads import LoaderError
 from trocar.loaders.video import VideoError
+from trocar.loaders.video_files import VideoFiles
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -300,3 +305,42 @@ def test_a_corpus_is_its_own_order_and_videos(corpus):
     for options in ({"videos": corpus}, {"shuffle": False}):
         with pytest.raises(ValueError, match="videos and shuffle=False go with a list"):
             load(corpus, **options)
+
+
+class Batches(torch.utils.data.IterableDataset):
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+
+    def __iter__(self) -> Iterator[Any]:
+        return (batch.labels for batch in self.make())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_of_a_dataloader_are_refused_or_have_shares(rows, workers):
+    """Each of them would load every clip."""
+    options = {"num_workers": workers, "batch_size": None, "multiprocessing_context": "fork"}
+    whole = load(rows)
+    with pytest.raises(
+        LoaderError, match=rf"num_workers={workers}: each of them would load every clip.*set num_workers=0"
+    ):
+        list(torch.utils.data.DataLoader(Batches(lambda: whole), **options))
+    assert labels(whole), "in the process itself it goes on"
+
+    def share() -> Any:
+        worker = torch.utils.data.get_worker_info()
+        assert worker is not None
+        return load(rows, training=False, rank=worker.id, ranks=worker.num_workers, threads=1)
+
+    shared = [label for batch in torch.utils.data.DataLoader(Batches(share), **options) for label in batch]
+    assert sorted(shared) == sorted(labels(load(rows, training=False)))
+
+
+def test_a_loader_of_one_process_is_none_of_another(rows):
+    files = VideoFiles()
+    source = ClipList(rows, files, num_frames=4, stride=2)
+    with ClipLoader(files, source, CropRecipe(), [np.arange(2)] * 2, resolution=32, threads=1) as loader:
+        next(loader)
+        context = {"num_workers": 2, "batch_size": None, "multiprocessing_context": "fork"}
+        with pytest.raises(LoaderError, match="used in another process than it was made in"):
+            list(torch.utils.data.DataLoader(Batches(lambda: loader), **context))
+        next(loader)

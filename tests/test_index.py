@@ -131,7 +131,8 @@ def test_broken_files_become_quarantine_rows(videos, tmp_path):
     (videos / "notes.txt").write_text("no video, and nobody says so")
     summary = build(videos, out=tmp_path / "out")
     assert (summary.videos, summary.quarantined) == (3, 2)
-    assert "2 files cannot be used" in summary.lines()[-1]
+    assert "2 files cannot be used" in summary.lines()[2]
+    assert summary.lines()[3:] == ["1 files left out for their suffix: 1 .txt"]
     reasons = quarantine(tmp_path / "out")
     assert list(reasons) == [str(videos / "empty.mp4"), str(videos / "text, with comma.mov")]
     assert "the file is empty" in reasons[str(videos / "empty.mp4")]
@@ -377,7 +378,7 @@ def cheap_probe(path, **_):
 
 def peak_bytes(count: int, folder: Path) -> int:
     entries = [SourceFile(f"/none/{number:06d}.mp4") for number in range(count)]
-    index.list_videos = lambda _: entries  # pyright: ignore[reportAttributeAccessIssue]
+    index.list_videos = lambda *_: entries  # pyright: ignore[reportAttributeAccessIssue]
     build(folder, out=folder / "out")
     tracemalloc.start()
     # Over the tables of the first time, so that reading them counts as well.

@@ -225,7 +225,9 @@ def test_refuses_what_cannot_be_resumed(corpus: Path, tmp_path: Path) -> None:
     index_corpus([tmp_path / "other.mp4"], tmp_path / "other", workers=1, progress=False)
     with pytest.raises(ConfigError, match=r"has changed since the run .* began"):
         pretrain(load_config("demo_cpu", settings(tmp_path / "other", run, "optim.steps=4")), progress=False)
-    allowed = settings(tmp_path / "other", run, "optim.steps=4", "data.allow_changed_corpus=true")
+    allowed = settings(
+        tmp_path / "other", run, "optim.steps=4", "data.allow_changed_corpus=true", "run.allow_changes=true"
+    )
     assert pretrain(load_config("demo_cpu", allowed), progress=False).resumed_from == 2
 
     (checkpoints(run)[-1] / "rank_00000.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
@@ -236,11 +238,13 @@ def test_refuses_what_cannot_be_resumed(corpus: Path, tmp_path: Path) -> None:
 def test_refuses_to_go_on_with_other_draws(corpus: Path, tmp_path: Path) -> None:
     """The same corpus, drawn otherwise: refused, but where the change begins with a draw that is still to come."""
     run, held = tmp_path / "run", ["data.epoch_draws=4", "data.exclude=['2.mp4']"]
+    # Of a constant rate, further steps change nothing.
+    held += ["optim.schedule=constant", "optim.warmup=0"]
     pretrain(load_config("demo_cpu", settings(corpus, run, *held, "optim.steps=2")), progress=False)
     for changed in (
-        ["data.epoch_draws=4"],
-        ["data.epoch_draws=4", "data.exclude=['1.mp4']"],
-        ["data.epoch_draws=8", held[1]],
+        [held[0], *held[2:]],
+        [*held, "data.exclude=['1.mp4']"],
+        [*held, "data.epoch_draws=8"],
         [*held, "run.seed=1"],
         [*held, "validation.videos=['1.mp4']"],
         [*held, "data.phases=[{first_draw: 4, exclude: []}]"],
@@ -254,7 +258,7 @@ def test_refuses_to_go_on_with_other_draws(corpus: Path, tmp_path: Path) -> None
         pretrain(load_config("demo_cpu", settings(corpus, run, *later, "optim.steps=4")), progress=False).resumed_from
         == 2
     )
-    other = ["data.epoch_draws=4", "data.allow_changed_corpus=true", "optim.steps=6"]
+    other = [held[0], *held[2:], "data.allow_changed_corpus=true", "optim.steps=6"]
     assert pretrain(load_config("demo_cpu", settings(corpus, run, *other)), progress=False).resumed_from == 4
 
 
