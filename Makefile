@@ -1,6 +1,7 @@
 # make demo    from nothing to a pretrained encoder and its pictures, on a CPU       (VIDEOS=DIR for your own videos)
 # make gpu     tests and speeds on an NVIDIA GPU, without a network, resumable     (STAGE=kernels: one stage; VIDEOS=DIR: your videos)
 # make test    lint, types and all tests                                             (PYTHON=python3.12 picks the interpreter)
+# make compat  does it run on Python 3.10 to 3.13, on the newest and the oldest packages? A table; needs a network and some hours
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -9,10 +10,10 @@ VIDEOS ?=
 STAGE ?=
 ARGS ?=
 
-.PHONY: help demo test test-slow gpu lint typing setup setup-dev clean
+.PHONY: help demo test test-slow gpu compat lint typing setup setup-dev clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# make /make /p' Makefile
 
 demo: setup
 	$(BIN)/trocar demo $(if $(VIDEOS),--videos '$(VIDEOS)') $(ARGS)
@@ -23,6 +24,9 @@ test: lint typing
 
 test-slow: setup-dev
 	$(BIN)/pytest -m slow -s $(ARGS)
+
+compat:
+	$(PYTHON) compat.py $(ARGS)
 
 # On a machine with an NVIDIA GPU, which needs no network: STAGE=tests, kernels, loading, training, compiled or cluster; all of them where unset.
 gpu:
