@@ -58,8 +58,9 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """name: a data set of trocar, or a path of a card or table. root: its folder, relative to that of the data. split, split_seed, csv, table, pieces, unlabelled: as of `open_task`. paper: scores that the paper reports, in percent, by
-    column; paper_majority: the share of the largest class of its test split."""
+    """name: a data set of trocar, or a path of a card or table. root: its folder, relative to that of the data. split, split_seed,
+    csv, table, pieces, unlabelled: as of `open_task`. paper: scores that the paper reports, in percent, by column; paper_majority:
+    the share of the largest class of its test split."""
 
     name: str
     root: str
