@@ -67,6 +67,7 @@ def our_arm(name: str, run: Run, corpus: Corpus, requests: Sequence[Request], st
     options: dict[str, Any] = {
         "resolution": data.resolution,
         "content_box": data.content_box,
+        "square_pixels": data.square_pixels,
         "threads": data.threads,
         "prefetch": data.prefetch,
         "background": device.type == "cpu",

@@ -32,7 +32,9 @@ Pictures = NDArray[np.uint8]
 def pictures(video: VideoFacts, gops: GopTable, stride: int) -> Pictures:
     """All frames at the stride, their whole content resized to (F, R, R, 3) as for training."""
     content = Box(video.box_left, video.box_top, video.box_width, video.box_height)
-    resizer = Resizer(Crop(content, False), video.rotation, RESOLUTION)
+    crop = Crop(content, False)
+    crop = crop.unmirrored(video.upright_size[0]) if video.mirrored else crop
+    resizer = Resizer(crop, video.rotation, RESOLUTION)
     frames = read_frames(video, gops, np.arange(0, video.frames, stride), DecodeCount())
     return np.stack([resizer(frame) for _, _, frame in frames])
 

@@ -56,9 +56,7 @@ class CorpusSize:
     def of(corpus: Corpus, config: Config) -> CorpusSize:
         """What a corpus of originals holds."""
         data = config.data
-        sampler = Sampler(
-            corpus.frames, num_frames=data.frames, stride=data.stride, sample_fps=data.sample_fps, video_fps=corpus.fps
-        )
+        sampler = Sampler.of(corpus, num_frames=data.frames, stride=data.stride, sample_fps=data.sample_fps)
         frames = int(corpus.frames.sum())
         size = sum(values["size_bytes"] for values in corpus.scan("size_bytes"))
         return CorpusSize(len(corpus), frames, sampler.num_spans, Rate(size / frames, f"files of {corpus.path}"))

@@ -152,7 +152,7 @@ def build_sampler(config: Config, corpus: Corpus) -> Sampler:
     """
     _check_proxies(config, corpus)
     make = _sampler_of(config, corpus)
-    plan = plan_draws(config, corpus, make().span_frames)
+    plan = plan_draws(config, corpus, make())
     return make(seed=config.run.seed, order=None if plan is None else plan.order)
 
 
@@ -161,19 +161,12 @@ def build_held_out_sampler(config: Config, corpus: Corpus) -> Sampler:
     held = held_out(config, corpus)
     assert held is not None
     make, seed = _sampler_of(config, corpus), config.validation.seed
-    return make(seed=seed, order=uniform_order(corpus, make().span_frames, held, seed))
+    return make(seed=seed, order=uniform_order(make(), held, seed))
 
 
 def _sampler_of(config: Config, corpus: Corpus) -> Callable[..., Sampler]:
     data = config.data
-    return partial(
-        Sampler,
-        corpus.frames,
-        num_frames=data.frames,
-        stride=None if data.stride is None else data.stride // corpus.packed_stride,
-        sample_fps=data.sample_fps,
-        video_fps=corpus.fps,
-    )
+    return partial(Sampler.of, corpus, num_frames=data.frames, stride=data.stride, sample_fps=data.sample_fps)
 
 
 def held_out(config: Config, corpus: Corpus) -> NDArray[np.bool_] | None:
@@ -203,8 +196,8 @@ def _hold_out(config: Config, corpus: Corpus) -> Selection | None:
         raise ConfigError(str(error)) from error
 
 
-def plan_draws(config: Config, corpus: Corpus, span_frames: NDArray[np.int64]) -> PlannedOrder | None:
-    """The order of a run that draws otherwise than from all spans alike. span_frames: (V,) frames of a span of each video."""
+def plan_draws(config: Config, corpus: Corpus, grid: Sampler) -> PlannedOrder | None:
+    """The order of a run that draws otherwise than from all spans alike. grid: a sampler without an order."""
     data = config.data
     names = [item.name for item in fields(DrawSettings)]
     settings = [DrawSettings(**{name: getattr(data, name) for name in names if name != "first_draw"})]
@@ -215,7 +208,7 @@ def plan_draws(config: Config, corpus: Corpus, span_frames: NDArray[np.int64]) -
         changed = {name: getattr(phase, name) for name in names if getattr(phase, name) is not None}
         settings.append(replace(settings[-1], **changed))
     try:
-        return plan_order(corpus, settings, span_frames, config.run.seed, held)
+        return plan_order(corpus, settings, grid, config.run.seed, held)
     except ValueError as error:
         raise ConfigError(f"data: {error}") from error
 

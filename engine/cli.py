@@ -87,6 +87,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="compare random pictures of every video with plain decoding, and refuse videos where they differ "
         "(default: near the beginning of rare kinds of video alone)",
     )
+    index.add_argument(
+        "--track", type=int, metavar="N", help="video track of every file, from 0 (default: the largest pictures)"
+    )
     index.add_argument("--replace", action="store_true", help="leave out what these sources do not name (default: add)")
     index.set_defaults(run=run_index)
 
@@ -329,6 +332,7 @@ def run_index(options: argparse.Namespace) -> int:
         checksum=options.checksum,
         verify=options.verify,
         replace=options.replace,
+        track=options.track,
     )
     print("\n".join(summary.lines()))
     return 0

@@ -113,7 +113,8 @@ class DataConfig:
     corpus: folder that `trocar index` wrote. frames: T. stride: decoded frames from one clip frame to the next; sample_fps:
     clip frames a second instead, for corpora of mixed frame rates. resolution: side of the clip in pixels. crop_scale: least and
     largest share of the picture's area, crop_ratio: least and largest width / height. flip: probability of mirroring.
-    content_box: crop inside the black border. loader: "auto" measures what decodes each kind of video faster where there is a
+    content_box: crop inside the black border. square_pixels: crop the picture as players show it, where its pixels are not square.
+    loader: "auto" measures what decodes each kind of video faster where there is a
     GPU. decoders: how many spans DALI decodes at the same time. views_per_span: clips that are made of every span that is
     decoded, each with its own offset, crop and mask. pool_spans: decoded spans of which clips wait on the device, over all
     ranks, a multiple of lanes; where 0, the clips of a span stand in one batch. lanes: independent parts of the pool; the number
@@ -139,6 +140,7 @@ class DataConfig:
     flip: float = 0.5
     resize: Resize = "fast"
     content_box: bool = True
+    square_pixels: bool = True
     loader: Literal["auto", "cpu", "dali"] = "auto"
     decoders: int = 16
     views_per_span: int = 1

@@ -44,7 +44,7 @@ def plan(config: str, overrides: Sequence[str] = ()) -> Planned:
     loaded = load_config(config, overrides)
     corpus = Corpus.open(loaded.data.corpus)
     sampler = build_sampler(loaded, corpus)
-    planned = plan_draws(loaded, corpus, sampler.span_frames)
+    planned = plan_draws(loaded, corpus, sampler)
     return Planned(loaded, corpus, sampler, [] if planned is None else planned.notes)
 
 
@@ -59,7 +59,7 @@ def draw_numbers(planned: Planned, first: int, count: int | None) -> NDArray[np.
 def shares_table(planned: Planned, draws: NDArray[np.int64]) -> str:
     """Markdown: each source, domain and procedure in the corpus and among the draws, and how many leaves, in effect."""
     videos, _, _ = planned.sampler.frames(draws)
-    spans = np.maximum(planned.corpus.frames // planned.sampler.span_frames, 1)
+    spans = np.bincount(planned.sampler.grid()[0], minlength=len(planned.corpus))
     cells = []
     for column in ("source", "domain", "procedure"):
         names = np.array([row[column] for row in planned.corpus.scan(column)])
@@ -115,15 +115,18 @@ def contact_sheet(pictures: NDArray[np.uint8], labels: Sequence[str], out: Path,
 
 def export_draws(planned: Planned, first: int, count: int | None, out: Path) -> list[str]:
     """Writes the draws as rows (draw, path, video, first_frame, last_frame, start_seconds, end_seconds, source, domain, procedure,
-    leaf) to a .csv or .parquet file. Frames are the file's own, seconds from its first frame at its mean rate; leaf is -1 where
-    there is no tree. Raises ConfigError on another suffix."""
+    leaf) to a .csv or .parquet file. Frames are the file's own, seconds a player's, of when the first and the last frame begin;
+    leaf is -1 where there is no tree. Raises ConfigError on another suffix."""
     if out.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"{out}: give a file that ends in .csv or .parquet")
     draws = draw_numbers(planned, first, count)
     videos, frames, _ = planned.sampler.frames(draws)
     rows = list(planned.corpus.scan("path", "id", "source", "domain", "procedure"))
     order = planned.sampler.order
-    seconds = frames[:, [0, -1]] / planned.corpus.fps[videos, None]
+    seconds = np.empty((len(draws), 2))
+    for video in np.unique(videos).tolist():
+        ends = frames[videos == video][:, [0, -1]]
+        seconds[videos == video] = planned.corpus.timeline(video).begins(ends)
     columns = {
         "draw": draws,
         "path": [rows[video]["path"] for video in videos.tolist()],

@@ -77,6 +77,7 @@ def _open(
         "resolution": data.resolution,
         "resize": data.resize,
         "content_box": data.content_box,
+        "square_pixels": data.square_pixels,
         "threads": data.threads,
         "prefetch": data.prefetch,
         "failure_budget": data.failure_budget,

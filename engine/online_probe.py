@@ -200,6 +200,7 @@ class OnlineProbe:
         data = self.config.data
         times = {"num_frames": data.frames, "stride": data.stride, "sample_fps": data.sample_fps}
         options = {"resolution": data.resolution, "content_box": data.content_box, "resize": data.resize}
+        options["square_pixels"] = data.square_pixels
         loader = clip_loader(
             self._rows,
             batch=8,

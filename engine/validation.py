@@ -103,6 +103,7 @@ class Validation:
             resolution=data.resolution,
             resize=data.resize,
             content_box=data.content_box,
+            square_pixels=data.square_pixels,
             threads=THREADS,
             failure_budget=data.failure_budget,
             clip_timeout=data.clip_timeout,

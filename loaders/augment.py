@@ -32,6 +32,11 @@ class Crop:
     box: Box
     flip: bool
 
+    def unmirrored(self, width: int) -> Crop:
+        """The same crop of the same picture, `width` pixels wide, as it was before it was mirrored left to right."""
+        box = self.box
+        return Crop(Box(width - box.left - box.width, box.top, box.width, box.height), not self.flip)
+
 
 @dataclass(frozen=True)
 class CropRecipe:
@@ -76,6 +81,25 @@ class CropRecipe:
         left = content.left + even(numbers[1] * (content.width - width))
         top = content.top + even(numbers[2] * (content.height - height))
         return Crop(Box(left, top, width, height), flip)
+
+
+def with_square_pixels(box: Box, pixel_aspect: float) -> Box:
+    """A rectangle of a picture whose pixels are `pixel_aspect` times as wide as high, in the square pixels a player shows it with:
+    stretched, never shrunk."""
+    across, down = max(pixel_aspect, 1.0), max(1 / pixel_aspect, 1.0)
+    return Box(round(box.left * across), round(box.top * down), int(box.width * across), int(box.height * down))
+
+
+def with_stored_pixels(box: Box, content: Box, pixel_aspect: float) -> Box:
+    """The rectangle `box` of the square pixels of `with_square_pixels(content, pixel_aspect)` in the pixels of `content`."""
+    across, down = max(pixel_aspect, 1.0), max(1 / pixel_aspect, 1.0)
+    square = with_square_pixels(content, pixel_aspect)
+    return Box(
+        content.left + even((box.left - square.left) / across),
+        content.top + even((box.top - square.top) / down),
+        max(even(box.width / across), min(box.width, 2)),
+        max(even(box.height / down), min(box.height, 2)),
+    )
 
 
 def even(value: float) -> int:

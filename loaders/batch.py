@@ -28,7 +28,7 @@ class LoaderCount:
     """What a batch cost.
 
     spans: windows that were decoded for it. clips: clips in it, several of a span where spans are reused. frames_used: distinct
-    frames of the spans that clips show. repeated_frames: positions in clips that repeat a short video's last frame.
+    frames of the spans that clips show. repeated_frames: positions in clips that show the frame before them again.
     """
 
     packets_decoded: int = 0
@@ -62,7 +62,8 @@ class ClipBatch:
 
     frames: uint8 (B, T, R, R, 3) on the loader's device. numbers: (B,) int64, the clips' places in the run. draws, views: (B,)
     int64, what the sampler was asked for. videos: (B,) int64, rows of the corpus. frame_numbers: (B, T) int64, in display order.
-    pts_seconds: (B, T) float64, from the start of each video. labels: whatever came with each clip. count: what the batch cost.
+    pts_seconds: (B, T) float64, as a player shows them (`timeline.py`). labels: whatever came with each clip. count: what the
+    batch cost.
     """
 
     frames: torch.Tensor

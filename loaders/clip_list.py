@@ -19,8 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from ..kernels.philox import Stream, below, random_words
 from .clip_rows import ClipRows
 from .corpus import Corpus
-from .sampler import Clip, permute
-from .timeline import Timeline
+from .sampler import Clip, permute, repeats
+from .timeline import TOLERANCE_SECONDS, Timeline
 from .video import VideoError
 from .video_files import VideoFiles
 
@@ -29,16 +29,17 @@ class ClipList:
     """Draws clips from a list of (video, start, label) or (video, start, label, end).
 
     clips: any iterable of such rows; it is read once. A video is a path or, with a corpus, a path, an id or a row of it. start,
-    end: seconds from the video's first frame. A start alone is where the clip starts, exactly. With an end the clip lies anywhere
-    between the two; where it is longer, it starts at the start. A start of None is the video's first frame, and then an end of None
-    is its last; so is an end behind it. A clip that reaches beyond the video repeats its last frame. label: anything.
+    end: seconds as a player shows them, see `timeline.py`. A start alone is where the clip starts, exactly. With an end the clip
+    lies anywhere between the two; where it is longer, it starts at the start. A start of None is the video's first frame, and then
+    an end of None is its last; so is an end behind it. A clip that reaches beyond the video repeats its last frame. label:
+    anything.
 
     videos: a corpus, or VideoFiles that several lists share; None: the files are probed when they are first needed. In a corpus of
     proxies the originals' paths are known as well. num_frames: T. Exactly one of stride (frames from one clip frame to the next, of
     the original where a video is a proxy) and sample_fps (clip frames a second, each the frame nearest in time). segments: 0 for
     training, where a clip lies at random (keyed by seed, draw and view), else S; one lies in the middle, several reach from the
     start to the end. shuffle: items in another order in each pass. max_spares: how many other items, one after the other, stand in
-    for one that cannot be read; 0 leaves it out. content_box: for files that are probed, see VideoFiles.
+    for one that cannot be read; 0 leaves it out. content_box, track: for files that are probed, see VideoFiles.
 
     Raises ValueError, which names the item, where a row is not such a one, and where proxies hold too few frames. What only the
     file can tell, as that it is missing or ends before the start, becomes the clip's `problem`, which loaders treat as they do a
@@ -58,6 +59,7 @@ class ClipList:
         max_spares: int = 0,
         seed: int = 0,
         content_box: bool = True,
+        track: int | None = None,
     ) -> None:
         if num_frames < 1 or segments < 0 or max_spares < 0:
             raise ValueError(
@@ -74,7 +76,7 @@ class ClipList:
                 f"give either stride, at least 1, or sample_fps, above 0; got stride={stride}, sample_fps={sample_fps}"
             )
         self._by_time = stride is None
-        self.videos = VideoFiles(content_box=content_box) if videos is None else videos
+        self.videos = VideoFiles(content_box=content_box, track=track) if videos is None else videos
         self.num_frames, self.segments, self.shuffle = num_frames, segments, shuffle
         self.max_spares, self.seed = max_spares, seed
         self._list = ClipRows.read(clips, self.videos, need_ends=segments > 1)
@@ -122,7 +124,7 @@ class ClipList:
         row, label = int(self._list.videos[item]), self._list.labels[item]
         try:
             video = self.videos.video(row)
-            timeline = Timeline(video.facts, self.videos.gops(row))
+            timeline = self.videos.timeline(row)
             steps = self._steps if self._by_time else self._steps // video.packed_stride
             first, latest = self._range(timeline, item, steps)
             begin = first + self._offset(max(latest - first, 0), draw, word)
@@ -135,16 +137,21 @@ class ClipList:
     def _range(self, timeline: Timeline, item: int, steps: NDArray[Any]) -> tuple[int, int]:
         """The first and the last frame at which a clip of the item may start; the last is below the first where none fits."""
         start, end, video = self._list.starts[item], self._list.ends[item], timeline.video
-        if start >= video.duration_seconds:
+        if start >= timeline.end:
             raise VideoError(
-                f"{video.path}: a clip starts at {start:g} s, but the video ends at {video.duration_seconds:g} s; correct its start"
+                f"{video.path}: a clip starts at {start:g} s, but the video ends at {timeline.end:g} s; correct its start"
+            )
+        if end + TOLERANCE_SECONDS < video.start_seconds:
+            raise VideoError(
+                f"{video.path}: a clip ends at {end:g} s, but the picture begins at {video.start_seconds:g} s, behind the sound; "
+                "correct its end"
             )
         first = 0 if math.isnan(start) else timeline.shown(start)
         if math.isnan(end) and not math.isnan(start):
             return first, first
         last = timeline.last if math.isnan(end) else timeline.shown(end)
         if self._by_time:
-            return first, timeline.shown(timeline.seconds(last) - steps[-1])
+            return first, int(timeline.latest_start(steps[-1], np.array([last]))[0])
         return first, last - int(steps[-1])
 
     def _offset(self, room: int, draw: int, word: NDArray[np.uint32]) -> int:
@@ -155,13 +162,13 @@ class ClipList:
         return (2 * room * (draw % self.segments) + gaps) // (2 * gaps) if gaps else room // 2
 
     def _frames(self, timeline: Timeline, begin: int, steps: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
-        """(T,) the frames of a clip that starts at frame `begin`, and how many of them repeat the video's last one."""
+        """(T,) the frames of a clip that starts at frame `begin`, and how many places repeat the one before."""
+        last = np.array([timeline.last])
         if self._by_time:
-            seconds = timeline.seconds(begin) + steps
-            half_way_out = (timeline.seconds(timeline.last) + timeline.video.duration_seconds) / 2
-            return timeline.nearest(seconds), int((seconds >= half_way_out).sum())
-        frames = begin + steps
-        return np.minimum(frames, timeline.last), int((frames > timeline.last).sum())
+            frames, beyond = (rows[0] for rows in timeline.sample(np.array([begin]), steps, last))
+        else:
+            frames, beyond = np.minimum(begin + steps, last), begin + steps > last
+        return frames, int(repeats(frames, beyond))
 
 
 def check_proxies(

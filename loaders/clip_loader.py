@@ -45,6 +45,7 @@ def clip_loader(
     order: ClipOrder | None = None,
     videos: Corpus | VideoFiles | None = None,
     content_box: bool = True,
+    track: int | None = None,
     seed: int = 0,
     shuffle: bool | None = None,
     drop_last: bool | None = None,
@@ -71,7 +72,8 @@ def clip_loader(
     resume, `EpochLoader.number` of the run before. rank, ranks: torch.distributed's where None, else 0 of 1. loader: "dali", "cpu",
     or "auto": the CPU's without a GPU or DALI; else what decodes these videos faster, measured here and now, which takes seconds.
     `EpochLoader.choice` says which and why. device: where batches are; None: the current GPU if there is one.
-    content_box: cut the black border off. options: of the ClipLoader, as threads, prefetch, resize, failure_budget.
+    content_box: cut the black border off. track: of files that nobody indexed, see `VideoFiles`. options: of the ClipLoader, as
+    threads, prefetch, resize, square_pixels, failure_budget.
 
     Raises ValueError and TypeError on what cannot be, ImportError where DALI is asked for and missing.
     """
@@ -100,8 +102,7 @@ def clip_loader(
             )
         videos = clips
         check_proxies(clips, slice(None), stride=stride, sample_fps=sample_fps)
-        own_stride = None if stride is None else stride // clips.packed_stride
-        source = Sampler(clips.frames, video_fps=clips.fps, **{**timing, "stride": own_stride})
+        source = Sampler.of(clips, **timing)
         draws = source.num_spans
     else:
         if isinstance(clips, Corpus):
@@ -113,6 +114,7 @@ def clip_loader(
             shuffle=bool(shuffle),
             max_spares=MAX_SPARES if training else 0,
             content_box=content_box,
+            track=track,
             **timing,
         )
         videos, draws = source.videos, source.num_draws

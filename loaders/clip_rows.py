@@ -68,9 +68,9 @@ def _seconds(value: Any, named: str) -> float:
     try:
         seconds = float(value)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{named} is {value!r}; give seconds from the video's first frame, or None") from error
+        raise ValueError(f"{named} is {value!r}; give seconds as a player shows them, or None") from error
     if not 0 <= seconds < math.inf:
-        raise ValueError(f"{named} is {seconds:g}; give seconds from the video's first frame, at least 0, or None")
+        raise ValueError(f"{named} is {seconds:g}; give seconds as a player shows them, at least 0, or None")
     return seconds
 
 

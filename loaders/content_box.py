@@ -19,8 +19,8 @@ from .video import GopTable
 MAX_BOX_KEYFRAMES = 8
 
 
-def keyframe_lumas(container: InputContainer, stream: VideoStream, gops: GopTable) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields (luma (H, W) uint8 at half size, value of black) of evenly spaced keyframes; skips those that do not decode."""
+def keyframes(container: InputContainer, stream: VideoStream, gops: GopTable) -> Iterator[VideoFrame]:
+    """Yields evenly spaced keyframes, at most 8; skips those that do not decode."""
     rows = np.flatnonzero(gops.clean) if gops.clean.any() else np.arange(len(gops))
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_BOX_KEYFRAMES)).round().astype(int)]
     if not stream.codec_context.is_open:
@@ -36,10 +36,11 @@ def keyframe_lumas(container: InputContainer, stream: VideoStream, gops: GopTabl
             if packet is not None:
                 frame = next(iter(packet.decode() or stream.codec_context.decode(None)), None)
         if frame is not None:
-            yield _luma(frame)
+            yield frame
 
 
-def _luma(frame: VideoFrame) -> tuple[np.ndarray, int]:
+def half_size_luma(frame: VideoFrame) -> tuple[np.ndarray, int]:
+    """(luma (H, W) uint8 at half size, value of black)."""
     planar_8_bit = frame.format.name.startswith(("yuv", "nv12", "gray")) and frame.format.components[0].bits == 8
     upside_down = frame.planes[0].line_size < 0
     if not planar_8_bit or upside_down or frame.format.name in ("yuyv422", "yvyu422"):
@@ -53,13 +54,17 @@ def _luma(frame: VideoFrame) -> tuple[np.ndarray, int]:
 
 
 def find_content_box(
-    lumas: Iterable[tuple[np.ndarray, int]], rotation: int, margin: int = 16, fraction: float = 0.1
+    lumas: Iterable[tuple[np.ndarray, int]],
+    rotation: int,
+    mirrored: bool = False,
+    margin: int = 16,
+    fraction: float = 0.1,
 ) -> tuple[int, int, int, int] | None:
     """The picture inside a black border: (left, top, width, height) in the upright half-size pixels of `lumas`.
 
     Args:
         lumas: pictures (H, W) uint8, each with its value of black; the brightest value of every pixel over time counts.
-        rotation: degrees counter-clockwise that turn them upright.
+        rotation, mirrored: what sets them upright; see `VideoFacts`.
         margin: how far above black a pixel is lit.
         fraction: a row or column is part of the picture if it has this share of the lit pixels of the fullest one. It lets
             small text in the border go, and costs a disc half a percent of its radius.
@@ -74,7 +79,7 @@ def find_content_box(
             brightest = above if brightest is None else np.maximum(brightest, above)
     if brightest is None:
         return None
-    lit = np.rot90(brightest > margin, rotation // 90)
+    lit = np.rot90(brightest > margin, rotation // 90)[:, :: -1 if mirrored else 1]
     rows, columns = slice(0, lit.shape[0]), slice(0, lit.shape[1])
     for _ in range(2):
         rows = _filled_range(lit[:, columns].sum(axis=1), fraction)

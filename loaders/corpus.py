@@ -13,7 +13,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .timeline import Timeline
 from .video import GopTable, PacketTable, VideoFacts
 
 FORMAT_VERSION = "4"
@@ -38,6 +39,7 @@ _ARROW_TYPES = {
     "float": pa.float64(),
     "bool": pa.bool_(),
     "bytes": pa.binary(),
+    "tuple[int, ...]": pa.list_(pa.int32()),
 }
 FACT_FIELDS = [pa.field(field.name, _ARROW_TYPES[str(field.type)], nullable=False) for field in fields(VideoFacts)]
 VIDEO_SCHEMA = pa.schema(
@@ -47,8 +49,10 @@ VIDEO_SCHEMA = pa.schema(
         *(pa.field(name, pa.string(), nullable=False) for name in DESCRIPTION),
         pa.field("original", pa.string(), nullable=False),
         pa.field("packed_stride", pa.int32(), nullable=False),
+        pa.field("packed_start_seconds", pa.float64()),
         pa.field("boxed", pa.bool_(), nullable=False),
         pa.field("verified", pa.bool_(), nullable=False),
+        pa.field("track", pa.int32()),
         pa.field("first_gop", pa.int64(), nullable=False),
         pa.field("num_gops", pa.int64(), nullable=False),
         pa.field("first_packet", pa.int64(), nullable=False),
@@ -91,10 +95,11 @@ class Video:
     """One row of `videos.parquet`.
 
     `id` is 16 hex digits of the absolute path's hash; a proxy that `trocar pack` made has its original's, the original's path as
-    `original` and, as `packed_stride`, how many of the original's frames one of its own stands for (1 otherwise). `boxed`: the
-    content box was looked for. `verified`: pictures from all over it were compared with plain decoding. source .. licence: as a CSV
-    described it, "" where it did not. The video's GOPs are rows first_gop .. first_gop + num_gops - 1 of `gops.parquet`, and
-    `gops_digest` their hash without checksums; its packets begin at row first_packet of `packets.arrow`.
+    `original` and, as `packed_stride`, how many of the original's frames one of its own stands for (1 otherwise), as
+    `packed_start_seconds` when its first frame is shown (None otherwise). `boxed`: the content box was looked for. `verified`:
+    pictures from all over it were compared with plain decoding. `track`: the video track asked for, None: the largest. source ..
+    licence: as a CSV described it, "" where it did not. The video's GOPs are rows first_gop .. first_gop + num_gops - 1 of
+    `gops.parquet`, and `gops_digest` their hash without checksums; its packets begin at row first_packet of `packets.arrow`.
     """
 
     row: int
@@ -109,8 +114,10 @@ class Video:
     licence: str
     original: str
     packed_stride: int
+    packed_start_seconds: float | None
     boxed: bool
     verified: bool
+    track: int | None
     first_gop: int
     num_gops: int
     first_packet: int
@@ -185,7 +192,9 @@ class Corpus:
     Attributes:
         path: the folder that holds the tables.
         frames: (V,) int64, the frames of each video.
-        fps: (V,) float64, the average frames per second of each video.
+        fps: (V,) float64, the average frames per second of each video, pauses left out.
+        variable_rate: (V,) bool.
+        pauses: (N, 2) int64, (video, frame) of the frames that begin a stretch behind a pause, ascending.
         packed_stride: (V,) int32, how many frames of its original one frame of a proxy stands for; 1 for other videos.
         has_checksums: whether every GOP has a CRC-32.
     """
@@ -193,11 +202,18 @@ class Corpus:
     def __init__(self, path: Path, videos: _RowGroups, gops: _RowGroups, packets: _Packets) -> None:
         self.path = path
         self._videos, self._gops, self._packets = videos, gops, packets
-        names = ["frames", "fps_numerator", "fps_denominator", "packed_stride", "first_gop", "num_gops", "first_packet"]
-        table = videos.file.read(names, use_threads=False)
+        names = ["frames", "fps_numerator", "fps_denominator", "variable_rate", "packed_stride"]
+        names += ["first_gop", "num_gops", "first_packet"]
+        table = videos.file.read([*names, "pauses"], use_threads=False)
         columns = {name: table.column(name).to_numpy() for name in names}
         self.frames: np.ndarray = columns["frames"]
+        self.variable_rate: np.ndarray = columns["variable_rate"]
         self.fps: np.ndarray = columns["fps_numerator"] / columns["fps_denominator"]
+        pauses = table.column("pauses").combine_chunks()
+        counts = pauses.value_lengths().to_numpy()
+        self.pauses: np.ndarray = np.column_stack(
+            [np.repeat(np.arange(len(counts)), counts), pauses.flatten().to_numpy()]
+        ).astype(np.int64)
         self.packed_stride: np.ndarray = columns["packed_stride"]
         self._first_gop, self._num_gops = columns["first_gop"], columns["num_gops"]
         self._first_packet = columns["first_packet"]
@@ -238,6 +254,7 @@ class Corpus:
         self._check_row(row)
         values = self._videos.rows(row, row + 1).to_pylist()[0]
         facts = VideoFacts(**{field.name: values.pop(field.name) for field in FACT_FIELDS})
+        facts = replace(facts, pauses=tuple(facts.pauses))
         return Video(row=row, facts=facts, **values)
 
     def gops(self, row: int) -> GopTable:
@@ -258,6 +275,10 @@ class Corpus:
             packets=_VideoPackets(self._packets, int(self._first_packet[row])),
             crc32=None if crc32.null_count else crc32.to_numpy(),
         )
+
+    def timeline(self, row: int) -> Timeline:
+        """When the frames of video `row` are shown. Raises IndexError where there is no such row."""
+        return Timeline(self.video(row).facts, self.gops(row))
 
     def _check_row(self, row: int) -> None:
         if not 0 <= row < len(self):

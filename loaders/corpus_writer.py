@@ -78,7 +78,18 @@ class CorpusWriter:
     def quarantine(self, path: str, reason: str) -> None:
         self._csv.writerow([path, reason])
 
-    def add(self, facts: VideoFacts, gops: GopTable, entry: SourceFile, content_box: bool, verified: bool) -> None:
+    def add(
+        self,
+        facts: VideoFacts,
+        gops: GopTable,
+        entry: SourceFile,
+        content_box: bool,
+        verified: bool,
+        track: int | None,
+    ) -> None:
+        if entry.packed_start_seconds is not None:
+            ticks = entry.packed_start_seconds * facts.time_base_denominator / facts.time_base_numerator
+            facts = replace(facts, zero_pts=facts.start_pts - round(ticks))
         num_gops = len(gops)
         if self._buffered_gops + num_gops > GOPS_PER_ROW_GROUP:
             self._flush_gops()
@@ -94,8 +105,10 @@ class CorpusWriter:
             **{name: getattr(entry, name) for name in DESCRIPTION},
             "original": entry.original,
             "packed_stride": entry.packed_stride,
+            "packed_start_seconds": entry.packed_start_seconds,
             "boxed": content_box,
             "verified": verified,
+            "track": track,
             "first_gop": self._num_gops,
             "num_gops": num_gops,
             "first_packet": self._num_packets,

@@ -35,9 +35,10 @@ class ClipLoader(BaseClipLoader[_CpuBlock]):
     """Iterates over batches of clips, `ClipBatch`.
 
     corpus, sampler, crops: where from, which, how cut; the sampler must be of this corpus. draws: one array of clip numbers per
-    batch, in the order wanted; may be endless. order: which draw and view of it a number is; where None, number n is draw n.
-    resolution: R. resize: "fast" (swscale's bilinear, antialiased) or "exact" (DALI's antialiased bilinear). background: let
-    the decoding threads stand back where training shares the cores. For everything else see BaseClipLoader.
+    batch, in the order wanted; may be endless. content_box, square_pixels: see `Recipe`. order: which draw and view of it a number
+    is; where None, number n is draw n. resolution: R. resize: "fast" (swscale's bilinear, antialiased) or "exact" (DALI's
+    antialiased bilinear). background: let the decoding threads stand back where training shares the cores. For everything else see
+    BaseClipLoader.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class ClipLoader(BaseClipLoader[_CpuBlock]):
         resolution: int,
         resize: Resize = "fast",
         content_box: bool = True,
+        square_pixels: bool = True,
         order: ClipOrder | None = None,
         threads: int | None = None,
         prefetch: int = 2,
@@ -61,7 +63,7 @@ class ClipLoader(BaseClipLoader[_CpuBlock]):
         background: bool = False,
     ) -> None:
         super().__init__(
-            Recipe(corpus, sampler, crops, resolution, resize, content_box),
+            Recipe(corpus, sampler, crops, resolution, resize, content_box, square_pixels),
             draws,
             order=order,
             threads=threads,

@@ -62,12 +62,12 @@ class _Block:
 class ClipLoader(BaseClipLoader[_Block]):
     """Iterates over batches of clips, `ClipBatch`.
 
-    corpus, sampler, crops, draws, order, resolution, content_box, background: as for the CPU's ClipLoader. device: where spans are
-    decoded and batches are. resize: how the CPU resizes what it has to decode; DALI's way is "exact".
-    pipeline: the graph, `clip_pipeline` or one of one's own; inputs: what that is fed besides for a clip, by name. decoders: spans
-    decoded at the same time, each by a decoder session of its own; None: 16 on a GPU, else as many as threads. spans_per_run: how
-    many DALI is given at once; its memory grows with this, by 8 pictures of full size for each and one more for each frame.
-    on_cpu: kinds of video that the CPU is to decode. For everything else see BaseClipLoader.
+    corpus, sampler, crops, draws, order, resolution, content_box, square_pixels, background: as for the CPU's ClipLoader. device:
+    where spans are decoded and batches are. resize: how the CPU resizes what it has to decode; DALI's way is "exact". pipeline:
+    the graph, `clip_pipeline` or one of one's own; inputs: what that is fed besides for a clip, by name. decoders: spans decoded
+    at the same time, each by a decoder session of its own; None: 16 on a GPU, else as many as threads. spans_per_run: how many
+    DALI is given at once; its memory grows with this, by 8 pictures of full size for each and one more for each frame. on_cpu:
+    kinds of video that the CPU is to decode. For everything else see BaseClipLoader.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class ClipLoader(BaseClipLoader[_Block]):
         resolution: int,
         resize: Resize = "fast",
         content_box: bool = True,
+        square_pixels: bool = True,
         order: ClipOrder | None = None,
         threads: int | None = None,
         prefetch: int = 2,
@@ -96,7 +97,7 @@ class ClipLoader(BaseClipLoader[_Block]):
         on_cpu: Iterable[Kind] = (),
     ) -> None:
         super().__init__(
-            Recipe(corpus, sampler, crops, resolution, resize, content_box),
+            Recipe(corpus, sampler, crops, resolution, resize, content_box, square_pixels),
             draws,
             order=order,
             threads=threads,

@@ -14,7 +14,7 @@ from .corpus import DESCRIPTION, VIDEOS_NAME
 from .sources import SourceFile, file_key, folders_among
 from .video import is_remote
 
-COLUMNS = ("path", *DESCRIPTION, "id", "original", "packed_stride")
+COLUMNS = ("path", *DESCRIPTION, "id", "original", "packed_stride", "packed_start_seconds")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def _described(entry: SourceFile, video: SourceFile) -> SourceFile:
         return entry
     if not entry.is_described and not entry.id:
         return video
-    identity = {} if entry.original else {"original": video.original, "packed_stride": video.packed_stride}
+    packed = ("original", "packed_stride", "packed_start_seconds")
+    identity = {} if entry.original else {name: getattr(video, name) for name in packed}
     return replace(entry, path=video.path, id=entry.id or video.id, **identity)
 
 

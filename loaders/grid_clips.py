@@ -30,12 +30,8 @@ class GridClips:
             raise CorpusError(str(error)) from error
         self.num_frames, self.seed = num_frames, 0
         self._packed = corpus.packed_stride
-        packed = None if stride is None else stride // corpus.packed_stride
-        self._sampler = Sampler(
-            corpus.frames, num_frames=num_frames, stride=packed, sample_fps=sample_fps, video_fps=corpus.fps
-        )
-        counts = np.maximum(corpus.frames // self._sampler.span_frames, 1)
-        self._first_span = np.append(0, np.cumsum(counts))
+        self._sampler = Sampler.of(corpus, num_frames=num_frames, stride=stride, sample_fps=sample_fps)
+        self._grid = self._sampler.grid()
 
     @property
     def num_videos(self) -> int:
@@ -43,23 +39,21 @@ class GridClips:
 
     def __len__(self) -> int:
         """N."""
-        return int(self._first_span[-1])
+        return self._sampler.num_spans
 
     def clips(self, draws: ArrayLike, *, view: int = 0, spare: int = 0) -> list[Clip]:
         """The clips of spans `draws`, (B,) in 0 .. N - 1."""
         span = np.asarray(draws, dtype=np.int64)
-        video = np.searchsorted(self._first_span, span, side="right") - 1
-        start = (span - self._first_span[video]) * self._sampler.span_frames[video]
-        frames, repeated = self._sampler.frames_from(video, start)
+        video, first, _ = (column[span] for column in self._grid)
+        frames, repeated = self._sampler.frames_from(video, first)
         rows = zip(span.tolist(), video.tolist(), frames, repeated.tolist(), strict=True)
         return [Clip(number, view, spare, row, numbers, beyond) for number, row, numbers, beyond in rows]
 
     def spans(self) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
         """(N,) the video, the first frame and the frames of every span, in frames of the originals."""
-        video = np.repeat(np.arange(self.num_videos), np.diff(self._first_span))
-        frames = self._sampler.span_frames[video] * self._packed[video]
-        first = (np.arange(len(video)) - self._first_span[video]) * frames
-        return video.astype(np.int32), first, frames.astype(np.int32)
+        video, first, frames = self._grid
+        packed = self._packed[video]
+        return video.astype(np.int32), first * packed, (frames * packed).astype(np.int32)
 
 
 class WholePicture:

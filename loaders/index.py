@@ -88,6 +88,7 @@ def index_corpus(
     content_box: bool = True,
     checksum: bool = False,
     verify: bool | None = None,
+    track: int | None = None,
     replace: bool = False,
     progress: bool = True,
 ) -> IndexSummary:
@@ -99,13 +100,14 @@ def index_corpus(
             the CSV's folder) and, optional, source, domain, procedure, subject, centre, origin (web, clinical or
             institutional) and licence; each a local path or a URL that fsspec knows.
         out: made if missing; an index in it is added to and brought up to date: files of the same size and modification time are
-            not probed again unless they lack a checksum, content box or comparison asked for. Videos that the sources do not
-            name stay; those that are gone from the sources' folders, or from their own, leave.
+            not probed again unless they lack a checksum, content box or comparison asked for, or are of another track. Videos that
+            the sources do not name stay; those that are gone from the sources' folders, or from their own, leave.
         workers: probing processes; 1 probes in this process; None takes as many as there are cores, if the files are many.
         content_box: look for the picture inside the black border, which decodes up to 8 keyframes a video.
         checksum: take a CRC-32 of every GOP.
         verify: compare random pictures with plain decoding, and quarantine a video where they differ: all over every video; None:
             near the beginning of those whose codec and container the tests do not compare; False: never.
+        track: which video track of every file, counted from 0; None: the one with the largest pictures.
         replace: leave out what the sources do not name.
         progress: tell the progress on stderr.
 
@@ -125,8 +127,8 @@ def index_corpus(
     seconds = 0.0
     first_reasons: list[str] = []
     with CorpusWriter(out, checksum) as writer, FileProgress(len(plan.entries), progress, "indexing") as report:
-        old = _OldIndex(out, plan.kept, content_box, checksum, bool(verify))
-        for entry, result, is_reused in _results(plan.entries, old, workers, content_box, checksum, verify):
+        old = _OldIndex(out, plan.kept, content_box, checksum, bool(verify), track)
+        for entry, result, is_reused in _results(plan.entries, old, workers, content_box, checksum, verify, track):
             if isinstance(result, str):
                 quarantined += 1
                 left += [entry.path] if entry.path in plan.before else []
@@ -135,7 +137,7 @@ def index_corpus(
                     first_reasons.append(result)
             else:
                 facts, gops = result
-                writer.add(facts, gops, entry, content_box, bool(verify))
+                writer.add(facts, gops, entry, content_box, bool(verify), track)
                 videos += 1
                 reused += is_reused
                 frames += facts.frames
@@ -179,12 +181,13 @@ def _results(
     content_box: bool,
     checksum: bool,
     verify: bool | None,
+    track: int | None,
 ) -> Iterator[tuple[SourceFile, ProbeResult, bool]]:
     """Yields (entry, reason or facts and GOPs, whether reused) in the order of `entries`."""
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = max(1, min(cores, len(entries) // FILES_PER_WORKER))
-    with Probers(workers, content_box, checksum, verify) as probers:
+    with Probers(workers, content_box, checksum, verify, track) as probers:
         ahead: deque[tuple[SourceFile, int | str | Probing]] = deque()
         for entry in entries:
             old_row = None if entry.problem else old.row(entry.path)
@@ -212,8 +215,17 @@ class _OldIndex:
     """The index that stands in the folder already, walked once in path order. kept: videos that stay as they are where they cannot
     be found."""
 
-    def __init__(self, out: Path, kept: frozenset[str], content_box: bool, checksum: bool, verify: bool) -> None:
+    def __init__(
+        self,
+        out: Path,
+        kept: frozenset[str],
+        content_box: bool,
+        checksum: bool,
+        verify: bool,
+        track: int | None,
+    ) -> None:
         self._kept, self._content_box, self._checksum, self._verify = kept, content_box, checksum, verify
+        self._track = track
         self.unreachable: list[str] = []
         self._corpus: Corpus | None = None
         self._next: tuple[int, dict[str, Any]] | None = None
@@ -225,7 +237,7 @@ class _OldIndex:
                 return
             if corpus.has_checksums or not checksum:
                 self._corpus = corpus
-                self._rows = enumerate(corpus.scan("path", "size_bytes", "mtime_ns", "boxed", "verified"))
+                self._rows = enumerate(corpus.scan("path", "size_bytes", "mtime_ns", "boxed", "verified", "track"))
         self._next = next(self._rows, None)
 
     def row(self, path: str) -> int | None:
@@ -243,7 +255,8 @@ class _OldIndex:
                 return None
             self.unreachable.append(path)
             return row
-        same = (*version, self._content_box) == (known["size_bytes"], known["mtime_ns"], known["boxed"])
+        found = (known["size_bytes"], known["mtime_ns"], known["boxed"], known["track"])
+        same = (*version, self._content_box, self._track) == found
         return row if same and (known["verified"] or not self._verify) else None
 
     def read(self, row: int) -> tuple[VideoFacts, GopTable]:

@@ -221,8 +221,11 @@ def _index(
     for row in proxies:
         video = corpus.video(row)
         path = proxy_path(out, video.id).relative_to(out)
-        rows.append([path, *(getattr(video, name) for name in DESCRIPTION), video.id, video.facts.path, stride])
-    _write_csv(out / PROXIES_NAME, ["path", *DESCRIPTION, "id", "original", "packed_stride"], rows)
+        described = [getattr(video, name) for name in DESCRIPTION]
+        rows.append([path, *described, video.id, video.facts.path, stride, video.facts.start_seconds])
+    _write_csv(
+        out / PROXIES_NAME, ["path", *DESCRIPTION, "id", "original", "packed_stride", "packed_start_seconds"], rows
+    )
     index_corpus([out / PROXIES_NAME], out, workers=workers, content_box=False, replace=True, progress=progress)
     with open(out / QUARANTINE_NAME, newline="", encoding="utf-8") as file:
         refused = [(row["path"], row["reason"]) for row in csv.DictReader(file)]

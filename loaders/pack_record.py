@@ -67,4 +67,8 @@ def _made_of(video: Video, settings: PackSettings) -> dict[str, Any]:
         "mtime_ns": facts.mtime_ns,
         "frames": facts.frames,
         "box": [facts.box_left, facts.box_top, facts.box_width, facts.box_height],
+        # Named only where they are not as usual, so that the proxies of most videos need not be made again for them.
+        **({"mirrored": True} if facts.mirrored else {}),
+        **({"pixel_aspect": facts.pixel_aspect} if facts.pixel_aspect != 1 else {}),
+        **({"track": video.track} if video.track is not None else {}),
     }

@@ -12,6 +12,7 @@ from .cluster_draws import Phase, TreeOrder
 from .cluster_shares import capped_quotas
 from .cluster_tree import ClusterTree, TreeSpans, place_tree
 from .corpus import Corpus, CorpusError
+from .sampler import Sampler
 from .selection import select_videos
 
 
@@ -47,12 +48,12 @@ class PlannedOrder:
 def plan_order(
     corpus: Corpus,
     phases: Sequence[DrawSettings],
-    span_frames: NDArray[np.int64],
+    grid: Sampler,
     seed: int,
     held_out: NDArray[np.bool_] | None = None,
 ) -> PlannedOrder:
-    """The order of draws that `phases` describe. span_frames: (V,) frames of the spans where there is no tree. held_out: (V,)
-    videos that no phase draws, whatever it includes.
+    """The order of draws that `phases` describe. grid: a sampler without an order, whose spans are drawn where there is no tree.
+    held_out: (V,) videos that no phase draws, whatever it includes.
 
     Raises CorpusError or ValueError, which name the setting.
     """
@@ -70,7 +71,7 @@ def plan_order(
         if settings.tree is None:
             if settings.thin is not None:
                 raise ValueError("data.thin needs data.tree, which knows how near spans are to each other")
-            spans = grid_spans(corpus, span_frames, wanted, groups)
+            spans = grid_spans(grid, wanted, groups)
         else:
             tree = trees.setdefault(settings.tree, ClusterTree.read(settings.tree))
             spans = place_tree(tree, corpus, wanted, groups, settings.thin)
@@ -104,32 +105,30 @@ def _source_groups(corpus: Corpus, caps: Mapping[str, float]) -> NDArray[np.int6
     return np.array([numbers.get(source, -1) for source in sources], dtype=np.int64)
 
 
-def uniform_order(corpus: Corpus, span_frames: NDArray[np.int64], wanted: NDArray[np.bool_], seed: int) -> TreeOrder:
-    """All spans alike, of the videos that are wanted (V,)."""
-    spans = grid_spans(corpus, span_frames, wanted, None)
+def uniform_order(grid: Sampler, wanted: NDArray[np.bool_], seed: int) -> TreeOrder:
+    """All spans of the grid alike, of the videos that are wanted (V,)."""
+    spans = grid_spans(grid, wanted, None)
     total = len(spans.video)
     return TreeOrder([Phase(0, spans, np.array([total], dtype=np.float64), total)], seed)
 
 
-def grid_spans(
-    corpus: Corpus, span_frames: NDArray[np.int64], wanted: NDArray[np.bool_], groups: NDArray[np.int64] | None
-) -> TreeSpans:
+def grid_spans(grid: Sampler, wanted: NDArray[np.bool_], groups: NDArray[np.int64] | None) -> TreeSpans:
     """All spans in one leaf, or in one a group."""
-    counts = np.where(wanted, np.maximum(corpus.frames // span_frames, 1), 0)
-    video = np.repeat(np.arange(len(corpus)), counts)
-    inside = np.arange(len(video)) - np.repeat(np.cumsum(counts) - counts, counts)
+    video, first, frames = grid.grid()
+    kept = wanted[video]
+    video, first, frames = video[kept], first[kept], frames[kept]
     group = np.zeros(len(video), dtype=np.int64) if groups is None else groups[video]
     order = np.argsort(group, kind="stable")
-    video, inside, group = video[order], inside[order], group[order]
+    group = group[order]
     starts = np.flatnonzero(np.concatenate([[True], np.diff(group) != 0]))
     paths = np.zeros((len(starts), 1), dtype=np.int32)
     if groups is not None:
         paths = np.column_stack([paths, group[starts]]).astype(np.int32)
     return TreeSpans(
-        video.astype(np.int32),
-        inside * span_frames[video],
-        span_frames[video].astype(np.int32),
-        np.append(starts, len(video)).astype(np.int64),
+        video[order].astype(np.int32),
+        first[order],
+        frames[order].astype(np.int32),
+        np.append(starts, len(group)).astype(np.int64),
         np.arange(len(starts), dtype=np.int32),
         paths,
     )

@@ -1,17 +1,18 @@
-"""One video file -> its facts and its GOPs, from the packets alone; only the content box decodes, at most 8 keyframes."""
+"""One video file -> its facts and its GOPs, from the packets alone.
+
+Decoded are one keyframe, which says how the picture is set upright, and up to 7 more for the content box.
+"""
 
 from __future__ import annotations
 
 import io
 import os
-import re
-import threading
 from contextlib import closing
 from dataclasses import replace
 from fractions import Fraction
+from itertools import chain
 
 import av
-import av.logging
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
@@ -19,7 +20,8 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from .codec_traits import codec_tag, is_told_by_a_header
-from .content_box import find_content_box, keyframe_lumas
+from .content_box import find_content_box, half_size_luma, keyframes
+from .orientation import orientation
 from .packets import CORRUPT, number_frames, read_packets
 from .payload import PayloadFinder
 from .pyav import as_fraction
@@ -27,16 +29,21 @@ from .storage import open_remote, stored_version
 from .verify import check_decodes, is_proved, verify_pictures
 from .video import GopTable, VideoError, VideoFacts, is_remote, open_video
 
-# FFmpeg's log level is the process's.
-LOG_LEVEL_LOCK = threading.Lock()
 # Packets before a random frame, on average. GOPs of 250 pictures, x264's longest by default, have 125.
 RARE_CLEAN_STARTS = 200
+# A gap between two frames is a pause if it is longer than this, and than so many usual gaps.
+PAUSE_SECONDS, PAUSE_GAPS = 1.0, 3
 
 
 def probe_video(
-    path: str | os.PathLike[str], *, content_box: bool = True, checksum: bool = False, verify: bool | None = None
+    path: str | os.PathLike[str],
+    *,
+    content_box: bool = True,
+    checksum: bool = False,
+    verify: bool | None = None,
+    track: int | None = None,
 ) -> tuple[VideoFacts, GopTable]:
-    """Reads every packet of the file's main video stream once.
+    """Reads every packet of one of the file's video tracks once.
 
     Args:
         path: a local file, or a URL that fsspec knows.
@@ -44,6 +51,7 @@ def probe_video(
         checksum: take each GOP's CRC-32, to tell silent damage later.
         verify: compare random frames with plain decoding (`verify_pictures`), all over the video; None: near its beginning, where
             its codec and container are not among those that the tests compare; False: never.
+        track: which of its video tracks, counted from 0; None: the one with the largest pictures.
 
     Raises:
         VideoError: there is no such file, or no video in it from which at least two frames can be read; no picture of it
@@ -64,7 +72,7 @@ def probe_video(
             closing(PayloadFinder(path, file)) as finder,
             open_video(path, file if is_remote(path) else None) as container,
         ):
-            facts, gops = _probe(path, version, container, finder, content_box, checksum)
+            facts, gops = _probe(path, version, container, finder, content_box, checksum, track)
         note = (
             ""
             if verify is False or (verify is None and is_proved(facts))
@@ -83,8 +91,9 @@ def _probe(
     finder: PayloadFinder,
     content_box: bool,
     checksum: bool,
+    track: int | None,
 ) -> tuple[VideoFacts, GopTable]:
-    stream = _main_stream(path, container)
+    stream, others = choose_track(path, container, track)
     context = stream.codec_context
     if context is None or not context.is_decoder:
         raise VideoError(f"{path}: this FFmpeg has no decoder for its codec; convert it to H.264 or HEVC")
@@ -92,6 +101,7 @@ def _probe(
         raise VideoError(f"{path}: its picture size is {context.width}x{context.height}; convert or leave it out")
     # Decoding would change what the context says.
     width, height, has_b_frames = context.width, context.height, bool(context.has_b_frames)
+    pixel_aspect = as_fraction(stream.sample_aspect_ratio) or Fraction(1)
     packets = read_packets(path, container, stream, finder, checksum)
     notes = packets.notes
     gops, frame_pts, reorder_depth = number_frames(path, packets, checksum)
@@ -111,11 +121,17 @@ def _probe(
     typical_gap = float(np.median(gaps))
     duration_seconds = float((frame_pts[-1] - frame_pts[0] + typical_gap) * time_base)
     tolerance_ticks = max(1.5, 0.0015 / float(time_base))
-    uneven = int(np.count_nonzero(np.abs(gaps - typical_gap) > tolerance_ticks))
+    uneven = np.abs(gaps - typical_gap) > tolerance_ticks
+    # Many gaps that are a little off, or frames that are missing in few.
+    irregular = max(np.count_nonzero(uneven), np.abs(gaps[uneven] / typical_gap - 1).sum())
+    pauses = (
+        np.flatnonzero(gaps * float(time_base) > max(PAUSE_SECONDS, PAUSE_GAPS * typical_gap * float(time_base))) + 1
+    )
     declared_seconds = (container.duration or 0) / av.time_base
     is_short = not stream.frames and declared_seconds > 1.02 * duration_seconds + 1
     if is_short and not notes and not _other_stream_reaches(container, declared_seconds):
         notes.append(f"truncated: {duration_seconds:.1f} of {declared_seconds:.1f} seconds are readable")
+    notes += [others] if others else []
     if not gops.clean[0]:
         notes.append("the first keyframe is not a clean start: its first frames may be damaged")
     packets_before = _mean_packets_before(gops)
@@ -123,20 +139,29 @@ def _probe(
         notes.append(
             f"rare clean starts: {packets_before:.0f} packets are decoded before a random frame; convert it with `trocar pack`"
         )
-    fps = Fraction(num_frames - 1) / (Fraction(int(frame_pts[-1] - frame_pts[0])) * time_base)
+    recorded_ticks = int(np.delete(gaps, pauses - 1).sum())
+    fps = Fraction(num_frames - 1 - len(pauses)) / (recorded_ticks * time_base)
     declared_fps = as_fraction(stream.average_rate)
     if declared_fps and abs(float(declared_fps / fps) - 1) < 0.01:
         fps = declared_fps
     fps = fps.limit_denominator(1_000_000)
 
-    rotation = _rotation(container, stream.index)
+    pictures = keyframes(container, stream, gops)
+    first = next(pictures, None)
+    try:
+        rotation, mirrored = (0, False) if first is None else orientation(first)
+    except ValueError as error:
+        raise VideoError(
+            f"{path}: its display matrix {error} neither turns by quarters nor mirrors; re-encode it, e.g. ffmpeg -i IN OUT.mp4"
+        ) from error
     upright = (height, width) if rotation % 180 else (width, height)
     box = (0, 0, *upright)
-    if content_box:
-        half = find_content_box(keyframe_lumas(container, stream, gops), rotation)
-        if half is None:
-            notes.append("content box: no keyframe could be decoded")
-        elif half != (0, 0, (upright[0] + 1) // 2, (upright[1] + 1) // 2):
+    if first is None:
+        notes.append("orientation and content box: no keyframe could be decoded")
+    elif content_box:
+        lumas = (half_size_luma(picture) for picture in chain([first], pictures))
+        half = find_content_box(lumas, rotation, mirrored)
+        if half is not None and half != (0, 0, (upright[0] + 1) // 2, (upright[1] + 1) // 2):
             left, top = 2 * half[0], 2 * half[1]
             box = (left, top, min(2 * half[2], (upright[0] - left) & ~1), min(2 * half[3], (upright[1] - top) & ~1))
     facts = VideoFacts(
@@ -152,14 +177,19 @@ def _probe(
         width=width,
         height=height,
         rotation=rotation,
+        mirrored=mirrored,
+        pixel_aspect_numerator=pixel_aspect.numerator,
+        pixel_aspect_denominator=pixel_aspect.denominator,
         fps_numerator=fps.numerator,
         fps_denominator=fps.denominator,
         time_base_numerator=time_base.numerator,
         time_base_denominator=time_base.denominator,
         start_pts=int(frame_pts[0]),
+        zero_pts=_zero_pts(container, time_base, int(frame_pts[0])),
         frames=num_frames,
         duration_seconds=duration_seconds,
-        variable_rate=uneven > max(3, num_frames // 1000),
+        variable_rate=bool(len(pauses) or irregular > max(3, num_frames // 1000)),
+        pauses=tuple(pauses.tolist()),
         reorder_depth=reorder_depth,
         stream_index=stream.index,
         box_left=box[0],
@@ -196,14 +226,41 @@ def _other_stream_reaches(container: InputContainer, seconds: float) -> bool:
     return False
 
 
-def _main_stream(path: str, container: InputContainer) -> VideoStream:
+def choose_track(path: str, container: InputContainer, track: int | None = None) -> tuple[VideoStream, str]:
+    """One of the file's video tracks, and a note on the others, "" where there are none.
+
+    track: its place among them; None: the largest pictures, of equal ones the default track, then the first. Raises VideoError
+    where there is none, or no such.
+    """
     # Cover art is a video stream of one picture.
     pictures = Disposition.attached_pic | Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
     if not streams:
         found = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
         raise VideoError(f"{path}: it has no video stream (it holds {found}); leave it out")
-    return next((stream for stream in streams if stream.disposition & Disposition.default), streams[0])
+    sizes = [(stream.width, stream.height) if stream.codec_context else (0, 0) for stream in streams]
+    if track is None:
+        areas = [width * height for width, height in sizes]
+        defaults = [bool(stream.disposition & Disposition.default) for stream in streams]
+        track = max(range(len(streams)), key=lambda place: (areas[place], defaults[place], -place))
+    elif not 0 <= track < len(streams):
+        raise VideoError(
+            f"{path}: it has {len(streams)} video track(s), track {track} is asked for; give one of 0 .. {len(streams) - 1}"
+        )
+    if len(streams) == 1:
+        return streams[0], ""
+    listed = ", ".join(f"{place} ({width}x{height})" for place, (width, height) in enumerate(sizes))
+    return streams[track], f"several video tracks: {track} is taken of {listed}"
+
+
+def _zero_pts(container: InputContainer, time_base: Fraction, start_pts: int) -> int:
+    """`VideoFacts.zero_pts`: where the first of the file's streams starts, in ticks of this one."""
+    if container.start_time is None:
+        return start_pts
+    microtick = Fraction(1, av.time_base) / time_base
+    zero = round(container.start_time * microtick)
+    # FFmpeg rounds to microseconds, in which this stream's own start may not be whole.
+    return zero if start_pts - zero > microtick else start_pts
 
 
 def _header(stream: VideoStream) -> bytes:
@@ -221,19 +278,3 @@ def _header(stream: VideoStream) -> bytes:
     except (FFmpegError, ValueError):  # the codec has no place in NUT
         return b""
     return file.getvalue()
-
-
-def _rotation(container: InputContainer, stream_index: int) -> int:
-    # PyAV hands out a stream's display matrix only with decoded frames; FFmpeg's description of the file names it as well.
-    with LOG_LEVEL_LOCK:
-        level = av.logging.get_level()
-        av.logging.set_level(av.logging.INFO)
-        try:
-            description = container.dumps_format()  # pyright: ignore[reportAttributeAccessIssue]
-        finally:
-            av.logging.set_level(level)
-    for section in description.split("Stream #0:")[1:]:
-        angle = re.search(r"rotation of (-?[\d.]+) degrees", section)
-        if angle and re.match(rf"{stream_index}\b", section):
-            return round(float(angle[1]) / 90) * 90 % 360
-    return 0

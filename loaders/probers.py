@@ -6,7 +6,7 @@ import signal
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from .probe import probe_video
 from .video import GopTable, VideoError, VideoFacts
@@ -18,11 +18,16 @@ Probing: TypeAlias = Future[tuple[VideoFacts, GopTable]]
 class Probers:
     """Probes files ahead in a pool; survives the death of a prober, and finds out which file killed it."""
 
-    def __init__(self, workers: int, content_box: bool, checksum: bool, verify: bool | None) -> None:
+    def __init__(self, workers: int, content_box: bool, checksum: bool, verify: bool | None, track: int | None) -> None:
         self.limit = 4 * workers
         self.pending = 0
         self._workers = workers
-        self._options = {"content_box": content_box, "checksum": checksum, "verify": verify}
+        self._options: dict[str, Any] = {
+            "content_box": content_box,
+            "checksum": checksum,
+            "verify": verify,
+            "track": track,
+        }
         self._pool: Executor | None = None
         self._alone: Executor | None = None
 

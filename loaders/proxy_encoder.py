@@ -1,4 +1,4 @@
-"""Decoded frames of one video -> the packets of its proxy: turned upright, cropped, scaled, encoded.
+"""Decoded frames of one video -> the packets of its proxy: turned upright, mirrored, cropped, scaled to square pixels, encoded.
 
 Colours keep their matrix, primaries and transfer, and their tags; RGB gets BT.709's matrix. The range becomes limited, which every
 decoder takes for granted. MJPEG has full range and BT.601's matrix by definition. An original that does not name its matrix
@@ -17,10 +17,9 @@ from av.filter import Graph
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
-from .augment import TURNS
+from .augment import TURNS, Box, with_square_pixels
 from .pack_settings import PackSettings
-from .pyav import as_fraction
-from .video import VideoError, VideoFacts, open_video
+from .video import VideoError, VideoFacts
 
 UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
 # Without accurate_rnd swscale's bicubic kernel darkens: 39.6 instead of 45.3 dB against scaling to 224 pixels in one step.
@@ -32,7 +31,10 @@ class PictureScaler:
 
     def __init__(self, video: VideoFacts, settings: PackSettings) -> None:
         self.video, self.pix_fmt = video, settings.encoder.pix_fmt
-        self.width, self.height = settings.proxy_size(video.box_width, video.box_height)
+        content = Box(video.box_left, video.box_top, video.box_width, video.box_height)
+        shown = content if video.pixel_aspect == 1 else with_square_pixels(content, video.pixel_aspect)
+        self.width, self.height = settings.proxy_size(shown.width, shown.height)
+        self.pixel_aspect = _pixel_aspect(Fraction(shown.width, shown.height), Fraction(self.width, self.height))
         self._graph: Graph | None = None
         self._graph_input: tuple[str, int, int] | None = None
 
@@ -58,6 +60,7 @@ class PictureScaler:
         matrix = ":out_color_matrix=bt601" if is_jpeg else ":out_color_matrix=bt709" if frame.format.is_rgb else ""
         steps = [graph.add("buffer", source)]
         steps += [graph.add("transpose", f"dir={turn}") for turn in TURNS[video.rotation]]
+        steps += [graph.add("hflip")] if video.mirrored else []
         box = f"w={video.box_width}:h={video.box_height}:x={video.box_left}:y={video.box_top}"
         steps.append(graph.add("crop", box))
         out_range = "pc" if is_jpeg else "tv"
@@ -143,17 +146,14 @@ class ProxyEncoder:
         codec.gop_size, codec.max_b_frames, codec.thread_count = settings.keyframe_interval, 0, 1
         codec.colorspace, codec.color_range = picture.colorspace, picture.color_range
         codec.color_primaries, codec.color_trc = original.color_primaries, original.color_trc
-        codec.sample_aspect_ratio = self._pixel_aspect(picture)
+        codec.sample_aspect_ratio = self.scaler.pixel_aspect
         if settings.codec == "hevc":
             codec.codec_tag = "hvc1"  # what Apple's players ask for
         return stream
 
-    def _pixel_aspect(self, picture: VideoFrame) -> Fraction:
-        """Width / height of the proxy's pixels; 1 where they are nearly square."""
-        video = self.video
-        with open_video(video.path) as container:
-            stream = next(stream for stream in container.streams.video if stream.index == video.stream_index)
-            original = as_fraction(stream.sample_aspect_ratio) or Fraction(1)
-        upright = 1 / original if video.rotation % 180 else original
-        exact = upright * Fraction(video.box_width, picture.width) / Fraction(video.box_height, picture.height)
-        return exact.limit_denominator(255) if abs(exact - 1) > 0.02 else Fraction(1)
+
+def _pixel_aspect(shown: Fraction, kept: Fraction) -> Fraction:
+    """Width / height of the proxy's pixels, by that of the picture as it is shown and of its pixels in number; 1 where they are
+    nearly square."""
+    exact = shown / kept
+    return exact.limit_denominator(255) if abs(exact - 1) > 0.02 else Fraction(1)

@@ -33,7 +33,7 @@ ACCURATE = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation
 
 
 class Resizer:
-    """Cuts `crop`, given in upright pixels, out of frames of one size and returns it as (R, R, 3) uint8 RGB.
+    """Cuts `crop`, given in pixels of the turned picture, out of frames of one size and returns it as (R, R, 3) uint8 RGB.
 
     rotation: degrees counter-clockwise that turn the decoded picture upright: 0, 90, 180 or 270.
     """

@@ -1,9 +1,14 @@
 """(seed, draw number) -> clip: a pure function, so the order of a run needs no state.
 
-Every video is cut on a grid into base spans of (num_frames - 1) x stride + 1 frames; the spans of all videos are numbered
-through. Draw n visits them in a keyed pseudo-random order: n // num_spans keys a permutation of all spans, n % num_spans enters
-it, so every span is seen once before any is seen twice. The clip starts at the span's first frame plus a keyed offset below the
-span's length, clamped at the end of the video: no two visits see the same cut, and no frame is out of reach.
+Every video is cut at its pauses, and on a grid into base spans of (num_frames - 1) x stride + 1 frames; the spans of all videos
+are numbered through. Draw n visits them in a keyed pseudo-random order: n // num_spans keys a permutation of all spans, n %
+num_spans enters it, so every span is seen once before any is seen twice. The clip starts at the span's first frame plus a keyed
+offset below the span's length, clamped at the end of the video, or at the pause that follows: no two visits see the same cut, no
+frame is out of reach, and no clip crosses a pause. A stretch between two pauses that fills less than half a span is left out, if
+the video has a longer one.
+
+With sample_fps, in a video of variable rate, the grid still counts frames, so that a video weighs what it has pictures, at its
+average rate; the clip takes the frames nearest in time.
 
 Draw n is the same on 1 or 1,000 ranks, and resuming is one integer. Replacement k of a failed draw n is `spare` k of n, pure too.
 """
@@ -11,6 +16,7 @@ Draw n is the same on 1 or 1,000 ranks, and resuming is one integer. Replacement
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +24,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..kernels.philox import Stream, below, philox_words, random_words
+from .corpus import Corpus
+from .timeline import Timeline
 
 # Below this size a permutation is the argsort of random keys: a Feistel network of a few bits is far from uniform.
 SORTED_PERMUTATION_LIMIT = 64
@@ -32,7 +40,7 @@ class Clip:
     """One clip to read.
 
     draw, view, spare: what it was drawn for; spare 0 is the draw itself. video: row in the corpus. frames: (T,) frame numbers in
-    display order, ascending. repeated: how many positions at the end lie beyond a short video and show its last frame instead.
+    display order, ascending. repeated: how many places show the frame before them again, or lie beyond a short video's end.
     label: whatever belongs to it, handed through. problem: why it cannot be read, where that is known before any frame is.
     """
 
@@ -44,6 +52,12 @@ class Clip:
     repeated: int
     label: Any = None
     problem: str = ""
+
+
+def repeats(frames: Integers, beyond: NDArray[np.bool_]) -> Integers:
+    """How many places of clips `frames` (..., T) show the frame before them again or are `beyond` (..., T) the video's end."""
+    again = np.diff(frames, axis=-1, prepend=-1) == 0
+    return (beyond | again).sum(axis=-1)
 
 
 def feistel(
@@ -115,10 +129,11 @@ class Sampler:
     """Draws clips from a corpus.
 
     video_frames: (V,) frames of each video. num_frames: T. Exactly one of stride (decoded frames from one clip frame to the next,
-    one number or (V,)) and sample_fps (clip frames a second, for corpora of mixed frame rates; needs video_fps (V,); of a video
-    with variable frame rate its mean rate counts). seed: 0 .. 2**64 - 1. order: draws from a cluster tree instead of from all
-    spans alike; spans are the tree's then, and a longer clip reaches into those that follow. Raises ValueError on values out of
-    range.
+    one number or (V,)) and sample_fps (clip frames a second, for corpora of mixed frame rates; needs video_fps (V,)). pauses: (N,
+    2) as a `Corpus` has them. timeline: when the frames of a video are shown, asked for with sample_fps where it has a
+    variable_rate (V,); without, all rates are taken for constant. `Sampler.of` gives all this from a corpus. seed: 0 .. 2**64 - 1.
+    order: draws from a cluster tree instead of from all spans alike; spans are the tree's then, and a longer clip reaches into
+    those that follow. Raises ValueError on values out of range.
     """
 
     max_spares = MAX_SPARES
@@ -131,6 +146,9 @@ class Sampler:
         stride: ArrayLike | None = None,
         sample_fps: float | None = None,
         video_fps: ArrayLike | None = None,
+        pauses: Integers | None = None,
+        variable_rate: NDArray[np.bool_] | None = None,
+        timeline: Callable[[int], Timeline] | None = None,
         seed: int = 0,
         order: SpanOrder | None = None,
     ) -> None:
@@ -153,8 +171,52 @@ class Sampler:
                 )
             self.stride = np.asarray(video_fps, dtype=np.float64) / sample_fps
         self.span_frames = self._offsets(self.stride)[:, -1] + 1
-        spans = np.maximum(self.video_frames // self.span_frames, 1)
-        self._first_span = np.concatenate([[0], np.cumsum(spans)])
+        # Where the rate is constant, frames are counted; else their times are looked up.
+        self._timeline = timeline
+        self._by_time = np.zeros(len(self.video_frames), bool)
+        if sample_fps is not None and variable_rate is not None and timeline is not None:
+            self._by_time = np.asarray(variable_rate, bool)
+            self._steps = np.arange(num_frames) / sample_fps
+        # Stretches between pauses, in frames of all videos numbered through.
+        self._first_frame = np.concatenate([[0], np.cumsum(self.video_frames)])
+        pauses = np.zeros((0, 2), np.int64) if pauses is None else pauses
+        starts = np.union1d(self._first_frame[:-1], self._first_frame[pauses[:, 0]] + pauses[:, 1])
+        self._stretches = np.append(starts, self._first_frame[-1])
+        self._stretch_video = np.searchsorted(self._first_frame, starts, side="right") - 1
+        self._first_span = np.concatenate([[0], np.cumsum(self._spans_of_stretches())])
+
+    @classmethod
+    def of(
+        cls,
+        corpus: Corpus,
+        *,
+        num_frames: int,
+        stride: int | None = None,
+        sample_fps: float | None = None,
+        seed: int = 0,
+        order: SpanOrder | None = None,
+    ) -> Sampler:
+        """Of a corpus of originals or proxies. stride: in frames of the originals, a multiple of what the proxies keep."""
+        return cls(
+            corpus.frames,
+            num_frames=num_frames,
+            stride=None if stride is None else stride // corpus.packed_stride,
+            sample_fps=sample_fps,
+            video_fps=corpus.fps,
+            pauses=corpus.pauses,
+            variable_rate=corpus.variable_rate,
+            timeline=corpus.timeline,
+            seed=seed,
+            order=order,
+        )
+
+    def _spans_of_stretches(self) -> Integers:
+        video, frames = self._stretch_video, np.diff(self._stretches)
+        length = self.span_frames[video]
+        kept = 2 * frames >= length
+        longest_first = np.lexsort((-frames, video))
+        kept[longest_first[np.unique(video[longest_first], return_index=True)[1]]] = True
+        return np.where(kept, np.maximum(frames // length, 1), 0)
 
     @property
     def num_videos(self) -> int:
@@ -175,6 +237,11 @@ class Sampler:
         digest = hashlib.blake2b(repr((self.num_frames, self.seed, order)).encode(), digest_size=16)
         for array in (self.video_frames, self.stride):
             digest.update(array.tobytes())
+        # What has neither pauses nor variable rates is drawn from as before there was a look at them.
+        if len(self._stretch_video) > self.num_videos:
+            digest.update(self._stretches.tobytes())
+        if self._by_time.any():
+            digest.update(self._by_time.tobytes())
         return digest.hexdigest()
 
     def _offsets(self, stride: NDArray[np.float64]) -> Integers:
@@ -198,28 +265,44 @@ class Sampler:
         ]  # fmt: skip
 
     def frames(self, draws: ArrayLike, *, view: int = 0, spare: int = 0) -> tuple[Integers, Integers, Integers]:
-        """`clips` as arrays: (B,) videos, (B, T) frame numbers, (B,) how many at the end repeat a short video's last frame."""
+        """`clips` as arrays: (B,) videos, (B, T) frame numbers, (B,) how many places repeat the frame before."""
         draw = np.asarray(draws, dtype=np.int64)
         words = random_words(self.seed, draw, spare, Stream.SPARE, 2 + view) if spare else None
         if self.order is None:
-            video, start, length = self._spans(draw, words)
+            video, first, length = self._spans(draw, words)
         else:
-            video, start, length = self.order.spans(draw, spare, None if words is None else words[:, 0])
+            video, first, length = self.order.spans(draw, spare, None if words is None else words[:, 0])
         if words is not None:
             offset_word = words[:, 1 + view]
         else:
             offset_word = random_words(self.seed, draw, view, Stream.JITTER, 1)[:, 0]
-        start = start + below(offset_word, length)
-        return video, *self.frames_from(video, start)
+        return video, *self.frames_from(video, first, first + below(offset_word, length))
 
-    def frames_from(self, video: Integers, start: Integers) -> tuple[Integers, Integers]:
-        """(B, T) frame numbers of clips of videos (B,) from frame `start` (B,) on, moved into the video where they would reach
-        beyond its end; (B,) how many positions repeat the last frame of one that is shorter than a clip."""
-        total = self.video_frames[video]
-        start = np.maximum(np.minimum(start, total - self.span_frames[video]), 0)
-        frames = start[:, None] + self._offsets(self.stride[video])
-        last = total[:, None] - 1
-        return np.minimum(frames, last), (frames > last).sum(axis=1)
+    def frames_from(self, video: Integers, first: Integers, start: Integers | None = None) -> tuple[Integers, Integers]:
+        """(B, T) frame numbers of clips of videos (B,) from frame `start` (B,) on, or from the first of the span, `first` (B,),
+        moved into the stretch between pauses that holds `first` where they would reach beyond; (B,) how many places repeat the
+        frame before, for there are fewer frames than a clip has."""
+        before = self._first_frame[video]
+        stretch = np.searchsorted(self._stretches, before + first, side="right") - 1
+        begin, last = self._stretches[stretch] - before, self._stretches[stretch + 1] - before - 1
+        start = first if start is None else start
+        counted = np.maximum(np.minimum(start, last + 1 - self.span_frames[video]), begin)
+        frames = counted[:, None] + self._offsets(self.stride[video])
+        beyond = frames > last[:, None]
+        frames = np.minimum(frames, last[:, None])
+        for row in np.unique(video[self._by_time[video]]).tolist():
+            assert self._timeline is not None
+            chosen, timeline = np.flatnonzero(video == row), self._timeline(row)
+            latest = timeline.latest_start(self._steps[-1], last[chosen])
+            begins = np.maximum(np.minimum(start[chosen], latest), begin[chosen])
+            frames[chosen], beyond[chosen] = timeline.sample(begins, self._steps, last[chosen])
+        return frames, repeats(frames, beyond)
+
+    def grid(self) -> tuple[Integers, Integers, Integers]:
+        """(video, first frame, frames), each (num_spans,), of all spans in turn, where no other order is given."""
+        counts = np.diff(self._first_span)
+        stretch = np.repeat(np.arange(len(counts)), counts)
+        return self._placed(np.arange(len(stretch)), stretch)
 
     def _spans(self, draw: Integers, words: NDArray[np.uint32] | None) -> tuple[Integers, Integers, Integers]:
         """(video, first frame, frames) of the spans of these draws, all spans in turn; of replacements where there are words."""
@@ -227,6 +310,10 @@ class Sampler:
             span = below(words[:, 0], self.num_spans)
         else:
             span = permute(draw % self.num_spans, self.num_spans, self.seed, draw // self.num_spans)
-        video = np.searchsorted(self._first_span, span, side="right") - 1
+        return self._placed(span, np.searchsorted(self._first_span, span, side="right") - 1)
+
+    def _placed(self, span: Integers, stretch: Integers) -> tuple[Integers, Integers, Integers]:
+        video = self._stretch_video[stretch]
         length = self.span_frames[video]
-        return video, (span - self._first_span[video]) * length, length
+        first = self._stretches[stretch] - self._first_frame[video] + (span - self._first_span[stretch]) * length
+        return video, first, length

@@ -28,12 +28,13 @@ VIDEO_SUFFIXES = frozenset([
 # fmt: on
 
 ORIGINS = ("web", "clinical", "institutional")
-COLUMNS = ("path", *DESCRIPTION, "id", "original", "packed_stride")
+COLUMNS = ("path", *DESCRIPTION, "id", "original", "packed_stride", "packed_start_seconds")
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file to index, what it is described as, and what `corpus.Video` says of proxies; `problem`: why it cannot be."""
+    """A file to index, what it is described as, and what `corpus.Video` says of proxies; `packed_start_seconds`: when a proxy's
+    first frame is shown, which its original says; `problem`: why it cannot be indexed."""
 
     path: str
     source: str = ""
@@ -47,6 +48,7 @@ class SourceFile:
     id: str = ""
     original: str = ""
     packed_stride: int = 1
+    packed_start_seconds: float | None = None
 
     @property
     def is_described(self) -> bool:
@@ -223,7 +225,15 @@ def _read_csv(path: str) -> Iterator[SourceFile]:
                         f"{path}, line {reader.line_num}: packed_stride is {stride!r}; give a positive number of frames"
                     )
                 identity = {"id": row.get("id") or "", "original": row.get("original") or ""}
-                yield replace(entry, packed_stride=int(stride), **identity, **described)
+                start = row.get("packed_start_seconds")
+                try:
+                    start_seconds = float(start) if start else None
+                except ValueError as error:
+                    raise CorpusError(
+                        f"{path}, line {reader.line_num}: packed_start_seconds is {start!r}; give seconds"
+                    ) from error
+                packed = {"packed_stride": int(stride), "packed_start_seconds": start_seconds}
+                yield replace(entry, **packed, **identity, **described)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CorpusError(f"{path}: not a readable CSV file in UTF-8 ({error}); correct it") from error
 

@@ -16,7 +16,7 @@ import numpy as np
 from av.error import FFmpegError
 from numpy.typing import ArrayLike, NDArray
 
-from .augment import Box, Crop
+from .augment import Box, Crop, with_square_pixels, with_stored_pixels
 from .batch import Failure, LoaderCount
 from .corpus import Video
 from .decode import DecodeCount, WindowDecoder
@@ -58,7 +58,8 @@ class CropSource(Protocol):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a loader makes clips of draws. resolution: R. content_box: crop inside the black border."""
+    """How a loader makes clips of draws. resolution: R. content_box: crop inside the black border. square_pixels: crops are drawn
+    on the picture as players show it, whatever the aspect of its pixels."""
 
     videos: VideoSource
     sampler: ClipSource
@@ -66,21 +67,29 @@ class Recipe:
     resolution: int
     resize: Resize = "fast"
     content_box: bool = True
+    square_pixels: bool = True
 
     def clips(self, draw: int, views: tuple[int, ...], spare: int) -> list[Clip]:
         """The clips of some views of a draw, or of its replacement `spare`; all of one video."""
         return [self.sampler.clips([draw], view=view, spare=spare)[0] for view in views]
 
     def crop(self, clip: Clip, video: VideoFacts) -> Crop:
+        """The clip's crop, in pixels of the picture turned by `video.rotation` and not mirrored."""
         content = Box(video.box_left, video.box_top, video.box_width, video.box_height)
         if not self.content_box:
             content = Box(0, 0, *video.upright_size)
-        return self.crops.crop(content, seed=self.sampler.seed, draw=clip.draw, view=clip.view)
+        aspect = video.pixel_aspect if self.square_pixels else 1.0
+        shown = content if aspect == 1 else with_square_pixels(content, aspect)
+        crop = self.crops.crop(shown, seed=self.sampler.seed, draw=clip.draw, view=clip.view)
+        if aspect != 1:
+            crop = Crop(with_stored_pixels(crop.box, content, aspect), crop.flip)
+        return crop.unmirrored(video.upright_size[0]) if video.mirrored else crop
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A span read, not yet decoded. clips, crops: V of them. places: (V, T), where each clip's frames stand in window.frames."""
+    """A span read, not yet decoded. clips, crops: V of them, as `Recipe.crop` has them. places: (V, T), where each clip's frames
+    stand in window.frames."""
 
     clips: list[Clip]
     crops: list[Crop]
@@ -88,9 +97,9 @@ class Cut:
     places: NDArray[np.int64]
 
     def pts_seconds(self) -> NDArray[np.float64]:
-        """(V, T) seconds from the start of the video."""
+        """(V, T) seconds as a player shows them; see `timeline.py`."""
         video = self.window.video
-        ticks = (self.window.pts - video.start_pts).astype(np.float64)
+        ticks = (self.window.pts - video.zero_pts).astype(np.float64)
         return (ticks * (video.time_base_numerator / video.time_base_denominator))[self.places]
 
 

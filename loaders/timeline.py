@@ -1,9 +1,11 @@
 """Seconds of one video <-> its frame numbers, exactly, at constant and at variable frame rates; from the index alone.
 
-Seconds count from the video's first frame. They are taken to be right to a millisecond, as tables of annotations write them: a
-frame that begins half a millisecond later counts as begun.
+Seconds are the player's: 0 is where the first of the file's streams starts, picture or sound, after edit lists, as FFmpeg tells it
+(the container's `start_time`, from which `ffmpeg -ss` and players that are built on it count). So where the picture begins 2
+seconds behind the sound, frame 0 is at 2 s, and where a recorder's clock begins at 10 hours, it is at 0. They are taken to be right
+to a millisecond, as tables of annotations write them: a frame that begins half a millisecond later counts as begun.
 
-Shapes: T moments.
+Shapes: N frames or moments, T steps.
 """
 
 from __future__ import annotations
@@ -24,24 +26,53 @@ class Timeline:
         self.last = video.frames - 1
         self._tick_seconds = video.time_base_numerator / video.time_base_denominator
 
+    @property
+    def end(self) -> float:
+        """When the last frame has been shown for as long as frames usually are."""
+        return self.video.start_seconds + self.video.duration_seconds
+
     def seconds(self, frame: int) -> float:
         """When `frame`, 0 .. last, begins."""
-        return float(self._pts(frame, frame + 1)[0] - self.video.start_pts) * self._tick_seconds
+        return float(self.begins([frame])[0])
+
+    def begins(self, frames: ArrayLike) -> NDArray[np.float64]:
+        """(N,) when `frames` (N,), 0 .. last, begin."""
+        numbers = np.asarray(frames, np.int64)
+        first = int(numbers.min())
+        pts = self._pts(first, int(numbers.max()) + 1)[numbers - first]
+        return (pts - self.video.zero_pts) * self._tick_seconds
 
     def shown(self, seconds: float) -> int:
         """The frame that is on screen at `seconds`: the last one that has begun; the first one before that."""
-        first, pts, ticks = self._around([seconds])
-        return first + int(np.searchsorted(pts[1:], ticks[0], side="right"))
+        return int(self.shown_at([seconds])[0])
+
+    def shown_at(self, seconds: ArrayLike) -> NDArray[np.int64]:
+        """(N,) the frames that are on screen at `seconds` (N,)."""
+        first, pts, ticks = self._around(seconds)
+        return first + np.searchsorted(pts[1:], ticks, side="right")
 
     def nearest(self, seconds: ArrayLike) -> NDArray[np.int64]:
-        """(T,) the frames that begin nearest to `seconds` (T,), the later one of two."""
+        """The frames that begin nearest to `seconds`, the later one of two; any shape."""
         first, pts, ticks = self._around(seconds)
         return first + np.searchsorted((pts[:-1] + pts[1:]) / 2, ticks, side="right")
+
+    def sample(
+        self, begins: NDArray[np.int64], steps: NDArray[np.float64], last: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """(N, T) the frames nearest to `steps` (T,) seconds behind frames `begins` (N,), none behind `last` (N,); and which of
+        those places are behind the time of that last one."""
+        moments = self.begins(begins)[:, None] + steps
+        half_way_out = self.begins(last) + (self.end - self.seconds(self.last)) / 2
+        return np.minimum(self.nearest(moments), last[:, None]), moments >= half_way_out[:, None]
+
+    def latest_start(self, seconds: float, last: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(N,) the last frames from which `seconds` pass until `last` (N,) begin."""
+        return self.shown_at(self.begins(last) - seconds)
 
     def _around(self, seconds: ArrayLike) -> tuple[int, NDArray[np.int64], NDArray[np.float64]]:
         """(a frame before all of `seconds`, the pts from it to a frame behind them, `seconds` as pts); as far as there are such."""
         moments = np.asarray(seconds, np.float64) + TOLERANCE_SECONDS
-        ticks = moments / self._tick_seconds + self.video.start_pts
+        ticks = moments / self._tick_seconds + self.video.zero_pts
         gops = self.gops
         rows = np.searchsorted(gops.pts, [ticks.min(), ticks.max()], side="right") - 1
         low, high = (int(row) for row in np.maximum(rows, 0))

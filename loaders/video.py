@@ -21,6 +21,8 @@ from av.container import InputContainer
 
 from .pyav import LENIENT_METADATA
 
+NEARLY_SQUARE = 0.01
+
 
 class VideoError(Exception):
     """A video that cannot be used; the message names the path, what was found and the fix."""
@@ -65,12 +67,15 @@ class VideoFacts:
 
     `width` and `height` are those of a decoded picture before rotation, in pixels. `colorspace` is FFmpeg's AVColorSpace: 1 is
     BT.709, 2 unspecified. `rotation` (0, 90, 180 or 270) is how many degrees counter-clockwise the decoded picture has to be
-    turned to stand upright: `numpy.rot90(picture, rotation // 90)`; it is PyAV's `VideoFrame.rotation` modulo 360. The content
-    box is in upright pixels, all four numbers even unless it is the whole picture. `fps_*` is the average rate. `start_pts` is
-    the pts of frame 0, in ticks of the time base. After `reorder_depth` further packets in decode order no packet with a smaller
-    pts can come. `header` is a NUT file of the stream's parameters and one dummy packet, which tells decoders and muxers what the
-    stream is without opening the video; empty where a decoder needs more than NUT can hold, so that only the video itself can
-    tell. `codec_tag` is the container's code for the codec, little-endian, which some decoders go by. `health` is "ok" or notes.
+    turned to stand upright, `numpy.rot90(picture, rotation // 90)`, and `mirrored` whether it is then mirrored left to right: the
+    eight ways in which a display matrix may set it upright. `pixel_aspect_*` is the width of a decoded pixel by its height. The
+    content box is in upright pixels, all four numbers even unless it is the whole picture. `fps_*` is the average rate, pauses
+    left out. `start_pts` is the pts of frame 0, `zero_pts` what a player shows as 0 (`timeline.py`), both in ticks of the time
+    base. `pauses` are the frames that begin a stretch behind a pause, ascending. After `reorder_depth` further packets in decode
+    order no packet with a smaller pts can come. `header` is a NUT file of the stream's parameters and one dummy packet, which
+    tells decoders and muxers what the stream is without opening the video; empty where a decoder needs more than NUT can hold, so
+    that only the video itself can tell. `codec_tag` is the container's code for the codec, little-endian, which some decoders go
+    by. `health` is "ok" or notes.
     """
 
     path: str
@@ -84,14 +89,19 @@ class VideoFacts:
     width: int
     height: int
     rotation: int
+    mirrored: bool
+    pixel_aspect_numerator: int
+    pixel_aspect_denominator: int
     fps_numerator: int
     fps_denominator: int
     time_base_numerator: int
     time_base_denominator: int
     start_pts: int
+    zero_pts: int
     frames: int
     duration_seconds: float
     variable_rate: bool
+    pauses: tuple[int, ...]
     reorder_depth: int
     stream_index: int
     box_left: int
@@ -105,6 +115,18 @@ class VideoFacts:
     def upright_size(self) -> tuple[int, int]:
         """(width, height) in pixels after rotation."""
         return (self.height, self.width) if self.rotation % 180 else (self.width, self.height)
+
+    @property
+    def pixel_aspect(self) -> float:
+        """Width / height of a pixel of the upright picture; 1 where that is no more than a hundredth off."""
+        aspect = self.pixel_aspect_numerator / self.pixel_aspect_denominator
+        aspect = 1 / aspect if self.rotation % 180 else aspect
+        return aspect if abs(aspect - 1) > NEARLY_SQUARE else 1.0
+
+    @property
+    def start_seconds(self) -> float:
+        """When frame 0 begins, as a player shows it."""
+        return (self.start_pts - self.zero_pts) * self.time_base_numerator / self.time_base_denominator
 
 
 class PacketFlag(IntFlag):

@@ -18,6 +18,7 @@ import numpy as np
 
 from .corpus import DESCRIPTION, Video, gops_digest
 from .probe import probe_video
+from .timeline import Timeline
 from .video import GopTable, PacketTable, is_remote
 
 KEPT_BYTES = 1 << 30
@@ -27,7 +28,8 @@ class VideoFiles:
     """Videos by row, as a `Corpus` has them, of files that nobody indexed. Threads may share it.
 
     paths: files or URLs that fsspec knows; more can be added, and a path keeps its row. content_box: look for the picture inside
-    a black border, which decodes up to 8 keyframes a video; else the whole picture. kept_bytes: tables in memory; where they take
+    a black border, which decodes up to 8 keyframes a video; else the whole picture. track: which of a file's video tracks, counted
+    from 0; None: the one with the largest pictures. kept_bytes: tables in memory; where they take
     more, the least recently used are dropped. What was dropped, and what could not be probed, is probed again when asked for.
     """
 
@@ -36,9 +38,10 @@ class VideoFiles:
         paths: Iterable[str | os.PathLike[str]] = (),
         *,
         content_box: bool = True,
+        track: int | None = None,
         kept_bytes: int = KEPT_BYTES,
     ) -> None:
-        self.content_box, self.kept_bytes = content_box, kept_bytes
+        self.content_box, self.track, self.kept_bytes = content_box, track, kept_bytes
         self._paths: list[str] = []
         self._rows: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -74,6 +77,10 @@ class VideoFiles:
         """The GOPs of video `row`. Raises VideoError as `video` does."""
         return self._tables(row)[1]
 
+    def timeline(self, row: int) -> Timeline:
+        """When the frames of video `row` are shown. Raises VideoError as `video` does."""
+        return Timeline(self.video(row).facts, self.gops(row))
+
     def _tables(self, row: int) -> tuple[Video, GopTable]:
         # Threads that want the same file wait for the first of them.
         with self._turns[row]:
@@ -92,7 +99,7 @@ class VideoFiles:
 
     def _probe(self, row: int) -> tuple[Video, GopTable]:
         path = self._paths[row]
-        facts, gops = probe_video(path, content_box=self.content_box)
+        facts, gops = probe_video(path, content_box=self.content_box, track=self.track)
         video = Video(
             row=row,
             id=hashlib.blake2b(path.encode(errors="surrogateescape"), digest_size=8).hexdigest(),
@@ -100,8 +107,10 @@ class VideoFiles:
             **dict.fromkeys(DESCRIPTION, ""),
             original="",
             packed_stride=1,
+            packed_start_seconds=None,
             boxed=self.content_box,
             verified=False,
+            track=self.track,
             first_gop=0,
             num_gops=len(gops),
             first_packet=0,

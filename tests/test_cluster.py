@@ -60,8 +60,8 @@ def divergence(classes: np.ndarray, weights: np.ndarray) -> float:
 def drawn_rows(tree: Path, rows: int, balance: float, seed: int) -> np.ndarray:
     """The embedded rows that the clips of draws 0 .. 19,999 are cut from."""
     corpus: Any = PlantedCorpus(rows)
-    spans = np.full(len(corpus), SPAN_FRAMES)
-    order = plan_order(corpus, [DrawSettings(tree=str(tree), balance=balance)], spans, seed).order
+    grid = Sampler(corpus.frames, num_frames=16, stride=4)
+    order = plan_order(corpus, [DrawSettings(tree=str(tree), balance=balance)], grid, seed).order
     sampler = Sampler(corpus.frames, num_frames=16, stride=4, seed=seed, order=order)
     video, first_frame, _ = order.spans(np.arange(DRAWS))
     videos, frames, _ = sampler.frames(np.arange(DRAWS))

@@ -160,7 +160,7 @@ def test_without_a_tree_all_spans_come_alike(made: Path) -> None:
     corpus = Corpus.open(made / "corpus")
     spans = Sampler(corpus.frames, num_frames=FRAMES, stride=STRIDE)
     kept = [row for row in range(len(corpus)) if "laparoscopy" not in corpus.video_path(row)]
-    order = plan_order(corpus, [DrawSettings(exclude=["*/laparoscopy_*"])], spans.span_frames, 0).order
+    order = plan_order(corpus, [DrawSettings(exclude=["*/laparoscopy_*"])], spans, 0).order
     assert order.num_spans == int((corpus.frames[kept] // SPAN_FRAMES).sum())
     sampler = Sampler(corpus.frames, num_frames=FRAMES, stride=STRIDE, order=order)
     videos, _, _ = sampler.frames(np.arange(order.num_spans))

@@ -372,7 +372,8 @@ def cheap_probe(path, **_):
     )
     numbers = {field.name: 1 for field in fields(VideoFacts)}
     texts = {"path": path, "container": "mp4", "codec": "h264", "pix_fmt": "yuv420p", "header": b"", "health": "ok"}
-    facts = VideoFacts(**{**numbers, **texts, "frames": 1000, "duration_seconds": 40.0, "variable_rate": False})  # pyright: ignore[reportArgumentType]
+    others = {"frames": 1000, "duration_seconds": 40.0, "mirrored": False, "variable_rate": False, "pauses": ()}
+    facts = VideoFacts(**{**numbers, **texts, **others})  # pyright: ignore[reportArgumentType]
     return facts, gops
 
 

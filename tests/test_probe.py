@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
-from trocar.loaders import content_box, probe
-from trocar.loaders.content_box import find_content_box
+from trocar.loaders import probe
+from trocar.loaders.content_box import find_content_box, keyframes
 from trocar.loaders.packets import DISPOSABLE, KEY, Packets, number_frames, read_packets
 from trocar.loaders.payload import PayloadFinder
 from trocar.loaders.probe import probe_video
@@ -237,26 +237,30 @@ def test_content_box_survives_dark_scenes_and_nothing_at_all(tmp_path):
     assert found_box(tmp_path / "c.mp4") == (0, 0, 128, 96)
 
 
-def test_content_box_decodes_at_most_eight_keyframes_or_nothing(tmp_path, monkeypatch):
+def test_content_box_decodes_at_most_eight_keyframes_or_one(tmp_path, monkeypatch):
     clips.write_numbered(tmp_path / "a.mp4", 40, gop=2, rotation=90)
     decoded = []
-    luma = content_box._luma
-    monkeypatch.setattr(content_box, "_luma", lambda frame: decoded.append(frame.pts) or luma(frame))
+
+    def watched(*arguments):
+        for frame in keyframes(*arguments):
+            decoded.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(probe, "keyframes", watched)
     with_box, _ = probe_video(tmp_path / "a.mp4")
     assert len(set(decoded)) == 8
     decoded.clear()
-    monkeypatch.setattr(probe, "keyframe_lumas", lambda *_: pytest.fail("asked for pictures"))
     without_box, _ = probe_video(tmp_path / "a.mp4", content_box=False)
     assert without_box == with_box
-    assert not decoded
+    assert len(decoded) == 1, "which says how it is turned"
 
 
 def test_content_box_falls_back_when_nothing_decodes(tmp_path, monkeypatch):
     clips.write_pictures(tmp_path / "a.mp4", [bordered(96, 128, (16, 8, 96, 80))] * 4)
-    monkeypatch.setattr(probe, "keyframe_lumas", lambda *_: iter(()))
+    monkeypatch.setattr(probe, "keyframes", lambda *_: iter(()))
     facts, _ = probe_video(tmp_path / "a.mp4")
     assert (facts.box_width, facts.box_height) == (128, 96)
-    assert facts.health == "content box: no keyframe could be decoded"
+    assert facts.health == "orientation and content box: no keyframe could be decoded"
     assert find_content_box([], 0) is None
 
 
