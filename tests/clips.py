@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,11 @@ def write_pictures(
     open_gop: bool = False,
     fps: int | Fraction = 25,
     variable_rate: bool = False,
+    gaps: Sequence[int] = (),
     pix_fmt: str | None = None,
+    pixel_aspect: Fraction | None = None,
     rotation: int = 0,
+    mirrored: bool = False,
     first_tick: int = 0,
     hidden_frames: bool = False,
     audio: bool = False,
@@ -78,8 +81,11 @@ def write_pictures(
         b_frames: consecutive B-frames, always used (H.264, HEVC, MPEG-4).
         open_gop: keyframes that leading pictures reach across (H.264, HEVC).
         variable_rate: gaps between frames cycle through 1, 1, 2 and 4 ticks of 1/fps.
+        gaps: through these ticks instead.
+        pixel_aspect: width / height of a pixel; the pictures are those of the file, not of the screen.
         rotation: degrees counter-clockwise by which a player has to turn the coded pictures; 0, 90, 180 or 270, for codecs that
             MP4 can hold.
+        mirrored: a player has to mirror them left to right after that.
         first_tick: time of the first frame in units of 1/fps; below 0 an MP4 hides the frames before 0 by an edit list.
         hidden_frames: let libvpx write alternate reference frames, which are never shown.
         audio: add a stream of silence.
@@ -87,15 +93,16 @@ def write_pictures(
         container_options: options of the muxer.
     """
     target = Path(path)
-    if rotation:
+    if rotation or mirrored:
         path = target.with_suffix(".unturned.mp4")
-    gaps = [1, 1, 2, 4] if variable_rate else [1]
+    gaps = gaps or ([1, 1, 2, 4] if variable_rate else [1])
     muxer = {"avoid_negative_ts": "disabled"} if first_tick < 0 else {}
     with av.open(os.fspath(path), "w", container_options={**muxer, **(container_options or {})}) as container:
         stream = None
         sound = container.add_stream("aac", rate=8000, layout="mono") if audio else None
         tick = first_tick
         for index, picture in enumerate(pictures):
+            picture = picture[:, ::-1] if mirrored else picture
             coded = np.ascontiguousarray(np.rot90(picture, -rotation // 90))
             if stream is None:
                 encoder = _encoder_options(codec, gop, b_frames, open_gop, hidden_frames)
@@ -103,6 +110,8 @@ def write_pictures(
                 stream.height, stream.width = coded.shape[:2]
                 stream.pix_fmt = pix_fmt or PIX_FMTS.get(codec, "yuv420p")
                 stream.codec_context.thread_count = 1
+                if pixel_aspect:
+                    stream.codec_context.sample_aspect_ratio = pixel_aspect
                 stream.codec_context.gop_size = gop
             frame = av.VideoFrame.from_ndarray(coded, "rgb24")
             frame.pts, frame.time_base = tick, 1 / Fraction(fps)
@@ -115,24 +124,30 @@ def write_pictures(
             container.mux(sound.encode(None))
         if stream is not None:
             container.mux(stream.encode(None))
-    if rotation:
+    if rotation or mirrored:
         # PyAV sets a display matrix from 17.1 on only; the other muxers take it over from an MP4's track header.
-        turn_mp4(path, rotation)
+        turn_mp4(path, rotation, mirrored)
         remux(path, target, container_options)
         os.unlink(path)
 
 
-def turn_mp4(path: str | os.PathLike[str], rotation: int) -> None:
-    """Writes `rotation` (degrees counter-clockwise) into the track headers of an MP4's pictures (ISO/IEC 14496-12, 8.3.2)."""
+def turn_mp4(path: str | os.PathLike[str], rotation: int, mirrored: bool = False) -> None:
+    """Writes `rotation` (degrees counter-clockwise), and whether the picture is then mirrored left to right, into the track
+    headers of an MP4's pictures (ISO/IEC 14496-12, 8.3.2)."""
+    cosine, sine = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[rotation]
+    across = -1 if mirrored else 1
+    write_matrix(path, (across * cosine, -sine, across * sine, cosine))
+
+
+def write_matrix(path: str | os.PathLike[str], turned: tuple[float, float, float, float]) -> None:
+    """Writes a, b, c, d of the display matrix into the track headers of an MP4's pictures."""
     data = bytearray(Path(path).read_bytes())
-    cosine, sine = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[rotation]
     start = -1
     while (start := data.find(b"tkhd", start + 1)) >= 0:
         matrix = start + (52 if data[start + 4] else 40) + 4
         if any(data[matrix + 36 : matrix + 44]):  # sound has no width and height
-            one = 1 << 16
-            turned = (cosine * one, -sine * one, 0, sine * one, cosine * one, 0, 0, 0, 1 << 30)
-            data[matrix : matrix + 36] = struct.pack(">9i", *turned)
+            a, b, c, d = (round(value * (1 << 16)) for value in turned)
+            data[matrix : matrix + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     Path(path).write_bytes(data)
 
 
