@@ -15,8 +15,9 @@ from typing import TypeVar
 
 from av.error import FFmpegError
 
+from ..loaders.probe import choose_track
 from ..loaders.pyav import as_fraction
-from ..loaders.video import open_video
+from ..loaders.video import VideoError, open_video
 from .dataset import DatasetError
 
 Label = TypeVar("Label", bound=Hashable)
@@ -108,7 +109,9 @@ def frame_rate(path: Path) -> Fraction:
     """Frames a second, as the file says. Raises DatasetError."""
     try:
         with open_video(str(path.absolute())) as container:
-            rate = as_fraction(container.streams.video[0].average_rate) if container.streams.video else None
+            rate = as_fraction(choose_track(str(path), container)[0].average_rate)
+    except VideoError as error:
+        raise DatasetError(str(error)) from error
     except (OSError, FFmpegError) as error:
         raise DatasetError(f"{path}: cannot be opened as a video ({error})") from error
     if not rate:

@@ -39,10 +39,10 @@ class DatasetError(Exception):
 class Segment:
     """A labelled piece of a video.
 
-    video: path of a file, or of a folder of numbered pictures. start, end: seconds from the first frame to the first one behind the
-    piece; None: the video's own. label: a class by its name; several are joined by "|", none is "". subject: what must not stand in
-    two splits: the patient where known, else as the card says. centre: hospital, "" where unknown. source: the data set, and the
-    part of it. split: the official one, train, val or test; "" where there is none.
+    video: path of a file, or of a folder of numbered pictures. start, end: seconds as a player shows them, to the first frame
+    behind the piece; None: the video's own. label: a class by its name; several are joined by "|", none is "". subject: what must
+    not stand in two splits: the patient where known, else as the card says. centre: hospital, "" where unknown. source: the data
+    set, and the part of it. split: the official one, train, val or test; "" where there is none.
     """
 
     video: str
