@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ COLUMNS = ("path", *DESCRIPTION, "id", "original", "packed_stride", "packed_star
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """entries: the files to index, by path. before: paths that the index holds already. kept: those of them that no source names.
+    """entries: the files to index, by path. before: those that the index holds already. kept: those of them that no source names.
     left: those that leave. note: what the user has to know of the index before."""
 
     entries: list[SourceFile]
@@ -37,37 +37,37 @@ def plan_index(
     A video that a source names without describing it stays described as it was. One that no source names stays, unless `replace`;
     it leaves where a source is a folder around it that holds it no more, or where its own folder is there and it is not.
     """
+    merged = {file_key(entry.path): entry for entry in entries}
+    folders = folders_among(sources)
+    before, kept, left = set(), [], []
     try:
-        known = _videos_before(out / VIDEOS_NAME)
+        for video in _videos_before(out / VIDEOS_NAME):
+            key = file_key(video.path)
+            if entry := merged.get(key):
+                if not replace:
+                    merged[key] = entry = _described(entry, video)
+                before.add(entry.path)
+            elif replace or _is_gone(video.path, folders):
+                left.append(video.path)
+            else:
+                merged[key] = video
+                before.add(video.path)
+                kept.append(video.path)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         note = f"the index before could not be read ({error}): what it held is not in this one, but for what the sources name"
         return IndexPlan(entries, note=note)
-    if not known:
-        return IndexPlan(entries)
-    merged = {file_key(entry.path): entry for entry in entries}
-    folders = folders_among(sources)
-    kept, left = [], []
-    for video in known:
-        key = file_key(video.path)
-        if entry := merged.get(key):
-            if not replace:
-                merged[key] = _described(entry, video)
-        elif replace or _is_gone(video.path, folders):
-            left.append(video.path)
-        else:
-            merged[key] = video
-            kept.append(video.path)
     ordered = sorted(merged.values(), key=lambda entry: os.fsencode(entry.path))
-    return IndexPlan(ordered, frozenset(video.path for video in known), frozenset(kept), tuple(left))
+    return IndexPlan(ordered, frozenset(before), frozenset(kept), tuple(left))
 
 
-def _videos_before(path: Path) -> list[SourceFile]:
+def _videos_before(path: Path) -> Iterator[SourceFile]:
     """The videos of an index, also of an earlier version."""
     if not path.exists():
-        return []
-    present = {*pq.read_schema(path).names}
-    table = pq.read_table(path, columns=[name for name in COLUMNS if name in present])
-    return [SourceFile(**row) for row in table.to_pylist()]
+        return
+    with pq.ParquetFile(path) as file:
+        columns = [name for name in COLUMNS if name in file.schema_arrow.names]
+        for batch in file.iter_batches(batch_size=1024, columns=columns, use_threads=False):
+            yield from (SourceFile(**row) for row in batch.to_pylist())
 
 
 def _described(entry: SourceFile, video: SourceFile) -> SourceFile:
@@ -75,7 +75,8 @@ def _described(entry: SourceFile, video: SourceFile) -> SourceFile:
     if entry.problem:
         return entry
     if not entry.is_described and not entry.id:
-        return video
+        is_bare = video.path == entry.path and not (video.is_described or video.original)
+        return entry if is_bare else video
     packed = ("original", "packed_stride", "packed_start_seconds")
     identity = {} if entry.original else {name: getattr(video, name) for name in packed}
     return replace(entry, path=video.path, id=entry.id or video.id, **identity)

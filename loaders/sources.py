@@ -85,7 +85,8 @@ def list_videos(sources: Sequence[str | os.PathLike[str]], left_out: LeftOut | N
 
 def file_key(path: str) -> str:
     """The same for all ways that lead to one file."""
-    return path if is_remote(path) else os.path.realpath(path)
+    real = path if is_remote(path) else os.path.realpath(path)
+    return path if real == path else real  # one string for many videos' two
 
 
 def folders_among(sources: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
