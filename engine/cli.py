@@ -386,13 +386,13 @@ def run_pretrain(options: argparse.Namespace) -> int:
         print("\n".join(dry_run(config, ranks).lines()))
         return 0
     from .pretrain import pretrain
-    from .stop import REQUEUE_STATUS
+    from .stop import INTERRUPTED_STATUS, REQUEUE_STATUS
 
     result = pretrain(load_config(options.config, options.overrides))
     resumed = f" (resumed at step {result.resumed_from})" if result.resumed_from else ""
     if result.is_stopped:
-        print(f"asked to stop; checkpoint: {result.checkpoint}; the same command goes on from it", file=sys.stderr)
-        return REQUEUE_STATUS
+        print(f"asked to stop; {result.where_it_stands()}", file=sys.stderr)
+        return INTERRUPTED_STATUS if result.is_interrupted else REQUEUE_STATUS
     print(f"{result.steps} steps{resumed}; checkpoint: {result.checkpoint}")
     return 0
 

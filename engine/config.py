@@ -23,8 +23,9 @@ class RunConfig:
 
     dir: run directory; resumed where it holds a checkpoint. seed: of weights, draws, crops and masks. device: "auto" takes a GPU
     where there is one. precision: "float64" is for exact comparisons. threads: CPU threads of PyTorch, its own choice where None.
-    log_every, checkpoint_every: in optimizer steps. keep_checkpoints: how many of the newest stay. keep_every: checkpoints of steps
-    that are multiples of it stay for good. allow_changes: resume although settings differ that change the curve or the draws.
+    log_every, checkpoint_every: in optimizer steps. checkpoint_minutes: a checkpoint too when so many have passed since the one
+    before; null is never. keep_checkpoints: how many of the newest stay. keep_every: checkpoints of steps that are multiples of it
+    stay for good. allow_changes: resume although settings differ that change the curve or the draws.
 
     sharding: over several ranks, "none" keeps the whole model on each (DDP), "full" shards it over all (FSDP2), "node" shards it
     inside a node and keeps a copy per node (HSDP). checkpoint_activations: compute every block's activations again instead of
@@ -43,6 +44,7 @@ class RunConfig:
     threads: int | None = None
     log_every: int = 1
     checkpoint_every: int = 1000
+    checkpoint_minutes: float | None = 15.0
     keep_checkpoints: int = 3
     keep_every: int | None = None
     allow_changes: bool = False
@@ -64,6 +66,10 @@ class RunConfig:
             "log_every", "checkpoint_every", "keep_checkpoints", "heartbeat_timeout", "rank_timeout", "save_timeout",
         ):  # fmt: skip
             require(getattr(self, key) > 0, f"run.{key}", getattr(self, key), "a positive number")
+        minutes = self.checkpoint_minutes
+        require(
+            minutes is None or minutes > 0, "run.checkpoint_minutes", minutes, "a positive number of minutes or null"
+        )
         accepted = "a positive number of steps or null"
         require(self.keep_every is None or self.keep_every > 0, "run.keep_every", self.keep_every, accepted)
         graphs = not self.cuda_graphs or self.compile in ("auto", "inductor")
