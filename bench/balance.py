@@ -84,6 +84,7 @@ def _config(run_dir: Path, corpus: Path, seed: int, steps: int, tree: str) -> Co
         [
             *(f"run.dir={run_dir}", f"run.seed={seed}", "run.tensorboard=false", f"run.checkpoint_every={steps}"),
             *(
+                "data.max_repeats=null",
                 f"data.corpus={corpus}",
                 f"data.frames={FRAMES}",
                 f"data.stride={STRIDE}",

@@ -129,10 +129,10 @@ class DataConfig:
     phases of other clip sizes on the way, in the order of their steps.
 
     tree: folder that `trocar cluster` wrote, to draw from its branches; null draws all spans alike. balance: 0 draws the corpus
-    as it is, 1 all branches of the tree alike. max_repeats: most draws of one span an epoch. epoch_draws: draws of an epoch, as
-    many as there are spans where null. source_caps: the largest share of the draws of a source, by name. thin: leave out spans
-    nearer than this to another of their leaf. include, exclude: videos by id, file name, pattern of paths, or @FILE that lists
-    such. phases: what of these changes on the way.
+    as it is, 1 all branches of the tree alike. max_repeats: most draws of one span an epoch, rounded down from 1 on; null is no
+    limit. epoch_draws: draws of an epoch, as many as there are spans where null. source_caps: the largest share of the draws of a
+    source, by name. thin: leave out spans nearer than this to another of their leaf. include, exclude: videos by id, file name,
+    pattern of paths, or @FILE that lists such. phases: what of these changes on the way.
     """
 
     corpus: str
@@ -158,7 +158,7 @@ class DataConfig:
     sizes: tuple[SizePhase, ...] = ()
     tree: str | None = None
     balance: float = 1.0
-    max_repeats: float | None = None
+    max_repeats: float | None = 10.0
     epoch_draws: int | None = None
     source_caps: dict[str, float] = field(default_factory=dict)
     thin: float | None = None
