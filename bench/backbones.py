@@ -111,6 +111,12 @@ def load_backbone(
         told: dict[str, Any] = {"kind": kind, "positions": positions, "minimum": minimum}
         found = _video_backbone(source, frames, resolution, is_random, told)
     model, clips, family, account = found
+    tubelet, patch = _patch_size(model)
+    if clips.frames % tubelet or clips.resolution % patch:
+        raise ConfigError(
+            f"{name}: {clips.frames} frames at {clips.resolution} px are not divisible into its patches of {tubelet} x {patch} x "
+            f"{patch}; give --frames that are a multiple of {tubelet}, and a --resolution that is one of {patch}"
+        )
     if stride or sample_fps:
         if stride and sample_fps:
             raise ConfigError(f"stride={stride} and sample_fps={sample_fps} exclude each other; give one of them")
@@ -146,12 +152,21 @@ def pooled_as(backbone: Backbone, protocol: Protocol) -> Backbone:
     return replace(backbone, model=model, digest=f"{backbone.digest}, fresh norm of the mean", account=account)
 
 
+def _patch_size(model: nn.Module) -> tuple[int, int]:
+    """Frames and pixels that the clips' have to be multiples of; 1 for models that take any."""
+    if isinstance(model, VideoEncoder):
+        return model.tubelet, model.patch
+    embedding = getattr(getattr(model, "image_model", None), "patch_embed", None)
+    sides = getattr(embedding, "patch_size", None)
+    return 1, int(sides[0]) if isinstance(sides, tuple) else 1
+
+
 def _video_backbone(
     source: str, frames: int | None, resolution: int | None, is_random: bool, told: dict[str, Any]
 ) -> tuple[VideoEncoder, ClipShape, Kind, str]:
     if is_random and source in SIZES:
         size, shape = SIZES[source], ClipShape(frames or FRAMES, STRIDE, None, resolution or RESOLUTION)
-        encoder = VideoEncoder(size.width, size.depth, size.heads, frames=shape.frames, resolution=shape.resolution)
+        encoder = VideoEncoder(size.width, size.depth, size.heads, frames=FRAMES, resolution=RESOLUTION)
         return encoder, shape, "videomae", ""
     found = find_encoder(Path(source), frames=frames, resolution=resolution, **told)
     return found.encoder, found.clips, found.family, found.account

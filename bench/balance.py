@@ -64,7 +64,7 @@ def bench_balance(
             for arm in found:
                 tree = f"data.tree={folder / 'tree'}" if arm == "balanced" else "data.tree=null"
                 config = _config(folder / f"{arm}_{seed}", train, seed, steps, tree)
-                checkpoint = None if arm == UNTRAINED else pretrain(config, progress=False).checkpoint
+                checkpoint = None if arm == UNTRAINED else pretrain(config, progress=False, listen=False).checkpoint
                 found[arm].append(_judge(config, checkpoint, Corpus.open(judge)))
                 scores = ", ".join(f"{name} {found[arm][-1].accuracy(name):.3f}" for name in DOMAINS)
                 tell(f"seed {seed}, {arm}: {scores}")
@@ -84,6 +84,7 @@ def _config(run_dir: Path, corpus: Path, seed: int, steps: int, tree: str) -> Co
         [
             *(f"run.dir={run_dir}", f"run.seed={seed}", "run.tensorboard=false", f"run.checkpoint_every={steps}"),
             *(
+                "data.max_repeats=null",
                 f"data.corpus={corpus}",
                 f"data.frames={FRAMES}",
                 f"data.stride={STRIDE}",

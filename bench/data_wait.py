@@ -47,7 +47,7 @@ def bench_data_wait(
         with tempfile.TemporaryDirectory() as folder:
             settings = [f"data.corpus={path}", f"run.dir={folder}", f"run.device={device.type}", f"optim.steps={steps}"]
             settings += ["run.log_every=1", "run.tensorboard=false", f"data.views_per_span={views}", *overrides]
-            pretrain(load_config(config, settings), progress=False)
+            pretrain(load_config(config, settings), progress=False, listen=False)
             late = read_metrics(Path(folder))[steps // 2 :]
         medians = {figure: statistics.median(entry[figure] for entry in late) for figure in FIGURES}
         rows.append(row("data_wait", device, {"config": config, "corpus": name, "steps": steps, **medians}))

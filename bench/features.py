@@ -188,7 +188,7 @@ def _prepare(folder: Path, made_of: dict[str, Any]) -> None:
         known = json.loads(path.read_text(encoding="utf-8"))
         if known != made_of:
             other = ", ".join(key for key in made_of if known.get(key) != made_of[key])
-            raise ConfigError(f"{folder}: holds features of another {other}; choose another folder, or delete it")
+            raise ConfigError(f"{folder}: holds features of another {other}; choose another folder")
         return
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f"unfinished_{MANIFEST}"

@@ -244,6 +244,6 @@ def _claim(cell: Cell) -> None:
         known = json.loads(path.read_text(encoding="utf-8"))
         if known != settings:
             other = ", ".join(key for key in settings if known.get(key) != settings[key])
-            raise ConfigError(f"{cell.folder}: holds a cell of another {other}; choose another folder, or delete it")
+            raise ConfigError(f"{cell.folder}: holds a cell of another {other}; choose another folder")
         return
     write_json(path, settings)

@@ -50,7 +50,16 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"--device {name}: PyTorch finds no CUDA device; run `trocar doctor`, or give --device cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {name}: is not accepted; give auto, cpu, cuda or cuda:1") from error
+    count = torch.cuda.device_count()
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= count):
+        raise ConfigError(
+            f"--device {name}: not here; give auto or cpu{f' or cuda:0 .. cuda:{count - 1}' * bool(count)}"
+        )
+    return device
 
 
 def finetune_command(

@@ -22,6 +22,7 @@ from ..engine.config_file import CONFIG_FILE, parse_config
 from ..engine.run_record import FILE_NAME
 from ..loaders.corpus import Corpus, CorpusError
 from ..loaders.selection import select_videos
+from ..loaders.whole_file import check_readable
 from .corpus_overlap import KnownVideo, Overlap, corpus_videos
 from .task import Task
 
@@ -91,6 +92,7 @@ def _of_path(path: Path) -> Pretraining:
     if run.is_dir() and (run / CONFIG_FILE).is_file():
         return _of_run(run)
     if path.suffix == ".safetensors" and path.is_file():
+        check_readable(path)
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
         if "config" in header:

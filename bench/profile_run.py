@@ -90,7 +90,7 @@ def capture(request: Request) -> None:
         raise ConfigError(
             "--capture marks steps for a profiler of CUDA; without a GPU leave it out: torch.profiler records then"
         )
-    pretrain(config, progress=False, on_step=CudaProfilerRecorder(request.first, request.last).on_step)
+    pretrain(config, progress=False, listen=False, on_step=CudaProfilerRecorder(request.first, request.last).on_step)
 
 
 def profile_steps(request: Request) -> tuple[StepProfile, dict[str, Any], Trace] | None:
@@ -105,7 +105,7 @@ def profile_steps(request: Request) -> tuple[StepProfile, dict[str, Any], Trace]
         shutil.rmtree(folder, ignore_errors=True)  # of a call that was interrupted
     request.out.mkdir(parents=True, exist_ok=True)
     if rank not in request.ranks:
-        pretrain(config, progress=False)
+        pretrain(config, progress=False, listen=False)
         return None
     device, nsys = choose_device(config), find_nsys()
     processor = None
@@ -140,7 +140,7 @@ def _record_by_torch(
             processor.on_step(steps_done)
 
     with recorded_by(processor.around(record_function)):
-        pretrain(config, progress=False, on_step=on_step)
+        pretrain(config, progress=False, listen=False, on_step=on_step)
     path = request.out / f"trace_rank{rank}.json.gz"
     recorder.save(path)
     trace = read_chrome_trace(path)

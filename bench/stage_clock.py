@@ -126,7 +126,7 @@ def clock_stages(config: Config, first: int, last: int) -> tuple[StepProfile, Pr
         processor.on_step(steps_done)
 
     with recorded_by(processor.around(clock)):
-        pretrain(config, progress=False, on_step=on_step)
+        pretrain(config, progress=False, on_step=on_step, listen=False)
     if clock.is_on or not clock.events:
         raise TraceError(f"{config.run.dir}: the run ended before step {last}")
     return analyse(Trace("stage clock", config.run.dir, ranges=clock.events)), processor

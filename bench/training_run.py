@@ -24,7 +24,7 @@ from ..engine.housekeeping import pin_to_cores
 from ..engine.loading import build_order
 from ..engine.optim import build_optimizer, build_schedule
 from ..engine.pretrain import Run
-from ..engine.stop import StopRequest
+from ..engine.stop import StopRequest, StopVote
 from ..engine.watch import RankWatch
 from ..loaders.batch import ClipBatch, LoaderCount
 
@@ -39,7 +39,6 @@ def open_run(config: Config) -> Iterator[Run]:
     with (
         open_world(choose_device(config), settings.rank_timeout) as world,
         RankWatch(world, settings.heartbeat_timeout, PATIENCE_SECONDS) as watch,
-        StopRequest() as stop,
     ):
         if settings.pin_cores:
             pin_to_cores(world)
@@ -52,7 +51,8 @@ def open_run(config: Config) -> Iterator[Run]:
         optimizer = build_optimizer(objective, config.optim)
         guard = StepGuard(config.optim.outlier_sigmas).to(world.device)
         schedule = build_schedule(config.optim, SCHEDULE_STEPS)
-        yield Run(config, world, watch, stop, schedule, objective, model, masks, optimizer, guard)
+        stop = StopRequest(listen=False)  # a measurement has nothing to save
+        yield Run(config, world, watch, stop, StopVote(stop, 1, 1), schedule, objective, model, masks, optimizer, guard)
 
 
 def clip_numbers(run: Run, *, first_step: int = 0) -> Iterator[NDArray[np.int64]]:

@@ -10,6 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from ..loaders.whole_file import check_readable, write_whole
+
 
 def save_state(path: Path, modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | None, epoch: int) -> None:
     """epoch: how many are done. optimizer: None where nothing is left to train."""
@@ -18,10 +20,7 @@ def save_state(path: Path, modules: Sequence[nn.Module], optimizer: torch.optim.
         for number, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
     kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"unfinished_{path.name}")
-    save_file(kept, unfinished, metadata={"epoch": str(epoch)})
-    unfinished.rename(path)
+    write_whole(path, lambda target: save_file(kept, target, metadata={"epoch": str(epoch)}))
 
 
 def restore_state(path: Path, modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | None) -> int:
@@ -31,6 +30,7 @@ def restore_state(path: Path, modules: Sequence[nn.Module], optimizer: torch.opt
         return 0
     states: list[dict[str, torch.Tensor]] = [{} for _ in modules]
     moments: dict[int, dict[str, torch.Tensor]] = {}
+    check_readable(path)
     with safe_open(path, "pt") as file:
         epoch = int((file.metadata() or {})["epoch"])
         for key in file.keys():  # noqa: SIM118

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..loaders.cluster_draws import TreeOrder
 from ..loaders.corpus import Corpus, CorpusError
 from ..loaders.order import ClipOrder
 from ..loaders.phases import DrawSettings, PlannedOrder, plan_order, uniform_order
@@ -30,6 +31,8 @@ from .run_encoder import build_encoder
 from .sizes import Phase, PhasedMasks, phase_at, phases
 from .teacher import load_teacher
 
+MANY_REPEATS = 10  # of a span an epoch: the default of data.max_repeats
+
 
 def describe(
     config: Config,
@@ -40,7 +43,7 @@ def describe(
     first_step: int,
     device: torch.device,
 ) -> str:
-    """What is about to happen, in two lines."""
+    """What is about to happen, in two or more lines."""
     encoder, whole = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.encoder, model))
     clips = steps * config.optim.batch
     resumed = f", resumed after step {first_step}" if first_step else ""
@@ -52,7 +55,29 @@ def describe(
         f"{config.run.precision}\n"
         f"{steps:,} steps of {config.optim.batch:,} clips{resumed}: {clips / sampler.num_spans:.1f} passes over "
         f"{sampler.num_spans:,} spans of {len(corpus) - num_held:,} videos{beside}"
+        + (f"\n{repeats}" if (repeats := repeats_line(sampler.order)) else "")
     )
+
+
+def repeats_line(order: object) -> str:
+    """How often spans come an epoch, and how few of them half of all draws are; nothing where all come alike. With a warning where
+    some come more than `MANY_REPEATS` times."""
+    if not isinstance(order, TreeOrder):
+        return ""
+    repeats = np.sort(order.repeats)[::-1]
+    if np.ptp(repeats) < 1e-6:
+        return ""
+    half = int(np.searchsorted(np.cumsum(repeats), repeats.sum() / 2)) + 1
+    line = (
+        f"a span comes {repeats[-1]:.2g} to {repeats[0]:.3g} times an epoch; half of all draws are of {half:,} of "
+        f"{len(repeats):,} spans"
+    )
+    if repeats[0] > MANY_REPEATS:
+        line += (
+            "\nwarning: that is many times for the same pictures; set data.max_repeats "
+            f"({MANY_REPEATS} or less) or a lower data.balance"
+        )
+    return line
 
 
 def choose_device(config: Config) -> torch.device:
@@ -202,7 +227,8 @@ def plan_draws(config: Config, corpus: Corpus, grid: Sampler) -> PlannedOrder | 
     names = [item.name for item in fields(DrawSettings)]
     settings = [DrawSettings(**{name: getattr(data, name) for name in names if name != "first_draw"})]
     held = held_out(config, corpus)
-    if settings == [DrawSettings()] and not data.phases and held is None:
+    is_plain = replace(settings[0], max_repeats=None) == DrawSettings() and (data.max_repeats or 1) >= 1
+    if is_plain and not data.phases and held is None:
         return None
     for phase in data.phases:
         changed = {name: getattr(phase, name) for name in names if getattr(phase, name) is not None}

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from ..loaders.whole_file import set_aside, unreadable
 from .checkpoint_storage import (
     DTYPES,
     SafetensorsReader,
@@ -105,8 +106,11 @@ def restore(
         check_files(path, mine)
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = error
-    if problem is not None or world.any(problem is not None):
-        raise _unreadable(path, problem or "another rank finds it damaged") from problem
+    is_bad_elsewhere = world.any(problem is not None)
+    if problem is not None:
+        raise _unreadable(path, problem) from problem
+    if is_bad_elsewhere:
+        raise CheckpointError(f"{path}: another rank cannot read it, and says why")
     _make_optimizer_state(manifest["tensors"], model, optimizer)
     target = run_tensors(model, optimizer, guard)
     _check_fit(path, manifest["tensors"], target)
@@ -164,5 +168,5 @@ def _check_fit(path: Path, saved: dict[str, Any], target: Tensors) -> None:
             )
 
 
-def _unreadable(path: Path, error: object) -> CheckpointError:
-    return CheckpointError(f"{path}: cannot be read ({error}); delete this folder to go back to the one before")
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(unreadable(path, error, f"to go on from the one before: {set_aside(path)}"))

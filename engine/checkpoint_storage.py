@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
+
+from ..loaders.whole_file import write_whole
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -72,8 +75,7 @@ class SafetensorsWriter(StorageWriter):
         written: Future[list[WriteResult]] = Future()
         results = []
         if tensors:
-            save_file(tensors, path)
-            flush(path)
+            write_whole(path, partial(save_file, tensors))
             place = {"file": path.name, "bytes": path.stat().st_size, "sha256": checksum(path)}
             for item in plan.items:
                 key = _key(item.index)

@@ -18,6 +18,7 @@ from .cli_curation import add_commands, parse_levels
 from .cli_downstream import add_downstream, add_weights_arguments
 from .config_error import ConfigError
 from .config_file import CONFIGS
+from .options import COUNT, ENOUGH_STEPS, QUALITY, TOTAL, VIEWS
 
 # Errors that end a command with their message alone.
 EXPECTED_ERRORS = {
@@ -78,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     index = commands.add_parser("index", help="probe videos once and write the corpus tables")
     index.add_argument("sources", nargs="+", metavar="DIR|FILE|CSV|GLOB")
     index.add_argument("--out", required=True, metavar="CORPUS", help="folder of the tables; videos in it stay")
-    index.add_argument("--workers", type=int, help="probing processes (default: one per core)")
+    index.add_argument("--workers", type=COUNT, help="probing processes (default: one per core)")
     index.add_argument("--no-content-box", action="store_true", help="do not look for it; crops may hold black border")
     index.add_argument("--checksum", action="store_true", help="a CRC-32 for every GOP, so that damage shows when read")
     index.add_argument(
@@ -96,12 +97,12 @@ def build_parser() -> argparse.ArgumentParser:
     pack = commands.add_parser("pack", help="make small proxies of a corpus, from which training reads at full speed")
     pack.add_argument("corpus", metavar="CORPUS", help="folder that `trocar index` wrote")
     pack.add_argument("--out", required=True, metavar="PACKED", help="folder of the proxies and their tables")
-    pack.add_argument("--short-side", type=int, metavar="PIXELS", help="of a proxy's shorter side (default: 256)")
-    pack.add_argument("--stride", type=int, metavar="FRAMES", help="every how many frames one is kept (default: 4)")
-    pack.add_argument("--gop", type=int, metavar="FRAMES", help="from keyframe to keyframe (default: 8)")
+    pack.add_argument("--short-side", type=COUNT, metavar="PIXELS", help="of a proxy's shorter side (default: 256)")
+    pack.add_argument("--stride", type=COUNT, metavar="FRAMES", help="every how many frames one is kept (default: 4)")
+    pack.add_argument("--gop", type=COUNT, metavar="FRAMES", help="from keyframe to keyframe (default: 8)")
     pack.add_argument("--codec", help="h264, hevc, vp9 or mjpeg (default: h264)")
-    pack.add_argument("--quality", type=float, help="of the encoder, lower is better (default: the codec's)")
-    pack.add_argument("--workers", type=int, help="packing processes (default: one per core)")
+    pack.add_argument("--quality", type=QUALITY, help="of the encoder, lower is better (default: the codec's)")
+    pack.add_argument("--workers", type=COUNT, help="packing processes (default: one per core)")
     pack.add_argument(
         "--compare", action="store_true", help="load clips of both afterwards, and say what packing brought"
     )
@@ -120,9 +121,9 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--part", metavar="KEY", help='where in the file, as "encoder" (default: the first of the usual keys)'
     )
-    convert.add_argument("--frames", type=int, help="of the clips it will see (default: a run's own, else 16)")
-    convert.add_argument("--resolution", type=int, metavar="PIXELS", help="default: a run's own, else 224")
-    convert.add_argument("--heads", type=int, help="of attention (default: by the width)")
+    convert.add_argument("--frames", type=COUNT, help="of the clips it will see (default: a run's own, else 16)")
+    convert.add_argument("--resolution", type=COUNT, metavar="PIXELS", help="default: a run's own, else 224")
+    convert.add_argument("--heads", type=COUNT, help="of attention (default: by the width)")
     add_weights_arguments(convert)
     convert.set_defaults(run=run_convert)
 
@@ -131,7 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
     pretrain.add_argument("config", metavar="CONFIG", help=f"a YAML file, or one of ours: {shipped}")
     pretrain.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example optim.steps=100")
     pretrain.add_argument(
-        "--dry-run", type=int, metavar="WORLD", help="print memory and traffic of a rank of so many; train nothing"
+        "--dry-run", type=COUNT, metavar="WORLD", help="print memory and traffic of a rank of so many; train nothing"
     )
     pretrain.set_defaults(run=run_pretrain)
 
@@ -158,10 +159,10 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--packed", metavar="CORPUS", help="an index of their proxies, and what trocar pack took for them"
     )
-    plan.add_argument("--videos", type=int, help="number of videos, where there is no index")
-    plan.add_argument("--frames", type=int, help="their frames in all, where there is no index")
+    plan.add_argument("--videos", type=COUNT, help="number of videos, where there is no index")
+    plan.add_argument("--frames", type=TOTAL, help="their frames in all, where there is no index")
     plan.add_argument("--rates", nargs="+", type=Path, metavar="JSONL", help="rows of yours (default: those shipped)")
-    plan.add_argument("--views", type=int, default=4, help="a span, in the arms with span reuse (default: 4)")
+    plan.add_argument("--views", type=VIEWS, default=4, help="a span, in the arms with span reuse (default: 4)")
     plan.add_argument("--json", type=Path, metavar="FILE", help="write the arms there as well")
     plan.set_defaults(run=run_plan)
 
@@ -176,7 +177,7 @@ def build_parser() -> argparse.ArgumentParser:
     recon = views.add_parser("recon", help="original, masked and reconstructed clips")
     recon.add_argument("run_dir", type=Path, metavar="RUN")
     recon.add_argument("--corpus", help="take the clips from another corpus")
-    recon.add_argument("--clips", type=int, default=4, help="rows of the picture (default: 4)")
+    recon.add_argument("--clips", type=COUNT, default=4, help="rows of the picture (default: 4)")
     recon.add_argument("--out", type=Path, metavar="PNG", help="default: RUN/reconstruction.png")
     recon.set_defaults(run=run_view_recon)
     curve = views.add_parser("curve", help="loss and speed over the steps")
@@ -218,10 +219,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="the standard case: a minute of H.264, GOP 250, made in DIR of a 1080p video",
     )
     loading.add_argument("--packed", type=Path, metavar="CORPUS", help="an index of proxies of the same videos")
-    loading.add_argument("--clips", type=int, help="clips a round (default: 32, of made videos 4)")
-    loading.add_argument("--rounds", type=int, default=7, help="how often each arm runs, in turns (default: 7)")
+    loading.add_argument("--clips", type=COUNT, help="clips a round (default: 32, of made videos 4)")
+    loading.add_argument("--rounds", type=COUNT, default=7, help="how often each arm runs, in turns (default: 7)")
     loading.add_argument(
-        "--stride", type=int, default=4, help="frames from one frame of a clip to the next (default: 4)"
+        "--stride", type=COUNT, default=4, help="frames from one frame of a clip to the next (default: 4)"
     )
     loading.add_argument("--arms", nargs="+", metavar="ARM", help="default: all that run here")
     loading.add_argument("--json", type=Path, default=Path("bench/results/loading.jsonl"), metavar="FILE")
@@ -229,8 +230,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     proxies = benches.add_parser("proxies", help="bytes, speed and likeness of proxies; on any machine")
     proxies.add_argument("videos", nargs="+", metavar="VIDEO")
-    proxies.add_argument("--short-side", type=int, default=256, metavar="PIXELS", help="default: 256")
-    proxies.add_argument("--stride", type=int, default=4, metavar="FRAMES", help="default: 4")
+    proxies.add_argument("--short-side", type=COUNT, default=256, metavar="PIXELS", help="default: 256")
+    proxies.add_argument("--stride", type=COUNT, default=4, metavar="FRAMES", help="default: 4")
     proxies.add_argument("--out", type=Path, default=Path("bench/results/proxies.jsonl"), metavar="FILE")
     proxies.set_defaults(run=run_bench_proxies)
 
@@ -243,8 +244,8 @@ def build_parser() -> argparse.ArgumentParser:
     wait.add_argument(
         "--config", default="surgrec_mae_unbalanced", help="what is trained (default: surgrec_mae_unbalanced)"
     )
-    wait.add_argument("--steps", type=int, default=60, help="steps of each run (default: 60)")
-    wait.add_argument("--views", type=int, default=4, help="views of a span where spans are reused (default: 4)")
+    wait.add_argument("--steps", type=ENOUGH_STEPS, default=60, help="steps of each run (default: 60)")
+    wait.add_argument("--views", type=VIEWS, default=4, help="views of a span where spans are reused (default: 4)")
     wait.add_argument("--set", nargs="*", default=[], metavar="section.key=value", help="settings for all runs")
     wait.add_argument("--out", type=Path, default=Path("bench/results/data_wait.jsonl"), metavar="FILE")
     wait.set_defaults(run=run_bench_data_wait)
@@ -256,15 +257,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     balance = benches.add_parser("balance", help="pretraining with balanced draws against without, on a made corpus")
-    balance.add_argument("--seeds", type=int, default=3, help="default: 3")
-    balance.add_argument("--steps", type=int, default=150, help="of every run (default: 150)")
-    balance.add_argument("--spans", type=int, default=600, help="of the corpus (default: 600)")
+    balance.add_argument("--seeds", type=COUNT, default=3, help="default: 3")
+    balance.add_argument("--steps", type=COUNT, default=150, help="of every run (default: 150)")
+    balance.add_argument("--spans", type=COUNT, default=600, help="of the corpus (default: 600)")
     balance.add_argument("--out", type=Path, default=Path("bench/results/balance.jsonl"), metavar="FILE")
     balance.set_defaults(run=run_bench_balance)
 
     plan = benches.add_parser("plan", help="trocar plan's model against the clock, on the CPU")
-    plan.add_argument("--rounds", type=int, default=3, help="how often each setting runs, in turns (default: 3)")
-    plan.add_argument("--steps", type=int, default=12, help="steps that are timed (default: 12)")
+    plan.add_argument("--rounds", type=COUNT, default=3, help="how often each setting runs, in turns (default: 3)")
+    plan.add_argument("--steps", type=COUNT, default=12, help="steps that are timed (default: 12)")
     plan.add_argument("--out", type=Path, default=Path("bench/results/plan.jsonl"), metavar="FILE")
     plan.set_defaults(run=run_bench_plan)
 
@@ -283,8 +284,8 @@ def build_parser() -> argparse.ArgumentParser:
     report.set_defaults(run=run_bench_report)
 
     clustering = benches.add_parser("clustering", help="seconds and memory of a tree over made rows")
-    clustering.add_argument("--rows", type=int, nargs="+", default=[200_000], help="default: 200000")
-    clustering.add_argument("--width", type=int, default=384, help="default: 384")
+    clustering.add_argument("--rows", type=COUNT, nargs="+", default=[200_000], help="default: 200000")
+    clustering.add_argument("--width", type=COUNT, default=384, help="default: 384")
     clustering.add_argument("--levels", default="2000,200,20", metavar="N,N,...", help="default: 2000,200,20")
     clustering.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     clustering.add_argument("--level-only", action="store_true", help="no tree, only one level at 10 M x 768 on a GPU")
@@ -316,7 +317,7 @@ def add_training(training: argparse.ArgumentParser) -> None:
     )
     training.add_argument("--ranks", metavar="N,N", help="numbers of ranks (default: 1, 2, 4 .. GPUs)")
     training.add_argument("--peers", nargs="+", metavar="PEER", help="default: all that are quick to start here")
-    training.add_argument("--rounds", type=int, default=7, help="how often each arm runs, in turns (default: 7)")
+    training.add_argument("--rounds", type=COUNT, default=7, help="how often each arm runs, in turns (default: 7)")
     training.add_argument("--out", type=Path, default=Path("bench/results/training.jsonl"), metavar="FILE")
     training.set_defaults(run=run_bench_training)
 
@@ -375,8 +376,6 @@ def run_pretrain(options: argparse.Namespace) -> int:
     from .config_file import load_config
 
     if options.dry_run is not None:
-        if options.dry_run < 1:
-            raise ConfigError(f"--dry-run: {options.dry_run} is not accepted; give a number of ranks, 1 or more")
         from .dry_run import dry_run
 
         config, ranks = load_config(options.config, options.overrides), options.dry_run
@@ -390,13 +389,13 @@ def run_pretrain(options: argparse.Namespace) -> int:
         print("\n".join(dry_run(config, ranks).lines()))
         return 0
     from .pretrain import pretrain
-    from .stop import REQUEUE_STATUS
+    from .stop import INTERRUPTED_STATUS, REQUEUE_STATUS
 
     result = pretrain(load_config(options.config, options.overrides))
     resumed = f" (resumed at step {result.resumed_from})" if result.resumed_from else ""
     if result.is_stopped:
-        print(f"asked to stop; checkpoint: {result.checkpoint}; the same command goes on from it", file=sys.stderr)
-        return REQUEUE_STATUS
+        print(f"asked to stop; {result.where_it_stands()}", file=sys.stderr)
+        return INTERRUPTED_STATUS if result.is_interrupted else REQUEUE_STATUS
     print(f"{result.steps} steps{resumed}; checkpoint: {result.checkpoint}")
     return 0
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .config_error import ConfigError
+from .options import COUNT, FROM_ZERO, INDEX, PASSES, SEED
 
 GROUP_TIMEOUT = 24 * 3600.0  # seconds that processes wait for the first, which clusters in memory alone
 
@@ -26,15 +27,15 @@ def add_commands(commands: Any, views: Any) -> None:
     embed.add_argument("corpus", metavar="CORPUS")
     embed.add_argument("--out", required=True, metavar="EMBEDDINGS")
     embed.add_argument("--model", default="descriptor", metavar="MODEL", help="descriptor, timm:MODEL[@FILE], or a run")
-    embed.add_argument("--frames", type=int, default=16, help="of a span's clip (default: 16; a run brings its own)")
-    embed.add_argument("--stride", type=int, default=4, help="from one to the next (default: 4)")
+    embed.add_argument("--frames", type=COUNT, default=16, help="of a span's clip (default: 16; a run brings its own)")
+    embed.add_argument("--stride", type=COUNT, default=4, help="from one to the next (default: 4)")
     embed.add_argument(
-        "--workers", type=int, default=1, help="processes, each on a GPU of its own where there are several"
+        "--workers", type=COUNT, default=1, help="processes, each on a GPU of its own where there are several"
     )
-    embed.add_argument("--threads", type=int, help="decoding threads of each (default: as the cores allow)")
+    embed.add_argument("--threads", type=COUNT, help="decoding threads of each (default: as the cores allow)")
     embed.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     embed.add_argument("--part", default="0/1", metavar="I/N", help="every N-th shard from the I-th on, for N machines")
-    embed.add_argument("--rows-per-shard", type=int, default=4096, help="default: 4096")
+    embed.add_argument("--rows-per-shard", type=COUNT, default=4096, help="default: 4096")
     embed.set_defaults(run=run_embed)
 
     cluster = commands.add_parser(
@@ -45,14 +46,14 @@ def add_commands(commands: Any, views: Any) -> None:
     cluster.add_argument(
         "--levels", metavar="N,N,...", help="clusters, the spans' level first (default: by their number)"
     )
-    for name, text in (
-        ("resampling", "rounds of resampling on every level (default: 5)"),
-        ("restarts", "starts of every fit (default: 2)"),
-        ("passes", "over all rows, 2 .. 5 (default: 5)"),
-        ("sample-per-cluster", "rows of level 1 that are clustered in memory (default: 128)"),
-        ("seed", "default: 0"),
+    for name, kind, text in (
+        ("resampling", FROM_ZERO, "rounds of resampling on every level (default: 5)"),
+        ("restarts", COUNT, "starts of every fit (default: 2)"),
+        ("passes", PASSES, "over all rows, 2 .. 5 (default: 5)"),
+        ("sample-per-cluster", COUNT, "rows of level 1 that are clustered in memory (default: 128)"),
+        ("seed", SEED, "default: 0"),
     ):
-        cluster.add_argument(f"--{name}", type=int, help=text)
+        cluster.add_argument(f"--{name}", type=kind, help=text)
     cluster.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     cluster.add_argument(
         "--duplicates", action="store_true", help="measure near-duplicates in all leaves: for data.thin"
@@ -68,13 +69,13 @@ def add_commands(commands: Any, views: Any) -> None:
     draws = views.add_parser("draws", help="what a config draws: shares, and a contact sheet")
     _add_draws(draws)
     draws.add_argument("--out", type=Path, default=Path("draws.png"), metavar="PNG", help="default: draws.png")
-    draws.add_argument("--clips", type=int, default=48, help="of the contact sheet (default: 48)")
+    draws.add_argument("--clips", type=COUNT, default=48, help="of the contact sheet (default: 48)")
     draws.set_defaults(run=run_view_draws)
 
     tree = views.add_parser("tree", help="the clusters of a tree with their exemplars")
     tree.add_argument("tree", type=Path, metavar="TREE", help="folder that `trocar cluster` wrote")
     tree.add_argument("--corpus", metavar="CORPUS", help="show exemplars and sources")
-    tree.add_argument("--most", type=int, default=4, help="clusters shown of every one above (default: 4)")
+    tree.add_argument("--most", type=COUNT, default=4, help="clusters shown of every one above (default: 4)")
     tree.add_argument("--out", type=Path, metavar="FILE", help="a .html or .png file (default: TREE/tree.html)")
     tree.set_defaults(run=run_view_tree)
 
@@ -82,8 +83,8 @@ def add_commands(commands: Any, views: Any) -> None:
 def _add_draws(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, a run's, or one of ours")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example data.balance=0.5")
-    parser.add_argument("--draws", type=int, help="how many (default: an epoch, at most 100,000)")
-    parser.add_argument("--first", type=int, default=0, help="the first of them (default: 0)")
+    parser.add_argument("--draws", type=COUNT, help="how many (default: an epoch, at most 100,000)")
+    parser.add_argument("--first", type=INDEX, default=0, help="the first of them (default: 0)")
 
 
 def parse_levels(text: str | None) -> tuple[int, ...] | None:

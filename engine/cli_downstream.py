@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .config_error import ConfigError
+from .options import COSINE, COUNT, POSITIVE, SEED, SHARE
 
 
 def add_downstream(commands: Any, benches: Any) -> None:
@@ -26,7 +26,7 @@ def add_downstream(commands: Any, benches: Any) -> None:
     downstream.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto, all GPUs in turn)"
     )
-    downstream.add_argument("--workers", type=int, default=1, help="encoders on data sets at a time (default: 1)")
+    downstream.add_argument("--workers", type=COUNT, default=1, help="encoders on data sets at a time (default: 1)")
     downstream.add_argument(
         "--report-only", action="store_true", help="train nothing; write the report of what is there"
     )
@@ -44,7 +44,7 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
         "--positions", choices=("flat", "axes", "rope"), help="of their tokens (default: as their kind has them)"
     )
     parser.add_argument(
-        "--minimum", type=float, default=1.0, metavar="SHARE", help="of tensors that must match (default: 1)"
+        "--minimum", type=SHARE, default=1.0, metavar="SHARE", help="of tensors that must match (default: 1)"
     )
 
 
@@ -69,14 +69,18 @@ def add_finetune(finetune: argparse.ArgumentParser) -> None:
     )
     finetune.add_argument("--table", type=Path, metavar="CSV", help="take the table from this file instead")
     _add_unlabelled(finetune)
-    finetune.add_argument("--split-seed", type=int, default=0, help="of subjects that are shared out (default: 0)")
-    finetune.add_argument("--pieces", type=float, metavar="SECONDS", help="cut segments into pieces of at most so long")
-    finetune.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
-    finetune.add_argument("--frames", type=int, help="of clips (default: the weights' own, else 16)")
-    finetune.add_argument("--resolution", type=int, metavar="PIXELS", help="default: the weights' own, else 224")
+    finetune.add_argument("--split-seed", type=SEED, default=0, help="of subjects that are shared out (default: 0)")
+    finetune.add_argument(
+        "--pieces", type=POSITIVE, metavar="SECONDS", help="cut segments into pieces of at most so long"
+    )
+    finetune.add_argument("--seed", type=SEED, default=0, help="of the training (default: 0)")
+    finetune.add_argument("--frames", type=COUNT, help="of clips (default: the weights' own, else 16)")
+    finetune.add_argument("--resolution", type=COUNT, metavar="PIXELS", help="default: the weights' own, else 224")
     rate = finetune.add_mutually_exclusive_group()
-    rate.add_argument("--stride", type=int, metavar="FRAMES", help="default: the weights' own, else 4")
-    rate.add_argument("--sample-fps", type=float, metavar="FPS", help="frames of a clip a second, instead of a stride")
+    rate.add_argument("--stride", type=COUNT, metavar="FRAMES", help="default: the weights' own, else 4")
+    rate.add_argument(
+        "--sample-fps", type=POSITIVE, metavar="FPS", help="frames of a clip a second, instead of a stride"
+    )
     add_weights_arguments(finetune)
     finetune.add_argument(
         "--corpus",
@@ -121,9 +125,9 @@ def add_audit(audit: argparse.ArgumentParser) -> None:
         "--likeness", default="thumbnails", metavar="MODEL", help="by which: thumbnails, descriptor, RUN or timm:MODEL"
     )
     audit.add_argument(
-        "--similar", type=float, default=0.99, metavar="COSINE", help="of clips that are the same (default: 0.99)"
+        "--similar", type=COSINE, default=0.99, metavar="COSINE", help="of clips that are the same (default: 0.99)"
     )
-    audit.add_argument("--seed", type=int, default=0, help="of subjects that are shared out (default: 0)")
+    audit.add_argument("--seed", type=SEED, default=0, help="of subjects that are shared out (default: 0)")
     _add_unlabelled(audit)
     audit.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
     audit.add_argument("--out", type=Path, metavar="CSV", help="write the table with its split there")
@@ -155,8 +159,6 @@ def run_bench_downstream(options: argparse.Namespace) -> int:
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    if options.workers < 1:
-        raise ConfigError(f"--workers: {options.workers} is not accepted; give 1 or more")
     matrix = load_matrix(options.config)
     places = Places(options.out, options.data, options.weights)
     failures = []

@@ -23,8 +23,9 @@ class RunConfig:
 
     dir: run directory; resumed where it holds a checkpoint. seed: of weights, draws, crops and masks. device: "auto" takes a GPU
     where there is one. precision: "float64" is for exact comparisons. threads: CPU threads of PyTorch, its own choice where None.
-    log_every, checkpoint_every: in optimizer steps. keep_checkpoints: how many of the newest stay. keep_every: checkpoints of steps
-    that are multiples of it stay for good. allow_changes: resume although settings differ that change the curve or the draws.
+    log_every, checkpoint_every: in optimizer steps. checkpoint_minutes: a checkpoint too when so many have passed since the one
+    before; null is never. keep_checkpoints: how many of the newest stay. keep_every: checkpoints of steps that are multiples of it
+    stay for good. allow_changes: resume although settings differ that change the curve or the draws.
 
     sharding: over several ranks, "none" keeps the whole model on each (DDP), "full" shards it over all (FSDP2), "node" shards it
     inside a node and keeps a copy per node (HSDP). checkpoint_activations: compute every block's activations again instead of
@@ -43,6 +44,7 @@ class RunConfig:
     threads: int | None = None
     log_every: int = 1
     checkpoint_every: int = 1000
+    checkpoint_minutes: float | None = 15.0
     keep_checkpoints: int = 3
     keep_every: int | None = None
     allow_changes: bool = False
@@ -64,6 +66,10 @@ class RunConfig:
             "log_every", "checkpoint_every", "keep_checkpoints", "heartbeat_timeout", "rank_timeout", "save_timeout",
         ):  # fmt: skip
             require(getattr(self, key) > 0, f"run.{key}", getattr(self, key), "a positive number")
+        minutes = self.checkpoint_minutes
+        require(
+            minutes is None or minutes > 0, "run.checkpoint_minutes", minutes, "a positive number of minutes or null"
+        )
         accepted = "a positive number of steps or null"
         require(self.keep_every is None or self.keep_every > 0, "run.keep_every", self.keep_every, accepted)
         graphs = not self.cuda_graphs or self.compile in ("auto", "inductor")
@@ -124,10 +130,10 @@ class DataConfig:
     phases of other clip sizes on the way, in the order of their steps.
 
     tree: folder that `trocar cluster` wrote, to draw from its branches; null draws all spans alike. balance: 0 draws the corpus
-    as it is, 1 all branches of the tree alike. max_repeats: most draws of one span an epoch. epoch_draws: draws of an epoch, as
-    many as there are spans where null. source_caps: the largest share of the draws of a source, by name. thin: leave out spans
-    nearer than this to another of their leaf. include, exclude: videos by id, file name, pattern of paths, or @FILE that lists
-    such. phases: what of these changes on the way.
+    as it is, 1 all branches of the tree alike. max_repeats: most draws of one span an epoch, rounded down from 1 on; null is no
+    limit. epoch_draws: draws of an epoch, as many as there are spans where null. source_caps: the largest share of the draws of a
+    source, by name. thin: leave out spans nearer than this to another of their leaf. include, exclude: videos by id, file name,
+    pattern of paths, or @FILE that lists such. phases: what of these changes on the way.
     """
 
     corpus: str
@@ -154,7 +160,7 @@ class DataConfig:
     sizes: tuple[SizePhase, ...] = ()
     tree: str | None = None
     balance: float = 1.0
-    max_repeats: float | None = None
+    max_repeats: float | None = 10.0
     epoch_draws: int | None = None
     source_caps: dict[str, float] = field(default_factory=dict)
     thin: float | None = None

@@ -36,6 +36,7 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     tree = _read(config_path(source), "sections (run, data, model, objective, optim, probe, validation)")
     for override in overrides:
         _apply(tree, override)
+    _keep_what_was_default(tree)
     return _build(Config, tree, "")
 
 
@@ -92,6 +93,17 @@ def config_path(source: str | Path) -> Path:
     if path.name not in shipped or len(path.parts) != 1:
         raise ConfigError(f"{source}: no such config{_nearest(str(source), shipped)}; there are {', '.join(shipped)}")
     return shipped[path.name]
+
+
+def _keep_what_was_default(tree: dict[str, Any]) -> None:
+    """A run that began before `data.max_repeats` had a default goes on without, unless it is named now: its draws stay."""
+    run, data = tree.get("run"), tree.get("data")
+    if not (isinstance(run, dict) and isinstance(data, dict)) or "max_repeats" in data:
+        return
+    began = Path(str(run.get("dir"))) / CONFIG_FILE
+    if began.is_file():
+        before = _read(began, "sections").get("data")
+        data["max_repeats"] = before.get("max_repeats") if isinstance(before, dict) else None
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..loaders.whole_file import check_readable, write_whole
 from ..ssl.encoder import SIZES, LastNorm, Positions, VideoEncoder
 from .weight_files import Tensors, WeightsError, read_parts
 from .weight_names import (
@@ -189,18 +190,16 @@ def _completed(renamed: Renamed) -> tuple[Tensors, list[str]]:
 
 def save_encoder(found: Conversion, path: Path) -> None:
     """Writes a file that `load_encoder` reads; replaces it as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"unfinished_{path.name}")
     header = {"trocar_encoder": json.dumps(asdict(found.settings)), "kind": found.layout}
-    save_file(found.tensors, unfinished, metadata=header)
-    unfinished.rename(path)
+    write_whole(path, lambda target: save_file(found.tensors, target, metadata=header))
 
 
 def load_encoder(path: Path) -> VideoEncoder:
     """The encoder of a file that `save_encoder` wrote; tensors that it lacks are initialised from PyTorch's generator.
 
-    Raises WeightsError.
+    Raises WeightsError, or OSError where it may not be read.
     """
+    check_readable(path)
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}

@@ -33,6 +33,8 @@ def demo(run_dir: Path, videos: str | None, overrides: Sequence[str]) -> list[st
         make_videos(Path(videos))
     summary = index_corpus([videos], corpus, replace=True)
     result = pretrain(config)
+    if result.is_stopped:
+        return [f"asked to stop; {result.where_it_stands()}"]
     return [
         *summary.lines(),
         f"checkpoint      {result.checkpoint}",

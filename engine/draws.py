@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..loaders.cluster_draws import TreeOrder
 from ..loaders.corpus import Corpus
 from ..loaders.sampler import Sampler
-from .build import build_sampler, plan_draws
+from .build import build_sampler, plan_draws, repeats_line
 from .config import Config
 from .config_error import ConfigError
 from .config_file import load_config
@@ -73,6 +73,8 @@ def shares_table(planned: Planned, draws: NDArray[np.int64]) -> str:
     if isinstance(order, TreeOrder):
         leaves = np.bincount(order.leaves(draws))
         lines.append(f"\n{effective_number(leaves):,.1f} leaves in effect among {int((leaves > 0).sum()):,} drawn from")
+    if repeats := repeats_line(order):
+        lines.append(repeats)
     return "\n".join(lines)
 
 

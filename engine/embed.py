@@ -149,9 +149,7 @@ def _prepare(out: Path, manifest: Manifest, corpus: Corpus, grid: GridClips) -> 
         if known != manifest:
             names = [name for name in vars(manifest) if getattr(known, name) != getattr(manifest, name)]
             differences = ", ".join(f"{name} {getattr(known, name)!r} -> {getattr(manifest, name)!r}" for name in names)
-            raise CorpusError(
-                f"{out}: holds embeddings of something else ({differences}); choose another --out or delete it"
-            )
+            raise CorpusError(f"{out}: holds embeddings of something else ({differences}); choose another --out")
     ids = [row["id"] for row in corpus.scan("id")]
     write_spans(out, ids, *grid.spans())
     manifest.write(out)

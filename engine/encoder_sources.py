@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..loaders.whole_file import check_readable
 from ..ssl.encoder import Positions, VideoEncoder, position_table
 from .config_error import ConfigError
 from .config_file import CONFIG_FILE
@@ -157,6 +158,7 @@ def _file(path: Path) -> Path:
 
 
 def _header(path: Path) -> dict[str, str]:
+    check_readable(path)
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}

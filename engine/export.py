@@ -6,6 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from ..loaders.whole_file import write_whole
 from .checkpoint import CheckpointError, checkpoints, load_checkpoint
 from .run_encoder import encoder_tensors
 from .run_record import last_folder
@@ -24,5 +25,5 @@ def export_weights(run_dir: Path, out: Path | None = None, *, whole: bool = Fals
     out = out or run_dir / ("model.safetensors" if whole else "encoder.safetensors")
     config = (run_dir / "config.yaml").read_text(encoding="utf-8")
     metadata = {"step": str(checkpoint.state["step"]), "config": config, "folder": last_folder(run_dir)}
-    save_file(tensors, out, metadata=metadata)
+    write_whole(out, lambda target: save_file(tensors, target, metadata=metadata))
     return out

@@ -54,7 +54,7 @@ from .readback import ReadBack, StepReport, StepSums
 from .run_record import record_start
 from .signals import CollapseWatch
 from .skips import SkipLog
-from .stop import StopRequest
+from .stop import StoppedBetweenPartsError, StopRequest, StopVote
 from .validation import Validation
 from .watch import RankWatch
 
@@ -63,7 +63,7 @@ from .watch import RankWatch
 class PretrainResult:
     """run_dir, checkpoint: where things are. steps: optimizer steps in all. resumed_from: step, 0 where it started anew.
 
-    is_stopped: it was asked to stop and saved before it was done; the same command goes on.
+    is_stopped: it was asked to stop and saved before it was done; the same command goes on. is_interrupted: by Ctrl-C.
     """
 
     run_dir: Path
@@ -71,6 +71,12 @@ class PretrainResult:
     steps: int
     resumed_from: int
     is_stopped: bool = False
+    is_interrupted: bool = False
+
+    def where_it_stands(self) -> str:
+        """Of a run that was stopped."""
+        saved = f"checkpoint: {self.checkpoint}" if newest_step(self.run_dir) else "not a step was done"
+        return f"{saved}; the same command goes on from there"
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ class Run:
     world: World
     watch: RankWatch
     stop: StopRequest
+    vote: StopVote
     schedule: Schedule
     objective: Objective
     model: nn.Module
@@ -90,11 +97,16 @@ class Run:
 
 
 def pretrain(
-    config: Config, *, progress: bool = True, on_step: Callable[[int], None] = lambda steps_done: None
+    config: Config,
+    *,
+    progress: bool = True,
+    on_step: Callable[[int], None] = lambda steps_done: None,
+    listen: bool = True,
 ) -> PretrainResult:
     """Runs, or resumes, the pretraining that `config` describes, on all ranks that were started.
 
-    on_step: called with the number of steps done, before the first one and after each.
+    on_step: called with the number of steps done, before the first one and after each. listen: the first Ctrl-C, SIGTERM and
+    SIGUSR1 save and end it in order; else they end it as they end any Python.
     Raises ConfigError, CorpusError, CheckpointError, VideoError where more draws fail than data.failure_budget allows, SkipError
     where more steps are left out than optim.skip_budget allows, RankError where another rank is gone.
     """
@@ -102,7 +114,7 @@ def pretrain(
     with (
         open_world(choose_device(config), settings.rank_timeout) as world,
         RankWatch(world, settings.heartbeat_timeout, settings.rank_timeout) as watch,
-        StopRequest() as stop,
+        StopRequest(listen) as stop,
         snapshot_when_out_of_memory(Path(settings.dir), world),
     ):
         if settings.pin_cores:
@@ -127,7 +139,8 @@ def pretrain(
         corpus = Corpus.open(config.data.corpus)
         steps = count_steps(config, samplers_by_clip(config, corpus)(0).num_spans)
         schedule = build_schedule(config.optim, steps)
-        run = Run(config, world, watch, stop, schedule, objective, model, masks, optimizer, guard)
+        vote = StopVote(stop, world.size, config.optim.parts)
+        run = Run(config, world, watch, stop, vote, schedule, objective, model, masks, optimizer, guard)
         return train(run, corpus, steps, progress and world.is_first, on_step)
 
 
@@ -186,35 +199,45 @@ def train(
     ):
         name_decoding(loader)
         collapse = CollapseWatch(read_metrics(run_dir), write=world.is_first)
-        on_step(done)
-        while done < steps and not is_stopping:
-            with stage("step"):
-                report = train_step(run, done, loader)
-            done += 1
-            on_step(done)
-            if progress and done == first_step + PEAK_STEPS:
-                print(measured_peak(world), file=sys.stderr)
-            collapse.observe(run.objective, done)  # what the step's own clips left behind, before others pass
-            if validation.is_due(done):
-                run.watch.reach(f"the validation after step {done}")
-                report.signals = {**report.signals, **validation.losses()}
-            read_back.push(report)
-            probe.update(done, run.objective.encoder)
-            quarantine.update()
-            saver.update()
-            collect_garbage(done)
-            saving = done % config.run.checkpoint_every == 0 or done == steps
-            for report in read_back.arrived(everything=saving):
-                is_stopping = is_stopping or report.is_stopping
+
+        def write_down(everything: bool) -> tuple[bool, bool]:
+            """The steps whose numbers have arrived. Returns whether one of them asks for a checkpoint, and for the end."""
+            arrived = list(read_back.arrived(everything))
+            for report in arrived:
                 collapse.complete(report.row)
                 log.write(report.row)
                 bar.update(report.row["step"], report.row)
                 skips.update(report)
-            if saving or is_stopping:
-                for report in read_back.arrived(everything=True):
-                    collapse.complete(report.row)
-                    log.write(report.row)
-                    skips.update(report)
+            return any(report.is_due for report in arrived), any(report.is_stopping for report in arrived)
+
+        on_step(done)
+        saved, saved_at, limit = done, time.monotonic(), config.run.checkpoint_minutes
+        while done < steps and not is_stopping:
+            is_due = world.is_first and limit is not None and time.monotonic() - saved_at >= 60 * limit
+            try:
+                with stage("step"):
+                    report = train_step(run, done, loader, is_due)
+            except StoppedBetweenPartsError:  # all ranks alike
+                saving = is_stopping = True
+            else:
+                done += 1
+                on_step(done)
+                if progress and done == first_step + PEAK_STEPS:
+                    print(measured_peak(world), file=sys.stderr)
+                collapse.observe(run.objective, done)  # what the step's own clips left behind, before others pass
+                if validation.is_due(done):
+                    run.watch.reach(f"the validation after step {done}")
+                    report.signals = {**report.signals, **validation.losses()}
+                read_back.push(report)
+                probe.update(done, run.objective.encoder)
+                quarantine.update()
+                saver.update()
+                collect_garbage(done)
+                saving = done % config.run.checkpoint_every == 0 or done == steps
+                is_due, is_stopping = write_down(saving)
+                saving = saving or is_due
+            if (saving or is_stopping) and done > saved:
+                write_down(everything=True)
                 run.watch.reach(f"saving step {done}")
                 with stage("save"):
                     tensors = run_tensors(run.objective, run.optimizer, run.guard)
@@ -222,8 +245,10 @@ def train(
                     made_of = {"corpus": corpus.fingerprint, "draws": draws, "config": config.to_yaml(), "steps": steps}
                     state = {"step": done, **made_of, **skips.state()}
                     saver.save(tensors, state)
+                saved, saved_at = done, time.monotonic()
         saver.wait()
-    return PretrainResult(run_dir, checkpoint_path(run_dir, done), steps, first_step, done < steps)
+    newest, is_interrupted = checkpoint_path(run_dir, done), run.stop.is_interrupted
+    return PretrainResult(run_dir, newest, steps, first_step, done < steps, is_interrupted)
 
 
 def clipped_norm(objective: Objective, largest: float | None) -> torch.Tensor:
@@ -241,8 +266,11 @@ def open_log(config: Config, first_step: int, world: World) -> MetricsLog:
     return MetricsLog(Path(settings.dir), first_step, settings.tensorboard, **more)
 
 
-def train_step(run: Run, step: int, loader: Iterator[ClipBatch]) -> StepReport:
-    """One optimizer step. Returns its report, with all that the device computes still there."""
+def train_step(run: Run, step: int, loader: Iterator[ClipBatch], is_due: bool = False) -> StepReport:
+    """One optimizer step. Returns its report, with all that the device computes still there.
+
+    is_due: whether this rank wants a checkpoint after it. Raises StoppedBetweenPartsError, with weights as they were.
+    """
     config, world = run.config, run.world
     started, waited, count = time.perf_counter(), 0.0, LoaderCount()
     batch_clips, accumulation = config.optim.batch, config.optim.parts
@@ -251,6 +279,7 @@ def train_step(run: Run, step: int, loader: Iterator[ClipBatch]) -> StepReport:
     sums = StepSums.zeros(batch_clips, world.size, world.device)
     for part in range(accumulation):
         run.watch.reach(f"waiting for clips of step {step + 1}")
+        run.vote.check()
         asked = time.perf_counter()
         with stage("wait"):
             batch = next(loader)
@@ -275,7 +304,7 @@ def train_step(run: Run, step: int, loader: Iterator[ClipBatch]) -> StepReport:
                 output.loss.backward()
         since = time.perf_counter()
         sums.add(batch.numbers - step * batch_clips, output.loss.detach() / world.size, output.clip_loss)
-    sums.tell(world.rank, count, run.stop.is_asked, waited, alone)
+    sums.tell(world.rank, count, run.stop.is_asked, waited, alone, is_due)
     world.sum(sums.values)
 
     with stage("guard"):

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from ..loaders.batch import LoaderCount
 
 LAG_STEPS = 2
-# stop: whether this rank was asked to. The others are what its batches cost (LoaderCount).
-HOST = ("stop", "clips", "spans", "packets_decoded", "frames_used", "repeated_frames", "bytes_read", "replaced")
+# stop: whether this rank was asked to; save: whether a checkpoint is due by its clock. The others are what its batches cost.
+HOST = ("stop", "save", "clips", "spans", "packets_decoded", "frames_used", "repeated_frames", "bytes_read", "replaced")
 
 
 @dataclass
@@ -43,10 +43,10 @@ class StepSums:
         index = torch.from_numpy(places).to(self.values.device, non_blocking=True)
         self.clip_loss.index_copy_(0, index, clip_loss.double())
 
-    def tell(self, rank: int, count: LoaderCount, stop: bool, waited: float, alone: float) -> None:
+    def tell(self, rank: int, count: LoaderCount, stop: bool, waited: float, alone: float, save: bool = False) -> None:
         """Puts in what this rank's host knows: the numbers named in HOST, and seconds (see `seconds`)."""
         replaced = len({failure.draw for failure in count.failures})
-        told = [float(stop), *(getattr(count, name) for name in HOST[1:-1]), replaced]
+        told = [float(stop), float(save), *(getattr(count, name) for name in HOST[2:-1]), replaced]
         seconds = torch.zeros_like(self.seconds, device="cpu")
         seconds[:, rank] = torch.tensor([waited, alone])
         host = torch.cat([torch.tensor(told, dtype=torch.float64), seconds.flatten()])
@@ -90,6 +90,11 @@ class StepReport:
     def is_stopping(self) -> bool:
         """Whether any rank was asked to stop. Known once the report has arrived."""
         return self.sums.host["stop"] > 0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a checkpoint is due by a rank's clock. Known once the report has arrived."""
+        return self.sums.host["save"] > 0
 
     def send(self) -> None:
         """Starts the copy to the host."""

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from ..loaders.whole_file import check_readable
 from ..ssl.encoder import SIZES, VideoEncoder
 from .checkpoint import CheckpointError, checkpoints, load_checkpoint
 from .config import Config
@@ -62,6 +63,7 @@ def load_run_encoder(path: Path) -> tuple[VideoEncoder, Config]:
 
 def load_exported_encoder(path: Path) -> tuple[VideoEncoder, Config]:
     """As `load_run_encoder`, of a file that `trocar export` wrote; its header holds the settings. Raises CheckpointError."""
+    check_readable(path)
     try:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {})["config"]

@@ -77,7 +77,7 @@ class SkipLog:
             listed = "\n".join(f"  {text}" for text in self._latest)
             raise SkipError(
                 f"{len(self.steps)} of the last {min(step, WINDOW_STEPS):,} steps were left out, above optim.skip_budget="
-                f"{self.budget}; the latest:\n{listed}\n({self.path} has all.) Remove what is broken, lower "
+                f"{self.budget}; the latest:\n{listed}\n({self.path} has all.) Leave out what is broken (data.exclude), lower "
                 "optim.base_learning_rate, or, where sound steps are refused, raise optim.outlier_sigmas or optim.skip_budget"
             )
 

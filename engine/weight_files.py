@@ -16,6 +16,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ..loaders.whole_file import check_readable, unreadable
+
 Tensors = dict[str, torch.Tensor]
 
 # Where checkpoints keep the model's tensors, the most useful first: V-JEPA is evaluated by its target encoder.
@@ -48,12 +50,13 @@ def read_parts(path: Path, part: str | None = None) -> tuple[Tensors, dict[str, 
     WeightsError.
     """
     try:
+        check_readable(path)
         if path.suffix == ".safetensors":
             return load_file(path), {}
         with torch.serialization.safe_globals([argparse.Namespace]):
             tree: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error.strerror or error}); correct the path") from error
+        raise WeightsError(unreadable(path, error, "correct the path")) from error
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
         reason = str(error).split("\n")[0]
         raise WeightsError(

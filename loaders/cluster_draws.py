@@ -5,6 +5,10 @@ leads it to a leaf, and to a position in the leaf that counts on over all epochs
 leaf's own permutation, position % size enters it: a leaf is exhausted before any of its spans comes again. A leaf whose spans
 are the same in the next phase goes on where it was.
 
+Where a phase limits how often a span comes in an epoch, a leaf gets at most that many draws a span (`cluster_limits.py`), and keeps
+its permutation throughout: of consecutive places in one circle none comes more than once a round, wherever an epoch begins.
+Places in the epoch are still permuted anew, so the order of draws is not that of the epoch before.
+
 Replacements of a failed draw come from the same leaf, each span once; where those are used up, or fail 16 times, from the node
 above it, and so on up to the whole tree, since a leaf may hold nothing but one broken video.
 
@@ -24,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.philox import Stream, below, philox
+from .cluster_limits import LimitedRounding
 from .cluster_shares import QuotaRounding
 from .cluster_tree import TreeSpans
 from .sampler import SORTED_PERMUTATION_LIMIT, feistel, permute
@@ -37,7 +42,8 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Phase:
-    """first_draw: of the run. spans: what is drawn from. quotas: (L,) draws an epoch of each leaf, summing to epoch_draws.
+    """first_draw: of the run. spans: what is drawn from. quotas: (L,) draws an epoch of each leaf, summing to epoch_draws. limit:
+    most draws of a span an epoch, 1 or more; None is none. Replacements of failed draws are not counted.
 
     Raises ValueError.
     """
@@ -46,6 +52,7 @@ class Phase:
     spans: TreeSpans
     quotas: NDArray[np.float64]
     epoch_draws: int
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.quotas) != len(self.spans.sizes) or len(self.quotas) >= MAX_LEAVES:
@@ -85,6 +92,12 @@ class TreeOrder:
     def epoch_draws(self) -> int:
         """Draws of an epoch of the last phase."""
         return self._parts[-1].phase.epoch_draws
+
+    @property
+    def repeats(self) -> NDArray[np.float64]:
+        """(N,) how often each span of the last phase is drawn an epoch, on average."""
+        phase = self._parts[-1].phase
+        return np.repeat(phase.quotas / phase.spans.sizes, phase.spans.sizes)
 
     def fingerprint(self, stop: int) -> str:
         """32 hex digits that change when any of the draws 0 .. stop - 1 may: those of the phases that have begun by then."""
@@ -126,7 +139,11 @@ class _PhaseDraws:
     def __init__(self, phase: Phase, seed: int, start: Integers, index: int) -> None:
         self.phase, self.seed, self.start, self._index = phase, seed, start, index
         self._sizes = phase.spans.sizes
-        self.rounding = QuotaRounding(phase.quotas, phase.epoch_draws, seed)
+        self.rounding: QuotaRounding | LimitedRounding
+        if phase.limit is None:
+            self.rounding = QuotaRounding(phase.quotas, phase.epoch_draws, seed)
+        else:
+            self.rounding = LimitedRounding(phase.quotas, phase.limit * self._sizes, phase.epoch_draws, seed)
         self._tables: OrderedDict[int, tuple[Integers, Integers]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -138,6 +155,8 @@ class _PhaseDraws:
         placed = (spans.video, spans.first_frame, spans.span_frames, spans.offsets, spans.leaf, spans.paths)
         for array in (*placed, phase.quotas):
             digest.update(np.ascontiguousarray(array).tobytes())
+        if phase.limit is not None:
+            digest.update(repr(phase.limit).encode())
         return digest.digest()
 
     def _table(self, epoch: int) -> tuple[Integers, Integers]:
@@ -172,7 +191,7 @@ class _PhaseDraws:
         spans = self.phase.spans
         leaf, position = self.places(draws)
         size = self._sizes[leaf]
-        cycle, inside = position // size, position % size
+        cycle, inside = (position if self.phase.limit is None else self.start[leaf]) // size, position % size
         if spare and words is not None:
             # Those that follow in the leaf's present order: never the failed span itself, and none twice.
             inside = (inside + spare) % size

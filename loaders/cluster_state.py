@@ -37,9 +37,7 @@ class ClusterState:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / "identity.json"
             if path.exists() and json.loads(path.read_text(encoding="utf-8")) != identity:
-                raise CorpusError(
-                    f"{out}: holds a tree of other embeddings or settings; choose another --out or delete it"
-                )
+                raise CorpusError(f"{out}: holds a tree of other embeddings or settings; choose another --out")
             _write(path, lambda target: target.write_text(json.dumps(identity, indent=1), encoding="utf-8"))
         wait_for_all()
 

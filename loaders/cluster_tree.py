@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from .corpus import Corpus, CorpusError
+from .whole_file import unreadable
 
 TREE_NAME = "tree.parquet"
 TREE_VERSION = "1"
@@ -93,7 +94,7 @@ class ClusterTree:
         except FileNotFoundError as error:
             raise CorpusError(f"{file}: no such tree; {again}") from error
         except (pa.ArrowException, OSError) as error:
-            raise CorpusError(f"{file}: not a readable tree ({error}); {again}") from error
+            raise CorpusError(unreadable(file, error, again)) from error
         version = (table.schema.metadata or {}).get(b"version", b"").decode()
         if version != TREE_VERSION or table.schema.names != TREE_SCHEMA.names:
             raise CorpusError(f"{file}: version {version!r}, expected {TREE_VERSION!r}; {again}")

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from .timeline import Timeline
 from .video import GopTable, PacketTable, VideoFacts
+from .whole_file import set_aside, unreadable
 
 FORMAT_VERSION = "4"
 VIDEOS_NAME, GOPS_NAME, PACKETS_NAME = "videos.parquet", "gops.parquet", "packets.arrow"
@@ -142,7 +143,9 @@ class _RowGroups:
                 try:
                     self._cache[index] = self.file.read_row_group(index, use_threads=False)
                 except (pa.ArrowException, OSError) as error:
-                    raise CorpusError(f"{self.path}: damaged ({error}); delete its folder and index again") from error
+                    raise CorpusError(
+                        unreadable(self.path, error, f"index again after {set_aside(self.path.parent)}")
+                    ) from error
                 if len(self._cache) > CACHED_ROW_GROUPS:
                     self._cache.popitem(last=False)
             self._cache.move_to_end(index)
@@ -168,7 +171,9 @@ class _Packets:
         try:
             batches = [self.file.get_batch(index) for index in range(first, last + 1)]
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise CorpusError(f"{self.path}: damaged ({error}); delete its folder and index again") from error
+            raise CorpusError(
+                unreadable(self.path, error, f"index again after {set_aside(self.path.parent)}")
+            ) from error
         base = first * PACKETS_PER_BATCH
         parts = [[batch.column(name).to_numpy() for batch in batches] for name in PACKET_SCHEMA.names]
         columns = [part[0] if len(part) == 1 else np.concatenate(part) for part in parts]
@@ -317,7 +322,7 @@ def _open(kind: type[_Table], path: Path, again: str) -> _Table:
     except FileNotFoundError as error:
         raise CorpusError(f"{path}: missing; {again}") from error
     except (pa.ArrowException, OSError) as error:
-        raise CorpusError(f"{path}: not a readable table ({error}); {again}") from error
+        raise CorpusError(unreadable(path, error, again)) from error
     version = _metadata(table.file if isinstance(table, _RowGroups) else table, "version")
     if version != FORMAT_VERSION:
         raise CorpusError(f"{path}: format version {version!r}, expected {FORMAT_VERSION!r}; {again}")

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from .corpus import CorpusError
+from .whole_file import set_aside, unreadable
 
 MANIFEST_NAME, SPANS_NAME, SHARDS_NAME = "manifest.json", "spans.parquet", "shards"
 MANIFEST_VERSION = 1
@@ -74,7 +75,7 @@ class Manifest:
         except FileNotFoundError as error:
             raise CorpusError(f"{path}: missing; {again}") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CorpusError(f"{path}: not a manifest of embeddings ({error!r}); {again}") from error
+            raise CorpusError(unreadable(path, error, again)) from error
         if manifest.version != MANIFEST_VERSION or min(manifest.rows, manifest.width, manifest.rows_per_shard) < 1:
             raise CorpusError(
                 f"{path}: version {manifest.version} with {manifest.rows} rows of {manifest.width}; {again}"
@@ -134,7 +135,7 @@ class EmbeddingRows:
                 file.seek(self._offsets[shard] + inside * self.width * 2)
                 target = rows[filled : filled + count].view(np.uint8).reshape(-1).data
                 if file.readinto(target) != len(target):
-                    raise CorpusError(f"{file.name}: ends early; delete it and run trocar embed again")
+                    raise CorpusError(f"{file.name}: ends early; {_again(self.folder)}")
             filled += count
         return rows
 
@@ -156,10 +157,10 @@ class EmbeddingRows:
         try:
             table = pq.read_table(path, use_threads=False)
         except (pa.ArrowException, OSError) as error:
-            raise CorpusError(f"{path}: cannot be read ({error}); delete the folder and embed again") from error
+            raise CorpusError(unreadable(path, error, _again(self.folder))) from error
         if len(table) != self.num_rows:
             raise CorpusError(
-                f"{path}: has {len(table):,} spans, the manifest {self.num_rows:,}; delete the folder and embed again"
+                f"{path}: has {len(table):,} spans, the manifest {self.num_rows:,}; {_again(self.folder)}"
             )
         column = table.column("video").unify_dictionaries().combine_chunks()
         array = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
@@ -186,6 +187,10 @@ def write_spans(
     os.replace(unfinished, folder / SPANS_NAME)
 
 
+def _again(path: Path) -> str:
+    return f"embed again after {set_aside(path)}"
+
+
 def check_shard(folder: Path, manifest: Manifest, shard: int) -> int:
     """Where the rows of a shard begin in its file. Raises CorpusError where it is not what the manifest says."""
     path = shard_path(folder, shard)
@@ -197,10 +202,9 @@ def check_shard(folder: Path, manifest: Manifest, shard: int) -> int:
             offset = file.tell()
         size = path.stat().st_size
     except (OSError, ValueError) as error:
-        raise CorpusError(f"{path}: not a shard ({error}); delete it and run trocar embed again") from error
+        raise CorpusError(unreadable(path, error, _again(path))) from error
     if shape != wanted or fortran or dtype != np.float16 or size != offset + 2 * wanted[0] * wanted[1]:
         raise CorpusError(
-            f"{path}: holds {shape} {dtype} in {size:,} bytes, the manifest says {wanted} float16; delete it and "
-            "run trocar embed again"
+            f"{path}: holds {shape} {dtype} in {size:,} bytes, the manifest says {wanted} float16; {_again(path)}"
         )
     return offset

@@ -230,7 +230,8 @@ class BaseClipLoader(ABC, Generic[Block]):
             verdict = f"a draw and its {self.recipe.sampler.max_spares} replacements failed"
         raise VideoError(
             f"{len(failures)} failures in {spans} draws, {verdict}, in {len(videos)} videos:\n"
-            f"{listed}\nmend or remove them, and run `trocar index` again where they are of a corpus; or raise failure_budget"
+            f"{listed}\nmend them and run `trocar index` again where they are of a corpus; or leave "
+            "them out (data.exclude), or raise failure_budget"
         )
 
     def _reader(self) -> SpanReader:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cluster_draws import Phase, TreeOrder
+from .cluster_limits import effective_limit
 from .cluster_shares import capped_quotas
 from .cluster_tree import ClusterTree, TreeSpans, place_tree
 from .corpus import Corpus, CorpusError
@@ -80,16 +81,20 @@ def plan_order(
         levels = spans.paths.shape[1]
         balances = [settings.balance] * levels if groups is None else [settings.balance] * (levels - 1) + [0.0]
         leaf_groups = np.full(levels and len(spans.leaf), -1) if groups is None else spans.paths[:, -1].astype(np.int64)
+        # All spans alike come once an epoch each, which nothing above 1 limits.
+        is_free = settings.tree is None and settings.epoch_draws is None and (settings.max_repeats or 1) >= 1
+        most = None if is_free or settings.max_repeats is None else effective_limit(settings.max_repeats)
         quotas = capped_quotas(
             spans.paths,
             spans.sizes,
             leaf_groups,
             epoch_draws,
             balances,
-            settings.max_repeats or float("inf"),
+            float("inf") if most is None else most,
             list(settings.source_caps.values()),
         )
-        planned.append(Phase(settings.first_draw, spans, quotas, epoch_draws))
+        limit = None if most is None else max(1, int(most))
+        planned.append(Phase(settings.first_draw, spans, quotas, epoch_draws, limit))
     return PlannedOrder(TreeOrder(planned, seed), notes)
 
 

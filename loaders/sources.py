@@ -213,7 +213,7 @@ def _read_csv(path: str) -> Iterator[SourceFile]:
             for row in reader:
                 name = row["path"] or ""
                 if not cleaned(name):
-                    raise CorpusError(f"{path}, line {reader.line_num}: `path` is empty; fill it in or delete the line")
+                    raise CorpusError(f"{path}, line {reader.line_num}: `path` is empty; fill it in, or leave it out")
                 entry = _entry(cleaned(name) if is_remote(name) else as_stored(name, folder))
                 described = {column: cleaned(row.get(column) or "") for column in DESCRIPTION}
                 if described["origin"] not in ("", *ORIGINS):

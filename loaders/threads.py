@@ -83,7 +83,7 @@ class Threads:
             if limit is not None and worker.held > limit:
                 raise LoaderError(
                     f"the thread {worker.thread.name} does not come on for {limit:g} s (clip_timeout){_at(worker)}; see whether "
-                    "its storage answers, remove the video, or raise clip_timeout"
+                    "its storage answers, leave the video out (data.exclude), or raise clip_timeout"
                 )
 
     def close(self, patience: float | None = None) -> set[str]:

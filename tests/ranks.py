@@ -131,6 +131,8 @@ def happen(what: str) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     elif what == "term":
         os.kill(os.getpid(), signal.SIGTERM)
+    elif what == "interrupt":
+        os.kill(os.getpid(), signal.SIGINT)
     elif what == "sleep":
         time.sleep(600)
     elif what == "pause":

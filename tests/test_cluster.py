@@ -357,10 +357,10 @@ def damaged(folder: Path, how: str) -> None:
     ("how", "message"),
     [
         ("shard", r"00001.npy: missing, and 0 more of 2 shards; finish"),
-        ("short", r"00001.npy: holds .* delete it and run trocar embed again"),
-        ("garbage", r"00001.npy: not a shard"),
+        ("short", r"00001.npy: holds .* embed again after mv "),
+        ("garbage", r"00001.npy: damaged"),
         ("manifest", r"manifest.json: missing; embed again"),
-        ("json", r"manifest.json: not a manifest"),
+        ("json", r"manifest.json: damaged"),
         ("width", r"holds .* the manifest says \(300, 9\)"),
         ("spans", r"spans.parquet: has 5 spans, the manifest 500"),
     ],

@@ -14,6 +14,8 @@ from trocar.loaders.cluster_tree import TreeSpans
 from trocar.loaders.sampler import Sampler
 
 WHOLE = float("inf")
+BEFORE_LIMITS = [4, 11, 0, 1, 12, 7, 12, 2, 12, 12, 9, 6, 1, 8, 2, 3, 5, 12, 12, 12, 10, 5, 0, 12]
+FINGERPRINT_BEFORE_LIMITS = "93b2792dcdbeb1f7fe4c5f1ac674e338"
 
 
 def made_spans(sizes: list[int] | np.ndarray, paths: list[list[int]] | None = None, first: int = 0) -> TreeSpans:
@@ -279,3 +281,105 @@ def test_speed_and_memory_at_the_papers_size() -> None:
     print(f"{frames:.2f} us a draw as arrays, {clips:.2f} as clips, {megabytes:.0f} MB")
     assert frames < 5
     assert megabytes < 200
+
+
+def limited(sizes: list[int], quotas: list[float], limit: int, first_draw: int = 0) -> Phase:
+    return Phase(first_draw, made_spans(sizes), np.array(quotas), round(sum(quotas)), limit)
+
+
+def most_repeats(order: TreeOrder, epoch_draws: int, epochs: int, first: int = 0) -> int:
+    """Of a span in an epoch, over all epochs."""
+    total = order.num_spans
+    spans = spans_of(order, first + np.arange(epochs * epoch_draws))
+    keys = np.arange(len(spans)) // epoch_draws * total + spans
+    return int(np.bincount(keys).max())
+
+
+@pytest.mark.parametrize("spans", [4, pytest.param(6, marks=pytest.mark.slow)])
+def test_max_repeats_is_never_exceeded_in_small_corpora(spans: int) -> None:
+    """Every way to divide so many spans or fewer among leaves, every length of an epoch that fits, balanced or not."""
+    cases = 0
+    for total in range(1, spans + 1):
+        for cuts in range(2 ** (total - 1)):
+            marks = [0, *(place for place in range(1, total) if cuts >> (place - 1) & 1), total]
+            sizes = np.diff(marks)
+            for limit in (1, 2, 3):
+                for epoch_draws in range(1, limit * total + 1):
+                    paths = np.arange(len(sizes), dtype=np.int32)[:, None]
+                    quotas = capped_quotas(
+                        paths, sizes, np.full(len(sizes), -1), epoch_draws, [(cases % 3) / 2], limit, []
+                    )
+                    order = TreeOrder([limited(sizes.tolist(), quotas.tolist(), limit)], seed=cases)
+                    assert most_repeats(order, epoch_draws, 12 if spans == 4 else 30) <= limit, (
+                        sizes,
+                        limit,
+                        epoch_draws,
+                    )
+                    cases += 1
+    assert cases == sum(2 ** (n - 1) * 6 * n for n in range(1, spans + 1))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_max_repeats_is_never_exceeded_in_large_ones(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    sizes = generator.integers(1, 400, 30)
+    limit = int(generator.integers(1, 5))
+    epoch_draws = int(generator.integers(sizes.sum() // 3, limit * sizes.sum() + 1))
+    paths = np.arange(len(sizes), dtype=np.int32)[:, None]
+    quotas = capped_quotas(paths, sizes, np.full(30, -1), epoch_draws, [generator.uniform()], limit, [])
+    order = TreeOrder([limited(sizes.tolist(), quotas.tolist(), limit)], seed)
+    assert most_repeats(order, epoch_draws, 6, first=10**6 * epoch_draws) <= limit
+    assert most_repeats(order, epoch_draws, 6) <= limit
+    # Shares hold over epochs, and a leaf is exhausted before any of its spans comes again.
+    drawn = np.bincount(spans_of(order, np.arange(6 * epoch_draws)), minlength=sizes.sum())
+    counts = np.add.reduceat(drawn, np.cumsum(sizes) - sizes)
+    assert np.abs(counts - 6 * quotas).max() < 6
+    for mine in np.split(drawn, np.cumsum(sizes)[:-1]):
+        assert mine.max() - mine.min() <= 1
+
+
+def test_a_limit_holds_from_wherever_a_phase_begins() -> None:
+    before = made_phase([7, 5], [5.5, 2.5])
+    after = limited([7, 5], [6.5, 2.5], 1, first_draw=3 * 8)
+    order = TreeOrder([before, after], seed=3)
+    assert most_repeats(order, 9, 40, first=3 * 8) == 1
+
+
+def test_a_limited_leaf_far_below_one_draw_still_gets_its_share() -> None:
+    phase = limited([1000, 2], [9.98, 0.02], 1)
+    order = TreeOrder([phase], seed=0)
+    leaves = order.leaves(np.arange(10 * 1000))
+    assert (leaves == 1).sum() == pytest.approx(20, abs=1)
+    gaps = np.diff(np.flatnonzero(leaves == 1)) / 10
+    assert gaps.max() < 2.7 / 0.02
+
+
+def test_floor_sums_are_sums_of_floors() -> None:
+    from trocar.loaders.cluster_limits import floor_sums
+
+    generator = np.random.default_rng(0)
+    for count in (0, 1, 2, 5, 64):
+        for modulus, step in ((1, 1), (8, 5), (7, 0), (5, 13), (1 << 22, 2_592_053)):
+            starts = generator.integers(0, 10 * modulus, 20)
+            wanted = [sum((step * i + b) // modulus for i in range(count)) for b in starts.tolist()]
+            assert floor_sums(count, modulus, step, starts).tolist() == wanted
+
+
+def test_draws_without_a_limit_are_those_they_always_were() -> None:
+    """Of a run that began before there was one."""
+    order = TreeOrder([made_phase([7, 5, 1], [5.5, 2.25, 4.25])], seed=5)
+    assert spans_of(order, np.arange(24)).tolist() == BEFORE_LIMITS
+    assert order.fingerprint(1) == FINGERPRINT_BEFORE_LIMITS
+
+
+def test_how_often_spans_come_is_said() -> None:
+    from trocar.engine.build import repeats_line
+
+    few = TreeOrder([made_phase([4, 96], [50, 50])], seed=0)
+    said = repeats_line(few)
+    assert said.startswith(
+        "a span comes 0.52 to 12.5 times an epoch; half of all draws are of 4 of 100 spans\nwarning: "
+    )
+    limit = TreeOrder([limited([4, 96], [40, 60], 10)], seed=0)
+    assert repeats_line(limit) == "a span comes 0.62 to 10 times an epoch; half of all draws are of 20 of 100 spans"
+    assert repeats_line(TreeOrder([made_phase([4, 96], [4, 96])], seed=0)) == ""

@@ -140,3 +140,12 @@ def test_names_the_nearest_config_and_bad_files(tmp_path: Path) -> None:
     broken.write_text(yaml.safe_dump({"run": 3, "data": {"corpus": "x"}}))
     with pytest.raises(ConfigError, match="run: holds 3, not a section"):
         load_config(broken)
+
+
+def test_a_run_that_began_without_max_repeats_goes_on_without(tmp_path: Path) -> None:
+    """Its draws stay; named now, it counts."""
+    new = [f"run.dir={tmp_path}", "data.corpus=corpus"]
+    assert load_config("demo_cpu", new).data.max_repeats == 10
+    (tmp_path / "config.yaml").write_text("data: {corpus: corpus, max_repeats: null}")
+    assert load_config("demo_cpu", new).data.max_repeats is None
+    assert load_config("demo_cpu", [*new, "data.max_repeats=3"]).data.max_repeats == 3

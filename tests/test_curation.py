@@ -50,7 +50,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(folder: Path, *more: str) -> list[str]:
     return [
         *(f"data.corpus={folder / 'corpus'}", f"data.frames={FRAMES}", f"data.stride={STRIDE}"),
-        *("data.resolution=64", f"run.dir={folder / 'run'}", f"data.tree={folder / 'tree'}", *more),
+        *(
+            "data.resolution=64",
+            f"run.dir={folder / 'run'}",
+            f"data.tree={folder / 'tree'}",
+            "data.max_repeats=null",
+            *more,
+        ),
     ]
 
 

@@ -231,7 +231,7 @@ def test_refuses_what_cannot_be_resumed(corpus: Path, tmp_path: Path) -> None:
     assert pretrain(load_config("demo_cpu", allowed), progress=False).resumed_from == 2
 
     (checkpoints(run)[-1] / "rank_00000.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
-    with pytest.raises(CheckpointError, match="delete this folder to go back to the one before"):
+    with pytest.raises(CheckpointError, match="to go on from the one before: mv "):
         pretrain(load_config("demo_cpu", [*allowed, "optim.steps=6"]), progress=False)
 
 

@@ -1,0 +1,55 @@
+"""Files that are written whole or not at all, and what is said of one that cannot be read."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+# What the system says of a file that is not there; all else that it says is about permissions or the storage.
+ABSENT = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes `path`: `write` fills a file of another name beside it, which is flushed to the disk and renamed.
+
+    The mode is that of any new file there, as umask and folder have it, also where a library writes by way of a private temporary
+    file: safetensors leaves 0600, which colleagues cannot read. Raises what `write` raises, or OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"unfinished_{os.getpid()}_{path.name}")
+    try:
+        unfinished.touch()
+        mode = unfinished.stat().st_mode & 0o777
+        write(unfinished)
+        unfinished.chmod(mode)
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def check_readable(path: Path) -> None:
+    """Raises OSError with the system's reason: safetensors says "no such file" of one that may not be read."""
+    with path.open("rb"):
+        pass
+
+
+def unreadable(path: Path, error: Exception, mend: str) -> str:
+    """The message for a file that could not be read. mend: what to do where it is missing or damaged.
+
+    A file that may not be read, or whose storage does not answer, is not called damaged.
+    """
+    if isinstance(error, PermissionError):
+        return f"{path}: may not be read by this user ({error}); ask its owner for read permission, nothing is damaged"
+    if isinstance(error, OSError) and error.errno not in ABSENT:
+        return f"{path}: cannot be read now ({error}); see to its storage and start the same command again"
+    what = "absent or incomplete" if isinstance(error, FileNotFoundError) else "damaged"
+    return f"{path}: {what} ({error}); {mend}"
+
+
+def set_aside(path: Path) -> str:
+    """The command that gives a damaged file or folder another name, under which it is found no more."""
+    return f"mv {path} {path.with_name('damaged_' + path.name)}"
