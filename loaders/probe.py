@@ -99,9 +99,10 @@ def _probe(
         raise VideoError(f"{path}: this FFmpeg has no decoder for its codec; convert it to H.264 or HEVC")
     if context.width <= 0 or context.height <= 0:
         raise VideoError(f"{path}: its picture size is {context.width}x{context.height}; convert or leave it out")
-    # Decoding would change what the context says.
+    # Decoding would change what the context says, and with PyAV 19 damage that packets show can take its codec away.
     width, height, has_b_frames = context.width, context.height, bool(context.has_b_frames)
     pixel_aspect = as_fraction(stream.sample_aspect_ratio) or Fraction(1)
+    codec = context.codec.canonical_name
     packets = read_packets(path, container, stream, finder, checksum)
     notes = packets.notes
     gops, frame_pts, reorder_depth = number_frames(path, packets, checksum)
@@ -169,7 +170,7 @@ def _probe(
         size_bytes=version[0],
         mtime_ns=version[1],
         container=container.format.name,
-        codec=context.codec.canonical_name,
+        codec=codec,
         codec_tag=int.from_bytes((codec_tag(context) or "").encode().ljust(4, b"\0"), "little"),
         # PyAV 17 crashes on `context.pix_fmt` where damaged headers leave it unknown.
         pix_fmt=context.format.name if context.format else "",

@@ -11,6 +11,10 @@ import av
 # option is gone.
 LENIENT_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
+# swscale's short cuts from YUV to RGB are off by up to two of 255, all in one direction: enough to tell loaders apart.
+# FFmpeg's SWS_BILINEAR, SWS_FULL_CHR_H_INT and SWS_ACCURATE_RND; 17.1 has no names for the last two.
+ACCURATE_BILINEAR: Any = 2 | 0x2000 | 0x40000
+
 
 def as_fraction(rational: Any) -> Fraction | None:
     """A stream's rate, time base or aspect as an exact fraction; None where the file says none.

@@ -18,18 +18,16 @@ import torch
 import torch.nn.functional as F
 from av.filter import Graph
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
 from .augment import TURNS, Crop
+from .pyav import ACCURATE_BILINEAR
 
 Resize = Literal["fast", "exact"]
 
 # Chroma of these has half the width, so that they may be scaled before it is doubled again: swscale's RGB conversion at an
 # unchanged size is faster than the one that scales as well, and nearer to "exact".
 SUBSAMPLED = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p")
-# swscale's short cuts from YUV to RGB are off by up to two of 255, all in one direction: enough to tell loaders apart.
-ACCURATE = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 
 
 class Resizer:
@@ -77,7 +75,7 @@ class Resizer:
 
     def _exact(self, frame: VideoFrame) -> NDArray[np.uint8]:
         box = self.crop.box
-        picture: NDArray[np.uint8] = frame.to_ndarray(format="rgb24", interpolation=ACCURATE)  # pyright: ignore[reportAssignmentType]
+        picture: NDArray[np.uint8] = frame.to_ndarray(format="rgb24", interpolation=ACCURATE_BILINEAR)  # pyright: ignore[reportAssignmentType]
         upright = np.rot90(picture, self.rotation // 90)
         return resize_exactly(upright[box.top : box.top + box.height, box.left : box.left + box.width], self.resolution)
 
