@@ -16,8 +16,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from .codec_traits import codec_tag
-
-TOLD = ("extradata", "bits_per_coded_sample", "field_order")
+from .pyav import TOLD
 
 
 def picture_digest(frame: VideoFrame) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from av.video.codeccontext import VideoCodecContext
 
+from .pyav import field_order
+
 # Decoders that go by the bitstream, the extradata and the codec tag alone. All others, raw and lossless video above all, also take
 # bits per coded sample, a palette or a field order from the container.
 TOLD_BY_A_HEADER = frozenset(["h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg1video", "mpeg2video", "mjpeg"])
@@ -27,5 +29,5 @@ def is_told_by_a_header(context: VideoCodecContext) -> bool:
     return (
         codec in TOLD_BY_A_HEADER
         and codec_tag(context) is not None
-        and (codec != "mjpeg" or context.field_order in WITHOUT_FIELDS)
+        and (codec != "mjpeg" or field_order(context) in WITHOUT_FIELDS)
     )

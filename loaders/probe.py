@@ -102,7 +102,7 @@ def _probe(
     # Decoding would change what the context says, and with PyAV 19 damage that packets show can take its codec away.
     width, height, has_b_frames = context.width, context.height, bool(context.has_b_frames)
     pixel_aspect = as_fraction(stream.sample_aspect_ratio) or Fraction(1)
-    codec = context.codec.canonical_name
+    codec, reorders, wants_header = context.codec.canonical_name, context.codec.reorder, is_told_by_a_header(context)
     packets = read_packets(path, container, stream, finder, checksum)
     notes = packets.notes
     gops, frame_pts, reorder_depth = number_frames(path, packets, checksum)
@@ -197,10 +197,10 @@ def _probe(
         box_top=box[1],
         box_width=box[2],
         box_height=box[3],
-        header=_header(stream) if is_told_by_a_header(context) else b"",
+        header=_header(stream) if wants_header else b"",
         health="; ".join(notes) or "ok",
     )
-    may_reorder = not reorder_depth and context.codec.reorder and (has_b_frames or disposable)
+    may_reorder = not reorder_depth and reorders and (has_b_frames or disposable)
     check_decodes(facts, gops, bool(may_reorder))
     return facts, gops
 

@@ -1,7 +1,7 @@
 """Seconds of one video <-> its frame numbers, exactly, at constant and at variable frame rates; from the index alone.
 
 Seconds are the player's: 0 is where the first of the file's streams starts, picture or sound, after edit lists, as FFmpeg tells it
-(the container's `start_time`, from which the `ffmpeg` command and players built on it count). So where the picture begins 2
+(the container's `start_time`, from which players built on it count). So where the picture begins 2
 seconds behind the sound, frame 0 is at 2 s, and where a recorder's clock begins at 10 hours, it is at 0. They are taken to be right
 to a millisecond, as tables of annotations write them: a frame that begins half a millisecond later counts as begun.
 

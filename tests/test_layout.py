@@ -163,7 +163,15 @@ def test_what_differs_between_versions_of_pyav_stands_in_one_place() -> None:
             f"{path}: line {node.lineno}: {ast.unparse(node)}"
             for node in ast.walk(tree)
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and id(node) not in converted
-            if node.attr in ("average_rate", "base_rate", "guessed_rate", "sample_aspect_ratio", "display_aspect_ratio")
+            if node.attr
+            in (
+                "average_rate",
+                "base_rate",
+                "guessed_rate",
+                "sample_aspect_ratio",
+                "display_aspect_ratio",
+                "field_order",
+            )
         ]
     assert not strays
 
