@@ -95,10 +95,12 @@ def check_extras_match() -> Finding:
     wrong = [name for name in wrong if name != "nvidia-dali-cuda120"]  # DALI brings its own CUDA runtime
     if wrong:
         return Finding(
-            "CUDA extras", "problem", f"{', '.join(wrong)} beside torch for CUDA {ours}; install trocar[cuda{ours}]"
+            "CUDA extras",
+            "problem",
+            f"{', '.join(wrong)} beside torch for CUDA {ours}; in a checkout: pip install '.[cuda{ours}]'",
         )
     if not twelve and not thirteen:
-        return Finding("CUDA extras", "absent", "neither trocar[cuda12] nor trocar[cuda13]: no DALI, CuPy, cuML")
+        return Finding("CUDA extras", "absent", "neither the extra cuda12 nor cuda13: no DALI, CuPy, cuML")
     return Finding("CUDA extras", "ok", ", ".join(twelve + thirteen))
 
 
@@ -112,7 +114,7 @@ def check_nvdec() -> Finding:
 
 def check_dali() -> Finding:
     if util.find_spec("nvidia") is None or util.find_spec("nvidia.dali") is None:
-        return Finding("DALI", "absent", "GPU decoding needs it: pip install 'trocar[cuda12]' or 'trocar[cuda13]'")
+        return Finding("DALI", "absent", "GPU decoding needs it: in a checkout: pip install '.[cuda12]' or '.[cuda13]'")
     if (missing := _import_error("nvidia.dali")) is not None:
         return Finding("DALI", "problem", missing)
     return Finding("DALI", "ok", importlib.import_module("nvidia.dali").__version__)

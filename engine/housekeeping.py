@@ -103,6 +103,8 @@ def _near(device: torch.device, local_rank: int) -> set[int]:
     if device.type != "cuda":
         return set()
     properties = torch.cuda.get_device_properties(local_rank)
+    if not hasattr(properties, "pci_bus_id"):  # before PyTorch 2.8
+        return set()
     address = f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
     path = PCI / address / "local_cpulist"
     return parse_cores(path.read_text()) if path.exists() else set()

@@ -101,7 +101,7 @@ def may_be_dali(wanted: Loader, device: torch.device) -> tuple[bool, str]:
     """
     if wanted not in get_args(Loader):
         raise ValueError(f'loader must be "auto", "cpu" or "dali", got {wanted!r}')
-    extras = "pip install 'trocar[cuda12]' or 'trocar[cuda13]'"
+    extras = "in a checkout, pip install '.[cuda12]' or '.[cuda13]'"
     is_installed = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
     if wanted == "dali" and not is_installed:
         raise ImportError(f"'dali' is asked for, but DALI is not installed; {extras}, or take the loader 'cpu'")

@@ -33,7 +33,7 @@ try:
     dali: Any = importlib.import_module("nvidia.dali")
 except ImportError as error:
     raise ImportError(
-        "DALI is not installed: pip install 'trocar[dali]', or 'trocar[cuda12]' or 'trocar[cuda13]' for GPUs; "
+        "DALI is not installed: in a checkout, pip install '.[dali]', or '.[cuda12]' or '.[cuda13]' for GPUs; "
         "trocar.loaders.cpu does without it"
     ) from error
 fn, types, pipeline_def = dali.fn, dali.types, dali.pipeline_def

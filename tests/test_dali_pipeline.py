@@ -343,4 +343,4 @@ def test_without_dali_the_extra_is_named():
     program = "import sys; sys.modules['nvidia.dali'] = None; import trocar.loaders.dali_pipeline"
     process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert process.returncode
-    assert "ImportError: DALI is not installed: pip install 'trocar[dali]'" in process.stderr
+    assert "ImportError: DALI is not installed: in a checkout, pip install '.[dali]'" in process.stderr

@@ -221,3 +221,9 @@ def test_compiled_blocks_learn_the_same(tmp_path: Path, objective: str) -> None:
         )
         assert eager
         assert compiled == pytest.approx(eager, rel=0, abs=1e-9)
+
+
+def test_cores_are_shared_where_pytorch_does_not_tell_a_gpus_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch 2.6 and 2.7 have no PCI address among a device's properties."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(name="a card"))
+    assert housekeeping._near(torch.device("cuda"), 0) == set()
