@@ -168,5 +168,5 @@ def _check_fit(path: Path, saved: dict[str, Any], target: Tensors) -> None:
             )
 
 
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
+def _unreadable(path: Path, error: BaseException) -> CheckpointError:
     return CheckpointError(unreadable(path, error, f"to go on from the one before: {set_aside(path)}"))

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -74,7 +75,7 @@ class StopVote:
 
     def __init__(self, request: StopRequest, ranks: int, parts: int) -> None:
         self.request, self.ranks = request, ranks
-        self._group = dist.new_group(backend="gloo") if ranks > 1 and parts > 1 else None
+        self._group: Any = dist.new_group(backend="gloo") if ranks > 1 and parts > 1 else None
         self._asked = torch.zeros(())
         self._answer: dist.Work | None = None
 

@@ -7,6 +7,8 @@ Players draw the point (x, y) of a picture, y counted downwards, at (a x + c y, 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -22,7 +24,8 @@ def orientation(frame: VideoFrame) -> tuple[int, bool]:
 
     Raises ValueError where it turns by no quarters, or slants.
     """
-    data = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), b"")
+    entries: Iterable[Any] = frame.side_data  # PyAV types it as a mapping
+    data = next((bytes(data) for data in entries if data.type.name == "DISPLAYMATRIX"), b"")
     if not data:
         return 0, False
     a, b, _, c, d = struct.unpack("=9i", data)[:5]

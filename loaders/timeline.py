@@ -40,7 +40,7 @@ class Timeline:
         numbers = np.asarray(frames, np.int64)
         first = int(numbers.min())
         pts = self._pts(first, int(numbers.max()) + 1)[numbers - first]
-        return (pts - self.video.zero_pts) * self._tick_seconds
+        return ((pts - self.video.zero_pts) * self._tick_seconds).astype(np.float64)
 
     def shown(self, seconds: float) -> int:
         """The frame that is on screen at `seconds`: the last one that has begun; the first one before that."""

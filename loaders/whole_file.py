@@ -37,7 +37,7 @@ def check_readable(path: Path) -> None:
         pass
 
 
-def unreadable(path: Path, error: Exception, mend: str) -> str:
+def unreadable(path: Path, error: BaseException, mend: str) -> str:
     """The message for a file that could not be read. mend: what to do where it is missing or damaged.
 
     A file that may not be read, or whose storage does not answer, is not called damaged.

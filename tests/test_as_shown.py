@@ -161,7 +161,12 @@ def test_pixels_are_square_by_default(tmp_path: Path, aspect: Fraction, rotation
         "training": False,
         "device": "cpu",
     }
-    for extra, expected in (({}, 1.0), ({"resize": "exact"}, 1.0), ({"square_pixels": False}, 1 / shown_aspect)):
+    cases: list[tuple[dict[str, Any], float]] = [
+        ({}, 1.0),
+        ({"resize": "exact"}, 1.0),
+        ({"square_pixels": False}, 1 / shown_aspect),
+    ]
+    for extra, expected in cases:
         (batch,) = clip_loader([(path, 0.0, None)], threads=1, **options, **extra)
         assert roundness(batch.frames[0, 0].numpy()) == pytest.approx(expected, abs=0.03)
     write_proxy(facts, gops, tmp_path / "proxy.mp4", PackSettings(short_side=128, stride=1))
@@ -220,7 +225,8 @@ def test_the_largest_track_is_taken_and_said(two_tracks: Path, tmp_path: Path) -
         assert summary.reused == 0, "of another track than was asked for before"
         assert index_corpus([two_tracks], tmp_path / "corpus", workers=1, track=track, progress=False).reused == 1
         corpus = Corpus.open(tmp_path / "corpus")
-        for videos, options in ((corpus, {}), (None, {"track": track})):
+        sources: list[tuple[Corpus | None, dict[str, Any]]] = [(corpus, {}), (None, {"track": track})]
+        for videos, options in sources:
             whole = CropRecipe((1, 1), (1.5, 1.5), 0)
             rows = [(str(two_tracks), 0.12, None)]
             (batch,) = clip_loader(

@@ -120,7 +120,10 @@ def clips_from_keyframes(source: Source) -> Iterator[NDArray[np.int64]]:
 def planes(frame: VideoFrame) -> bytes:
     """Without the padding of rows; PyAV 17.1 makes no array of 10 bits."""
     item = 1 if frame.format.components[0].bits == 8 else 2
-    rows = [(np.frombuffer(plane, np.uint8).reshape(plane.height, -1), plane.width * item) for plane in frame.planes]
+    rows = [
+        (np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, -1), plane.width * item)
+        for plane in frame.planes
+    ]
     return b"".join(row[:, :width].tobytes() for row, width in rows)
 
 
