@@ -7,7 +7,6 @@ Players draw the point (x, y) of a picture, y counted downwards, at (a x + c y, 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ def orientation(frame: VideoFrame) -> tuple[int, bool]:
 
     Raises ValueError where it turns by no quarters, or slants.
     """
-    entries: Iterable[Any] = frame.side_data  # PyAV types it as a mapping
+    entries: Any = frame.side_data  # PyAV types it as a mapping, whose values it gives out
     data = next((bytes(data) for data in entries if data.type.name == "DISPLAYMATRIX"), b"")
     if not data:
         return 0, False

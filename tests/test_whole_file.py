@@ -138,8 +138,8 @@ def test_nobody_is_told_to_delete() -> None:
             if not advice.search(text):
                 continue
             tree = ast.parse(text)
-            found = (getattr(node, "body", None) for node in ast.walk(tree))
-            bodies = [body for body in found if isinstance(body, list)]
+            parts = (getattr(node, "body", None) for node in ast.walk(tree))
+            bodies = [body for body in parts if isinstance(body, list)]
             docstrings = {id(body[0].value) for body in bodies if body and isinstance(body[0], ast.Expr)}
             for node in ast.walk(tree):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
