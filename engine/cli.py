@@ -18,7 +18,7 @@ from .cli_curation import add_commands, parse_levels
 from .cli_downstream import add_downstream, add_weights_arguments
 from .config_error import ConfigError
 from .config_file import CONFIGS
-from .options import COUNT, ENOUGH_STEPS, QUALITY, TOTAL, VIEWS
+from .options import COUNT, ENOUGH_STEPS, FROM_ZERO, QUALITY, TOTAL, VIEWS
 
 # Errors that end a command with their message alone.
 EXPECTED_ERRORS = {
@@ -89,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: near the beginning of rare kinds of video alone)",
     )
     index.add_argument(
-        "--track", type=int, metavar="N", help="video track of every file, from 0 (default: the largest pictures)"
+        "--track", type=FROM_ZERO, metavar="N", help="video track of every file, from 0 (default: the largest pictures)"
     )
     index.add_argument("--replace", action="store_true", help="leave out what these sources do not name (default: add)")
     index.set_defaults(run=run_index)

@@ -102,7 +102,10 @@ def _keep_what_was_default(tree: dict[str, Any]) -> None:
         return
     began = Path(str(run.get("dir"))) / CONFIG_FILE
     if began.is_file():
-        before = _read(began, "sections").get("data")
+        try:
+            before = _read(began, "sections").get("data")
+        except ConfigError:
+            return  # whatever it was, this run's own takes its place
         data["max_repeats"] = before.get("max_repeats") if isinstance(before, dict) else None
 
 

@@ -7,7 +7,6 @@ Players draw the point (x, y) of a picture, y counted downwards, at (a x + c y, 
 from __future__ import annotations
 
 import struct
-from typing import Any
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -23,8 +22,8 @@ def orientation(frame: VideoFrame) -> tuple[int, bool]:
 
     Raises ValueError where it turns by no quarters, or slants.
     """
-    entries: Any = frame.side_data  # PyAV types it as a mapping, whose values it gives out
-    data = next((bytes(data) for data in entries if data.type.name == "DISPLAYMATRIX"), b"")
+    found = (frame.side_data[place] for place in range(len(frame.side_data)))
+    data = next((bytes(data) for data in found if data.type.name == "DISPLAYMATRIX"), b"")
     if not data:
         return 0, False
     a, b, _, c, d = struct.unpack("=9i", data)[:5]

@@ -156,7 +156,8 @@ def train_made(
     if in_save:
         checkpoint_storage.save_file = _disturbed(checkpoint_storage.save_file, in_save)
     before = pretrain_module.build_loader, pretrain_module.step_unless, pretrain_module.build_model
-    config = load_config("demo_cpu", settings)
+    # These tests go on to more steps than they began with.
+    config = load_config("demo_cpu", ["run.allow_changes=true", *settings])
 
     def build_loader(
         config: Any, corpus: Any, sampler: Any, numbers: Any, device: Any, *, report: bool, world: Any

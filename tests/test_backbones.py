@@ -163,7 +163,7 @@ def test_pretraining_goes_on_from_weights(
     for name, value in encoder.items():
         torch.testing.assert_close(kept[f"encoder.{name}"], value, rtol=0, atol=1e-6)
     (tmp_path / "videomae.pth").rename(tmp_path / "moved.pth")
-    assert main([*init, "optim.steps=2"]) == 0
+    assert main([*init, "optim.steps=2", "run.allow_changes=true"]) == 0
     refused = [*common, f"model.init={tmp_path / 'moved.pth'}", f"run.dir={tmp_path / 'b'}"]
     assert main([*refused, "model.depth=2"]) == 1
     said = capsys.readouterr().err
