@@ -194,6 +194,16 @@ def versions(environment: Environment) -> str:
     return run([str(environment.interpreter), "-c", code]).stdout.strip()
 
 
+def source_checksum() -> str:
+    """Of all that the cells run: what passed with other code says nothing."""
+    digest = hashlib.sha256()
+    for folder in ("bench", "configs", "engine", "kernels", "loaders", "ssl", "tests"):
+        for path in sorted((ROOT / folder).rglob("*.*")):
+            if path.suffix in (".py", ".yaml"):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def wanted_environments(quick: bool, present: list[str]) -> list[Environment]:
     if quick:
         return [Environment(python, QUICK) for python in present]
@@ -228,7 +238,7 @@ def main() -> int:
     cells: dict[str, str] = (
         json.loads(record.read_text(encoding="utf-8")) if record.exists() and not options.again else {}
     )
-    names = [DEMO] if options.quick else [*CHECKS, DEMO]
+    names, source = [DEMO] if options.quick else [*CHECKS, DEMO], source_checksum()
     table: dict[str, dict[str, str]] = {}
     for environment in environments:
         title = f"Python {environment.python}, {environment.packages}"
@@ -237,7 +247,7 @@ def main() -> int:
         print(f"{title}: {reason or versions(environment)} ({time.monotonic() - began:.0f} s)", flush=True)
         table[title] = {}
         for name in names:
-            key = f"{title}: {name}: {versions(environment) if not reason else ''}"
+            key = f"{title}: {name}: {versions(environment) if not reason else ''}, source {source}"
             began = time.monotonic()
             if reason or cells.get(key) != "":
                 cells[key] = reason or check(environment, name)
