@@ -227,7 +227,7 @@ def read_table(path: Path, unlabelled: Unlabelled = "refuse") -> list[Segment]:
                 text = {name: cleaned(row.get(name) or "") for name in names}
                 where = f"{path}, line {reader.line_num}"
                 if not text["video"]:
-                    raise DatasetError(f"{where}: names no video; fill it in or delete the line")
+                    raise DatasetError(f"{where}: names no video; fill it in or take the line out")
                 try:
                     start, end = (float(text[name]) if text[name] else None for name in ("start", "end"))
                 except ValueError as error:

@@ -57,7 +57,7 @@ def read_table(path: Path, most: int) -> list[tuple[str, float, str]]:
                 if not video or not label:
                     lacking = "label" if video else "path"
                     raise ConfigError(
-                        f"probe.table: {path}, line {reader.line_num}: the {lacking} is empty; fill it in or delete the line"
+                        f"probe.table: {path}, line {reader.line_num}: the {lacking} is empty; fill it in or take the line out"
                     )
                 rows.append((as_stored(video, ""), float(start or 0), label))
     except (OSError, ValueError) as error:

@@ -94,6 +94,9 @@ def packed_corpus(side: int, stride: int, fps: float) -> Any:
         packed_stride=np.array([stride]),
         frames=np.array([300]),
         fps=np.array([fps]),
+        pauses=np.zeros((0, 2), np.int64),
+        variable_rate=np.array([False]),
+        timeline=None,
         scan=lambda *_: iter([{"original": "a.mp4", "width": 2 * side, "height": side}]),
     )
 
