@@ -7,6 +7,7 @@ Players draw the point (x, y) of a picture, y counted downwards, at (a x + c y, 
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -22,7 +23,8 @@ def orientation(frame: VideoFrame) -> tuple[int, bool]:
 
     Raises ValueError where it turns by no quarters, or slants.
     """
-    found = (frame.side_data[place] for place in range(len(frame.side_data)))
+    held: Any = frame.side_data  # of which some versions give out keys, others values, but all of them items by number
+    found = (held[place] for place in range(len(held)))
     data = next((bytes(data) for data in found if data.type.name == "DISPLAYMATRIX"), b"")
     if not data:
         return 0, False
