@@ -492,6 +492,16 @@ def pitvis(root: Path) -> list[Row]:
     ]
 
 
+# Settings of a protocol that is done in seconds.
+SMALL = [
+    "segments=2",
+    "crops=1",
+    "epochs=2",
+    "train_views=1",
+    "learning_rates=[1e-3]",
+    "weight_decays=[0.1]",
+    "batch=8",
+]
 FIXTURES: dict[str, Callable[[Path], list[Row]]] = {
     "aixsuture": aixsuture,
     "autolaparo": autolaparo,

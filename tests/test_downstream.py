@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from dataset_fixtures import FIXTURES
+from dataset_fixtures import FIXTURES, SMALL
 
 from trocar.bench.audit_command import audit_dataset
 from trocar.bench.downstream import Places, bench_downstream, load_matrix, resolve_weights
@@ -23,15 +23,6 @@ from trocar.engine.config_error import ConfigError
 from trocar.engine.convert import Conversion, EncoderSettings, save_encoder
 
 FAST = ("cholec80", "cholect50", "colonoscopic", "sar_rarp50")
-SMALL = [
-    "segments=2",
-    "crops=1",
-    "epochs=2",
-    "train_views=1",
-    "learning_rates=[1e-3]",
-    "weight_decays=[0.1]",
-    "batch=8",
-]
 
 
 def write_encoder(path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from clips import write_pictures
+from dataset_fixtures import SMALL
 from safetensors.torch import save_file
 
 from trocar.bench.finetune_command import open_task
@@ -25,15 +26,6 @@ from trocar.loaders.pack import pack_corpus
 from trocar.loaders.pack_settings import PackSettings
 
 PLANTED = ("same", "folder", "renamed", "encoded", "packed")
-SMALL = [
-    "segments=2",
-    "crops=1",
-    "epochs=2",
-    "train_views=1",
-    "learning_rates=[1e-3]",
-    "weight_decays=[0.1]",
-    "batch=8",
-]
 TINY = ["data.frames=2", "data.resolution=32", "model.width=16", "model.depth=1", "model.heads=1", "data.stride=2"]
 
 
