@@ -51,7 +51,7 @@ class Prices:
 class Cluster:
     """device: part of the device's name in rows that were measured on it. gpus_per_node: 0 where the CPU trains, a process a node.
     nvdec_per_gpu: engines. storage_gigabytes_per_second: of a node, or of all nodes together where storage_is_shared.
-    exchange_gigabytes_per_second: a GPU's links to the others.
+    exchange_gigabytes_per_second: a GPU's links to the others. memory_gigabytes: of a GPU; of the node where the CPU trains.
 
     peak_teraflops, utilization: of the matrix units in bfloat16, and the share of it that a training step reaches: what compute is
     taken to be where no row was measured on the device. assumed: rates of originals and of proxies likewise.
@@ -66,6 +66,7 @@ class Cluster:
     storage_gigabytes_per_second: float
     storage_is_shared: bool = False
     exchange_gigabytes_per_second: float = 10.0
+    memory_gigabytes: float | None = None
     peak_teraflops: Assumed | None = None
     utilization: Assumed | None = None
     originals: AssumedVideos = field(default_factory=AssumedVideos)
@@ -76,6 +77,10 @@ class Cluster:
     def __post_init__(self) -> None:
         for key in ("nodes", "cores_per_node", "storage_gigabytes_per_second", "exchange_gigabytes_per_second"):
             require(getattr(self, key) > 0, key, getattr(self, key), "a positive number")
+        require(
+            self.memory_gigabytes is None or self.memory_gigabytes > 0,
+            "memory_gigabytes", self.memory_gigabytes, "a positive number",
+        )  # fmt: skip
         for key in ("gpus_per_node", "nvdec_per_gpu"):
             require(getattr(self, key) >= 0, key, getattr(self, key), "a number, 0 or more")
 

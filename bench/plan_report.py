@@ -15,6 +15,8 @@ import torch
 
 from ..engine.build import build_model
 from ..engine.config import Config, ConfigError
+from ..engine.distributed import World
+from ..engine.micro_batch import fewest_parts, with_parts
 from ..engine.table import Table
 from ..loaders.corpus import Corpus
 from ..loaders.sampler import Sampler
@@ -116,6 +118,7 @@ def make_plan(
     themselves, before all rows.
     """
     measured = measured or Measured({})
+    config = with_number_of_parts(config, cluster)
     optim = config.optim
     if optim.batch % (optim.parts * cluster.ranks):
         raise ConfigError(
@@ -156,6 +159,21 @@ def make_plan(
     if corpus.bytes_per_frame is not None:
         rates.append(("originals, bytes a frame", corpus.bytes_per_frame))
     return Plan(config, cluster, corpus, compute, clips, arms, rates)
+
+
+def with_number_of_parts(config: Config, cluster: Cluster) -> Config:
+    """`optim.accumulation: auto` as ranks of the cluster would settle it. Raises ConfigError where their memory is not known."""
+    if config.optim.accumulation != "auto":
+        return config
+    if cluster.memory_gigabytes is None:
+        raise ConfigError(
+            f"{cluster.name}: optim.accumulation is auto, and the cluster's memory_gigabytes is not given; give it, or a number "
+            "for optim.accumulation"
+        )
+    processor, local_size = "cuda" if cluster.gpus_per_node else "cpu", cluster.ranks_per_node
+    world = World(torch.device(processor), size=cluster.ranks, local_size=local_size)
+    memory = 1e9 * cluster.memory_gigabytes  # without GPUs a node is one rank
+    return with_parts(config, fewest_parts(config, world, memory))
 
 
 def _share(cluster: Cluster, config: Config) -> Share:

@@ -54,16 +54,17 @@ def fit_batch(config: Config, world: World) -> Config:
     return with_parts(config, int(world.maximum(fewest).item()))
 
 
-def fewest_parts(config: Config, world: World) -> int:
-    """As this rank alone would choose, without asking the others."""
-    memory, limit = step_memory(config, world), (1 - MARGIN) * memory_bytes(world) - _reserved(world)
+def fewest_parts(config: Config, world: World, memory_of_rank: float | None = None) -> int:
+    """As this rank alone would choose, without asking the others. memory_of_rank: bytes (default: of this machine)."""
+    available = memory_bytes(world) if memory_of_rank is None else memory_of_rank
+    memory, limit = step_memory(config, world), (1 - MARGIN) * available - _reserved(world)
     candidates = possible_parts(config, world)
     fits = [parts for parts in candidates if memory.of(clips_of_rank(config, world, parts)) <= limit]
     parts = (fits or candidates[-1:])[0]
     if world.is_first:
         clips = clips_of_rank(config, world, parts)
         text = f"optim.accumulation: auto takes {parts} parts, {clips} clips on a rank at a time, about "
-        text += f"{memory.of(clips) / 1e9:.2f} of {memory_bytes(world) / 1e9:.1f} GB"
+        text += f"{memory.of(clips) / 1e9:.2f} of {available / 1e9:.1f} GB"
         text += "" if fits else ": more than there should be; smaller ones would leave a rank without a clip"
         print(text, file=sys.stderr, flush=True)
     return parts

@@ -76,7 +76,7 @@ class PhasedMasks:
         return iter(batches)
 
     def _source(self, draws: ArrayLike) -> Any:
-        return self.masks[phase_at(self.phases, int(np.min(draws)))]
+        return self.masks[phase_at(self.phases, int(np.asarray(draws).min()))]
 
 
 class PhasedLoader:

@@ -161,7 +161,7 @@ class Sampler:
         if (stride is None) == (sample_fps is None):
             raise ValueError(f"give exactly one of stride and sample_fps, got stride={stride}, sample_fps={sample_fps}")
         if stride is not None:
-            if np.min(stride) < 1:
+            if np.asarray(stride).min() < 1:
                 raise ValueError(f"stride must be at least 1, got {stride}")
             self.stride = np.full(len(self.video_frames), stride, dtype=np.float64)
         else:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from clips import write_numbered
 
 from trocar.bench import plan_check
@@ -17,10 +19,12 @@ from trocar.bench.plan_check import Setting, bench_plan
 from trocar.bench.plan_cluster import CLUSTERS, Cluster, load_cluster
 from trocar.bench.plan_corpus import measure_corpora, span_cost
 from trocar.bench.plan_rates import clip_flops, compute_rates, fit_line, packing_rates, shipped_rows, video_rates
-from trocar.bench.plan_report import corpus_size, make_plan, rows_of, sentence, table
+from trocar.bench.plan_report import corpus_size, make_plan, rows_of, sentence, table, with_number_of_parts
 from trocar.engine.cli import main
 from trocar.engine.config import Config, ConfigError
 from trocar.engine.config_file import load_config
+from trocar.engine.distributed import World
+from trocar.engine.micro_batch import MARGIN, RESERVED_BYTES, step_memory
 from trocar.loaders.corpus import Corpus
 from trocar.loaders.index import index_corpus
 from trocar.loaders.pack import pack_corpus
@@ -131,6 +135,22 @@ def test_clusters_that_are_refused(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def paper() -> tuple[Config, Cluster]:
     return load_config("surgrec_mae_unbalanced", ["optim.accumulation=4"]), load_cluster("a100_8")
+
+
+def test_accumulation_auto_is_settled_by_the_clusters_memory() -> None:
+    """As few parts as a rank of the cluster has memory for; a cluster that does not say it is asked."""
+    tiny = ["model.encoder=tiny", "model.depth=2", "model.decoder_depth=1", "data.resolution=64", "optim.batch=64"]
+    config, cluster = load_config("surgrec_mae_unbalanced", tiny), load_cluster("a100_8")
+    world = World(torch.device("cuda"), size=8, local_size=8)
+    needed = step_memory(config, world)
+    for parts in (1, 2, 4):
+        gigabytes = (needed.of(8 // parts) + RESERVED_BYTES) / (1 - MARGIN) / 1e9
+        enough = replace(cluster, memory_gigabytes=1.0001 * gigabytes)
+        assert with_number_of_parts(config, enough).optim.accumulation == parts
+    with pytest.raises(ConfigError, match="memory_gigabytes is not given"):
+        with_number_of_parts(config, replace(cluster, memory_gigabytes=None))
+    given = load_config("surgrec_mae_unbalanced", ["optim.accumulation=2"])
+    assert with_number_of_parts(given, replace(cluster, memory_gigabytes=None)) is given
 
 
 def test_measured_and_assumed_are_kept_apart(paper: tuple[Config, Cluster], monkeypatch: pytest.MonkeyPatch) -> None:
