@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ..engine.config_error import ConfigError
 from ..engine.embedders import half_precision
 from ..engine.encoder_sources import ClipShape
+from ..engine.metrics import QuarantineLog
 from ..loaders.clip_loader import clip_loader
 from ..loaders.epochs import EpochLoader
 from ..loaders.progress import FileProgress
@@ -115,7 +116,7 @@ def extract(
     """Encodes what `folder` does not hold yet, and opens it.
 
     averaged: keep the mean of the tokens, not each. Raises ConfigError where the folder holds features of something else,
-    VideoError where a row cannot be read (in training it is replaced).
+    VideoError where a row cannot be read (in training it is replaced, named on stderr and listed in the folder's quarantine.csv).
     """
     shape = backbone.clips
     made_of = {
@@ -137,7 +138,11 @@ def extract(
         places = {"first_number": done * per_part, "shuffle": False}
         batch = protocol.encode_batch
         loader = open_clips(split, plan, shape, protocol, batch=batch, seed=seed, device=device, **places)
-        with FileProgress(parts - done, progress, f"encoding {folder.name}", "parts") as report:
+        replaced = loader.total.failures if plan.training else []
+        with (
+            QuarantineLog(folder, replaced, tell=True) as quarantine,
+            FileProgress(parts - done, progress, f"encoding {folder.name}", "parts") as report,
+        ):
             waiting: list[torch.Tensor] = []  # on the device: a part comes to the host at once
             labels: list[int] = []
             for clips in loader:
@@ -149,6 +154,7 @@ def extract(
                     _write_part(folder, done, labels[:per_part], waiting[:per_part])
                     labels, waiting, done = labels[per_part:], waiting[per_part:], done + 1
                     report.advance("encoding")
+                    quarantine.update()
         assert done == parts
     stored = [np.load(_path(folder, number), mmap_mode="r") for number in range(parts)]
     row_of = np.concatenate([np.load(_path(folder, number, ".rows")) for number in range(parts)])

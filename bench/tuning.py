@@ -21,6 +21,7 @@ from timm.layers.drop import DropPath
 from torch import nn
 
 from ..engine.encoder_sources import ClipShape
+from ..engine.metrics import QuarantineLog
 from ..ssl.encoder import VideoEncoder
 from .backbones import Backbone, FrameAverage
 from .features import ViewPlan, open_clips
@@ -75,7 +76,8 @@ def train_point(
     device: torch.device,
     tell: Callable[[str], None],
 ) -> Tuned:
-    """Trains, or goes on with what `path` holds, to the last epoch."""
+    """Trains, or goes on with what `path` holds, to the last epoch. Rows that cannot be read are replaced, named on stderr and
+    listed in quarantine.csv beside `path`."""
     model = build_tuned(backbone, task, point, protocol, seed).to(device)
     optimizer = torch.optim.AdamW(layer_groups(model, backbone.depth, point, protocol.layer_decay), betas=BETAS)
     done = restore_state(path, [model], optimizer)
@@ -88,21 +90,25 @@ def train_point(
     clips = {"first_number": done * rows, "batch": protocol.batch, "seed": seed, "device": device}
     plan = ViewPlan(True, protocol.epochs, 0, 0)
     # Whatever the loader has to measure at its start, it measures once.
-    loader = open_clips(task.train, plan, backbone.clips, protocol, **clips) if done < protocol.epochs else ()
+    if done == protocol.epochs:
+        return model.eval()
+    loader = open_clips(task.train, plan, backbone.clips, protocol, **clips)
     model.train()
-    for step, batch in enumerate(loader, start=done * per_epoch):
-        torch.manual_seed((seed << 32) + step)
-        frames, wanted = mixing(batch.frames, truth[torch.tensor(batch.labels, device=device)])
-        set_rates(optimizer, step, steps, protocol.warmup)
-        optimizer.zero_grad()
-        loss(model(frames), wanted, weights, protocol.label_smoothing).backward()
-        if protocol.clip_gradient:
-            nn.utils.clip_grad_norm_(model.parameters(), protocol.clip_gradient)
-        optimizer.step()
-        epoch, rest = divmod(step + 1, per_epoch)
-        if not rest:
-            save_state(path, [model], optimizer if epoch < protocol.epochs else None, epoch)
-            tell(f"{point.name}: epoch {epoch} of {protocol.epochs}")
+    with QuarantineLog(path.parent, loader.total.failures, tell=True) as quarantine:
+        for step, batch in enumerate(loader, start=done * per_epoch):
+            torch.manual_seed((seed << 32) + step)
+            frames, wanted = mixing(batch.frames, truth[torch.tensor(batch.labels, device=device)])
+            set_rates(optimizer, step, steps, protocol.warmup)
+            optimizer.zero_grad()
+            loss(model(frames), wanted, weights, protocol.label_smoothing).backward()
+            if protocol.clip_gradient:
+                nn.utils.clip_grad_norm_(model.parameters(), protocol.clip_gradient)
+            optimizer.step()
+            epoch, rest = divmod(step + 1, per_epoch)
+            if not rest:
+                quarantine.update()
+                save_state(path, [model], optimizer if epoch < protocol.epochs else None, epoch)
+                tell(f"{point.name}: epoch {epoch} of {protocol.epochs}")
     return model.eval()
 
 

@@ -169,6 +169,7 @@ class QuarantineLog:
         if self._tell:
             self._name(fresh)
         is_new = not self.path.exists()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             if is_new:

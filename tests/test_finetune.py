@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -124,6 +125,24 @@ def test_same_seed_twice_is_the_same(kind: str, small: list[Segment], tmp_path: 
     assert np.array_equal(first, second)
     other = finetune(small_task(small), backbone, protocol, tmp_path / "c", seed=1, tell=print)
     assert other["selected"] != rows[0]["selected"]
+
+
+@pytest.mark.parametrize("kind", ["linear", "full"])
+def test_a_damaged_training_video_is_named(
+    kind: str, small: list[Segment], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Another row takes its place: on the console and in a list, not in silence."""
+    damaged = Path(shutil.copy(small[0].video, tmp_path / "damaged.mp4"))
+    task = small_task([replace(small[0], video=str(damaged)), *small[1:]])
+    content = damaged.read_bytes()
+    start = content.index(b"mdat") + 4
+    damaged.write_bytes(content[:start] + bytes(len(content) - start))
+    finetune(task, video_backbone(16), read_protocol(kind, BRIEF), tmp_path / "cell", tell=print)
+    assert "another clip replaces draw" in (said := capfd.readouterr().err)
+    assert str(damaged) in said
+    lists = [path.read_text() for path in (tmp_path / "cell").rglob("quarantine.csv")]
+    assert len(lists) == 1
+    assert str(damaged) in lists[0]
 
 
 def test_selection_does_not_know_the_test_labels(small: list[Segment], tmp_path: Path) -> None:
