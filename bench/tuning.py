@@ -77,7 +77,7 @@ def train_point(
     tell: Callable[[str], None],
 ) -> Tuned:
     """Trains, or goes on with what `path` holds, to the last epoch. Rows that cannot be read are replaced, named on stderr and
-    listed in quarantine.csv beside `path`."""
+    listed in quarantine.csv of the cell, the folder above `path`'s."""
     model = build_tuned(backbone, task, point, protocol, seed).to(device)
     optimizer = torch.optim.AdamW(layer_groups(model, backbone.depth, point, protocol.layer_decay), betas=BETAS)
     done = restore_state(path, [model], optimizer)
@@ -94,7 +94,7 @@ def train_point(
         return model.eval()
     loader = open_clips(task.train, plan, backbone.clips, protocol, **clips)
     model.train()
-    with QuarantineLog(path.parent, loader.total.failures, tell=True) as quarantine:
+    with QuarantineLog(path.parents[1], loader.total.failures, tell=True) as quarantine:
         for step, batch in enumerate(loader, start=done * per_epoch):
             torch.manual_seed((seed << 32) + step)
             frames, wanted = mixing(batch.frames, truth[torch.tensor(batch.labels, device=device)])
