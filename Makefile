@@ -40,7 +40,7 @@ lint: setup-dev
 typing: setup-dev
 	@mkdir -p build/typing/trocar
 	@for folder in bench configs engine kernels loaders ssl; do ln -sfn ../../../$$folder build/typing/trocar/$$folder; done
-	$(BIN)/pyright --project pyproject.toml
+	$(BIN)/pyright --project pyproject.toml --pythonpath $(BIN)/python
 
 setup: EXTRA :=
 setup setup-dev:

@@ -40,7 +40,9 @@ CHECKS = {
     "checkpoint, resume": "tests/test_checkpoint.py",
     "commands": "tests/test_cli.py",
 }
+TYPES = "types"  # as the newest packages' stubs have them
 DEMO = "two training steps"  # from made videos, indexed, decoded on the CPU; and their pictures
+CELLS = {NEWEST: [TYPES, *CHECKS, DEMO], LOWEST: [*CHECKS, DEMO], QUICK: [DEMO]}
 VERSIONS = ("av", "torch", "numpy", "pyarrow", "triton", "timm", "scikit-learn")
 SECONDS = 1500
 
@@ -100,16 +102,6 @@ def name_of(requirement: str) -> str:
     return re.match(r"[\w.-]+", requirement)[0]
 
 
-def lower_bounds() -> list[str]:
-    """As constraints of pip: every lower bound of a dependency, and of what tests need, as the one version."""
-    bounds = []
-    for requirement in [*requirements(), *requirements("dev")]:
-        bound = re.match(r"([\w.-]+)>=([\d.]+)", requirement)
-        if bound:
-            bounds.append(f"{bound[1]}=={bound[2]}.*")
-    return bounds
-
-
 def make(environment: Environment, python: str) -> str:
     """Installs what the environment wants, unless it stands already. Returns why it could not be made, "" where it was."""
     sources = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "setup.py", "compat.py"))
@@ -130,9 +122,7 @@ def make(environment: Environment, python: str) -> str:
     if environment.packages == NEWEST:
         steps = [[*pip, "--upgrade", "--editable", ".[dev]"]]
     elif environment.packages == LOWEST:
-        constraints = environment.folder / "lower_bounds.txt"
-        constraints.write_text("\n".join(lower_bounds()), encoding="utf-8")
-        steps = [[*pip, "--constraint", str(constraints), "--editable", ".[dev]"]]
+        steps = lowest_steps(environment, pip)
     else:
         steps = quick_steps(environment, pip)
     for step in steps:
@@ -145,6 +135,20 @@ def make(environment: Environment, python: str) -> str:
         )
     stamp.write_text(wanted, encoding="utf-8")
     return ""
+
+
+def lowest_steps(environment: Environment, pip: list[str]) -> list[list[str]]:
+    """Every dependency, and what tests need, at its lower bound or the first version behind it that has a wheel for this Python:
+    uv finds them, as pip always takes the newest."""
+    bounds = str(environment.folder / "lower_bounds.txt")
+    choose = ["uv", "pip", "compile", "pyproject.toml", "--extra", "dev", "--resolution", "lowest-direct"]
+    choose += ["--only-binary", ":all:", "--python-version", environment.python, "--quiet", "--output-file", bounds]
+    return [
+        [*pip, "uv"],
+        [str(environment.interpreter), "-m", *choose],
+        [*pip, "--requirement", bounds],
+        [*pip, "--no-deps", "--no-build-isolation", "--editable", "."],
+    ]
 
 
 def quick_steps(environment: Environment, pip: list[str]) -> list[list[str]]:
@@ -172,6 +176,12 @@ def quick_steps(environment: Environment, pip: list[str]) -> list[list[str]]:
 def check(environment: Environment, what: str) -> str:
     """Runs one cell: "" where it passed, else why not."""
     interpreter = str(environment.interpreter)
+    if what == TYPES:
+        done = run(
+            ["make", "-o", "setup-dev", "typing", f"VENV={environment.folder}"]
+        )  # its environment stands already
+        errors = [line.strip() for line in done.stdout.splitlines() if " error: " in line]
+        return "" if done.returncode == 0 else "; ".join(errors)[:600] or done.stdout.strip()[-300:]
     if what == DEMO:
         folder = environment.folder / "demo"
         shutil.rmtree(folder, ignore_errors=True)
@@ -238,7 +248,7 @@ def main() -> int:
     cells: dict[str, str] = (
         json.loads(record.read_text(encoding="utf-8")) if record.exists() and not options.again else {}
     )
-    names, source = [DEMO] if options.quick else [*CHECKS, DEMO], source_checksum()
+    source = source_checksum()
     table: dict[str, dict[str, str]] = {}
     for environment in environments:
         title = f"Python {environment.python}, {environment.packages}"
@@ -246,7 +256,7 @@ def main() -> int:
         reason = make(environment, str(pythons[environment.python]))
         print(f"{title}: {reason or versions(environment)} ({time.monotonic() - began:.0f} s)", flush=True)
         table[title] = {}
-        for name in names:
+        for name in CELLS[environment.packages]:
             key = f"{title}: {name}: {versions(environment) if not reason else ''}, source {source}"
             began = time.monotonic()
             if reason or cells.get(key) != "":
@@ -254,9 +264,10 @@ def main() -> int:
                 record.write_text(json.dumps(cells, indent=1), encoding="utf-8")
             table[title][name] = cells[key]
             print(f"  {'ok    ' if not cells[key] else 'FAILED'} {name} ({time.monotonic() - began:.0f} s)", flush=True)
+    names = [DEMO] if options.quick else CELLS[NEWEST]
     print("\n| environment | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 1) + "|")
     for title, row in table.items():
-        print(f"| {title} | " + " | ".join("ok" if not row[name] else "FAILED" for name in names) + " |")
+        print(f"| {title} | " + " | ".join({"": "ok", None: "-"}.get(row.get(name), "FAILED") for name in names) + " |")
     failures = [f"{title}, {name}: {reason}" for title, row in table.items() for name, reason in row.items() if reason]
     print("\n".join(["", *failures]) if failures else "")
     return 1 if failures else 0
