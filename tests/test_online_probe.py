@@ -142,7 +142,17 @@ def test_refuses_tables_that_say_nothing(tmp_path: Path) -> None:
     assert (rows[0][0], rows[-1][0]) == ("0.mp4", "99.mp4")
 
 
-def probe_gain(seed: int, steps: int, clips: int = 384, batch: int = 24) -> tuple[float, float]:
+HALF_OF_THE_TIME = (BlockRecipe(1, (1.0, 1.0), (1.0, 1.0), (0.5, 0.5)),)
+
+
+def probe_gain(
+    seed: int,
+    steps: int,
+    recipes: tuple[BlockRecipe, ...] = HALF_OF_THE_TIME,
+    cut_batch: int = 0,
+    clips: int = 384,
+    batch: int = 24,
+) -> tuple[float, float]:
     """Balanced accuracy of the linear probe on random weights and after a short JEPA training.
 
     Masks hide half of the time: what is then at a place follows from where the texture moves. V-JEPA's own hide a place at all
@@ -152,7 +162,7 @@ def probe_gain(seed: int, steps: int, clips: int = 384, batch: int = 24) -> tupl
     side, options = 24, {"side": 24, "speed": 4, "grain": 4}
     encoder = VideoEncoder(64, 3, 2, frames=FRAMES, resolution=side, patch=8, positions="axes")
     model = JointEmbedding(encoder, Predictor(64, 32, 1, 2, grid=encoder.grid, positions="axes"))
-    source = MultiBlockMask(encoder.grid, (BlockRecipe(1, (1.0, 1.0), (1.0, 1.0), (0.5, 0.5)),))
+    source = MultiBlockMask(encoder.grid, recipes, cut_batch=cut_batch)
     frames, labels = moving_textures(clips, 1000 + seed, **options)
 
     def judge() -> float:
