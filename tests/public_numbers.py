@@ -1,9 +1,9 @@
 """What public code makes of numbers that anyone can draw again: recorded once, so that no test needs that code.
 
-    python tests/public_numbers.py jepa=DIR vjepa2=DIR videomae=DIR dinov3=DIR ms-tcn=DIR ivtmetrics=DIR phases=DIR surgrec=DIR
+    python tests/public_numbers.py jepa=DIR vjepa2=DIR videomae=DIR dinov3=DIR ms-tcn=DIR ivtmetrics=DIR phases=DIR curation=DIR surgrec=DIR
 
-writes manifests/public_numbers.json: of facebookresearch/jepa, vjepa2 and dinov3, MCG-NJU/VideoMAE, yabufarha/ms-tcn,
-CAMMA-public/ivtmetrics, dlmanrique/Trans-SVNet-COLAS-2025 (Cholec80's evaluation in Python) and Siiichenggg/SurgRec-open-source;
+writes manifests/public_numbers.json: of facebookresearch/jepa, vjepa2, dinov3 and ssl-data-curation, MCG-NJU/VideoMAE,
+yabufarha/ms-tcn, CAMMA-public/ivtmetrics, dlmanrique/Trans-SVNet-COLAS-2025 (Cholec80's evaluation in Python) and Siiichenggg/SurgRec-open-source;
 wants einops and pandas. What is named alone is recorded alone. Where a file cannot be imported, a function is taken out of it.
 
 Shapes: V videos, N rows, K classes.
@@ -75,6 +75,12 @@ def triplet_rows() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     truth = chance.random((90, 6)) < np.array([0.3, 0.1, 0.05, 0.02, 0.3, 0.0])
     scores = chance.random((90, 6)) * 0.7 + 0.5 * truth * chance.random((90, 6))
     return truth, scores, np.repeat([0, 1, 2], [20, 30, 40])
+
+
+def leaf_tree() -> tuple[np.ndarray, np.ndarray]:
+    """(L,) spans of each leaf, small and large, and (L,) the node above it."""
+    chance = np.random.Generator(np.random.PCG64(5))
+    return (10 ** chance.uniform(0.5, 2.7, 40)).astype(int), np.sort(chance.integers(0, 6, 40))
 
 
 def features() -> tuple[torch.Tensor, torch.Tensor]:
@@ -256,6 +262,21 @@ def of_phases(checkout: Path) -> dict[str, Any]:
     return {"phases": {"jaccard": float(means["relaxed jaccard"]) / 100, "of_videos_first": float(means["jaccard"])}}
 
 
+def of_curation(checkout: Path) -> dict[str, Any]:
+    """What each leaf of a tree of two levels gets of a number of points, at most `multiplier` times each point."""
+    names = ("_find_best_cut_left", "find_subcluster_target_size")
+    share = taken_out(checkout / "src" / "hierarchical_sampling.py", names, {"np": np})["find_subcluster_target_size"]
+    sizes, above = leaf_tree()
+    np.random.seed(0)
+    cases = []
+    for multiplier in (1, 2, 3):
+        for target in (200, 900, 3000):
+            nodes = share(np.bincount(above, sizes).astype(int), target, multiplier)
+            leaves = [share(sizes[above == node], int(total), multiplier) for node, total in enumerate(nodes)]
+            cases.append({"multiplier": multiplier, "target": target, "leaves": np.concatenate(leaves).tolist()})
+    return {"curation": {"cases": cases}}
+
+
 def of_surgrec(checkout: Path) -> dict[str, Any]:
     """Rows of each label in the release's training and test files."""
     found = {}
@@ -272,7 +293,7 @@ def of_surgrec(checkout: Path) -> dict[str, Any]:
 
 PUBLIC: dict[str, Callable[[Path], dict[str, Any]]] = {
     "jepa": of_jepa, "vjepa2": of_vjepa2, "videomae": of_videomae, "dinov3": of_dinov3, "ms-tcn": of_ms_tcn,
-    "ivtmetrics": of_ivtmetrics, "phases": of_phases, "surgrec": of_surgrec,
+    "ivtmetrics": of_ivtmetrics, "phases": of_phases, "curation": of_curation, "surgrec": of_surgrec,
 }  # fmt: skip
 
 

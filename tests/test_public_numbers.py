@@ -22,6 +22,7 @@ from public_numbers import (
     WARMUP_EPOCHS,
     cut_places,
     features,
+    leaf_tree,
     phase_rows,
     picture,
     segment_rows,
@@ -38,6 +39,7 @@ from trocar.engine.config_file import load_config
 from trocar.engine.optim import build_schedule
 from trocar.kernels.feature_loss import feature_loss
 from trocar.loaders.augment import CropRecipe
+from trocar.loaders.cluster_shares import capped_quotas
 from trocar.ssl.block_masks import MultiBlockMask
 from trocar.ssl.packing import pack_cut
 from trocar.ssl.predictor import Predictor
@@ -111,6 +113,22 @@ def test_cut_masks_of_v_jepa_2s_predictor() -> None:
         for kind, wanted in enumerate(case["found"]):
             last = found[int(masks.target.offsets[kind + 1]) - 1, :KEPT]
             torch.testing.assert_close(last, torch.tensor(wanted), atol=2e-5, rtol=2e-5)
+
+
+def test_leaves_get_what_ssl_data_curation_gives_them() -> None:
+    """Fully balanced, to a draw of its rounding; no span more often than its multiplier."""
+    sizes, above = leaf_tree()
+    paths = np.stack([above, np.arange(len(sizes))], axis=1).astype(np.int32)
+    compared = 0
+    for case in RECORDED["curation"]["cases"]:
+        multiplier, theirs = case["multiplier"], np.array(case["leaves"])
+        draws = min(case["target"], multiplier * int(sizes.sum()))
+        ours = capped_quotas(paths, sizes, np.full(len(sizes), -1), draws, [1.0, 1.0], multiplier, [])
+        assert np.abs(ours - theirs).max() < 2, case["target"]
+        assert (ours <= multiplier * sizes + 1e-9).all()
+        assert (theirs <= multiplier * sizes).all()
+        compared += 1
+    assert compared == 9
 
 
 def test_half_l2_is_v_jepas_loss_of_exponent_two() -> None:
