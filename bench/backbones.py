@@ -99,8 +99,9 @@ def load_backbone(
     """The encoder that `name` means, on the CPU, in evaluation mode.
 
     frames, resolution, stride or sample_fps: of clips, where the weights' own are not wanted. kind, positions: of published weights
-    of videos that do not tell, part: where in their file the encoder stands, see `trocar convert`. minimum: share of the tensors that has to match. seed: of random weights.
-    Raises ConfigError where there is no such encoder, WeightsError or CheckpointError where its weights cannot be used.
+    of videos that do not tell, part: where in their file the encoder stands, see `trocar convert`. minimum: share of the tensors
+    that has to match. seed: of random weights. Raises ConfigError where there is no such encoder, WeightsError or CheckpointError
+    where its weights cannot be used.
     """
     is_random = name.startswith(RANDOM)
     source = name.removeprefix(RANDOM)

@@ -40,9 +40,10 @@ SHIPPED = CONFIGS / "downstream"
 class ModelEntry:
     """name: in the report. weights: as of `load_backbone`; a file's path is relative to the folder of weights. frames, resolution,
     stride or sample_fps: of clips, the weights' own where null. kind, positions: of published weights that do not
-    tell. part: where in the file the encoder stands. minimum: share of tensors that must match. corpus: an index of what they were pretrained on, where the weights do not say
-    it, relative to the folder of weights. column: of the paper's table that it is compared with. paper_set: what deviates for it in
-    the paper's protocol, as "batch=32". as_paper, differs: what of it is as in the paper, and what is not, in words."""
+    tell. part: where in the file the encoder stands. minimum: share of tensors that must match. corpus: an index of what they
+    were pretrained on, where the weights do not say it, relative to the folder of weights. column: of the paper's table that it
+    is compared with. paper_set: what deviates for it in the paper's protocol, as "batch=32". as_paper, differs: what of it is as
+    in the paper, and what is not, in words."""
 
     name: str
     weights: str

@@ -6,9 +6,9 @@
     backward                       twice the forward; once for the patch embedding, as pixels take no gradient; none for a target
 
 n counts what the objective looks at: the encoder's visible tokens, the decoder's tokens (the whole grid unless a decoder mask drops
-some), the predictor's whole grid unless masks are cut, the tokens that the head predicts. Padding counts nothing, and neither do norms, softmax,
-activations, losses and the optimizer (below 1 % of the products of ViT-B), nor what is computed twice (activation checkpoints,
-attention's scores in the backward pass of flash attention).
+some), the predictor's whole grid unless masks are cut, the tokens that the head predicts. Padding counts nothing, and neither do
+norms, softmax, activations, losses and the optimizer (below 1 % of the products of ViT-B), nor what is computed twice (activation
+checkpoints, attention's scores in the backward pass of flash attention).
 
 Shapes: B clips, M masks a clip, N tokens of the grid, K values a patch, D the encoder's width, d the decoder's or predictor's.
 """

@@ -211,7 +211,7 @@ MEANING = {
             ("_pooled", ", the segments of all videos counted together"),
         )
     },
-    "edit_score": "the likeness of the order of segments to the true one (1 less the edits over the longer), averaged over the videos",
+    "edit_score": "the likeness of the order of segments to the true one (1 less the edits over the longer), averaged over videos",
 }
 # Means over the classes of the test split, which may lack some.
 OVER_CLASSES = (

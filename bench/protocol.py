@@ -34,9 +34,9 @@ class Protocol:
     leave it. "mean": they are averaged, then normalised by a fresh norm, frozen in a probe, as VideoMAE is fine-tuned. "family": as
     the encoder's family does. An attentive probe has its own norm and takes the tokens as the encoder leaves them.
 
-    head_std: deviation that a layer on the mean of the tokens begins with. epochs: passes over the training rows. batch: rows of a step. warmup: share of the steps; then a half cosine to zero.
-    label_smoothing: 0 .. 1. attention_heads: of the attentive probe, the encoder's where null. attentive_blocks: 1 is V-JEPA's
-    probe, 4 V-JEPA 2's.
+    head_std: deviation that a layer on the mean of the tokens begins with. epochs: passes over the training rows. batch: rows of
+    a step. warmup: share of the steps; then a half cosine to zero. label_smoothing: 0 .. 1. attention_heads: of the attentive
+    probe, the encoder's where null. attentive_blocks: 1 is V-JEPA's probe, 4 V-JEPA 2's.
 
     train_views: random views of each training row that are encoded; epoch e takes view e mod train_views (linear, attentive).
     segments, crops: views of a validation or test row in time and space, whose probabilities are averaged. crop_scale, crop_ratio,

@@ -1,7 +1,7 @@
 """docs/recipes.md's tables: every shipped config beside the published recipe that it is of, key by key, with sources.
 
-Theirs are in configs/published/recipes.yaml. A key that trains nothing else (where files lie, threads, what is logged) has no row, and
-neither has one that says nothing beside the others, as a predictor's of an MAE.
+Theirs are in configs/published/recipes.yaml. A key that trains nothing else (where files lie, threads, what is logged) has no
+row, and neither has one that says nothing beside the others, as a predictor's of an MAE.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def recipe(name: str) -> str:
             continue
         why = reasons.get(key) or (reason[0] if reason else entry.get("reason"))
         if not why:
-            raise RecipeError(f"{name}: {key}: {_given(value)} is not theirs, {published_value}; say why in {PUBLISHED}")
+            raise RecipeError(
+                f"{name}: {key}: {_given(value)} is not theirs, {published_value}; say why in {PUBLISHED}"
+            )
         rows.append((f"`{key}`", _shown(_given(value)), _shown(published_value), _file(where, tree), why))
     rows += [(what, own, other, _file(where, tree), why) for what, own, other, where, why in entry.get("beside", ())]
     table = Table(("", "ours", "theirs", "theirs is in", "why"), rows).markdown()

@@ -70,8 +70,9 @@ def find_encoder(
 
     path: a run's folder or one of its checkpoints; a file of `trocar convert` or `trocar export`; a file of published weights, or a
     folder with model.safetensors, converted on the way. frames, resolution: of its clips, where its own are not wanted. kind,
-    positions: of published weights that do not tell, part: where in their file the encoder stands, see `convert`. minimum: share of the tensors that has to match. Raises
-    ConfigError where there is nothing, WeightsError or CheckpointError where it cannot be used.
+    positions: of published weights that do not tell, part: where in their file the encoder stands, see `convert`. minimum: share
+    of the tensors that has to match. Raises ConfigError where there is nothing, WeightsError or CheckpointError where it cannot
+    be used.
     """
     own = _own_encoder(path, frames, resolution)
     if own is None:

@@ -4,8 +4,8 @@ A mask is the union of blocks of one size at random places; what is left is the 
 kinds: V-JEPA takes "short-range" masks of 8 blocks of 15 % of the frame and "long-range" ones of 2 blocks of 70 %, over all frames.
 
 The published code draws one size for a whole batch and cuts all masks to the shortest of the batch. Here every clip has its own
-size, and nothing is cut: masks are packed. `cut_batch` does as published. All numbers are Philox's, keyed by (seed, clip, view, kind
-of mask).
+size, and nothing is cut: masks are packed. `cut_batch` does as published. All numbers are Philox's, keyed by (seed, clip, view,
+kind of mask).
 
 Shapes: B clips, M masks a clip, K blocks a mask, grid (T', H', W').
 """
@@ -81,7 +81,8 @@ def hidden_tokens(
 ) -> NDArray[np.bool_]:
     """(B, T' H' W'): what one kind of mask hides of each clip. Places are drawn again where nothing would be left to see.
 
-    sized_as: (B,) the clips whose block sizes these take, their own where None. Raises ValueError where that is so `ATTEMPTS` times, as for blocks that cover the whole grid.
+    sized_as: (B,) the clips whose block sizes these take, their own where None. Raises ValueError where that is so `ATTEMPTS`
+    times, as for blocks that cover the whole grid.
     """
     draw, view = np.broadcast_arrays(np.asarray(draws, dtype=np.int64), np.asarray(views, dtype=np.int64))
     if view.size and view.max() >= 2**16 // MAX_KINDS:
@@ -119,8 +120,8 @@ class MultiBlockMask:
 
     grid: (T', H', W') in tokens. recipes: one a mask, at most MAX_KINDS. bucket: totals are padded to a multiple of it, so that
     shapes repeat from batch to batch. cut_batch: clips of a batch that is cut as V-JEPA's collate does: kind by kind its clips
-    have blocks of one size, and contexts and targets are cut to its shortest, in the grid's order; 0 cuts nothing. Clip n belongs to
-    batch n // cut_batch, whatever is drawn beside it. Raises ValueError where a recipe hides all of the grid.
+    have blocks of one size, and contexts and targets are cut to its shortest, in the grid's order; 0 cuts nothing. Clip n belongs
+    to batch n // cut_batch, whatever is drawn beside it. Raises ValueError where a recipe hides all of the grid.
     """
 
     grid: tuple[int, int, int]

@@ -53,9 +53,7 @@ def pack(hidden: NDArray[np.bool_], bucket: int = 1) -> tuple[Packed, Packed]:
     return _packed(~hidden, bucket), _packed(hidden, bucket)
 
 
-def pack_cut(
-    seen: NDArray[np.bool_], hidden: NDArray[np.bool_], per_clip: int, bucket: int = 1
-) -> BlockMasks:
+def pack_cut(seen: NDArray[np.bool_], hidden: NDArray[np.bool_], per_clip: int, bucket: int = 1) -> BlockMasks:
     """Masks that leave some tokens out: (S, N) bool each, in host memory."""
     context, target, kept = (_packed(chosen, bucket) for chosen in (seen, hidden, seen | hidden))
     return BlockMasks(context, target, per_clip, kept)

@@ -1,10 +1,12 @@
 """What public code makes of numbers that anyone can draw again: recorded once, so that no test needs that code.
 
-    python tests/public_numbers.py jepa=DIR vjepa2=DIR videomae=DIR dinov3=DIR ms-tcn=DIR ivtmetrics=DIR phases=DIR curation=DIR surgrec=DIR
+    python tests/public_numbers.py jepa=DIR vjepa2=DIR videomae=DIR dinov3=DIR ms-tcn=DIR ivtmetrics=DIR phases=DIR \\
+        curation=DIR surgrec=DIR
 
 writes manifests/public_numbers.json: of facebookresearch/jepa, vjepa2, dinov3 and ssl-data-curation, MCG-NJU/VideoMAE,
-yabufarha/ms-tcn, CAMMA-public/ivtmetrics, dlmanrique/Trans-SVNet-COLAS-2025 (Cholec80's evaluation in Python) and Siiichenggg/SurgRec-open-source;
-wants einops and pandas. What is named alone is recorded alone. Where a file cannot be imported, a function is taken out of it.
+yabufarha/ms-tcn, CAMMA-public/ivtmetrics, dlmanrique/Trans-SVNet-COLAS-2025 (Cholec80's evaluation in Python) and
+Siiichenggg/SurgRec-open-source; wants einops and pandas. What is named alone is recorded alone. Where a file cannot be imported,
+a function is taken out of it.
 
 Shapes: V videos, N rows, K classes.
 """
@@ -156,7 +158,9 @@ def of_vjepa2(checkout: Path) -> dict[str, Any]:
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     model.load_state_dict(drawn(shapes))
     contexts, targets = cut_places()
-    context = [drawn({f"context {kind}": (1, len(places), 48)})[f"context {kind}"] for kind, places in enumerate(contexts)]
+    context = [
+        drawn({f"context {kind}": (1, len(places), 48)})[f"context {kind}"] for kind, places in enumerate(contexts)
+    ]
     with torch.no_grad():
         found = PredictorMultiSeqWrapper(model)(
             [context],
@@ -206,11 +210,20 @@ def of_dinov3(checkout: Path) -> dict[str, Any]:
     from dinov3.models.vision_transformer import DinoVisionTransformer  # pyright: ignore[reportMissingImports]
 
     # As hub/backbones.py builds their ViT-S.
-    hub = {"pos_embed_rope_rescale_coords": 2, "pos_embed_rope_dtype": "fp32", "layerscale_init": 1e-5, "norm_layer": "layernormbf16"}
+    hub = {
+        "pos_embed_rope_rescale_coords": 2,
+        "pos_embed_rope_dtype": "fp32",
+        "layerscale_init": 1e-5,
+        "norm_layer": "layernormbf16",
+    }
     model = DinoVisionTransformer(**DINO, **hub, n_storage_tokens=4, mask_k_bias=True).eval()
     whole = model.state_dict()
-    shapes = {name: list(value.shape) for name, value in whole.items() if "bias_mask" not in name and "periods" not in name}
-    masks = {name: torch.cat([torch.ones(64), torch.zeros(64), torch.ones(64)]) for name in whole if "bias_mask" in name}
+    shapes = {
+        name: list(value.shape) for name, value in whole.items() if "bias_mask" not in name and "periods" not in name
+    }
+    masks = {
+        name: torch.cat([torch.ones(64), torch.zeros(64), torch.ones(64)]) for name in whole if "bias_mask" in name
+    }
     model.load_state_dict({**whole, **masks, **drawn(shapes)})
     with torch.no_grad():
         found = model.forward_features(picture())
@@ -221,7 +234,10 @@ def of_dinov3(checkout: Path) -> dict[str, Any]:
 def of_ms_tcn(checkout: Path) -> dict[str, Any]:
     names = ("get_labels_start_end_time", "levenstein", "edit_score", "f_score")
     code = taken_out(checkout / "eval.py", names, {"np": np})
-    rows, found = segment_rows(), {"edit": float(np.mean([code["edit_score"](s.tolist(), t.tolist(), bg_class=[]) for t, s in segment_rows()]))}
+    rows, found = (
+        segment_rows(),
+        {"edit": float(np.mean([code["edit_score"](s.tolist(), t.tolist(), bg_class=[]) for t, s in segment_rows()]))},
+    )
     for overlap in (10, 25, 50):
         counts = np.array([code["f_score"](s.tolist(), t.tolist(), overlap / 100, bg_class=[]) for t, s in rows])
         found[f"f1_at_{overlap}"] = float(np.mean([f1(*count) for count in counts]))
@@ -245,7 +261,10 @@ def of_ivtmetrics(checkout: Path) -> dict[str, Any]:
         metric.video_end()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = {"video": float(metric.compute_video_AP("ivt")["mAP"]), "global": float(metric.compute_global_AP("ivt")["mAP"])}
+        found = {
+            "video": float(metric.compute_video_AP("ivt")["mAP"]),
+            "global": float(metric.compute_global_AP("ivt")["mAP"]),
+        }
     return {"triplets": found}
 
 
@@ -254,7 +273,12 @@ def of_phases(checkout: Path) -> dict[str, Any]:
     from scipy.ndimage import label
     from sklearn import metrics as sk
 
-    given = {"np": np, "pd": pd, "label": label, **{name: getattr(sk, name) for name in dir(sk) if name.endswith("_score")}}
+    given = {
+        "np": np,
+        "pd": pd,
+        "label": label,
+        **{name: getattr(sk, name) for name in dir(sk) if name.endswith("_score")},
+    }
     names = ("calculate_metrics", "relaxed_evaluation_Cholec80_video", "relaxed_evaluation_Cholec80")
     truth, said, videos = phase_rows()
     evaluate = taken_out(checkout / "evaluation_relaxed_metrics.py", names, given)[names[-1]]
@@ -267,7 +291,7 @@ def of_curation(checkout: Path) -> dict[str, Any]:
     names = ("_find_best_cut_left", "find_subcluster_target_size")
     share = taken_out(checkout / "src" / "hierarchical_sampling.py", names, {"np": np})["find_subcluster_target_size"]
     sizes, above = leaf_tree()
-    np.random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 (what theirs draws from)
     cases = []
     for multiplier in (1, 2, 3):
         for target in (200, 900, 3000):

@@ -395,6 +395,8 @@ def test_random_augment_counts_as_timm_does() -> None:
         (theirs,) = auto_augment.LEVEL_TO_ARG[name if turns else f"{name}Increasing"](7, {})
         steps = augment._AUGMENTATION_SPACE[name][0](augment.num_magnitude_bins, 224, 224)
         ours = float(steps[augment.magnitude])
-        assert ours == pytest.approx(abs(theirs) if turns else abs(theirs - 1)), name  # an enhancement by 1 changes nothing
+        assert ours == pytest.approx(abs(theirs) if turns else abs(theirs - 1)), (
+            name
+        )  # an enhancement by 1 changes nothing
     with pytest.raises(ConfigError, match=r"a magnitude of 0 \.\. 10"):
         read_protocol("full", ["random_augment=[4, 21]"])

@@ -143,6 +143,7 @@ def test_refuses_tables_that_say_nothing(tmp_path: Path) -> None:
 
 
 HALF_OF_THE_TIME = (BlockRecipe(1, (1.0, 1.0), (1.0, 1.0), (0.5, 0.5)),)
+MIXED_TIMES = (BlockRecipe(1, (1.0, 1.0), (1.0, 1.0), (0.25, 0.75)),)
 
 
 def probe_gain(
@@ -194,3 +195,13 @@ def test_a_brief_training_sees_motion_that_random_weights_do_not() -> None:
     print(f"\nrandom, trained: {results}; gain {gains.mean():.3f}, 95 % interval {interval}")
     assert (gains > 0).all()
     assert gains.mean() - half > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_cut_to_the_shortest_of_a_batch_leaves_less_to_learn_from() -> None:
+    """One seed, as docs/jepa.md has it."""
+    (before, whole), (same, cut) = (probe_gain(0, 3000, MIXED_TIMES, cut_batch) for cut_batch in (0, 24))
+    print(f"\nrandom {before:.3f}, trained {whole:.3f}, with cut masks {cut:.3f}")
+    assert before == same
+    assert whole - cut > 0.1

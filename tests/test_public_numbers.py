@@ -156,7 +156,10 @@ def test_surgrec_maes_rate_is_videomaes_behind_the_warm_up() -> None:
     optim = load_config("surgrec_mae").optim
     assert optim.batch == VIDEOMAE_BATCH
     assert optim.warmup == WARMUP_EPOCHS / EPOCHS
-    ours, steps = build_schedule(optim, EPOCHS * STEPS_PER_EPOCH), range(WARMUP_EPOCHS * STEPS_PER_EPOCH, EPOCHS * STEPS_PER_EPOCH)
+    ours, steps = (
+        build_schedule(optim, EPOCHS * STEPS_PER_EPOCH),
+        range(WARMUP_EPOCHS * STEPS_PER_EPOCH, EPOCHS * STEPS_PER_EPOCH),
+    )
     theirs = RECORDED["videomae_rates"]["rates"]
     assert [ours(step) for step in steps] == pytest.approx([theirs[step] for step in steps], rel=1e-12)
 
@@ -178,7 +181,12 @@ def test_dinov3_with_biases_is_its_authors(tmp_path: Path) -> None:
     for name in [name for name in weights if name.endswith("attn.qkv.bias")]:
         weights[name].view(3, -1)[1] = 0
     torch.save(weights, tmp_path / "w.pth")
-    size = {"img_size": DINO["img_size"], "embed_dim": DINO["embed_dim"], "depth": DINO["depth"], "num_heads": DINO["num_heads"]}
+    size = {
+        "img_size": DINO["img_size"],
+        "embed_dim": DINO["embed_dim"],
+        "depth": DINO["depth"],
+        "num_heads": DINO["num_heads"],
+    }
     model = timm.create_model("vit_small_patch16_dinov3_qkvb", pretrained=False, num_classes=0, **size).eval()
     assert "100.0%" in _put_image_weights(model, "vit_small_patch16_dinov3_qkvb", tmp_path / "w.pth", 1.0)
     with torch.no_grad():
@@ -234,7 +242,11 @@ def test_masks_of_a_batch_depend_on_nothing_beside_it() -> None:
     for rank in range(3):
         mine = np.arange(rank, 18, 3)
         part = source.draw(1, mine, 0)
-        for packed, all_of_them in ((part.context, whole.context), (part.target, whole.target), (part.kept, whole.kept)):
+        for packed, all_of_them in (
+            (part.context, whole.context),
+            (part.target, whole.target),
+            (part.kept, whole.kept),
+        ):
             assert packed is not None
             assert all_of_them is not None
             for place, clip in enumerate(mine):

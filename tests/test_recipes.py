@@ -49,7 +49,10 @@ def test_nothing_is_said_of_keys_that_no_config_has() -> None:
     ("change", "message"),
     [
         (lambda entry: entry["keys"].pop("optim.betas"), r"surgrec_mae: optim\.betas: add theirs"),
-        (lambda entry: entry["keys"].update({"data.flip": [0.5, "f"]}), r"data\.flip: 0\.0 is not theirs, 0\.5; say why"),
+        (
+            lambda entry: entry["keys"].update({"data.flip": [0.5, "f"]}),
+            r"data\.flip: 0\.0 is not theirs, 0\.5; say why",
+        ),
     ],
 )
 def test_what_is_unsaid_is_refused(change: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
