@@ -143,7 +143,6 @@ def test_refuses_tables_that_say_nothing(tmp_path: Path) -> None:
 
 
 HALF_OF_THE_TIME = (BlockRecipe(1, (1.0, 1.0), (1.0, 1.0), (0.5, 0.5)),)
-MIXED_TIMES = (BlockRecipe(1, (1.0, 1.0), (1.0, 1.0), (0.25, 0.75)),)
 
 
 def probe_gain(
@@ -153,8 +152,8 @@ def probe_gain(
     cut_batch: int = 0,
     clips: int = 384,
     batch: int = 24,
-) -> tuple[float, float]:
-    """Balanced accuracy of the linear probe on random weights and after a short JEPA training.
+) -> tuple[float, float, float]:
+    """Balanced accuracy of the linear probe on random weights and after a short JEPA training, and the loss of its last 100 steps.
 
     Masks hide half of the time: what is then at a place follows from where the texture moves. V-JEPA's own hide a place at all
     times, and a fast target pulls so small an encoder to what is easily foreseen: both teach it colours.
@@ -174,34 +173,27 @@ def probe_gain(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, weight_decay=0.04)
     pool, _ = moving_textures(4096, seed, **options)
+    losses = []
     for step in range(steps):
         numbers = np.arange(step * batch, (step + 1) * batch)
         optimizer.param_groups[0]["lr"] = 2e-3 * min(1.0, (step + 1) / 30)
-        model(pool[numbers % len(pool)], source(seed, numbers, 0)).loss.backward()
+        loss = model(pool[numbers % len(pool)], source(seed, numbers, 0)).loss
+        loss.backward()
+        losses.append(float(loss.detach()))
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         model.update_target(0.9998 + 0.0002 * step / steps)
-    return before, judge()
+    return before, judge(), float(np.mean(losses[-100:]))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_brief_training_sees_motion_that_random_weights_do_not() -> None:
     results = [probe_gain(seed, 3000) for seed in range(3)]
-    gains = np.array([after - before for before, after in results])
+    gains = np.array([after - before for before, after, _ in results])
     half = 4.303 * gains.std(ddof=1) / np.sqrt(3)  # Student's t, two degrees of freedom, 95 %
     interval = f"{gains.mean() - half:.3f} .. {gains.mean() + half:.3f}"
     print(f"\nrandom, trained: {results}; gain {gains.mean():.3f}, 95 % interval {interval}")
     assert (gains > 0).all()
     assert gains.mean() - half > 0
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_a_cut_to_the_shortest_of_a_batch_leaves_less_to_learn_from() -> None:
-    """One seed, as docs/jepa.md has it."""
-    (before, whole), (same, cut) = (probe_gain(0, 3000, MIXED_TIMES, cut_batch) for cut_batch in (0, 24))
-    print(f"\nrandom {before:.3f}, trained {whole:.3f}, with cut masks {cut:.3f}")
-    assert before == same
-    assert whole - cut > 0.1
