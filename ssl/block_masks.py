@@ -162,5 +162,5 @@ class MultiBlockMask:
             for parts, whole in ((seen, ~mask), (hidden, mask)):
                 shortest = whole.sum(axis=1).reshape(-1, self.cut_batch).min(axis=1)
                 parts.append(first_tokens(whole[chosen], shortest[batch_of.reshape(-1)]))
-        flat = (np.stack(parts, axis=1).reshape(-1, parts[0].shape[1]) for parts in (seen, hidden))
-        return pack_cut(*flat, len(self.recipes), self.bucket)
+        flat_seen, flat_hidden = (np.stack(parts, axis=1).reshape(-1, parts[0].shape[1]) for parts in (seen, hidden))
+        return pack_cut(flat_seen, flat_hidden, len(self.recipes), self.bucket)

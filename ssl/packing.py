@@ -86,10 +86,8 @@ def pinned(masks: BlockMasks) -> BlockMasks:
 
 
 def _each(masks: BlockMasks, change: Callable[[torch.Tensor], torch.Tensor]) -> BlockMasks:
-    context, target, kept = (
-        packed and Packed(*(change(part) for part in packed[:3]), packed.longest)
-        for packed in (masks.context, masks.target, masks.kept)
-    )
-    assert context is not None
-    assert target is not None
-    return BlockMasks(context, target, masks.per_clip, kept)
+    def changed(packed: Packed) -> Packed:
+        return Packed(change(packed.tokens), change(packed.sequences), change(packed.offsets), packed.longest)
+
+    kept = None if masks.kept is None else changed(masks.kept)
+    return BlockMasks(changed(masks.context), changed(masks.target), masks.per_clip, kept)
