@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,7 +182,7 @@ def test_dinov3_with_biases_is_its_authors(tmp_path: Path) -> None:
     for name in [name for name in weights if name.endswith("attn.qkv.bias")]:
         weights[name].view(3, -1)[1] = 0
     torch.save(weights, tmp_path / "w.pth")
-    size = {
+    size: dict[str, Any] = {
         "img_size": DINO["img_size"],
         "embed_dim": DINO["embed_dim"],
         "depth": DINO["depth"],
@@ -190,7 +191,7 @@ def test_dinov3_with_biases_is_its_authors(tmp_path: Path) -> None:
     model = timm.create_model("vit_small_patch16_dinov3_qkvb", pretrained=False, num_classes=0, **size).eval()
     assert "100.0%" in _put_image_weights(model, "vit_small_patch16_dinov3_qkvb", tmp_path / "w.pth", 1.0)
     with torch.no_grad():
-        tokens = model.forward_features(picture())[:, 5:]
+        tokens = model.forward_features(picture())[:, 5:]  # pyright: ignore[reportCallIssue]
     torch.testing.assert_close(tokens.mean(dim=1)[0, :KEPT], torch.tensor(case["mean"]), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(tokens[0, 5, :KEPT], torch.tensor(case["token"]), atol=1e-4, rtol=1e-4)
 
