@@ -92,23 +92,25 @@ def load_backbone(
     sample_fps: float | None = None,
     kind: Kind | None = None,
     positions: Positions | None = None,
+    part: str | None = None,
     minimum: float = MINIMUM,
     seed: int = 0,
 ) -> Backbone:
     """The encoder that `name` means, on the CPU, in evaluation mode.
 
     frames, resolution, stride or sample_fps: of clips, where the weights' own are not wanted. kind, positions: of published weights
-    of videos that do not tell, see `trocar convert`. minimum: share of the tensors that has to match. seed: of random weights.
-    Raises ConfigError where there is no such encoder, WeightsError or CheckpointError where its weights cannot be used.
+    of videos that do not tell, part: where in their file the encoder stands, see `trocar convert`. minimum: share of the tensors
+    that has to match. seed: of random weights. Raises ConfigError where there is no such encoder, WeightsError or CheckpointError
+    where its weights cannot be used.
     """
     is_random = name.startswith(RANDOM)
     source = name.removeprefix(RANDOM)
     if source.startswith("timm:"):
-        if kind not in (None, "image") or positions:
-            raise ConfigError(f"{name}: models of timm need no kind and no positions; leave them out")
+        if kind not in (None, "image") or positions or part:
+            raise ConfigError(f"{name}: models of timm need no kind, no positions and no part; leave them out")
         found = _image_backbone(source, frames, resolution, minimum, is_random)
     else:
-        told: dict[str, Any] = {"kind": kind, "positions": positions, "minimum": minimum}
+        told: dict[str, Any] = {"kind": kind, "positions": positions, "part": part, "minimum": minimum}
         found = _video_backbone(source, frames, resolution, is_random, told)
     model, clips, family, account = found
     tubelet, patch = _patch_size(model)

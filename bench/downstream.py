@@ -40,8 +40,10 @@ SHIPPED = CONFIGS / "downstream"
 class ModelEntry:
     """name: in the report. weights: as of `load_backbone`; a file's path is relative to the folder of weights. frames, resolution,
     stride or sample_fps: of clips, the weights' own where null. kind, positions: of published weights that do not
-    tell. minimum: share of tensors that must match. corpus: an index of what they were pretrained on, where the weights do not say
-    it, relative to the folder of weights. column: of the paper's table that it is compared with."""
+    tell. part: where in the file the encoder stands. minimum: share of tensors that must match. corpus: an index of what they
+    were pretrained on, where the weights do not say it, relative to the folder of weights. column: of the paper's table that it
+    is compared with. paper_set: what deviates for it in the paper's protocol, as "batch=32". as_paper, differs: what of it is as
+    in the paper, and what is not, in words."""
 
     name: str
     weights: str
@@ -51,16 +53,20 @@ class ModelEntry:
     sample_fps: float | None = None
     kind: Kind | None = None
     positions: Positions | None = None
+    part: str | None = None
     minimum: float = MINIMUM
     corpus: str | None = None
     column: str = ""
+    paper_set: tuple[str, ...] = ()
+    as_paper: str = ""
+    differs: str = ""
 
 
 @dataclass(frozen=True)
 class DatasetEntry:
     """name: a data set of trocar, or a path of a card or table. root: its folder, relative to that of the data. split, split_seed,
     csv, table, pieces, unlabelled: as of `open_task`. paper: scores that the paper reports, in percent, by column; paper_majority:
-    the share of the largest class of its test split."""
+    what the largest class of its training split reaches on its test split, as our majority baseline does on ours."""
 
     name: str
     root: str
@@ -84,8 +90,9 @@ class ProtocolEntry:
     set: tuple[str, ...] = ()
     is_papers: bool = False
 
-    def read(self) -> Protocol:
-        return read_protocol(self.kind, self.set)
+    def read(self, model: ModelEntry) -> Protocol:
+        """For an encoder."""
+        return read_protocol(self.kind, (*self.set, *(model.paper_set if self.is_papers else ())))
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,8 @@ class Matrix:
             require(0 < len(names) == len({*names}), key, names, "one or more, each name once")
         require(0 < len(self.seeds) == len({*self.seeds}), "seeds", self.seeds, "one or more, each once")
         for entry in self.protocols:
-            entry.read()
+            for model in self.models:
+                entry.read(model)
 
 
 @dataclass(frozen=True)
@@ -186,7 +194,7 @@ def run_job(
         cache=features / "videos",
         **paths,
     )
-    names = ("frames", "resolution", "stride", "sample_fps", "kind", "positions", "minimum")
+    names = ("frames", "resolution", "stride", "sample_fps", "kind", "positions", "part", "minimum")
     clips = {key: getattr(model, key) for key in names}
     weights = resolve_weights(model.weights, places.weights)
     # Random weights are drawn anew for each seed; all others are the same for all.
@@ -201,7 +209,7 @@ def run_job(
         finetune(
             task,
             backbones[drawn],
-            protocol.read(),
+            protocol.read(model),
             folder,
             seed=seed,
             device=choose_device(_device(device)),

@@ -47,7 +47,8 @@ mean over seeds. Detectable: the smallest difference to another encoder that suc
 Flags: "one class": the same class for every row; "a class's share": an accuracy that is exactly the share of a class; "unstable":
 an interval wider than the distance to the majority baseline; "as majority": an interval that does not lie above that baseline;
 "pretrained on test": the encoder has been trained on videos of the test split; "pretraining not compared": its corpus could not be
-looked at. A flagged score says nothing of the encoder. The paper's scores are accuracies."""
+looked at. A flagged score says nothing of the encoder. The majority baseline is the largest class of a training split on its test
+split: ours under our metrics, the paper's in its column. The paper's scores are accuracies."""
 
 
 def write_report(matrix: Matrix, places: Places) -> list[Path]:
@@ -76,6 +77,9 @@ def _sections(matrix: Matrix, places: Places, results: list[Result]) -> list[tup
     if lost := failures(places):
         rows = [(entry["dataset"], entry["model"], entry["reason"].split("\n")[0]) for entry in lost]
         sections.append(("Not done", "", Table(("data set", "encoder", "why"), rows)))
+    if columns := [model for model in matrix.models if model.as_paper or model.differs]:
+        cells = [(model.name, model.column, model.as_paper, model.differs) for model in columns]
+        sections.append(("The paper's columns", "", Table(("encoder", "column", "as the paper", "differs"), cells)))
     sections += [
         ("Mean ranks", "1 is best; over the data sets on which all encoders have a result.", _ranks(matrix, results))
     ]

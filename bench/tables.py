@@ -19,6 +19,7 @@ from . import (
     plan_check,
     plan_report,
     proxies,
+    recipes,
     training_table,
 )
 from .loading import ON_PROXIES
@@ -28,6 +29,7 @@ from .plan_report import corpus_size, make_plan
 
 Row = dict[str, Any]
 UNMEASURED = "unmeasured"
+RECIPES = ("demo_cpu", "demo_jepa_cpu", "surgrec_jepa", "surgrec_mae", "surgrec_mae_unbalanced", "vjepa2_vitl")
 PAPER_VIDEOS, PAPER_FRAMES = 10_535, 214_500_000
 OURS = "trocar"
 
@@ -132,6 +134,11 @@ def plan_accuracy(rows: Sequence[Row]) -> str:
     return f"{plan_check.table(mine)}\n\n{facts}"
 
 
+def published(config: str) -> Callable[[Sequence[Row]], str]:
+    """A shipped config beside the recipe that it is of; no measured rows."""
+    return lambda rows: recipes.recipe(config)
+
+
 def paper(config: str, accumulation: int) -> Callable[[Sequence[Row]], str]:
     """`trocar plan` on the paper's corpus and eight A100, by these rows."""
 
@@ -164,6 +171,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "paper-mae": paper("surgrec_mae_unbalanced", 4),
     "plan": plan_accuracy,
     "proxies": lambda rows: proxies.table(of(rows, "proxies")),
+    **{f"recipe-{name.replace('_', '-')}": published(name) for name in RECIPES},
     "training-short": training_short,
     "training": lambda rows: training_table.table(of(rows, "training")),
 }

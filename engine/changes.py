@@ -25,7 +25,8 @@ from .run_record import read_starts
 FREE = frozenset([
     "data.corpus",  # its fingerprint is compared
     "data.decoders", "data.threads", "data.prefetch", "data.failure_budget", "data.clip_timeout", "data.allow_changed_corpus",
-    "model.init", "model.init_minimum", "model.init_kind", "model.init_positions",  # a run that goes on has weights of its own
+    # A run that goes on has weights of its own.
+    "model.start", "model.init", "model.init_minimum", "model.init_kind", "model.init_positions",
     "objective.teacher_checksum",
     "optim.accumulation", "optim.skip_budget",
     "probe.every", "probe.batch", "validation.every", "validation.batch",

@@ -231,6 +231,8 @@ class ModelConfig:
     are the encoder's where None; depth 0 is none at all, which collapses. predictor_mask_tokens: learned tokens, mask m takes token
     m modulo their number; None is one for each kind of mask, as V-JEPA 1, and 1 is one for all, as V-JEPA 2's loop.
 
+    start: how an MAE's patch embedding, encoder_to_decoder and mask token begin: "xavier" as its other layers do, "videomae" as
+    VideoMAE's code leaves them. A JEPA begins as V-JEPA's.
     init: a run, or a file of weights, that the encoder begins with; null begins afresh. init_minimum: share of the encoder's
     tensors that it must have. init_kind, init_positions: of published weights that do not tell whose they are, as of `trocar
     convert`.
@@ -250,6 +252,7 @@ class ModelConfig:
     predictor_depth: int = 12
     predictor_heads: int | None = None
     predictor_mask_tokens: int | None = None
+    start: Literal["xavier", "videomae"] = "xavier"
     init: str | None = None
     init_minimum: float = 1.0
     init_kind: Literal["videomae", "vjepa1", "vjepa2", "image"] | None = None
@@ -288,9 +291,11 @@ class ObjectiveConfig:
     VideoMAE V2's running cells, 0.25, 0.5 or 0.75; 0 predicts every hidden token. targets: "channel" normalises each channel of a
     patch (VideoMAE), "patch" all its values together, "none" predicts the pixels, 0 .. 1, themselves.
 
-    JEPA. masks: kinds of multi-block masks, one of each for every clip. bucket: totals of packed tokens are padded to a multiple of
-    it. distance: of a prediction to its layer-normalised target. teacher: a run's checkpoint, whose encoder is the target for good
-    (SALT); null lets the target follow the encoder. teacher_checksum: SHA-256 that the teacher's weights must have; null is any.
+    JEPA. masks: kinds of multi-block masks, one of each for every clip. truncate: "batch" draws one block size for truncate_batch
+    clips that follow one another and cuts their masks to the shortest, as V-JEPA does to the clips of a GPU (24); "none" cuts
+    nothing. Neither depends on ranks or accumulation. bucket: totals of packed tokens are padded to a multiple of it. distance:
+    of a prediction to its layer-normalised target. teacher: a run's checkpoint, whose encoder is the target for good (SALT); null
+    lets the target follow the encoder. teacher_checksum: SHA-256 that the teacher's weights must have; null is any.
     """
 
     kind: Literal["mae", "jepa"] = "mae"
@@ -298,6 +303,8 @@ class ObjectiveConfig:
     decoder_mask_ratio: float = 0.0
     targets: Normalization = "channel"
     masks: tuple[MaskConfig, ...] = VJEPA_MASKS
+    truncate: Literal["none", "batch"] = "none"
+    truncate_batch: int = 24
     bucket: int = 512
     distance: Distance = "l1"
     teacher: str | None = None
@@ -311,6 +318,7 @@ class ObjectiveConfig:
             1 <= len(self.masks) <= MAX_KINDS, "objective.masks", len(self.masks), f"1 .. {MAX_KINDS} kinds of masks"
         )
         require(self.bucket > 0, "objective.bucket", self.bucket, "a positive number of tokens")
+        require(self.truncate_batch > 0, "objective.truncate_batch", self.truncate_batch, "a positive number of clips")
         for number, mask in enumerate(self.masks):
             try:
                 mask.recipe()

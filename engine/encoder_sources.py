@@ -63,24 +63,27 @@ def find_encoder(
     resolution: int | None = None,
     kind: Kind | None = None,
     positions: Positions | None = None,
+    part: str | None = None,
     minimum: float = MINIMUM,
 ) -> FoundEncoder:
     """Reads the encoder that is in `path`.
 
     path: a run's folder or one of its checkpoints; a file of `trocar convert` or `trocar export`; a file of published weights, or a
     folder with model.safetensors, converted on the way. frames, resolution: of its clips, where its own are not wanted. kind,
-    positions: of published weights that do not tell, see `convert`. minimum: share of the tensors that has to match. Raises
-    ConfigError where there is nothing, WeightsError or CheckpointError where it cannot be used.
+    positions: of published weights that do not tell, part: where in their file the encoder stands, see `convert`. minimum: share
+    of the tensors that has to match. Raises ConfigError where there is nothing, WeightsError or CheckpointError where it cannot
+    be used.
     """
     own = _own_encoder(path, frames, resolution)
     if own is None:
         shape = ClipShape(frames or FRAMES, STRIDE, None, resolution or RESOLUTION)
-        told: dict[str, Any] = {"kind": kind, "positions": positions, "minimum": minimum}
+        told: dict[str, Any] = {"kind": kind, "positions": positions, "part": part, "minimum": minimum}
         found = convert(_file(path), frames=shape.frames, resolution=shape.resolution, **told)
         return FoundEncoder(conversion_encoder(found), shape, found.kind, found.lines()[0])
     for name, wanted, is_its in (
         ("kind", kind, own.family),
         ("positions", positions, own.encoder.position_kind),
+        ("part", part, None),
     ):
         if wanted not in (None, is_its):
             raise WeightsError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ def test_several_jobs_at_a_time_give_the_same(done: Path) -> None:
     assert rows
 
 
-def test_the_papers_table_is_a_config() -> None:
+def test_the_papers_table_is_a_config(tmp_path: Path) -> None:
     matrix = load_matrix("table2")
     columns = {model.column for model in matrix.models} - {""}
     assert len(columns) == 7
@@ -191,7 +192,24 @@ def test_the_papers_table_is_a_config() -> None:
     means = {"DINOv3": 32.56, "VideoMAE": 28.25, "SurgRec-MAE": 45.28, "SurgRec-JEPA": 39.11}
     for column, mean in means.items():
         assert sum(d.paper[column] for d in matrix.datasets) / 16 == pytest.approx(mean, abs=0.006)
-    assert sum(d.paper_majority or 0 for d in matrix.datasets) / 16 == pytest.approx(30.28, abs=0.006)
+    for model in matrix.models:
+        assert bool(model.column) == bool(model.as_paper)
+    (paper,) = [protocol for protocol in matrix.protocols if protocol.is_papers]
+    points = {model.column: paper.read(model) for model in matrix.models if model.column}
+    rates = {column: (protocol.learning_rates, protocol.batch, protocol.pooling) for column, protocol in points.items()}
+    # Rates per 256 clips: 5e-4 at 8 x 8 clips, DINOv3's 2e-3 at 4 x 8.
+    assert rates["SurgRec-MAE"] == rates["VideoMAE"] == ((5e-4 * 64 / 256,), 64, "family")
+    assert rates["SurgRec-JEPA"] == rates["V-JEPA"] == ((5e-4 * 64 / 256,), 64, "mean")
+    assert rates["DINOv3"] == rates["DINOv3-Surg"] == ((2e-3 * 32 / 256,), 32, "family")
+    assert {protocol.head_std for protocol in points.values()} == {0.02 * 0.001}
+    assert all(len(protocol.grid()) == 1 and protocol.epochs * protocol.warmup == 5 for protocol in points.values())
+    parts = {model.column: model.part for model in matrix.models if model.part}
+    assert parts == {"V-JEPA": "encoder", "SurgRec-JEPA": "encoder"}
+    matrix = replace(matrix, datasets=matrix.datasets[:1])
+    text = write_report(matrix, Places(tmp_path, tmp_path, tmp_path))[0].read_text()
+    assert "| encoder | column | as the paper | differs |" in text
+    for model in matrix.models:
+        assert model.differs.strip() in text
 
 
 def test_configs_are_refused_and_paths_resolved(tmp_path: Path) -> None:

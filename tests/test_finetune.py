@@ -18,6 +18,7 @@ import pytest
 import timm
 import torch
 from motion_task import FRAMES, SIDE, motion_table
+from timm.data import auto_augment
 
 from trocar.bench.backbones import Backbone, FrameAverage, load_backbone
 from trocar.bench.dataset import Card, DatasetError, Segment, table_card, write_table
@@ -389,5 +390,13 @@ def test_random_augment_counts_as_timm_does() -> None:
     augment: Any = change.transforms[0]
     magnitudes, _ = augment._AUGMENTATION_SPACE["Rotate"]
     assert float(magnitudes(augment.num_magnitude_bins, 224, 224)[augment.magnitude]) == pytest.approx(0.7 * 30)
+    for name in ("Rotate", "ShearX", "ShearY", "Brightness", "Color", "Contrast", "Sharpness"):
+        turns = name in ("Rotate", "ShearX", "ShearY")
+        (theirs,) = auto_augment.LEVEL_TO_ARG[name if turns else f"{name}Increasing"](7, {})
+        steps = augment._AUGMENTATION_SPACE[name][0](augment.num_magnitude_bins, 224, 224)
+        ours = float(steps[augment.magnitude])
+        assert ours == pytest.approx(abs(theirs) if turns else abs(theirs - 1)), (
+            name
+        )  # an enhancement by 1 changes nothing
     with pytest.raises(ConfigError, match=r"a magnitude of 0 \.\. 10"):
         read_protocol("full", ["random_augment=[4, 21]"])

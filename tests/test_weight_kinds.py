@@ -384,7 +384,13 @@ def test_images_positions_are_resized_as_their_family_does() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("swin_tiny_patch4_window7_224", {"img_size": 64, "window_size": 2}), ("resnet18", {})]
+    ("name", "size"),
+    [
+        ("swin_tiny_patch4_window7_224", {"img_size": 64, "window_size": 2}),
+        ("resnet18", {}),
+        pytest.param("swinv2_tiny_window8_256", {"img_size": 64, "window_size": 2}, marks=pytest.mark.slow),
+        pytest.param("focalnet_tiny_srf", {}, marks=pytest.mark.slow),
+    ],
 )
 def test_images_models_give_tokens_whatever_their_layout(name: str, size: dict[str, Any]) -> None:
     from trocar.bench.backbones import FrameAverage
