@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from dataset_fixtures import FIXTURES, SMALL
 
 from trocar.bench.audit_command import audit_dataset
 from trocar.bench.downstream import Places, bench_downstream, load_matrix, resolve_weights
-from trocar.bench.downstream_report import write_report
+from trocar.bench.downstream_report import LISTED, _confusion, lost_table, write_report
 from trocar.bench.downstream_results import gather, ranks
 from trocar.bench.finetune_command import lines
 from trocar.engine.cli import main
@@ -98,7 +100,7 @@ def test_what_is_missing_is_named_and_the_rest_runs(done: Path, capsys: pytest.C
     assert "tiny on jigsaws: not done: JIGSAWS: " in said.err
     text = (done / "out/report.md").read_text()
     assert "4 of 8 cells." in text
-    assert "| jigsaws | tiny | JIGSAWS: " in text
+    assert "| jigsaws | tiny, no weights | JIGSAWS: " in text
     assert "29.30 |" in text
     assert "14.65 |" in text
     assert "laparoscopy" in text
