@@ -120,8 +120,7 @@ def bench_loading(
                 "cores": job.cores,
                 "videos": describe_videos(corpus, requests),
             }
-            benchmark = "loading" if of_originals else "loading proxies"
-            return [_row(benchmark, entry, entries, facts) for entry in entries]
+            return [_row(entry, entries, facts) for entry in entries]
         finally:
             for entry in entries:
                 entry.worker.close()
@@ -166,7 +165,7 @@ def _measure(entries: Sequence[_Entry], rounds: int) -> None:
         _say(f"round {number + 1} of {rounds}, clips/s: {speeds}")
 
 
-def _row(benchmark: str, entry: _Entry, entries: Sequence[_Entry], facts: dict[str, Any]) -> dict[str, Any]:
+def _row(entry: _Entry, entries: Sequence[_Entry], facts: dict[str, Any]) -> dict[str, Any]:
     measured: dict[str, Any] = {"arm": entry.name, "reason": entry.reason, **facts}
     messages = entry.worker.messages()
     measured |= {"messages": len(messages), "last_message": messages[-1] if messages else ""}
@@ -199,7 +198,7 @@ def _row(benchmark: str, entry: _Entry, entries: Sequence[_Entry], facts: dict[s
                 if ours.name == PACKED or not entry.name.endswith(ON_PROXIES)
             },
         }
-    return row(benchmark, torch.device("cuda" if torch.cuda.is_available() else "cpu"), measured)
+    return row("loading", torch.device("cuda" if torch.cuda.is_available() else "cpu"), measured)
 
 
 def _say(line: str) -> None:
