@@ -154,13 +154,20 @@ def bench_downstream(
         for model in matrix.models
     ]
     failures = []
+    told: set[tuple[str, str]] = set()
     for number, (job, result) in enumerate(_run(jobs, workers), start=1):
         named = {"dataset": Path(job[0].name).stem, "model": job[1].name}
         if isinstance(result, Exception):
-            failures.append({**named, "reason": f"{result or type(result).__name__}"})
+            reason = f"{result or type(result).__name__}"
+            failures.append({**named, "reason": reason})
+            if (named["dataset"], reason) in told:  # what stops one encoder mostly stops them all
+                continue
+            told.add((named["dataset"], reason))
         tell(f"{number} of {len(jobs)}: {named['model']} on {named['dataset']}: {_outcome(result)}")
     places.out.mkdir(parents=True, exist_ok=True)
     write_json(places.out / FAILURES, failures)
+    if len(failures) > len(told):
+        tell(f"{len(failures)} of {len(jobs)} not done; each data set's reason is told once")
     return failures
 
 

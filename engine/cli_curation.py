@@ -75,7 +75,9 @@ def add_commands(commands: Any, views: Any) -> None:
     tree = views.add_parser("tree", help="the clusters of a tree with their exemplars")
     tree.add_argument("tree", type=Path, metavar="TREE", help="folder that `trocar cluster` wrote")
     tree.add_argument("--corpus", metavar="CORPUS", help="show exemplars and sources")
-    tree.add_argument("--most", type=COUNT, default=4, help="clusters shown of every one above (default: 4)")
+    tree.add_argument(
+        "--most", type=COUNT, help="clusters shown of every one above (default: all on a page, 4 in a picture)"
+    )
     tree.add_argument("--out", type=Path, metavar="FILE", help="a .html or .png file (default: TREE/tree.html)")
     tree.set_defaults(run=run_view_tree)
 

@@ -91,7 +91,11 @@ def _contents(tree: ClusterTree, corpus: Corpus) -> list[str]:
     lines = []
     top = np.where(tree.leaf >= 0, tree.paths[tree.leaf, 0], -1)
     for column in ("source", "domain"):
-        names = np.array([described.get(name, missing)[column] or "(not given)" for name in tree.video_ids])[tree.video]
+        given = [described.get(name, missing)[column] for name in tree.video_ids]
+        if not any(given):
+            lines += [f"No video has a {column}; name it in the table that `trocar index` reads.", ""]
+            continue
+        names = np.array([name or "(not given)" for name in given])[tree.video]
         cells = []
         nodes = Counter(top[top >= 0].tolist()).most_common()
         for node, spans in nodes[:LISTED_NODES]:
@@ -125,5 +129,6 @@ def _exemplars(tree: ClusterTree, corpus: Corpus, out: Path) -> bool:
     pictures = exemplar_pictures(tree, corpus, list(labels), 128)
     if not pictures:
         return False
-    contact_sheet(np.stack(list(pictures.values())), [labels[span] for span in pictures], out / SHEET_NAME)
+    sheet = np.stack([exemplar.picture for exemplar in pictures.values()])
+    contact_sheet(sheet, [labels[span] for span in pictures], out / SHEET_NAME)
     return True

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from dataset_fixtures import FIXTURES, SMALL
 
 from trocar.bench.audit_command import audit_dataset
 from trocar.bench.downstream import Places, bench_downstream, load_matrix, resolve_weights
-from trocar.bench.downstream_report import write_report
+from trocar.bench.downstream_report import LISTED, _confusion, lost_table, write_report
 from trocar.bench.downstream_results import gather, ranks
 from trocar.bench.finetune_command import lines
 from trocar.engine.cli import main
@@ -99,7 +101,7 @@ def test_what_is_missing_is_named_and_the_rest_runs(done: Path, capsys: pytest.C
     assert "tiny on jigsaws: not done: JIGSAWS: " in said.err
     text = (done / "out/report.md").read_text()
     assert "4 of 8 cells." in text
-    assert "| jigsaws | tiny | JIGSAWS: " in text
+    assert "| jigsaws | tiny, no weights | JIGSAWS: " in text
     assert "29.30 |" in text
     assert "14.65 |" in text
     assert "laparoscopy" in text
@@ -234,3 +236,27 @@ def test_report_of_nothing(tmp_path: Path) -> None:
     paths = write_report(load_matrix(tmp_path / "m.yaml"), Places(tmp_path / "out", tmp_path, tmp_path))
     assert "0 of 2 cells." in paths[0].read_text()
     assert json.dumps(paths[2].read_text().splitlines()[0]).startswith('"dataset,')
+
+
+def test_what_is_not_done_is_summed_up() -> None:
+    """128 encoders on absent folders: a row a data set, the first ones, and how many more."""
+    lost = [
+        {"dataset": f"set{number}", "model": f"model{model}", "reason": f"/data/set{number}: no such folder\nmore"}
+        for number in range(20)
+        for model in range(8)
+    ]
+    table = lost_table(lost)
+    assert len(table.rows) == LISTED + 1
+    assert table.rows[0] == ("set0", "model0, model1, model2 and 5 more", "/data/set0: no such folder")
+    assert table.rows[-1] == ("more", f"{(20 - LISTED) * 8}", f"{20 - LISTED} more reasons; failures.json has all")
+    assert lost_table(lost[:2]).rows == [("set0", "model0, model1", "/data/set0: no such folder")]
+
+
+def test_a_confusion_matrix_names_its_columns() -> None:
+    row = {"classes": ["cut", "a<b", "clip"], "confusion": [[3, 1, 0], [0, 2, 0], [0, 0, 4]], "seed": 0}
+    result = SimpleNamespace(rows=[row], model=SimpleNamespace(name="ours"), protocol=SimpleNamespace(name="linear"))
+    lines = re.findall("<tr>(.*?)</tr>", _confusion(result))  # pyright: ignore[reportArgumentType]
+    cells = [re.findall("<t[hd].*?>(.*?)</t[hd]>", line) for line in lines]
+    assert cells[0][1:] == ["cut", "a&lt;b", "clip"]
+    assert [line[0] for line in cells[1:]] == cells[0][1:]
+    assert [line[1:] for line in cells[1:]] == [["3", "1", ""], ["", "2", ""], ["", "", "4"]]
