@@ -125,9 +125,10 @@ def keep_titles_apart(figure: Figure) -> None:
     """Cuts the middle out of titles that are wider than their picture's share of the figure: names begin and end differently."""
     figure.draw_without_rendering()  # only then is it known where everything stands
     for axis in figure.axes:
-        text, limit = axis.title, axis.get_subplotspec().get_gridspec().ncols  # pyright: ignore[reportOptionalMemberAccess]: made by subplots
-        width, whole = figure.bbox.width / limit - TITLE_GAP, text.get_text()
-        kept = len(whole)
+        text, columns = axis.title, axis.get_subplotspec().get_gridspec().ncols  # pyright: ignore[reportOptionalMemberAccess]: made by subplots
+        centre, whole = axis.bbox.x0 + axis.bbox.width / 2, text.get_text()
+        to_the_edge = 2 * min(centre, figure.bbox.width - centre)
+        width, kept = min(figure.bbox.width / columns, to_the_edge) - TITLE_GAP, len(whole)
         while kept > 2 and text.get_window_extent().width > width:
             kept -= 1
             text.set_text(f"{whole[: (kept + 1) // 2]}…{whole[len(whole) - kept // 2 :]}")
