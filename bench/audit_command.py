@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from ..engine.config_error import ConfigError
 from ..loaders.corpus import Corpus
+from ..loaders.corpus_folder import corpus_folder
 from ..loaders.names import as_stored
 from ..loaders.video import is_remote
 from .audit import SIMILAR, Audit, audit
 from .corpus_overlap import corpus_videos
 from .dataset import Card, Segment, Unlabelled, load_card, read_dataset, read_table, table_card, write_table
 from .splits import from_release, leak_free, leave_one_out, official, papers
-from .thumbnails import embeddings, thumbnails
 
 LEFT_OUT = "-left-out"
 THUMBNAILS = "thumbnails"
@@ -46,10 +46,14 @@ def audit_dataset(
     like, by `likeness`: thumbnails, or an embedder of `trocar embed`; from the cosine `similar` on they count as the same.
     json_file, out: files for the audit and for the table. Raises DatasetError, ConfigError, CorpusError and VideoError.
     """
+    if corpus is not None:
+        corpus_folder(corpus)
     card, rows = labelled(dataset, root, split=split, csv=csv, table=table, seed=seed, unlabelled=unlabelled)
     cache = Path(root) / ".trocar"
 
     def describe(segments: Sequence[Segment]) -> NDArray:
+        from .thumbnails import embeddings, thumbnails  # by PyTorch, which an audit without likeness needs not
+
         if likeness == THUMBNAILS:
             return thumbnails(segments, card, cache)
         return embeddings(segments, likeness, card, cache)

@@ -26,15 +26,13 @@ import torch
 from torch import nn
 
 from ..engine.config_error import ConfigError
-from ..engine.convert import MINIMUM
 from ..engine.encoder_sources import FRAMES, RESOLUTION, STRIDE, ClipShape, find_encoder
+from ..engine.inputs import MINIMUM, RANDOM, TIMM
 from ..engine.run_encoder import weights_digest
 from ..engine.weight_files import WeightsError, read_weights
-from ..engine.weight_names import Kind
-from ..ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, SIZES, Positions, VideoEncoder, initialize
+from ..ssl.choices import SIZES, Kind, Positions
+from ..ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, VideoEncoder, initialize
 from .protocol import Protocol
-
-RANDOM = "random:"
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ def load_backbone(
     """
     is_random = name.startswith(RANDOM)
     source = name.removeprefix(RANDOM)
-    if source.startswith("timm:"):
+    if source.startswith(TIMM):
         if kind not in (None, "image") or positions:
             raise ConfigError(f"{name}: models of timm need no kind and no positions; leave them out")
         found = _image_backbone(source, frames, resolution, minimum, is_random)

@@ -135,6 +135,13 @@ def add_audit(audit: argparse.ArgumentParser) -> None:
 
 
 def run_finetune(options: argparse.Namespace) -> int:
+    from ..bench.dataset import check_dataset
+
+    if options.table is None and options.csv is None:
+        check_dataset(options.dataset, options.root)
+    from .inputs import backbone_source
+
+    backbone_source(options.model)
     from ..bench.finetune_command import finetune_command, lines
 
     def tell(text: str) -> None:
@@ -153,14 +160,16 @@ def run_finetune(options: argparse.Namespace) -> int:
 
 
 def run_bench_downstream(options: argparse.Namespace) -> int:
-    from ..bench.downstream import Places, bench_downstream, load_matrix
-    from ..bench.downstream_report import write_report
+    from ..bench.matrix import Places, load_matrix
 
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     matrix = load_matrix(options.config)
     places = Places(options.out, options.data, options.weights)
+    from ..bench.downstream import bench_downstream
+    from ..bench.downstream_report import write_report
+
     failures = []
     if not options.report_only:
         failures = bench_downstream(matrix, places, device=options.device, workers=options.workers, tell=tell)
@@ -169,6 +178,10 @@ def run_bench_downstream(options: argparse.Namespace) -> int:
 
 
 def run_bench_audit(options: argparse.Namespace) -> int:
+    from ..bench.dataset import check_dataset
+
+    if options.table is None and options.csv is None:
+        check_dataset(options.dataset, options.root)
     from ..bench.audit_command import audit_dataset
 
     names = ("split", "csv", "table", "corpus", "duplicates", "likeness", "similar", "seed", "unlabelled", "out")

@@ -9,11 +9,9 @@ from typing import Any, Literal
 
 import yaml
 
-from ..kernels.feature_loss import Distance
-from ..kernels.pixel_loss import Normalization
-from ..loaders.resize import Resize
-from ..ssl.block_masks import LONG_RANGE, MAX_KINDS, SHORT_RANGE, BlockRecipe
-from ..ssl.encoder import SIZES, Positions
+from ..kernels.choices import Distance, Normalization
+from ..loaders.augment import Resize
+from ..ssl.choices import LONG_RANGE, MAX_KINDS, SHORT_RANGE, SIZES, BlockRecipe, Kind, Positions
 from .config_error import ConfigError, require
 
 
@@ -252,7 +250,7 @@ class ModelConfig:
     predictor_mask_tokens: int | None = None
     init: str | None = None
     init_minimum: float = 1.0
-    init_kind: Literal["videomae", "vjepa1", "vjepa2", "image"] | None = None
+    init_kind: Kind | None = None
     init_positions: Positions | None = None
 
     def __post_init__(self) -> None:

@@ -13,26 +13,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..loaders.whole_file import check_readable
-from ..ssl.encoder import Positions, VideoEncoder, position_table
+from ..ssl.choices import Kind, Positions
+from ..ssl.encoder import VideoEncoder, position_table
 from .config_error import ConfigError
 from .config_file import CONFIG_FILE
-from .convert import (
-    FRAMES,
-    MINIMUM,
-    RESOLUTION,
-    TABLE,
-    Conversion,
-    EncoderSettings,
-    conversion_encoder,
-    convert,
-    load_encoder,
-)
+from .convert import FRAMES, RESOLUTION, TABLE, Conversion, EncoderSettings, conversion_encoder, convert, load_encoder
+from .inputs import MINIMUM, WHOLE_MODEL, encoder_source
 from .run_encoder import load_exported_encoder, load_run_encoder
 from .weight_files import WeightsError
-from .weight_names import POSITIONS, TITLES, Kind
+from .weight_names import POSITIONS, TITLES
 
 STRIDE = 4  # the paper's, where the weights bring none of their own
-WHOLE_MODEL = "model.safetensors"  # in a folder of Hugging Face's
 
 
 @dataclass(frozen=True)
@@ -122,10 +113,7 @@ def convert_encoder(
 
 def _own_encoder(path: Path, frames: int | None, resolution: int | None) -> FoundEncoder | None:
     """The encoder of a run, or of a file that says that it is ours; None: whoever else's weights."""
-    if not path.exists():
-        raise ConfigError(
-            f"{path}: no such encoder; give a run of `trocar pretrain`, a file of weights, or a folder with {WHOLE_MODEL}"
-        )
+    encoder_source(path)
     header = _header(path) if path.suffix == ".safetensors" else {}
     is_run = path.is_dir() and ((path / CONFIG_FILE).is_file() or path.parent.name == "checkpoints")
     if is_run or "config" in header:

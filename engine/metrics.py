@@ -15,8 +15,8 @@ from typing import Any
 
 from ..loaders.batch import Failure
 from .config_error import ConfigError
+from .inputs import METRICS_FILE
 
-FILE_NAME = "metrics.jsonl"
 QUARANTINE_FILE = "quarantine.csv"
 NAMED_VIDEOS = 10  # on the console
 
@@ -38,7 +38,7 @@ class MetricsLog:
         write: bool = True,
         wandb: str | None = None,
     ) -> None:
-        self.path, self.every = run_dir / FILE_NAME, every
+        self.path, self.every = run_dir / METRICS_FILE, every
         self._file: io.FileIO | None = None
         self._writer = self._wandb = None
         self._unwritten: list[bytes] = []
@@ -122,7 +122,7 @@ def _open_wandb(project: str, run_dir: Path) -> Any:
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The rows of a run; an incomplete last line, left by a crash, does not count."""
-    path = run_dir / FILE_NAME
+    path = run_dir / METRICS_FILE
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]

@@ -17,12 +17,13 @@ Shapes: B clips, N tokens a clip, M predicted rows a clip (or L rows of all clip
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor
 
+from .choices import Distance
 from .launch import (
     INDEX_DTYPES,
     TRITON_DTYPES,
@@ -37,7 +38,6 @@ from .launch import (
 )
 from .pixel_loss import _scale
 
-Distance = Literal["l1", "smooth_l1", "l2"]
 PREDICTION_DTYPES = (torch.bfloat16, torch.float32, torch.float64)
 
 

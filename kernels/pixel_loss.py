@@ -18,14 +18,14 @@ Shapes: B clips, T frames, H W pixels, N_masked predicted tokens, P = t * p * p 
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
+from .choices import Normalization
 from .launch import ceil_div, jit, launch, power_of_two, require, require_frames, require_indices, takes_triton, tl
 from .patch_embed import _geometry, gather_patches, patch_starts, value_offsets
 
-Normalization = Literal["channel", "patch", "none"]
 PREDICTION_DTYPES = (torch.bfloat16, torch.float32, torch.float64)
 SCALE_BLOCK, SCALE_PROGRAMS = 1024, 528
 

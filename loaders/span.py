@@ -16,11 +16,11 @@ import numpy as np
 from av.error import FFmpegError
 from numpy.typing import ArrayLike, NDArray
 
-from .augment import Box, Crop, with_square_pixels, with_stored_pixels
+from .augment import Box, Crop, Resize, with_square_pixels, with_stored_pixels
 from .batch import Failure, LoaderCount
 from .corpus import Video
 from .decode import DecodeCount, WindowDecoder
-from .resize import Resize, Resizer
+from .resize import Resizer
 from .sampler import Clip
 from .video import GopTable, VideoError, VideoFacts
 from .window import Window, WindowReader

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEModel, VJEPA2Config, VJEPA2Model
 
 from trocar.engine.convert import convert, load_encoder, save_encoder
-from trocar.ssl.encoder import Positions
+from trocar.ssl.choices import Positions
 
 WIDTH, DEPTH, HEADS = 48, 2, 3
 SIZE: dict[str, Any] = {"frames": 4, "resolution": 32, "heads": HEADS}

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from test_finetune import tiny_conversion
 
 from trocar.bench.training_state import restore_state, save_state
-from trocar.engine.checkpoint import checkpoints
+from trocar.engine.checkpoint_folder import checkpoints
 from trocar.engine.cli import main
 from trocar.engine.config_file import load_config
 from trocar.engine.convert import load_encoder, save_encoder
@@ -25,7 +25,8 @@ from trocar.engine.encoder_sources import find_encoder
 from trocar.engine.export import export_weights
 from trocar.engine.pretrain import pretrain
 from trocar.engine.weight_files import WeightsError, read_weights
-from trocar.loaders.corpus import Corpus, CorpusError
+from trocar.loaders.corpus import Corpus
+from trocar.loaders.corpus_folder import CorpusError
 from trocar.loaders.whole_file import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
