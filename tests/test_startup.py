@@ -19,19 +19,8 @@ from clips import write_numbered
 from trocar.engine.cli import build_parser
 
 HEAVY = (
-    "torch",
-    "torchvision",
-    "timm",
-    "triton",
-    "sklearn",
-    "scipy",
-    "matplotlib",
-    "pyarrow.dataset",
-    "nvidia.dali",
-    "tensorboard",
-)
-# What a refusal needs of others; each is a fraction of a second.
-LIGHT = ("pyarrow",)
+    "torch", "torchvision", "timm", "triton", "sklearn", "scipy", "matplotlib", "nvidia.dali", "tensorboard", "pyarrow",
+)  # fmt: skip
 GONE = "gone/away"
 TINY = [
     "model.encoder=tiny",
