@@ -18,7 +18,7 @@ import copy
 import importlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ from .protocol import Protocol
 @dataclass(frozen=True)
 class Backbone:
     """model: (B, T, R, R, 3) uint8 -> (B, N, D). name: as it was asked for. digest: of the weights. depth: of its blocks, which are
-    named blocks.0 on. family: whose objective or layout it is of. account: what matched, in words."""
+    named blocks.0 on. family: whose objective or layout it is of. account: what matched, in words. options: what else
+    `load_backbone` was told, but for clips."""
 
     name: str
     model: VideoEncoder | FrameAverage
@@ -48,6 +49,7 @@ class Backbone:
     clips: ClipShape
     digest: str
     account: str
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def copy(self) -> VideoEncoder | FrameAverage:
         """The model as loaded, for training that must not touch what others use."""
@@ -124,7 +126,8 @@ def load_backbone(
         account = f"{type(model).__name__}: random weights"
     model.requires_grad_(False).eval()
     depth = len(getattr(model.image_model if isinstance(model, FrameAverage) else model, "blocks", ()))
-    return Backbone(name, model, family, _width(model), depth, clips, weights_digest(model), account)
+    options = {"kind": kind, "positions": positions, "minimum": minimum, "seed": seed}
+    return Backbone(name, model, family, _width(model), depth, clips, weights_digest(model), account, options)
 
 
 def pooled_as(backbone: Backbone, protocol: Protocol) -> Backbone:

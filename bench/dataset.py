@@ -20,7 +20,8 @@ from typing import Literal, TextIO
 
 from ..engine.config_error import ConfigError, require
 from ..engine.config_file import CONFIGS, load_settings
-from ..loaders.names import cleaned
+from ..loaders.names import as_stored, cleaned
+from ..loaders.video import is_remote
 
 READERS = Path(__file__).parent / "datasets"
 CARDS = CONFIGS / "datasets"
@@ -267,6 +268,11 @@ def read_table(path: Path, unlabelled: Unlabelled = "refuse") -> list[Segment]:
         f"{' ...' if len(empty) > NAMED else ''}; fill it in, or leave those rows out with --unlabelled drop, or, where rows may "
         "have several labels or none, say so with --unlabelled none"
     )
+
+
+def placed(table: Iterable[Segment], root: str | os.PathLike[str]) -> list[Segment]:
+    """The rows with their relative paths begun at `root`."""
+    return [s if is_remote(s.video) else replace(s, video=as_stored(s.video, os.fspath(root))) for s in table]
 
 
 def _check_seconds(start: float | None, end: float | None, where: str) -> None:

@@ -52,7 +52,7 @@ WRONG = {
         (["demo_cpu", "--rates", GONE], "No such file"),
     ],
     "export": [([GONE], "neither a run")],
-    # "predict": [([GONE, "vids", "--out", "out.csv"], "no fine-tuned")],
+    "predict": [([GONE, "vids", "--out", "out.csv"], "no fine-tuned")],
     "view recon": [([GONE], "neither a run")],
     "view curve": [([GONE], "no metrics to show")],
     "view draws": [(["demo_cpu", f"data.corpus={GONE}"], "no such folder")],
