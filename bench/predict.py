@@ -1,8 +1,8 @@
 """`trocar predict CELL VIDEO...`: what a fine-tuned encoder, or a probe, says of videos that have no labels, as a CSV.
 
-A video is cut into pieces, each a row, and a row is seen in the clips in which `trocar finetune` sees those of its test split; their
-probabilities are averaged, so the same rows have the same scores. One video is read at a time and nothing of its pictures is kept:
-its length does not matter. One that cannot be read is named, and the others are done.
+A video is cut into pieces, each a row, and a row is seen in the clips in which `trocar finetune` sees those of its test split.
+Their probabilities are averaged, so the same rows have the same scores. One video is read at a time and nothing of its pictures is
+kept: its length does not matter. One that cannot be read is named, and the others are done.
 
 Shapes: B clips, T frames, R x R pixels, N rows, K classes.
 """

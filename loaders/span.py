@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -56,6 +57,12 @@ class CropSource(Protocol):
     def crop(self, content: Box, *, seed: int, draw: int, view: int = 0) -> Crop: ...
 
 
+def check_side(resolution: object) -> None:
+    """Raises ValueError where `resolution` is not one number of pixels."""
+    if not isinstance(resolution, Integral) or resolution < 1:
+        raise ValueError(f"resolution must be one positive number of pixels, as clips are square; got {resolution!r}")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a loader makes clips of draws. resolution: R. content_box: crop inside the black border. square_pixels: crops are drawn
@@ -68,6 +75,9 @@ class Recipe:
     resize: Resize = "fast"
     content_box: bool = True
     square_pixels: bool = True
+
+    def __post_init__(self) -> None:
+        check_side(self.resolution)
 
     def clips(self, draw: int, views: tuple[int, ...], spare: int) -> list[Clip]:
         """The clips of some views of a draw, or of its replacement `spare`; all of one video."""

@@ -110,6 +110,11 @@ class VideoEncoder(nn.Module):
         last_norm: LastNorm = "tokens",
     ) -> None:
         super().__init__()
+        if not isinstance(resolution, int):
+            raise ValueError(
+                f"resolution must be one number of pixels, got {resolution!r}; clips of another height than width change the grid "
+                "when they come"
+            )
         if frames % tubelet or resolution % patch:
             raise ValueError(
                 f"{frames} frames at {resolution} px are not divisible into {tubelet} x {patch} x {patch} patches"
