@@ -181,12 +181,12 @@ def _completed(renamed: Renamed) -> tuple[Tensors, list[str]]:
 
 
 def save_encoder(found: Conversion, path: Path) -> None:
-    """Writes a file that `load_encoder` reads; replaces it as a whole."""
+    """Writes a file that `read_encoder` reads; replaces it as a whole."""
     header = {"trocar_encoder": json.dumps(asdict(found.settings)), "kind": found.layout}
     write_whole(path, lambda target: save_file(found.tensors, target, metadata=header))
 
 
-def load_encoder(path: Path) -> VideoEncoder:
+def read_encoder(path: Path) -> VideoEncoder:
     """The encoder of a file that `save_encoder` wrote; tensors that it lacks are initialised from PyTorch's generator.
 
     Raises WeightsError, or OSError where it may not be read.

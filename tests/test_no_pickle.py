@@ -25,7 +25,7 @@ from trocar.bench.dataset import DatasetError, load_card, read_table
 from trocar.engine.checkpoint_folder import CheckpointError
 from trocar.engine.config import ConfigError
 from trocar.engine.config_file import load_config
-from trocar.engine.convert import convert, load_encoder
+from trocar.engine.convert import convert, read_encoder
 from trocar.engine.teacher import load_teacher
 from trocar.engine.weight_files import WeightsError, read_weights
 from trocar.loaders.cluster_state import ClusterState
@@ -197,7 +197,7 @@ def test_videos_and_lists(tmp_path: Path, mark: Path) -> None:
 def test_weights(tmp_path: Path, mark: Path, suffix: str, bomb: Callable[[Path], bytes]) -> None:
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(bomb(mark))
-    for read in (read_weights, convert, load_encoder):
+    for read in (read_weights, convert, read_encoder):
         with pytest.raises(WeightsError):
             read(path)
 
