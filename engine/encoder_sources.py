@@ -55,11 +55,11 @@ def load_encoder(path: str | os.PathLike[str], **options: Any) -> VideoEncoder:
         tokens = encoder(frames)           # (B, T, H, W, 3) uint8 -> (B, N, D), N = T / tubelet x H / patch x W / patch
         vectors = encoder.pooled(frames)   # -> (B, D) float32, the mean of the tokens
 
-    path: a run, one of its checkpoints, a file of weights; options: as of `find_encoder`, which says besides what clips the encoder
-    was trained with. Frames are RGB as `clip_loader` has them, 0 .. 255: ImageNet's mean and deviation are taken off inside. T and H,
-    W are multiples of `encoder.tubelet` and `encoder.patch`; other sizes than those of its training change the positions. Tokens
-    come in time, rows, columns, float32, or as autocast has them; of a JEPA they are the target encoder's. To train it,
-    `encoder.requires_grad_(True).train()`. Raises what `find_encoder` raises.
+    path: a run, one of its checkpoints, a file of weights; options: as of `find_encoder`, which says besides what clips the
+    encoder was trained with. Frames are RGB as `clip_loader` has them, 0 .. 255: ImageNet's mean and deviation are taken off
+    inside. T, and H and W, are multiples of `encoder.tubelet` and `encoder.patch`; other sizes than those of its training change
+    the positions. Tokens come in time, rows, columns, float32, or as autocast has them; of a JEPA they are the target encoder's.
+    To train it, `encoder.requires_grad_(True).train()`. Raises what `find_encoder` raises.
     """
     return find_encoder(Path(path), **options).encoder.requires_grad_(False).eval()
 
