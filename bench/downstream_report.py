@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..engine.table import Table
-from .downstream import FAILURES, DatasetEntry, Matrix, Places
+from .downstream import FAILURES
 from .downstream_results import Result, domain_means, failures, gather, ranks
 from .judgement import classes_covered, missing_classes
+from .matrix import DatasetEntry, Matrix, Places
 from .metrics import MEANING, METRICS, OVER_CLASSES
 
 STYLE = """body{font:14px system-ui,sans-serif;margin:2em auto;max-width:80em}table{border-collapse:collapse;margin:1em 0}

@@ -13,13 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import (
-    accuracy_score,
-    average_precision_score,
-    f1_score,
-    recall_score,
-    roc_auc_score,
-)
 
 RESAMPLES = 1000
 RANDOM_DRAWS = 20
@@ -79,25 +72,35 @@ class Predictions:
 
 
 def accuracy(p: Predictions) -> float:
+    from sklearn.metrics import accuracy_score
+
     return float(accuracy_score(p.truth, p.predicted))
 
 
 def accuracy_over_seconds(p: Predictions) -> float:
+    from sklearn.metrics import accuracy_score
+
     return float(accuracy_score(p.truth, p.predicted, sample_weight=p.seconds))
 
 
 def balanced_accuracy(p: Predictions) -> float:
     """The mean recall of the classes that occur."""
+    from sklearn.metrics import recall_score
+
     return float(recall_score(p.truth, p.predicted, labels=np.unique(p.truth), **MACRO))
 
 
 def macro_f1(p: Predictions) -> float:
     """The mean F1 of the classes that occur."""
+    from sklearn.metrics import f1_score
+
     return float(f1_score(p.truth, p.predicted, labels=np.unique(p.truth), **MACRO))
 
 
 def mean_average_precision(p: Predictions) -> float:
     """The mean, over the classes that occur, of the average precision of each against the rest."""
+    from sklearn.metrics import average_precision_score
+
     truth = _one_hot(p)
     occurring = np.flatnonzero(truth.any(axis=0))
     if not len(occurring):
@@ -110,6 +113,8 @@ def video_mean_average_precision(p: Predictions) -> float:
 
     ivtmetrics' `compute_video_AP`, which CholecT50's papers report, where `mean_average_precision` is its `compute_global_AP`.
     """
+    from sklearn.metrics import average_precision_score
+
     truth = _one_hot(p)
     groups = _rows_of_videos(p)
     occurring = np.flatnonzero(truth.any(axis=0))
@@ -127,6 +132,8 @@ def video_mean_average_precision(p: Predictions) -> float:
 
 def auroc(p: Predictions) -> float:
     """The mean area under the ROC curve of each class against the rest, over the classes that some rows have and some have not."""
+    from sklearn.metrics import roc_auc_score
+
     truth = _one_hot(p)
     mixed = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
     if not len(mixed):

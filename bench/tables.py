@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..engine.config_file import load_config
+from ..engine.config_reference import LISTED, SECTIONS, section_table
 from ..engine.table import Table
 from . import (
     balance,
@@ -150,10 +151,16 @@ def paper(config: str, accumulation: int) -> Callable[[Sequence[Row]], str]:
     return text
 
 
+def section(name: str) -> Callable[[Sequence[Row]], str]:
+    """The keys of a section of a config; they need no rows."""
+    return lambda rows: section_table(name)
+
+
 TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "balance": lambda rows: balance.table(of(rows, "balance")),
     "clustering": cluster_trees,
     "collapse": lambda rows: collapse.table(of(rows, "jepa_collapse")),
+    **{f"config-{name.replace('.', '-')}": section(name) for name in (*SECTIONS, *LISTED)},
     "decode": decoding,
     "goals": goals.table,
     "gpu-beside": gpu_table.beside,

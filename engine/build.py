@@ -13,14 +13,16 @@ import torch
 from numpy.typing import NDArray
 
 from ..loaders.cluster_draws import TreeOrder
-from ..loaders.corpus import Corpus, CorpusError
+from ..loaders.corpus import Corpus
+from ..loaders.corpus_folder import CorpusError
 from ..loaders.order import ClipOrder
 from ..loaders.phases import DrawSettings, PlannedOrder, plan_order, uniform_order
 from ..loaders.sampler import Sampler
 from ..loaders.selection import Selection, hold_out, select_videos
 from ..ssl.ahead import DrawnAhead
 from ..ssl.block_masks import MultiBlockMask
-from ..ssl.encoder import SIZES, VideoEncoder
+from ..ssl.choices import SIZES
+from ..ssl.encoder import VideoEncoder
 from ..ssl.jepa import JointEmbedding
 from ..ssl.mae import MaskedAutoencoder
 from ..ssl.masks import TubeMask

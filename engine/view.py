@@ -18,7 +18,8 @@ from ..ssl.mae import MaskedAutoencoder
 from ..ssl.masks import Masks
 from .build import build_model, build_sampler
 from .changes import Change, marks
-from .checkpoint import CheckpointError, checkpoints, load_checkpoint
+from .checkpoint import load_checkpoint
+from .checkpoint_folder import CheckpointError, checkpoints
 from .config import Config, ConfigError, DataConfig, ValidationConfig
 from .config_file import CONFIG_FILE, load_config
 from .loading import build_loader

@@ -18,12 +18,11 @@ Shapes: B clips, N tokens a clip, M predicted rows a clip (or L rows of all clip
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor
 
+from .choices import DISTANCES, Distance
 from .launch import (
     INDEX_DTYPES,
     TRITON_DTYPES,
@@ -38,7 +37,6 @@ from .launch import (
 )
 from .pixel_loss import _scale
 
-Distance = Literal["l1", "smooth_l1", "l2", "half_l2"]
 PREDICTION_DTYPES = (torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -218,8 +216,8 @@ def feature_loss(
     (no retain_graph). Raises ValueError on float16 (the gradient of the mean underflows there), on arguments of another dtype,
     shape, device or layout, on an unknown distance and, on the CPU, on indices or offsets out of range (NaN on a device).
     """
-    if distance not in get_args(Distance):
-        raise ValueError(f"distance must be one of {get_args(Distance)}, got {distance!r}")
+    if distance not in DISTANCES:
+        raise ValueError(f"distance must be one of {DISTANCES}, got {distance!r}")
     wanted = (*TRITON_DTYPES, torch.float64)
     require("features", features, dtypes=wanted, shape=(None, None, None), like=features)
     clips, num_tokens, width = features.shape

@@ -58,7 +58,7 @@ def philox_words(
     """`philox` with the counter's words, and the result's, apart; they may broadcast."""
     counters = np.broadcast(c0, c1, c2, c3)
     if counters.size <= FEW:
-        words = [_philox_integers(*map(int, counter), *key) for counter in counters]
+        words = [_philox_integers(int(w0), int(w1), int(w2), int(w3), *key) for w0, w1, w2, w3 in counters]
         table = np.array(words, np.uint64).reshape(*counters.shape, 4)
         return table[..., 0], table[..., 1], table[..., 2], table[..., 3]
     k0, k1 = key

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from .augment import Resize
 from .loader import BaseClipLoader, Span
 from .order import ClipOrder
-from .resize import Resize
 from .span import ClipSource, CropSource, Recipe, SpanResult, VideoSource
 from .threads import Threads
 

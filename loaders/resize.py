@@ -11,7 +11,7 @@ Shapes: H W pixels of the decoded picture, or of its crop; R x R pixels of the r
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -20,10 +20,8 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from .augment import TURNS, Crop
+from .augment import TURNS, Crop, Resize
 from .pyav import ACCURATE_BILINEAR
-
-Resize = Literal["fast", "exact"]
 
 # Chroma of these has half the width, so that they may be scaled before it is doubled again: swscale's RGB conversion at an
 # unchanged size is faster than the one that scales as well, and nearer to "exact".

@@ -11,17 +11,18 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from numbers import Integral
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from av.error import FFmpegError
 from numpy.typing import ArrayLike, NDArray
 
-from .augment import Box, Crop, with_square_pixels, with_stored_pixels
+from .augment import Box, Crop, Resize, with_square_pixels, with_stored_pixels
 from .batch import Failure, LoaderCount
 from .corpus import Video
 from .decode import DecodeCount, WindowDecoder
-from .resize import Resize, Resizer
+from .resize import Resizer
 from .sampler import Clip
 from .video import GopTable, VideoError, VideoFacts
 from .window import Window, WindowReader
@@ -58,6 +59,12 @@ class CropSource(Protocol):
     def crop(self, content: Box, *, seed: int, draw: int, view: int = 0) -> Crop: ...
 
 
+def check_side(resolution: object) -> None:
+    """Raises ValueError where `resolution` is not one number of pixels."""
+    if not isinstance(resolution, Integral) or resolution < 1:
+        raise ValueError(f"resolution must be one positive number of pixels, as clips are square; got {resolution!r}")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a loader makes clips of draws. resolution: R. content_box: crop inside the black border. square_pixels: crops are drawn
@@ -70,6 +77,9 @@ class Recipe:
     resize: Resize = "fast"
     content_box: bool = True
     square_pixels: bool = True
+
+    def __post_init__(self) -> None:
+        check_side(self.resolution)
 
     def clips(self, draw: int, views: tuple[int, ...], spare: int) -> list[Clip]:
         """The clips of some views of a draw, or of its replacement `spare`; all of one video."""

@@ -19,40 +19,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..kernels.philox import Stream, below, random_words, unit
+from .choices import LONG_RANGE, MAX_KINDS, SHORT_RANGE, BlockRecipe
 from .packing import BlockMasks, first_tokens, pack, pack_cut, to_device
 
 ATTEMPTS = 100
-MAX_KINDS = 16  # kinds of masks share the 16 bits of a view: so many kinds, and views below 4096
-
-
-@dataclass(frozen=True)
-class BlockRecipe:
-    """One kind of mask.
-
-    blocks: K. scale: least and largest share of the frame's cells that a block covers. aspect: least and largest height / width.
-    temporal_scale: least and largest share of the time steps that it spans. Raises ValueError on values out of range.
-    """
-
-    blocks: int
-    scale: tuple[float, float]
-    aspect: tuple[float, float] = (0.75, 1.5)
-    temporal_scale: tuple[float, float] = (1.0, 1.0)
-
-    def __post_init__(self) -> None:
-        if self.blocks < 1:
-            raise ValueError(f"a mask needs at least one block, got {self.blocks}")
-        for name in ("scale", "temporal_scale"):
-            least, largest = getattr(self, name)
-            if not 0 < least <= largest <= 1:
-                raise ValueError(
-                    f"{name} must be [least, largest] with 0 < least <= largest <= 1, got {[least, largest]}"
-                )
-        if not 0 < self.aspect[0] <= self.aspect[1]:
-            raise ValueError(f"aspect must be [least, largest] with 0 < least <= largest, got {list(self.aspect)}")
-
-
-SHORT_RANGE = BlockRecipe(8, (0.15, 0.15))
-LONG_RANGE = BlockRecipe(2, (0.7, 0.7))
 
 
 def block_sizes(words: NDArray[np.uint32], recipe: BlockRecipe, grid: tuple[int, int, int]) -> NDArray[np.int64]:

@@ -12,8 +12,9 @@ import math
 import torch
 from torch import nn
 
+from ..kernels.choices import Normalization
 from ..kernels.decoder_tokens import decoder_tokens
-from ..kernels.pixel_loss import Normalization, pixel_loss
+from ..kernels.pixel_loss import pixel_loss
 from .encoder import LayerNorm, VideoEncoder, initialize, position_table, transformer_blocks
 from .masks import Masks
 from .objective import Objective, ObjectiveOutput

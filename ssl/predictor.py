@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from .attention import Layout
-from .encoder import LayerNorm, Positions, position_table, require_rotary_width, transformer_blocks
+from .choices import Positions
+from .encoder import LayerNorm, position_table, require_rotary_width, transformer_blocks
 from .packing import BlockMasks, Packed
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from trocar.engine import doctor as doctor_module
 from trocar.engine.build import build_model
-from trocar.engine.checkpoint import CheckpointError
+from trocar.engine.checkpoint_folder import CheckpointError
 from trocar.engine.cli import EXPECTED_ERRORS, main
 from trocar.engine.config_file import load_config
 from trocar.engine.demo import Scene, make_videos

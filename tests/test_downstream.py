@@ -17,10 +17,11 @@ import yaml
 from dataset_fixtures import FIXTURES, SMALL
 
 from trocar.bench.audit_command import audit_dataset
-from trocar.bench.downstream import Places, bench_downstream, load_matrix, resolve_weights
+from trocar.bench.downstream import bench_downstream, resolve_weights
 from trocar.bench.downstream_report import LISTED, _confusion, lost_table, write_report
 from trocar.bench.downstream_results import gather, ranks
 from trocar.bench.finetune_command import lines
+from trocar.bench.matrix import Places, load_matrix
 from trocar.engine.cli import main
 from trocar.engine.config_error import ConfigError
 from trocar.engine.convert import Conversion, EncoderSettings, save_encoder

@@ -284,7 +284,7 @@ def test_frame_average_does_not_know_the_order() -> None:
 def test_layers_learn_less_the_lower_they_are(task: Task) -> None:
     point = PROTOCOLS["full"].grid()[0]
     for backbone in (video_backbone(depth=2), image_backbone()):
-        model = build_tuned(backbone, task, point, replace(PROTOCOLS["full"], drop_path=0.0), 0)
+        model = build_tuned(backbone, task.num_classes, point, replace(PROTOCOLS["full"], drop_path=0.0), 0)
         groups = layer_groups(model, backbone.depth, point, 0.5)
         peak = {id(p): (g["peak"] / point.learning_rate, g["weight_decay"]) for g in groups for p in g["params"]}
         named = {name: peak[id(parameter)] for name, parameter in model.named_parameters()}

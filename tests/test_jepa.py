@@ -17,10 +17,11 @@ from torch import nn
 from transformers import VJEPA2Config, VJEPA2Model
 
 from trocar.engine.weights import from_huggingface_vjepa2, from_vjepa
-from trocar.kernels.feature_loss import Distance
+from trocar.kernels.choices import Distance
 from trocar.ssl.attention import attention_by_sequence, packed_attention
-from trocar.ssl.block_masks import BlockRecipe, MultiBlockMask
-from trocar.ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, Positions, VideoEncoder, position_table
+from trocar.ssl.block_masks import MultiBlockMask
+from trocar.ssl.choices import BlockRecipe, Positions
+from trocar.ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, VideoEncoder, position_table
 from trocar.ssl.jepa import JointEmbedding
 from trocar.ssl.packing import BlockMasks, Packed, pack, pack_cut
 from trocar.ssl.predictor import MeanOfContext, Predictor

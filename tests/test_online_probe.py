@@ -25,7 +25,8 @@ from trocar.engine.online_probe import (
 )
 from trocar.engine.pretrain import pretrain
 from trocar.loaders.index import index_corpus
-from trocar.ssl.block_masks import LONG_RANGE, SHORT_RANGE, BlockRecipe, MultiBlockMask
+from trocar.ssl.block_masks import MultiBlockMask
+from trocar.ssl.choices import LONG_RANGE, SHORT_RANGE, BlockRecipe
 from trocar.ssl.encoder import VideoEncoder
 from trocar.ssl.jepa import JointEmbedding
 from trocar.ssl.predictor import Predictor

@@ -33,7 +33,7 @@ from public_weights import KEPT, drawn
 
 from trocar.bench import metrics
 from trocar.bench.backbones import _put_image_weights
-from trocar.bench.downstream import load_matrix
+from trocar.bench.matrix import load_matrix
 from trocar.bench.metrics import METRICS, Predictions
 from trocar.engine.build import build_model
 from trocar.engine.config_file import load_config
