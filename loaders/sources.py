@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import fsspec
+import fsspec.core
 
 from .corpus_folder import DESCRIPTION, CorpusError
 from .left_out import LeftOut
@@ -86,7 +86,8 @@ def list_videos(sources: Sequence[str | os.PathLike[str]], left_out: LeftOut | N
 def check_sources(sources: Sequence[str | os.PathLike[str]]) -> None:
     """Raises CorpusError where one of them is a path, neither a pattern nor a URL, at which nothing is: told before anything is
     listed."""
-    for source in map(os.fspath, sources):
+    for given in sources:
+        source = os.fspath(given)
         if not (is_remote(source) or glob.has_magic(source) or os.path.exists(source)):
             raise CorpusError(f"{source}: no such file or folder; correct the path")
 
@@ -103,7 +104,7 @@ def folders_among(sources: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
     for source in [os.fspath(source) for source in sources]:
         if is_remote(source):
             with as_os_error():
-                system, name = fsspec.url_to_fs(source)
+                system, name = fsspec.core.url_to_fs(source)
                 found += [f"{_url(source, system, name).rstrip('/')}/"] if system.isdir(name) else []
         elif os.path.isdir(source):
             found.append(os.path.join(os.path.abspath(source), ""))
@@ -135,7 +136,7 @@ def _expand(source: str, left_out: LeftOut) -> Iterator[SourceFile]:
 def _list_remote(url: str, left_out: LeftOut) -> Iterator[SourceFile]:
     try:
         with as_os_error():
-            system, name = fsspec.url_to_fs(url)
+            system, name = fsspec.core.url_to_fs(url)
             # Web servers have no folders, and asking for one would fetch the file.
             if "*" in name:
                 names = [found for found in system.glob(name) if _is_video(found)]
@@ -203,7 +204,7 @@ def _walk(root: str, left_out: LeftOut) -> Iterator[SourceFile]:
 def _open_text(path: str) -> AbstractContextManager[Any]:
     if is_remote(path):
         with as_os_error():
-            system, name = fsspec.url_to_fs(path)
+            system, name = fsspec.core.url_to_fs(path)
             return system.open(name, "r", newline="", encoding="utf-8-sig")
     return open(path, newline="", encoding="utf-8-sig")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import fsspec
+import fsspec.core
 
 from .video import VideoError, VideoFacts, is_remote, open_url
 
@@ -37,7 +37,7 @@ def stored_version(path: str) -> tuple[int, int]:
         status = os.stat(path)
         return status.st_size, status.st_mtime_ns
     with as_os_error():
-        system, name = fsspec.url_to_fs(path)
+        system, name = fsspec.core.url_to_fs(path)
         told = system.info(name)
         version = next((str(told[key]) for key in VERSION_KEYS if told.get(key)), "")
         return int(told["size"]), zlib.crc32(version.encode())
@@ -71,7 +71,7 @@ class StoredFile:
         try:
             if is_remote(video.path):
                 self._check(stored_version(video.path))
-                self._system, self._name = fsspec.url_to_fs(video.path)
+                self._system, self._name = fsspec.core.url_to_fs(video.path)
             else:
                 self._descriptor = os.open(video.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
                 self._check_descriptor()

@@ -15,7 +15,7 @@ from enum import IntFlag
 from typing import Any, Protocol
 
 import av
-import fsspec
+import fsspec.core
 import numpy as np
 from av.container import InputContainer
 
@@ -35,7 +35,7 @@ def is_remote(path: str) -> bool:
 
 def open_url(url: str, **options: Any) -> Any:
     """The file at a URL, for reading; raises what its store raises."""
-    system, name = fsspec.url_to_fs(url)
+    system, name = fsspec.core.url_to_fs(url)
     file = system.open(name, "rb", **options)
     # An archive closes its files when it is forgotten, and nothing else remembers it.
     file.kept_system = system

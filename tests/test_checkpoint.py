@@ -18,11 +18,10 @@ from ranks import TINY, make_corpus, train_made
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from trocar.engine import checkpoint as checkpoint_module
 from trocar.engine import checkpoint_storage
 from trocar.engine import pretrain as pretrain_module
 from trocar.engine.checkpoint import load_checkpoint
-from trocar.engine.checkpoint_folder import CheckpointError, checkpoints
+from trocar.engine.checkpoint_folder import CheckpointError, checkpoints, newest_step
 from trocar.engine.cli import main
 from trocar.engine.metrics import read_metrics
 
@@ -241,7 +240,7 @@ def test_an_older_checkpoint_is_never_half_removed(
     assert [path.name for path in checkpoints(tmp_path)] == ["step_00000004"]
     assert train_made(settings(corpus, tmp_path, *more)).resumed_from == 4
     assert names(tmp_path) == ["step_00000004"]
-    assert checkpoint_module.newest_step(tmp_path) == 4
+    assert newest_step(tmp_path) == 4
 
 
 def test_export_is_one_file_for_other_tools(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
