@@ -1,9 +1,9 @@
 """How long the GPU works on a step, to be set against how long the step takes: what it idles for, nobody else tells.
 
 Two events around a step measure the time that passes on the device, and where the host launches kernels too slowly, the gaps
-between these as well. So a stretch of a step counts only if all of its work was queued before the device began it. Where the device is
-behind, that happens by itself; where it is ahead, the stretches of a step now and then are held back on the device, until the host
-has launched them. The host waits for nothing: events are read with the step's other numbers, when they are long past.
+between these as well. So a stretch of a step counts only if all of its work was queued before the device began it. Where the device
+is behind, that happens by itself; where it is ahead, the stretches of a step now and then are held back on the device, until the
+host has launched them. The host waits for nothing: events are read with the step's other numbers, when they are long past.
 
 A driver queues some 1,000 kernels; of a stretch that has more, the gaps between the others count as work.
 """

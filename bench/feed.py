@@ -1,0 +1,241 @@
+"""`trocar bench feed`: is training fed? What decoding takes from the thread that launches kernels, and what it delivers.
+
+contention: a thread on the first core issues small operators, as a step's launching does, while clips are decoded on the second
+core, by threads of the same process or by processes. rates: clips/s by threads and by processes, and how much of the training
+thread a clip takes. trained, on a GPU: clips/s of the step on resident data, behind threads and behind processes.
+
+Arms take turns, so that what else a machine does meets all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..engine.build import samplers_by_clip
+from ..engine.config_file import load_config
+from ..engine.loading import build_loader
+from ..engine.table import Table
+from ..loaders.augment import CropRecipe
+from ..loaders.corpus import Corpus
+from ..loaders.cpu import ClipLoader
+from ..loaders.loader import clip_numbers
+from ..loaders.sampler import Sampler
+from .report import row
+from .training_clock import spread, time_steps
+from .training_run import clip_numbers as run_numbers
+from .training_run import made_clips, open_run, resident
+
+OPERATORS = 1200
+ISSUING_SECONDS = 1.0
+DEEP = 40  # batches ahead: decoding goes on while nobody takes any
+BATCH = 8
+SECONDS = 3.0
+ALONE, RESIDENT = "alone", "resident"
+Arm = tuple[str, dict[str, int]]
+BESIDE: tuple[Arm, ...] = (
+    ("1 decoding thread", {"threads": 1}),
+    ("4 decoding threads", {"threads": 4}),
+    ("2 decoding processes", {"workers": 2}),
+)
+RATES: tuple[Arm, ...] = (
+    ("1 thread", {"threads": 1}),
+    ("2 threads", {"threads": 2}),
+    ("1 process", {"workers": 1}),
+    ("2 processes", {"workers": 2}),
+)
+
+
+def bench_feed(corpus: Path, *, device: torch.device, stride: int = 4, rounds: int = 5) -> list[dict[str, Any]]:
+    """All that a machine can show; a row for each. corpus: of proxies, or of originals. Raises ConfigError, CorpusError."""
+    opened = Corpus.open(corpus)
+    found = [{"part": "rates", **figures} for figures in decoding_rates(opened, stride, rounds)]
+    if len(os.sched_getaffinity(0)) > 1:
+        found += [{"part": "contention", **figures} for figures in contention(opened, stride, rounds)]
+    if device.type == "cuda":
+        found += [{"part": "trained", **figures} for figures in trained(corpus, stride)]
+    cores = len(os.sched_getaffinity(0))
+    return [row("feed", device, {**figures, "cores": cores, "rounds": rounds}) for figures in found]
+
+
+def _load(corpus: Corpus, stride: int, prefetch: int, first: int, how: dict[str, int]) -> ClipLoader:
+    sampler = Sampler.of(corpus, num_frames=16, stride=stride, seed=0)
+    numbers = clip_numbers(BATCH, first)
+    return ClipLoader(corpus, sampler, CropRecipe(), numbers, resolution=224, prefetch=prefetch, **how)
+
+
+@contextmanager
+def _on(core: int) -> Iterator[None]:
+    """Inside, this thread, and all that it starts, are on one of the cores that it may use."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(before)[core]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def contention(corpus: Corpus, stride: int, rounds: int, arms: Sequence[Arm] = BESIDE) -> list[dict[str, Any]]:
+    """Milliseconds of OPERATORS small operators on the first core, alone and beside decoding on the second one."""
+    threads_before, milliseconds = torch.get_num_threads(), defaultdict[str, list[float]](list)
+    torch.set_num_threads(1)
+    for number in range(rounds):
+        milliseconds[ALONE].append(_issue())
+        for name, how in arms:
+            with _on(1):
+                loader = _load(corpus, stride, DEEP, number * 10_000, how)
+            with loader:
+                loader.wait_until_ready()
+                next(loader)
+                milliseconds[name].append(_issue())
+    torch.set_num_threads(threads_before)
+    alone = milliseconds[ALONE]
+    return [
+        {
+            "arm": name,
+            "operators_ms": spread(values),
+            "against_alone": spread([value / before for value, before in zip(values, alone, strict=True)]),
+        }
+        for name, values in milliseconds.items()
+    ]
+
+
+def _issue() -> float:
+    """The median time of OPERATORS operators, in milliseconds."""
+    x, taken = torch.ones(64), []
+    with _on(0):
+        until = time.perf_counter() + ISSUING_SECONDS
+        while (began := time.perf_counter()) < until:
+            y = x
+            for _ in range(OPERATORS):
+                y = torch.add(y, 1.0)
+            taken.append(time.perf_counter() - began)
+    return 1000 * statistics.median(taken)
+
+
+def decoding_rates(corpus: Corpus, stride: int, rounds: int, arms: Sequence[Arm] = RATES) -> list[dict[str, Any]]:
+    """Clips/s that are delivered, and milliseconds of the training thread for each."""
+    speeds, host = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
+    for number in range(rounds):
+        turn = number % len(arms)
+        for name, how in (*arms[turn:], *arms[:turn]):
+            with _load(corpus, stride, 4, number * 10_000, how) as loader:
+                loader.wait_until_ready()
+                for _ in range(6):  # what was decoded ahead must not look as if it had cost nothing
+                    next(loader)
+                began, busy, clips = time.perf_counter(), time.thread_time(), 0
+                while time.perf_counter() - began < SECONDS:
+                    clips += len(next(loader).numbers)
+                host[name].append(1000 * (time.thread_time() - busy) / clips)
+                speeds[name].append(clips / (time.perf_counter() - began))
+    first = speeds[arms[0][0]]
+    return [
+        {
+            "arm": name,
+            "clips_per_second": spread(values),
+            "against_the_first": spread([value / one for value, one in zip(values, first, strict=True)]),
+            "training_thread_ms_per_clip": spread(host[name]),
+        }
+        for name, values in speeds.items()
+    ]
+
+
+def trained(corpus: Path, stride: int) -> list[dict[str, Any]]:
+    """Trained clips/s of the recipe's step: on resident data, behind decoding threads, behind decoding processes."""
+    opened, found = Corpus.open(corpus), list[dict[str, Any]]()
+    for encoder, views in (("base", 1), ("base", 4), ("large", 1)):
+        settings = [
+            *(f"data.corpus={corpus}", f"data.stride={stride}", f"data.views_per_span={views}", "data.loader=cpu"),
+            *("run.device=cuda", "run.dir=none", "run.compile=auto", f"model.encoder={encoder}"),
+            *("optim.accumulation=1", "optim.batch=64"),
+        ]
+        config = load_config("surgrec_mae_unbalanced", settings)
+        with open_run(config) as run:
+            speed = 0.0
+            for number, (arm, how) in enumerate(
+                ((RESIDENT, None), ("processes", ()), ("threads", ("data.workers=0",)))
+            ):
+                numbers = run_numbers(run, first_step=1000 * number)
+                if how is None:
+                    frames = made_clips(config, config.optim.clips_at_once, 0)
+                    times = time_steps(run, resident(run, frames, numbers), 20, warmup=8, first_step=1000 * number)
+                    speed = times.clips_per_second
+                else:
+                    loading = load_config("surgrec_mae_unbalanced", [*settings, *how])
+                    sampler = samplers_by_clip(loading, opened)(0)
+                    with build_loader(loading, opened, sampler, numbers, run.world.device) as loader:
+                        warmup = config.data.prefetch + 2
+                        times = time_steps(run, iter(loader), 12, warmup=warmup, first_step=1000 * number)
+                found.append(
+                    {
+                        "arm": arm,
+                        "encoder": encoder,
+                        "views_per_span": views,
+                        "batch": config.optim.batch,
+                        "clips_per_second": times.clips_per_second,
+                        "of_resident": times.clips_per_second / speed,
+                        "data_wait_percent": times.data_wait_percent,
+                        "step_ms": spread([1000 * seconds for seconds in times.seconds]),
+                    }
+                )
+    return found
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """As docs/performance.md has them."""
+    parts = [_rates_table(rows), _contention_table(rows), _trained_table(rows)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _of(rows: Sequence[dict[str, Any]], part: str) -> list[dict[str, Any]]:
+    return [entry for entry in rows if entry["part"] == part]
+
+
+def _rates_table(rows: Sequence[dict[str, Any]]) -> str:
+    names = ("decoding", "clips/s", "against 1 thread", "training thread, ms a clip")
+    cells = [
+        (
+            entry["arm"],
+            _spread(entry["clips_per_second"], 1),
+            _spread(entry["against_the_first"], 2),
+            f"{entry['training_thread_ms_per_clip']['median']:.3f}",
+        )
+        for entry in _of(rows, "rates")
+    ]
+    return Table(names, cells).markdown() if cells else ""
+
+
+def _contention_table(rows: Sequence[dict[str, Any]]) -> str:
+    cells = [
+        (entry["arm"], _spread(entry["operators_ms"], 2), _spread(entry["against_alone"], 2))
+        for entry in _of(rows, "contention")
+    ]
+    names = (f"{OPERATORS:,} operators on a core, beside", "ms", "against alone")
+    return Table(names, cells).markdown() if cells else ""
+
+
+def _trained_table(rows: Sequence[dict[str, Any]]) -> str:
+    cells = [
+        (
+            f"ViT-{entry['encoder'][0].upper()}, {entry['views_per_span']} views a span",
+            entry["arm"],
+            f"{entry['clips_per_second']:.0f}",
+            f"{100 * entry['of_resident']:.0f} %",
+            f"{entry['data_wait_percent']:.0f} %",
+        )
+        for entry in _of(rows, "trained")
+    ]
+    names = ("step", "clips from", "trained clips/s", "of resident", "data wait")
+    return Table(names, cells).markdown() if cells else ""
+
+
+def _spread(figures: dict[str, float], digits: int) -> str:
+    return f"{figures['median']:.{digits}f} ({figures['low']:.{digits}f} to {figures['high']:.{digits}f})"
