@@ -13,8 +13,9 @@ import os
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from ..loaders.corpus import Corpus
 from ..loaders.cpu import ClipLoader
 from ..loaders.loader import clip_numbers
 from ..loaders.sampler import Sampler
-from .report import row
+from .report import row, write_rows
 from .training_clock import spread, time_steps
 from .training_run import clip_numbers as run_numbers
 from .training_run import made_clips, open_run, resident
@@ -46,30 +47,41 @@ BESIDE: tuple[Arm, ...] = (
     ("4 decoding threads", {"threads": 4}),
     ("2 decoding processes", {"workers": 2}),
 )
-RATES: tuple[Arm, ...] = (
-    ("1 thread", {"threads": 1}),
-    ("2 threads", {"threads": 2}),
-    ("1 process", {"workers": 1}),
-    ("2 processes", {"workers": 2}),
-)
 
 
-def bench_feed(corpus: Path, *, device: torch.device, stride: int = 4, rounds: int = 5) -> list[dict[str, Any]]:
-    """All that a machine can show; a row for each. corpus: of proxies, or of originals. Raises ConfigError, CorpusError."""
-    opened = Corpus.open(corpus)
-    found = [{"part": "rates", **figures} for figures in decoding_rates(opened, stride, rounds)]
-    if len(os.sched_getaffinity(0)) > 1:
-        found += [{"part": "contention", **figures} for figures in contention(opened, stride, rounds)]
+def bench_feed(
+    corpus: Path, *, device: torch.device, stride: int = 4, rounds: int = 5, out: Path | None = None
+) -> list[dict[str, Any]]:
+    """All that a machine can show; a row for each. corpus: of proxies, or of originals. out: gets the rows, part by part.
+
+    Raises ConfigError, CorpusError.
+    """
+    opened, cores = Corpus.open(corpus), len(os.sched_getaffinity(0))
+    parts: dict[str, Callable[[], list[dict[str, Any]]]] = {}
     if device.type == "cuda":
-        found += [{"part": "trained", **figures} for figures in trained(corpus, stride)]
-    cores = len(os.sched_getaffinity(0))
-    return [row("feed", device, {**figures, "cores": cores, "rounds": rounds}) for figures in found]
+        parts["trained"] = partial(trained, corpus, stride)
+    parts["rates"] = partial(decoding_rates, opened, stride, rounds)
+    if cores > 1:
+        parts["contention"] = partial(contention, opened, stride, rounds)
+    rows: list[dict[str, Any]] = []
+    for part, measure in parts.items():
+        rows += [row("feed", device, {"part": part, **figures, "cores": cores}) for figures in measure()]
+        if out is not None:
+            write_rows(out, rows)
+    return rows
 
 
 def _load(corpus: Corpus, stride: int, prefetch: int, first: int, how: dict[str, int]) -> ClipLoader:
     sampler = Sampler.of(corpus, num_frames=16, stride=stride, seed=0)
     numbers = clip_numbers(BATCH, first)
     return ClipLoader(corpus, sampler, CropRecipe(), numbers, resolution=224, prefetch=prefetch, **how)
+
+
+def rate_arms(cores: int) -> list[Arm]:
+    """One, two, and as many as the cores allow, of each."""
+    numbers = sorted({1, 2, max(1, cores - 1)})
+    threads: list[Arm] = [(f"{number} thread{'s' * (number > 1)}", {"threads": number}) for number in numbers]
+    return threads + [(f"{number} process{'es' * (number > 1)}", {"workers": number}) for number in numbers]
 
 
 @contextmanager
@@ -83,33 +95,44 @@ def _on(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def contention(corpus: Corpus, stride: int, rounds: int, arms: Sequence[Arm] = BESIDE) -> list[dict[str, Any]]:
-    """Milliseconds of OPERATORS small operators on the first core, alone and beside decoding on the second one."""
+def contention(corpus: Corpus, stride: int, rounds: int) -> list[dict[str, Any]]:
+    """Milliseconds of OPERATORS small operators on the first core, alone and beside decoding on the second one.
+
+    least: where nothing else of the machine came between. operators_ms: medians of a second each.
+    """
     threads_before, milliseconds = torch.get_num_threads(), defaultdict[str, list[float]](list)
+    least = defaultdict[str, list[float]](list)
+
+    def issue(name: str) -> None:
+        taken = _issue()
+        milliseconds[name].append(statistics.median(taken))
+        least[name].append(min(taken))
+
     torch.set_num_threads(1)
     for number in range(rounds):
-        milliseconds[ALONE].append(_issue())
-        for name, how in arms:
+        issue(ALONE)
+        for name, how in BESIDE:
             with _on(1):
                 loader = _load(corpus, stride, DEEP, number * 10_000, how)
             with loader:
                 loader.wait_until_ready()
                 next(loader)
-                milliseconds[name].append(_issue())
+                issue(name)
     torch.set_num_threads(threads_before)
     alone = milliseconds[ALONE]
     return [
         {
             "arm": name,
             "operators_ms": spread(values),
+            "least_ms": spread(least[name]),
             "against_alone": spread([value / before for value, before in zip(values, alone, strict=True)]),
         }
         for name, values in milliseconds.items()
     ]
 
 
-def _issue() -> float:
-    """The median time of OPERATORS operators, in milliseconds."""
+def _issue() -> list[float]:
+    """Milliseconds of OPERATORS operators, again and again."""
     x, taken = torch.ones(64), []
     with _on(0):
         until = time.perf_counter() + ISSUING_SECONDS
@@ -117,12 +140,13 @@ def _issue() -> float:
             y = x
             for _ in range(OPERATORS):
                 y = torch.add(y, 1.0)
-            taken.append(time.perf_counter() - began)
-    return 1000 * statistics.median(taken)
+            taken.append(1000 * (time.perf_counter() - began))
+    return taken
 
 
-def decoding_rates(corpus: Corpus, stride: int, rounds: int, arms: Sequence[Arm] = RATES) -> list[dict[str, Any]]:
+def decoding_rates(corpus: Corpus, stride: int, rounds: int) -> list[dict[str, Any]]:
     """Clips/s that are delivered, and milliseconds of the training thread for each."""
+    arms = rate_arms(len(os.sched_getaffinity(0)))
     speeds, host = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
     for number in range(rounds):
         turn = number % len(arms)
@@ -215,10 +239,15 @@ def _rates_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _contention_table(rows: Sequence[dict[str, Any]]) -> str:
     cells = [
-        (entry["arm"], _spread(entry["operators_ms"], 2), _spread(entry["against_alone"], 2))
+        (
+            entry["arm"],
+            _spread(entry["operators_ms"], 2),
+            _spread(entry["against_alone"], 2),
+            f"{entry['least_ms']['low']:.2f}",
+        )
         for entry in _of(rows, "contention")
     ]
-    names = (f"{OPERATORS:,} operators on a core, beside", "ms", "against alone")
+    names = (f"{OPERATORS:,} operators on a core, beside", "ms", "against alone", "least ms")
     return Table(names, cells).markdown() if cells else ""
 
 

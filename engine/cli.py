@@ -556,12 +556,11 @@ def run_bench_feed(options: argparse.Namespace) -> int:
     import torch
 
     from ..bench.feed import bench_feed, table
-    from ..bench.report import write_rows
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    rows = bench_feed(options.corpus, device=device, stride=options.stride, rounds=options.rounds)
-    write_rows(options.out, rows)
-    print(table(rows))
+    print(
+        table(bench_feed(options.corpus, device=device, stride=options.stride, rounds=options.rounds, out=options.out))
+    )
     return 0
 
 
