@@ -38,7 +38,7 @@ from .training_run import made_clips, open_run, resident
 OPERATORS = 1200
 ISSUING_SECONDS = 1.0
 DEEP = 40  # batches ahead: decoding goes on while nobody takes any
-BATCH = 8
+BATCH, AHEAD = 8, 4
 SECONDS = 3.0
 ALONE, RESIDENT = "alone", "resident"
 Arm = tuple[str, dict[str, int]]
@@ -145,21 +145,24 @@ def _issue() -> list[float]:
 
 
 def decoding_rates(corpus: Corpus, stride: int, rounds: int) -> list[dict[str, Any]]:
-    """Clips/s that are delivered, and milliseconds of the training thread for each."""
+    """Clips/s that are delivered, and milliseconds of the training thread for each clip of a batch that is there already."""
     arms = rate_arms(len(os.sched_getaffinity(0)))
     speeds, host = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
     for number in range(rounds):
         turn = number % len(arms)
         for name, how in (*arms[turn:], *arms[:turn]):
-            with _load(corpus, stride, 4, number * 10_000, how) as loader:
+            with _load(corpus, stride, AHEAD, number * 10_000, how) as loader:
                 loader.wait_until_ready()
-                for _ in range(6):  # what was decoded ahead must not look as if it had cost nothing
+                for _ in range(AHEAD + 2):  # what was decoded ahead must not look as if it had cost nothing
                     next(loader)
-                began, busy, clips = time.perf_counter(), time.thread_time(), 0
+                began, clips = time.perf_counter(), 0
                 while time.perf_counter() - began < SECONDS:
                     clips += len(next(loader).numbers)
-                host[name].append(1000 * (time.thread_time() - busy) / clips)
                 speeds[name].append(clips / (time.perf_counter() - began))
+                time.sleep(SECONDS)  # until batches wait for the training, as they should
+                busy = time.thread_time()
+                clips = sum(len(next(loader).numbers) for _ in range(AHEAD))
+                host[name].append(1000 * (time.thread_time() - busy) / clips)
     first = speeds[arms[0][0]]
     return [
         {

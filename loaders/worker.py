@@ -15,7 +15,6 @@ import os
 import pickle
 import select
 import signal
-import struct
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -28,10 +27,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .job_board import NOTHING, JobBoard, Place
+from .messages import NOBODY, packed, packed_error
 from .sampler import Clip
 from .span import Recipe, SpanReader
 
-LENGTH = struct.Struct("<I")
 # Those that end a run in order reach all of its processes.
 LEFT_TO_THE_LOADER = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 NICENESS = 5
@@ -140,9 +139,9 @@ def _work(task: Task) -> None:
     try:
         recipe = load_recipe(task.recipe, task.recipe_bytes)
     except Exception:  # noqa: BLE001  (whatever it is, the loader has to say it)
-        _tell(task, None, traceback.format_exc())
+        _tell(task, packed_error(NOBODY, traceback.format_exc()))
         return
-    _tell(task, None, None)
+    _tell(task, packed_error(NOBODY, None))
     board = JobBoard(task.processes, task.jobs)
     followed = _Followed(task, recipe, board)
     reader = SpanReader(replace(recipe, sampler=followed))
@@ -156,9 +155,10 @@ def _work(task: Task) -> None:
             output = buffers.clips(job.buffer, job.clips)[job.first : job.first + task.views]
             try:
                 with decoding_range():
-                    _tell(task, number, reader.read(job.draw, views, output))
+                    message = packed(number, reader.read(job.draw, views, output))
             except Exception as error:  # noqa: BLE001  (raised where the result is asked for)
-                _tell(task, number, _portable(error))
+                message = packed_error(number, _portable(error))
+            _tell(task, message)
             followed.end()
         if not os.read(task.wake, 1):
             return
@@ -166,10 +166,8 @@ def _work(task: Task) -> None:
         number, deadly = NOTHING if taken is None else taken, {}
 
 
-def _tell(task: Task, number: int | None, result: Any) -> None:
-    """Sends (the number of a job, what became of it); number None: (None, why it cannot work, or None where it can)."""
-    message = pickle.dumps((number, result), protocol=5)
-    left = memoryview(LENGTH.pack(len(message)) + message)
+def _tell(task: Task, message: bytes) -> None:
+    left = memoryview(message)
     while left:
         left = left[os.write(task.told, left) :]
 

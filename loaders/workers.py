@@ -29,9 +29,10 @@ from fcntl import F_SETPIPE_SZ, fcntl
 from typing import Any
 
 from .job_board import CAPACITY, NOTHING, Job, JobBoard, Place
+from .messages import LENGTH, NOBODY, unpacked
 from .span import Recipe, SpanResult
 from .threads import LoaderError
-from .worker import LENGTH, Task
+from .worker import Task
 
 PIPE_BYTES = 1 << 20
 DEATHS_OF_A_CLIP = 2
@@ -86,6 +87,7 @@ class Workers:
         self._owners = 0
         self._unfinished: dict[int, None] = {}
         self._results: dict[int, Any] = {}
+        self._missing: set[int] = set()
         # Of jobs: how often a process died at which spare, and how, where that spare is given up.
         self._deaths: defaultdict[int, Counter[int]] = defaultdict(Counter)
         self._deadly: defaultdict[int, dict[int, int]] = defaultdict(dict)
@@ -111,7 +113,8 @@ class Workers:
         """What became of jobs, once; None where not all of it is known within so many seconds. Raises what they raised,
         LoaderError."""
         deadline = time.monotonic() + seconds
-        while not all(number in self._results for number in numbers):
+        self._missing = {number for number in numbers if number not in self._results}
+        while self._missing:
             if not self._receive(max(0.0, deadline - time.monotonic())):
                 return None
         found = [self._results.pop(number) for number in numbers]
@@ -186,15 +189,14 @@ class Workers:
             stop = start + LENGTH.size + size
             if len(process.arrived) < stop:
                 break
-            message = bytes(process.arrived[start + LENGTH.size : stop])
-            self._take_in(number, pickle.loads(message))  # noqa: S301  (our own process's)
+            self._take_in(number, *unpacked(bytes(process.arrived[start + LENGTH.size : stop])))
             start = stop
         del process.arrived[:start]
 
-    def _take_in(self, number: int, message: tuple[int | None, Any]) -> None:
-        job, result = message
-        if job is not None:
+    def _take_in(self, number: int, job: int, result: Any) -> None:
+        if job != NOBODY:
             self._results[job] = result
+            self._missing.discard(job)
             self._unfinished.pop(job)
             self._deaths.pop(job, None)
             self._deadly.pop(job, None)

@@ -242,8 +242,9 @@ ALLOWED = {
     # Between a loader and its own processes, by descriptors that nobody else has.
     ("loaders/worker.py", "pickle.loads"),
     ("loaders/worker.py", "pickle.dumps"),
-    ("loaders/workers.py", "pickle.loads"),
     ("loaders/workers.py", "pickle.dumps"),
+    ("loaders/messages.py", "pickle.loads"),
+    ("loaders/messages.py", "pickle.dumps"),
     ("bench/finetune.py", "np.load"),
     ("bench/downstream_results.py", "np.load"),
 }
