@@ -21,8 +21,7 @@ pytestmark = pytest.mark.timeout(600)
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As proxies are: few pixels, closed GOPs of a clip."""
     folder = tmp_path_factory.mktemp("corpus")
-    for row in range(2):
-        clips.write_numbered(folder / f"{row}.mp4", 128, video_id=row, gop=16, width=320, height=256)
+    clips.write_numbered(folder / "0.mp4", 64, gop=16, width=320, height=256)
     index_corpus([folder], folder / "index", workers=1, content_box=False, progress=False)
     return folder / "index"
 
@@ -30,7 +29,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rows_of_every_part(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "SECONDS", 0.1)
     monkeypatch.setattr(feed, "ISSUING_SECONDS", 0.05)
-    monkeypatch.setattr(feed, "DEEP", 2)
+    monkeypatch.setattr(feed, "DEEP", 1)
+    monkeypatch.setattr(feed, "AHEAD", 1)
+    monkeypatch.setattr(feed, "BATCH", 1)
     monkeypatch.setattr(feed, "BESIDE", (("1 decoding thread", {"threads": 1}),))
     monkeypatch.setattr(feed, "rate_arms", lambda cores: [("1 thread", {"threads": 1}), ("1 process", {"workers": 1})])
     rows = feed.bench_feed(corpus, device=torch.device("cpu"), stride=1, rounds=1, out=tmp_path / "rows.jsonl")
