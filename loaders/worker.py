@@ -168,8 +168,11 @@ def _work(task: Task) -> None:
 
 def _tell(task: Task, message: bytes) -> None:
     left = memoryview(message)
-    while left:
-        left = left[os.write(task.told, left) :]
+    try:
+        while left:
+            left = left[os.write(task.told, left) :]
+    except BrokenPipeError:  # its loader is gone
+        os._exit(1)
 
 
 def _portable(error: Exception) -> Exception:

@@ -150,8 +150,10 @@ class Workers:
         """As `Threads.check`; and replaces processes that have ended unnoticed."""
         for number, process in enumerate(list(self._processes)):
             if process.process.poll() is not None:
-                while process is self._processes[number]:
-                    self._read(number)
+                while process is self._processes[number] and self._read(number):
+                    pass
+                if process is self._processes[number]:  # a fork of this process holds the other end of its pipe
+                    self._replace(number)
                 continue
             place = self._board.place(number)
             is_same = place.job != NOTHING and place.begun == process.seen
@@ -176,12 +178,16 @@ class Workers:
             self._read(self._by_pipe[pipe])
         return bool(ready)
 
-    def _read(self, number: int) -> None:
+    def _read(self, number: int) -> bool:
+        """Takes in what a process has said; False where that is nothing. One that has ended is replaced."""
         process = self._processes[number]
-        found = os.read(process.pipe, PIPE_BYTES)
+        try:
+            found = os.read(process.pipe, PIPE_BYTES)
+        except BlockingIOError:
+            return False
         if not found:
             self._replace(number)
-            return
+            return False
         process.arrived += found
         start = 0
         while len(process.arrived) >= start + LENGTH.size:
@@ -192,6 +198,7 @@ class Workers:
             self._take_in(number, *unpacked(bytes(process.arrived[start + LENGTH.size : stop])))
             start = stop
         del process.arrived[:start]
+        return True
 
     def _take_in(self, number: int, job: int, result: Any) -> None:
         if job != NOBODY:
@@ -216,6 +223,7 @@ class Workers:
         if first != NOTHING:
             self._board.give(first, self._owners)
         pipe, told = os.pipe()
+        os.set_blocking(pipe, False)
         _widen(told)
         task = replace(
             self._task, number=number, owner=self._owners, told=told, first=first, deadly=tuple((deadly or {}).items())
@@ -229,6 +237,9 @@ class Workers:
                 pass_fds=(task.jobs, task.wake, task.told, task.recipe, *task.buffers),
                 start_new_session=True,  # a Ctrl-C is for the loader's process
             )
+        except BaseException:
+            os.close(pipe)
+            raise
         finally:
             os.close(told)
         self._poll.register(pipe, select.POLLIN)

@@ -53,13 +53,12 @@ def test_arms_follow_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_processes_take_nothing_from_the_thread_that_trains(corpus: Path) -> None:
-    """The least of many rounds, as a machine may have other work."""
+    """Less the time in which other work had the core; medians of rounds."""
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two cores")
     rows = {row["arm"]: row for row in feed.contention(Corpus.open(corpus), 1, 8)}
-    least = {name: row["least_ms"]["low"] for name, row in rows.items()}
-    print(least, {name: row["operators_ms"] for name, row in rows.items()})
-    assert least["2 decoding processes"] < 1.1 * least["alone"]
+    print({name: (row["operators_ms"], row["least_ms"]) for name, row in rows.items()})
+    assert rows["2 decoding processes"]["against_alone"]["median"] < 1.1
     assert rows["4 decoding threads"]["against_alone"]["median"] > 1.5, "the measurement sees no contention"
 
 
