@@ -99,15 +99,15 @@ def _on(core: int) -> Iterator[None]:
 def contention(corpus: Corpus, stride: int, rounds: int) -> list[dict[str, Any]]:
     """Milliseconds of OPERATORS small operators on the first core, alone and beside decoding on the second one.
 
-    least: where nothing else of the machine came between. operators_ms: medians of a second each.
+    least: where nothing else of the machine came between. operators_ms: means of a second each, see `_issue`.
     """
     threads_before, milliseconds = torch.get_num_threads(), defaultdict[str, list[float]](list)
     least = defaultdict[str, list[float]](list)
 
     def issue(name: str) -> None:
-        taken = _issue()
-        milliseconds[name].append(statistics.median(taken))
-        least[name].append(min(taken))
+        mean, shortest = _issue()
+        milliseconds[name].append(mean)
+        least[name].append(shortest)
 
     torch.set_num_threads(1)
     for number in range(rounds):
@@ -132,18 +132,19 @@ def contention(corpus: Corpus, stride: int, rounds: int) -> list[dict[str, Any]]
     ]
 
 
-def _issue() -> list[float]:
-    """Milliseconds of OPERATORS operators, again and again, less those in which the thread was ready and had no core."""
+def _issue() -> tuple[float, float]:
+    """Milliseconds of OPERATORS operators: their mean, less the time in which the thread was ready and had no core, which is other
+    work's fault; and the least that they took."""
     x, taken = torch.ones(64), []
     with _on(0):
-        until = time.perf_counter() + ISSUING_SECONDS
-        while (began := time.perf_counter()) < until:
-            y, queued = x, account_of_this_thread()[1]
+        queued, start = account_of_this_thread()[1], time.perf_counter()
+        while (began := time.perf_counter()) < start + ISSUING_SECONDS:
+            y = x
             for _ in range(OPERATORS):
                 y = torch.add(y, 1.0)
-            # What other work on the machine took of the core is nobody's fault here.
-            taken.append(1000 * (time.perf_counter() - began - (account_of_this_thread()[1] - queued)))
-    return taken
+            taken.append(1000 * (time.perf_counter() - began))
+        waited = account_of_this_thread()[1] - queued
+    return statistics.fmean(taken) - 1000 * waited / len(taken), min(taken)
 
 
 def decoding_rates(corpus: Corpus, stride: int, rounds: int) -> list[dict[str, Any]]:

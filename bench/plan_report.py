@@ -150,7 +150,7 @@ def make_plan(
             found = levers(compute, videos, share, demand, others)
             arms.append(_arm(name, videos, step, found, cluster, config, corpus, clips, packing, proxy_bytes))
     rates: list[tuple[str, Rate]] = []
-    if share.interpreter_seconds and interpreter is not None and cluster.gpus_per_node:
+    if share.interpreter_seconds and interpreter is not None:
         rates.append(("decoding threads, seconds of the interpreter per span", interpreter))
     rates += [("step, fixed seconds", compute.fixed_seconds), ("step, seconds a clip", compute.seconds_per_clip)]
     for videos in known.values():
@@ -193,7 +193,7 @@ def _share(cluster: Cluster, config: Config, interpreter: Rate | None) -> Share:
         storage=cluster.storage_gigabytes_per_second * 1e9 / readers,
         exchange=cluster.exchange_gigabytes_per_second * 1e9,
         has_nvdec=cluster.nvdec_per_gpu > 0 and config.data.loader != "cpu",
-        interpreter_seconds=interpreter.value if interpreter is not None and workers == 0 else 0.0,
+        interpreter_seconds=interpreter.value if interpreter and cluster.gpus_per_node and workers == 0 else 0.0,
     )
 
 

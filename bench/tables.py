@@ -149,7 +149,9 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "clustering": cluster_trees,
     "collapse": lambda rows: collapse.table(of(rows, "jepa_collapse")),
     "decode": decoding,
-    "feed": lambda rows: feed.table([row for row in rows if row["benchmark"] == "feed"]),
+    "feed": lambda rows: (
+        feed.table([row for row in rows if row["benchmark"] == "feed"]) or f"Not on a quiet machine yet: {UNMEASURED}."
+    ),
     "goals": goals.table,
     "gpu-beside": gpu_table.beside,
     "gpu-kernels": gpu_table.kernels,
