@@ -34,12 +34,13 @@ from .workers import Workers
 
 @dataclass
 class _CpuBlock:
-    """clips: how many. work: of each span, its result to come from a thread, or its number among the processes' jobs. frames: the
-    threads' memory; buffer: the number of the processes'. upload: under way to the GPU."""
+    """clips: how many. work, frames: of threads, the spans' results to come, and their memory. jobs, buffer: of processes, the
+    spans' numbers, and the buffer's. upload: under way to the GPU."""
 
     clips: int
-    work: Sequence[Future[SpanResult]] | range
+    work: Sequence[Future[SpanResult]] = ()
     frames: torch.Tensor | None = None
+    jobs: Sequence[int] = ()
     buffer: int = -1
     upload: Upload | None = None
 
@@ -115,7 +116,7 @@ class ClipLoader(BaseClipLoader[_CpuBlock]):
         if self._workers is not None:
             buffer = self._memory.take(clips)
             jobs = [Job(span.draw, buffer, clips, first) for span, first in zip(spans, firsts, strict=False)]
-            return _CpuBlock(clips, self._workers.submit(jobs), buffer=buffer)
+            return _CpuBlock(clips, jobs=self._workers.submit(jobs), buffer=buffer)
         frames = torch.empty((clips, *self._clip_shape), dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         outputs = frames.numpy()
         parts = [outputs[first : first + count] for first, count in zip(firsts, rows, strict=False)]
@@ -124,9 +125,9 @@ class ClipLoader(BaseClipLoader[_CpuBlock]):
 
     def _finish(self, block: _CpuBlock) -> tuple[torch.Tensor, list[SpanResult]]:
         if self._workers is None:
-            results = [self._wait(future) for future in block.work if isinstance(future, Future)]
+            results = [self._wait(future) for future in block.work]
         else:
-            results = self._wait_for(partial(self._workers.results, block.work))
+            results = self._wait_for(partial(self._workers.results, block.jobs))
         if self._uploader is not None:
             return self._upload(block).arrived(), results
         return self._host_frames(block), results
@@ -138,9 +139,9 @@ class ClipLoader(BaseClipLoader[_CpuBlock]):
         if self._uploader is None:
             return
         if self._workers is None:
-            is_decoded = all(future.done() for future in block.work if isinstance(future, Future))
+            is_decoded = all(future.done() for future in block.work)
         else:
-            is_decoded = self._workers.have_all(block.work)
+            is_decoded = self._workers.have_all(block.jobs)
         if is_decoded:
             self._upload(block)
 

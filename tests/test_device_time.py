@@ -125,6 +125,7 @@ def test_a_cpu_has_none_of_it() -> None:
 
 def test_they_stand_in_the_metrics(device: Device) -> None:
     read_back, clock = ReadBack(torch.device("cpu"), measured := DeviceTime()), 0.0
+    row: dict[str, Any] = {}
     for step in range(12):
         sums = StepSums.zeros(2, 1, torch.device("cpu"))
         sums.tell(0, LoaderCount(frames_used=1, clips=2), stop=False, waited=0.0, alone=0.0)

@@ -445,7 +445,8 @@ def test_3000_batches_leave_memory_and_descriptors_flat(corpus: Corpus) -> None:
     order = ClipOrder(views_per_span=2, pool_spans=12, lanes=6, seed=1)
     samples: list[tuple[int, int, int]] = []
     numbers = [np.arange(n, n + 2) for n in range(0, 6000, 2)]
-    with load(corpus, numbers, order=order, workers=2) as loader:
+    loader = load(corpus, numbers, order=order, workers=2)
+    with loader:
         for number, _ in enumerate(loader):
             if number % 250 == 249:
                 pids = [os.getpid(), *processes_of(loader)]
