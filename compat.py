@@ -195,7 +195,7 @@ def check(environment: Environment, what: str) -> str:
     done = run(command, OMP_NUM_THREADS="1")
     if done.returncode == 0:
         return ""
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR tests"))]
     return "; ".join(failed)[:600] or done.stdout.strip()[-300:] or f"status {done.returncode}"
 
 

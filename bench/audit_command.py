@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from numpy.typing import NDArray
 
 from ..engine.config_error import ConfigError
 from ..loaders.corpus import Corpus
-from ..loaders.names import as_stored
-from ..loaders.video import is_remote
+from ..loaders.corpus_folder import corpus_folder
 from .audit import SIMILAR, Audit, audit
 from .corpus_overlap import corpus_videos
-from .dataset import Card, Segment, Unlabelled, load_card, read_dataset, read_table, table_card, write_table
+from .dataset import Card, Segment, Unlabelled, load_card, placed, read_dataset, read_table, table_card, write_table
 from .splits import from_release, leak_free, leave_one_out, official, papers
-from .thumbnails import embeddings, thumbnails
 
 LEFT_OUT = "-left-out"
 THUMBNAILS = "thumbnails"
@@ -46,10 +42,14 @@ def audit_dataset(
     like, by `likeness`: thumbnails, or an embedder of `trocar embed`; from the cosine `similar` on they count as the same.
     json_file, out: files for the audit and for the table. Raises DatasetError, ConfigError, CorpusError and VideoError.
     """
+    if corpus is not None:
+        corpus_folder(corpus)
     card, rows = labelled(dataset, root, split=split, csv=csv, table=table, seed=seed, unlabelled=unlabelled)
     cache = Path(root) / ".trocar"
 
     def describe(segments: Sequence[Segment]) -> NDArray:
+        from .thumbnails import embeddings, thumbnails  # by PyTorch, which an audit without likeness needs not
+
         if likeness == THUMBNAILS:
             return thumbnails(segments, card, cache)
         return embeddings(segments, likeness, card, cache)
@@ -91,13 +91,9 @@ def labelled(
         return card, dataset_table(dataset, card, root, split=split, csv=csv, table=table, seed=seed)
     if csv is not None or table is not None:
         raise ConfigError(f"{dataset}: is a table itself; leave --csv and --table out, or name a data set or a card")
-    rows = _rooted(read_table(Path(dataset), unlabelled), root)
+    rows = placed(read_table(Path(dataset), unlabelled), root)
     card = table_card(Path(dataset), rows)
     return card, split_table(rows, card, split, seed)
-
-
-def _rooted(table: list[Segment], root: Path) -> list[Segment]:
-    return [s if is_remote(s.video) else replace(s, video=as_stored(s.video, os.fspath(root))) for s in table]
 
 
 def dataset_table(
@@ -119,7 +115,7 @@ def dataset_table(
     if csv is not None:
         return from_release(csv, str(root), card)
     empty: Unlabelled = "none" if card.several else "refuse"
-    rows = _rooted(read_table(table, empty), root) if table is not None else read_dataset(dataset, root)
+    rows = placed(read_table(table, empty), root) if table is not None else read_dataset(dataset, root)
     return split_table(rows, card, split, seed)
 
 

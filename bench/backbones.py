@@ -18,7 +18,7 @@ import copy
 import importlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +26,20 @@ import torch
 from torch import nn
 
 from ..engine.config_error import ConfigError
-from ..engine.convert import MINIMUM
 from ..engine.encoder_sources import FRAMES, RESOLUTION, STRIDE, ClipShape, find_encoder
+from ..engine.inputs import MINIMUM, RANDOM, TIMM
 from ..engine.run_encoder import weights_digest
 from ..engine.weight_files import WeightsError, read_weights
-from ..engine.weight_names import Kind
-from ..ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, SIZES, Positions, VideoEncoder, initialize
+from ..ssl.choices import SIZES, Kind, Positions
+from ..ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, VideoEncoder, initialize
 from .protocol import Protocol
-
-RANDOM = "random:"
 
 
 @dataclass(frozen=True)
 class Backbone:
     """model: (B, T, R, R, 3) uint8 -> (B, N, D). name: as it was asked for. digest: of the weights. depth: of its blocks, which are
-    named blocks.0 on. family: whose objective or layout it is of. account: what matched, in words."""
+    named blocks.0 on. family: whose objective or layout it is of. account: what matched, in words. options: what else
+    `load_backbone` was told, but for clips."""
 
     name: str
     model: VideoEncoder | FrameAverage
@@ -50,6 +49,7 @@ class Backbone:
     clips: ClipShape
     digest: str
     account: str
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def copy(self) -> VideoEncoder | FrameAverage:
         """The model as loaded, for training that must not touch what others use."""
@@ -92,23 +92,25 @@ def load_backbone(
     sample_fps: float | None = None,
     kind: Kind | None = None,
     positions: Positions | None = None,
+    part: str | None = None,
     minimum: float = MINIMUM,
     seed: int = 0,
 ) -> Backbone:
     """The encoder that `name` means, on the CPU, in evaluation mode.
 
     frames, resolution, stride or sample_fps: of clips, where the weights' own are not wanted. kind, positions: of published weights
-    of videos that do not tell, see `trocar convert`. minimum: share of the tensors that has to match. seed: of random weights.
-    Raises ConfigError where there is no such encoder, WeightsError or CheckpointError where its weights cannot be used.
+    of videos that do not tell, part: where in their file the encoder stands, see `trocar convert`. minimum: share of the tensors
+    that has to match. seed: of random weights. Raises ConfigError where there is no such encoder, WeightsError or CheckpointError
+    where its weights cannot be used.
     """
     is_random = name.startswith(RANDOM)
     source = name.removeprefix(RANDOM)
-    if source.startswith("timm:"):
-        if kind not in (None, "image") or positions:
-            raise ConfigError(f"{name}: models of timm need no kind and no positions; leave them out")
+    if source.startswith(TIMM):
+        if kind not in (None, "image") or positions or part:
+            raise ConfigError(f"{name}: models of timm need no kind, no positions and no part; leave them out")
         found = _image_backbone(source, frames, resolution, minimum, is_random)
     else:
-        told: dict[str, Any] = {"kind": kind, "positions": positions, "minimum": minimum}
+        told: dict[str, Any] = {"kind": kind, "positions": positions, "part": part, "minimum": minimum}
         found = _video_backbone(source, frames, resolution, is_random, told)
     model, clips, family, account = found
     tubelet, patch = _patch_size(model)
@@ -126,7 +128,8 @@ def load_backbone(
         account = f"{type(model).__name__}: random weights"
     model.requires_grad_(False).eval()
     depth = len(getattr(model.image_model if isinstance(model, FrameAverage) else model, "blocks", ()))
-    return Backbone(name, model, family, _width(model), depth, clips, weights_digest(model), account)
+    options = {"kind": kind, "positions": positions, "minimum": minimum, "seed": seed}
+    return Backbone(name, model, family, _width(model), depth, clips, weights_digest(model), account, options)
 
 
 def pooled_as(backbone: Backbone, protocol: Protocol) -> Backbone:

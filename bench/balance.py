@@ -25,7 +25,8 @@ from ..engine.config_file import load_config
 from ..engine.embed import embed_corpus
 from ..engine.pretrain import pretrain
 from ..engine.table import Table
-from ..loaders.cluster import ClusterSettings, cluster_embeddings
+from ..loaders.cluster import cluster_embeddings
+from ..loaders.cluster_settings import ClusterSettings
 from ..loaders.corpus import Corpus
 from ..loaders.cpu import ClipLoader
 from ..loaders.grid_clips import GridClips, WholePicture

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from ..engine.table import Table
 from ..kernels.kmeans_assign import kmeans_assign
-from ..loaders.cluster import ClusterSettings, cluster_embeddings
+from ..loaders.cluster import cluster_embeddings
+from ..loaders.cluster_settings import ClusterSettings
 from ..loaders.embeddings import Manifest, write_shard, write_spans
 from ..loaders.kmeans import CumlKMeans
 from .report import row

@@ -16,11 +16,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Literal, TextIO
 
 from ..engine.config_error import ConfigError, require
 from ..engine.config_file import CONFIGS, load_settings
-from ..loaders.names import cleaned
+from ..loaders.names import as_stored, cleaned
+from ..loaders.video import is_remote
 
 READERS = Path(__file__).parent / "datasets"
 CARDS = CONFIGS / "datasets"
@@ -140,16 +141,33 @@ def table_card(path: Path, table: Sequence[Segment]) -> Card:
     )
 
 
+def check_dataset(dataset: str, root: str | os.PathLike[str]) -> None:
+    """Whether a data set can be in `root`, before it is read. dataset: one of `dataset_names()`, the path of a card, or a table's
+    (.csv). Raises DatasetError and ConfigError."""
+    if dataset.endswith(".csv"):
+        _open_table(Path(dataset)).close()
+        return
+    card, folder = load_card(dataset), Path(root).absolute()
+    if not folder.is_dir():
+        raise DatasetError(f"{card.title}: {folder}: no such folder; it comes from {card.source}")
+
+
+def _open_table(path: Path) -> TextIO:
+    try:
+        return path.open(newline="", encoding="utf-8-sig")
+    except OSError as error:
+        raise DatasetError(f"{path}: not a readable CSV file in UTF-8 ({error})") from error
+
+
 def read_dataset(name: str | Path, root: str | os.PathLike[str]) -> list[Segment]:
     """The table of the data set `name`, which lies in `root` as downloaded.
 
     name: one of `dataset_names()`, or the path of a card whose reader, a .py of the same name, lies beside it. Raises DatasetError
     where a part is missing or not as expected, ConfigError where there is no such data set.
     """
+    check_dataset(os.fspath(name), root)
     card, reader, folder = load_card(name), _load_reader(name), Path(root).absolute()
     try:
-        if not folder.is_dir():
-            raise DatasetError(f"{folder}: no such folder")
         table = reader.read(folder)
         if not table:
             raise DatasetError(f"{folder}: nothing labelled was found")
@@ -213,7 +231,7 @@ def read_table(path: Path, unlabelled: Unlabelled = "refuse") -> list[Segment]:
     """
     names = [field.name for field in fields(Segment)]
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with _open_table(path) as file:
             reader = csv.DictReader(file)
             header = reader.fieldnames or []
             if not {"video", "label"} <= set(header) or set(header) - set(names):
@@ -250,6 +268,11 @@ def read_table(path: Path, unlabelled: Unlabelled = "refuse") -> list[Segment]:
         f"{' ...' if len(empty) > NAMED else ''}; fill it in, or leave those rows out with --unlabelled drop, or, where rows may "
         "have several labels or none, say so with --unlabelled none"
     )
+
+
+def placed(table: Iterable[Segment], root: str | os.PathLike[str]) -> list[Segment]:
+    """The rows with their relative paths begun at `root`."""
+    return [s if is_remote(s.video) else replace(s, video=as_stored(s.video, os.fspath(root))) for s in table]
 
 
 def _check_seconds(start: float | None, end: float | None, where: str) -> None:

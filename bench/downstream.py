@@ -8,132 +8,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..engine.checkpoint import CheckpointError
-from ..engine.config_error import ConfigError, require
-from ..engine.config_file import CONFIGS, load_settings
-from ..engine.convert import MINIMUM
+from ..engine.checkpoint_folder import CheckpointError
+from ..engine.config_error import ConfigError
 from ..engine.weight_files import WeightsError
-from ..engine.weight_names import Kind
-from ..loaders.corpus import CorpusError
+from ..loaders.corpus_folder import CorpusError
 from ..loaders.isolated import run_isolated, worker_number
 from ..loaders.video import VideoError
-from ..ssl.encoder import Positions
 from .backbones import RANDOM, load_backbone
-from .dataset import DatasetError, Unlabelled
+from .dataset import DatasetError
 from .finetune import ROW, finetune
 from .finetune_command import choose_device, open_task
+from .matrix import DatasetEntry, Matrix, ModelEntry, Places, ProtocolEntry, folder_name
 from .pretraining import compare_pretraining, find_pretraining
-from .protocol import Protocol, read_protocol
 from .task import write_json
 
-CELLS, FEATURES, FAILURES = "cells", "features", "failures.json"
-SHIPPED = CONFIGS / "downstream"
-
-
-@dataclass(frozen=True)
-class ModelEntry:
-    """name: in the report. weights: as of `load_backbone`; a file's path is relative to the folder of weights. frames, resolution,
-    stride or sample_fps: of clips, the weights' own where null. kind, positions: of published weights that do not
-    tell. minimum: share of tensors that must match. corpus: an index of what they were pretrained on, where the weights do not say
-    it, relative to the folder of weights. column: of the paper's table that it is compared with."""
-
-    name: str
-    weights: str
-    frames: int | None = None
-    resolution: int | None = None
-    stride: int | None = None
-    sample_fps: float | None = None
-    kind: Kind | None = None
-    positions: Positions | None = None
-    minimum: float = MINIMUM
-    corpus: str | None = None
-    column: str = ""
-
-
-@dataclass(frozen=True)
-class DatasetEntry:
-    """name: a data set of trocar, or a path of a card or table. root: its folder, relative to that of the data. split, split_seed,
-    csv, table, pieces, unlabelled: as of `open_task`. paper: scores that the paper reports, in percent, by column; paper_majority:
-    the share of the largest class of its test split."""
-
-    name: str
-    root: str
-    split: str = "leak-free"
-    split_seed: int = 0
-    csv: str | None = None
-    table: str | None = None
-    pieces: float | None = None
-    unlabelled: Unlabelled = "refuse"
-    paper: dict[str, float] = field(default_factory=dict)
-    paper_majority: float | None = None
-
-
-@dataclass(frozen=True)
-class ProtocolEntry:
-    """name: in the report. kind: linear, attentive or full. set: what deviates, as "epochs=20". is_papers: the paper's scores stand
-    beside its own."""
-
-    name: str
-    kind: str
-    set: tuple[str, ...] = ()
-    is_papers: bool = False
-
-    def read(self) -> Protocol:
-        return read_protocol(self.kind, self.set)
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """note: printed above the report."""
-
-    models: tuple[ModelEntry, ...]
-    datasets: tuple[DatasetEntry, ...]
-    protocols: tuple[ProtocolEntry, ...]
-    seeds: tuple[int, ...] = (0, 1, 2)
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        for key in ("models", "datasets", "protocols"):
-            names = [entry.name for entry in getattr(self, key)]
-            require(0 < len(names) == len({*names}), key, names, "one or more, each name once")
-        require(0 < len(self.seeds) == len({*self.seeds}), "seeds", self.seeds, "one or more, each once")
-        for entry in self.protocols:
-            entry.read()
-
-
-@dataclass(frozen=True)
-class Places:
-    """out: of cells and report. data, weights: what relative paths begin at."""
-
-    out: Path
-    data: Path
-    weights: Path
-
-    def cell(self, dataset: DatasetEntry, model: ModelEntry, protocol: ProtocolEntry, seed: int) -> Path:
-        return (
-            self.out
-            / CELLS
-            / Path(dataset.name).stem
-            / folder_name(model.name)
-            / folder_name(protocol.name)
-            / f"seed{seed}"
-        )
-
-
-def load_matrix(source: str | Path) -> Matrix:
-    """A YAML's path, or the name of one that ships with trocar. Raises ConfigError."""
-    path = Path(source)
-    if path.suffix not in (".yaml", ".yml"):
-        shipped = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
-        require(str(source) in shipped, "CONFIG", str(source), f"a YAML's path, or one of {', '.join(shipped)}")
-        path = SHIPPED / f"{source}.yaml"
-    return load_settings(Matrix, path)
+FEATURES, FAILURES = "features", "failures.json"
 
 
 def bench_downstream(
@@ -146,13 +40,20 @@ def bench_downstream(
         for model in matrix.models
     ]
     failures = []
+    told: set[tuple[str, str]] = set()
     for number, (job, result) in enumerate(_run(jobs, workers), start=1):
         named = {"dataset": Path(job[0].name).stem, "model": job[1].name}
         if isinstance(result, Exception):
-            failures.append({**named, "reason": f"{result or type(result).__name__}"})
+            reason = f"{result or type(result).__name__}"
+            failures.append({**named, "reason": reason})
+            if (named["dataset"], reason) in told:  # what stops one encoder mostly stops them all
+                continue
+            told.add((named["dataset"], reason))
         tell(f"{number} of {len(jobs)}: {named['model']} on {named['dataset']}: {_outcome(result)}")
     places.out.mkdir(parents=True, exist_ok=True)
     write_json(places.out / FAILURES, failures)
+    if len(failures) > len(told):
+        tell(f"{len(failures)} of {len(jobs)} not done; each data set's reason is told once")
     return failures
 
 
@@ -186,7 +87,7 @@ def run_job(
         cache=features / "videos",
         **paths,
     )
-    names = ("frames", "resolution", "stride", "sample_fps", "kind", "positions", "minimum")
+    names = ("frames", "resolution", "stride", "sample_fps", "kind", "positions", "part", "minimum")
     clips = {key: getattr(model, key) for key in names}
     weights = resolve_weights(model.weights, places.weights)
     # Random weights are drawn anew for each seed; all others are the same for all.
@@ -201,7 +102,7 @@ def run_job(
         finetune(
             task,
             backbones[drawn],
-            protocol.read(),
+            protocol.read(model),
             folder,
             seed=seed,
             device=choose_device(_device(device)),
@@ -220,13 +121,9 @@ def resolve_weights(weights: str, folder: Path) -> str:
     if rest.startswith("timm:"):
         architecture, at, file = rest.partition("@")
         return f"{prefix}{architecture}{at}{folder / file if file else ''}"
-    from ..ssl.encoder import SIZES
+    from ..ssl.choices import SIZES
 
     return f"{prefix}{rest}" if prefix and rest in SIZES else f"{prefix}{folder / rest}"
-
-
-def folder_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
 
 
 def _run(jobs: list[tuple[Any, ...]], workers: int) -> Iterator[tuple[tuple[Any, ...], Any]]:

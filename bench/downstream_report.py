@@ -12,14 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..engine.table import Table
-from .downstream import DatasetEntry, Matrix, Places
+from .downstream import FAILURES
 from .downstream_results import Result, domain_means, failures, gather, ranks
 from .judgement import classes_covered, missing_classes
+from .matrix import DatasetEntry, Matrix, Places
 from .metrics import MEANING, METRICS, OVER_CLASSES
 
 STYLE = """body{font:14px system-ui,sans-serif;margin:2em auto;max-width:80em}table{border-collapse:collapse;margin:1em 0}
 td,th{border:1px solid #bbb;padding:.2em .6em;text-align:right}td:first-child,th:first-child{text-align:left}
 .confusion td{min-width:1.6em;padding:.1em .3em;font-size:12px}"""
+LISTED = 16  # rows of what is not done
 COLUMNS = (
     "dataset",
     "domain",
@@ -47,7 +49,8 @@ mean over seeds. Detectable: the smallest difference to another encoder that suc
 Flags: "one class": the same class for every row; "a class's share": an accuracy that is exactly the share of a class; "unstable":
 an interval wider than the distance to the majority baseline; "as majority": an interval that does not lie above that baseline;
 "pretrained on test": the encoder has been trained on videos of the test split; "pretraining not compared": its corpus could not be
-looked at. A flagged score says nothing of the encoder. The paper's scores are accuracies."""
+looked at. A flagged score says nothing of the encoder. The majority baseline is the largest class of a training split on its test
+split: ours under our metrics, the paper's in its column. The paper's scores are accuracies."""
 
 
 def write_report(matrix: Matrix, places: Places) -> list[Path]:
@@ -74,8 +77,10 @@ def _sections(matrix: Matrix, places: Places, results: list[Result]) -> list[tup
     done = sum(len(result.rows) for result in results)
     sections.append(("Done", f"{done} of {wanted} cells.", None))
     if lost := failures(places):
-        rows = [(entry["dataset"], entry["model"], entry["reason"].split("\n")[0]) for entry in lost]
-        sections.append(("Not done", "", Table(("data set", "encoder", "why"), rows)))
+        sections.append(("Not done", "", lost_table(lost)))
+    if columns := [model for model in matrix.models if model.as_paper or model.differs]:
+        cells = [(model.name, model.column, model.as_paper, model.differs) for model in columns]
+        sections.append(("The paper's columns", "", Table(("encoder", "column", "as the paper", "differs"), cells)))
     sections += [
         ("Mean ranks", "1 is best; over the data sets on which all encoders have a result.", _ranks(matrix, results))
     ]
@@ -214,6 +219,21 @@ def _csv_row(result: Result) -> dict[str, object]:
     }
 
 
+def lost_table(lost: Sequence[dict[str, str]]) -> Table:
+    """What could not be done: a row for each data set and reason, the first LISTED of them, and how many more there are."""
+    encoders: dict[tuple[str, str], list[str]] = {}
+    for entry in lost:
+        encoders.setdefault((entry["dataset"], entry["reason"].split("\n")[0]), []).append(entry["model"])
+    rows = [(dataset, _first_names(names), why) for (dataset, why), names in list(encoders.items())[:LISTED]]
+    if rest := list(encoders.values())[LISTED:]:
+        rows.append(("more", f"{sum(map(len, rest))}", f"{len(rest)} more reasons; {FAILURES} has all"))
+    return Table(("data set", "encoders", "why"), rows)
+
+
+def _first_names(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def _markdown(sections: Sequence[tuple[str, str, Table | None]]) -> str:
     parts = []
     for number, (heading, text, table) in enumerate(sections):
@@ -239,10 +259,11 @@ def _page(sections: Sequence[tuple[str, str, Table | None]], results: list[Resul
 def _confusion(result: Result) -> str:
     """Rows are the truth, columns what the first seed predicts; shaded by the share of the row."""
     row = result.rows[0]
-    lines = []
+    names = "".join(f"<th>{html.escape(name)}</th>" for name in row["classes"])
+    lines = [f"<tr><th>truth \\ predicted</th>{names}</tr>"]
     for name, counts in zip(row["classes"], row["confusion"], strict=True):
         total = max(sum(counts), 1)
         cells = "".join(f'<td style="background:rgba(30,90,200,{n / total:.2f})">{n or ""}</td>' for n in counts)
-        lines.append(f"<tr><td>{html.escape(name)}</td>{cells}</tr>")
+        lines.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
     title = html.escape(f"Confusion: {result.model.name}, {result.protocol.name}, seed {row['seed']}")
     return f"<details><summary>{title}</summary><table class=confusion>{''.join(lines)}</table></details>"

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from .downstream import FAILURES, DatasetEntry, Matrix, ModelEntry, Places, ProtocolEntry
+from .downstream import FAILURES
 from .finetune import RESAMPLES, ROW
+from .matrix import DatasetEntry, Matrix, ModelEntry, Places, ProtocolEntry
 from .metrics import Interval, interval_of
 
 

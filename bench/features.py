@@ -25,9 +25,11 @@ from ..engine.metrics import QuarantineLog
 from ..loaders.clip_loader import clip_loader
 from ..loaders.epochs import EpochLoader
 from ..loaders.progress import FileProgress
+from ..loaders.video_files import VideoFiles
 from ..ssl.encoder import VideoEncoder
 from .backbones import Backbone, FrameAverage
 from .protocol import Protocol
+from .segment_clips import ClipRow
 from .task import Split
 
 CLIPS_PER_PART = {True: 256, False: 64}  # averaged, and with all tokens, of which a ViT-L's clip has 3 MB
@@ -81,7 +83,8 @@ class ViewPlan:
 
 
 def open_clips(
-    split: Split,
+    rows: Sequence[ClipRow],
+    videos: VideoFiles,
     plan: ViewPlan,
     shape: ClipShape,
     protocol: Protocol,
@@ -91,14 +94,14 @@ def open_clips(
     device: torch.device,
     **options: Any,
 ) -> EpochLoader:
-    """The clips of a split in batches; labels are row numbers. options: of `clip_loader`."""
+    """The clips of rows in batches; labels are row numbers. options: of `clip_loader`."""
     timing = {"num_frames": shape.frames, "stride": shape.stride, "sample_fps": shape.sample_fps}
     if plan.training:
         views = {"crops": protocol.recipe(), "drop_last": False, "epochs": plan.views}
     else:
         views = {"segments": plan.segments, "crops": plan.crops}
     common = {"batch": batch, "resolution": shape.resolution, "seed": seed, "device": device, "rank": 0, "ranks": 1}
-    return clip_loader(split.rows, videos=split.videos, training=plan.training, **timing, **views, **common, **options)
+    return clip_loader(rows, videos=videos, training=plan.training, **timing, **views, **common, **options)
 
 
 def extract(
@@ -137,7 +140,9 @@ def extract(
         model = backbone.model.to(device)
         places = {"first_number": done * per_part, "shuffle": False}
         batch = protocol.encode_batch
-        loader = open_clips(split, plan, shape, protocol, batch=batch, seed=seed, device=device, **places)
+        loader = open_clips(
+            split.rows, split.videos, plan, shape, protocol, batch=batch, seed=seed, device=device, **places
+        )
         replaced = loader.total.failures if plan.training else []
         with (
             QuarantineLog(folder, replaced, tell=True) as quarantine,

@@ -9,6 +9,7 @@
            test_opened.json   when the test split was asked for, and for which selection
            predictions.npz    scores and truth of the test split
            resamples.npy      the score on resamples of the test split's subjects
+           weights.safetensors, predictor.json    what `trocar predict` takes
            row.json           the result
 
 Shapes: N rows of a split, K classes.
@@ -17,10 +18,11 @@ Shapes: N rows of a split, K classes.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +31,22 @@ import torch
 from numpy.typing import NDArray
 
 from ..engine.config_error import ConfigError
+from ..engine.inputs import RANDOM
 from ..ssl.encoder import VideoEncoder
 from .backbones import Backbone, pooled_as
 from .features import Features, ViewPlan, extract
 from .judgement import judge
 from .metrics import METRICS
+from .predictor import PREDICTOR, ROW, WEIGHTS, PredictorRecord
 from .probing import feature_scores, train_grid
 from .protocol import Protocol
 from .task import SELECTED, Split, Task, digest, write_json
 from .training_state import restore_state, save_state
 from .tuning import build_tuned, clip_scores, train_point
 
-SETTINGS, VALIDATION, PREDICTIONS, ROW = "settings.json", "validation.json", "predictions.npz", "row.json"
+SETTINGS, VALIDATION, PREDICTIONS = "settings.json", "validation.json", "predictions.npz"
 RESAMPLES = "resamples.npy"
-STATE, WEIGHTS = "state", "weights.safetensors"
+STATE = "state"
 LEAST_PROBABILITY = 1e-12
 
 
@@ -102,12 +106,14 @@ def finetune(
     _claim(cell)
     row_path = folder / ROW
     if row_path.exists():
+        _leave_predictor(cell)
         row = json.loads(row_path.read_text(encoding="utf-8"))
         if pretraining is not None and row.get("pretraining") != pretraining:
             write_json(row_path, _with_pretraining(row, pretraining))
         return json.loads(row_path.read_text(encoding="utf-8"))
     scores = _tune(cell) if protocol.kind == "full" else _probe(cell)
     selected = json.loads((folder / SELECTED).read_text(encoding="utf-8"))
+    _leave_predictor(cell)
     row, drawn = judge(task, task.open_test(folder).predictions(scores))
     np.save(folder / RESAMPLES, drawn)
     named = {"dataset": task.name, "model": backbone.name, "protocol": protocol.kind, "seed": seed}
@@ -115,6 +121,30 @@ def finetune(
     write_json(row_path, row if pretraining is None else _with_pretraining(row, pretraining))
     shutil.rmtree(folder / STATE, ignore_errors=True)
     return json.loads(row_path.read_text(encoding="utf-8"))
+
+
+def _leave_predictor(cell: Cell) -> None:
+    """What `trocar predict` needs of the cell beside its weights, as an earlier trocar may have left it out."""
+    path, backbone, task = cell.folder / PREDICTOR, cell.backbone, cell.task
+    if path.exists():
+        return
+    known = [(s.start, s.end) for s in task.train.segments]
+    lengths = [end - start for start, end in known if start is not None and end is not None]
+    source = backbone.name.removeprefix(RANDOM)
+    if os.path.exists(source):
+        source = os.path.abspath(source)
+    record = PredictorRecord(
+        model=f"{RANDOM if backbone.name.startswith(RANDOM) else ''}{source}",
+        options=dict(backbone.options),
+        **asdict(backbone.clips),
+        encoder=backbone.digest,
+        classes=list(task.classes),
+        several=task.several,
+        protocol=cell.protocol.plain(),
+        point=json.loads((cell.folder / SELECTED).read_text(encoding="utf-8"))["point"],
+        row_seconds=float(np.median(lengths)) if 2 * len(lengths) > len(known) else None,
+    )
+    write_json(path, record.as_json())
 
 
 def _with_pretraining(row: dict[str, Any], pretraining: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,7 +174,8 @@ def _probe(cell: Cell) -> NDArray[np.float64]:
 def _tune(cell: Cell) -> NDArray[np.float64]:
     """Trains each point of the grid in full and returns (N, K) scores of the test split."""
     task, protocol, backbone, folder = cell.task, cell.protocol, cell.backbone, cell.folder
-    common = {"device": cell.device}
+    common: dict[str, Any] = {"several": task.several, "device": cell.device}
+    sizes = (task.num_classes, protocol, backbone.clips)
     points, found = protocol.grid(), []
     for point in points:
         path = folder / STATE / f"{point.name}.safetensors"
@@ -154,7 +185,7 @@ def _tune(cell: Cell) -> NDArray[np.float64]:
                 backbone, task, protocol, point, path, seed=cell.seed, tell=cell.tell, device=cell.device
             )
             unfinished = scores.with_name(f"unfinished_{scores.name}")
-            np.save(unfinished, clip_scores(model, task.val, task, protocol, backbone.clips, **common))
+            np.save(unfinished, clip_scores(model, task.val.rows, task.val.videos, *sizes, **common))
             unfinished.rename(scores)
         found.append(np.load(scores))
     best = _select(cell, found)
@@ -164,10 +195,10 @@ def _tune(cell: Cell) -> NDArray[np.float64]:
         (folder / f"unfinished_{WEIGHTS}").rename(folder / WEIGHTS)
 
     def test() -> NDArray[np.float64]:
-        model = build_tuned(backbone, task, points[best], protocol, cell.seed)
+        model = build_tuned(backbone, task.num_classes, points[best], protocol, cell.seed)
         restore_state(folder / WEIGHTS, [model], None)
         split = task.open_test(folder)
-        return clip_scores(model.to(cell.device), split, task, protocol, backbone.clips, **common)
+        return clip_scores(model.to(cell.device), split.rows, split.videos, *sizes, **common)
 
     return _tested(cell, test)
 

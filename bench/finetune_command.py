@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 from ..engine.config_error import ConfigError
+from ..engine.inputs import backbone_source
+from ..loaders.corpus_folder import corpus_folder
 from .audit_command import labelled
-from .backbones import load_backbone
 from .dataset import Unlabelled
-from .finetune import finetune
-from .judgement import classes_covered, missing_classes
 from .metrics import OVER_CLASSES
-from .pretraining import compare_pretraining, find_pretraining, pretraining_lines
 from .protocol import read_protocol
 from .task import Task
 
@@ -46,6 +45,8 @@ def open_task(
 
 def choose_device(name: str) -> torch.device:
     """ "auto", "cpu", "cuda" or "cuda:1". Raises ConfigError."""
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -79,7 +80,14 @@ def finetune_command(
 ) -> dict[str, Any]:
     """The row of the cell in `out`. clips: of `load_backbone`. corpus: of `find_pretraining`. of_task: of `open_task`."""
     chosen = read_protocol(protocol, settings)
+    backbone_source(model)
+    if corpus is not None:
+        corpus_folder(corpus)
     task = open_task(dataset, root, **of_task)
+    from .backbones import load_backbone  # by PyTorch: behind all that can be told without
+    from .finetune import finetune
+    from .pretraining import compare_pretraining, find_pretraining
+
     for note in task.notes:
         tell(note)
     backbone = load_backbone(model, seed=seed, **clips)
@@ -93,6 +101,9 @@ def finetune_command(
 
 def lines(row: dict[str, Any]) -> list[str]:
     """A row in words."""
+    from .judgement import classes_covered, missing_classes
+    from .pretraining import pretraining_lines
+
     covered = classes_covered(row)
 
     def of_classes(metric: str) -> str:

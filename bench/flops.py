@@ -6,9 +6,9 @@
     backward                       twice the forward; once for the patch embedding, as pixels take no gradient; none for a target
 
 n counts what the objective looks at: the encoder's visible tokens, the decoder's tokens (the whole grid unless a decoder mask drops
-some), the predictor's whole grid, the tokens that the head predicts. Padding counts nothing, and neither do norms, softmax,
-activations, losses and the optimizer (below 1 % of the products of ViT-B), nor what is computed twice (activation checkpoints,
-attention's scores in the backward pass of flash attention).
+some), the predictor's whole grid unless masks are cut, the tokens that the head predicts. Padding counts nothing, and neither do
+norms, softmax, activations, losses and the optimizer (below 1 % of the products of ViT-B), nor what is computed twice (activation
+checkpoints, attention's scores in the backward pass of flash attention).
 
 Shapes: B clips, M masks a clip, N tokens of the grid, K values a patch, D the encoder's width, d the decoder's or predictor's.
 """
@@ -70,7 +70,7 @@ def _jepa(model: JointEmbedding, masks: BlockMasks) -> StepFlops:
     rest = _blocks(encoder.blocks, seen, encoder.width)
     if isinstance(predictor, Predictor):
         rest += _linear(sum(seen), encoder.width, predictor.width)
-        rest += _blocks(predictor.blocks, [encoder.num_tokens] * len(seen), predictor.width)
+        rest += _blocks(predictor.blocks, [n + m for n, m in zip(seen, hidden, strict=True)], predictor.width)
         rest += _linear(sum(hidden), predictor.width, predictor.proj.out_features)
     everything = [encoder.num_tokens] * clips
     fixed = _patches(target, sum(everything)) + _blocks(target.blocks, everything, target.width)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from ..engine.config_error import ConfigError
-from .gpu_steps import STAGES, GpuStep
+from .gpu_steps import STAGES, GpuStep, check_stages
 from .report import read_rows, write_rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,8 +90,7 @@ def run_stages(
 
     Raises ConfigError without a GPU, on an unknown stage, and outside a checkout.
     """
-    if unknown := [name for name in names if name not in stages]:
-        raise ConfigError(f"STAGE={','.join(unknown)}: no such stage; there are {', '.join(stages)}")
+    check_stages(names, stages)
     if not (ROOT / "tests").is_dir():
         raise ConfigError(f"make gpu: {ROOT} has no tests; run it from a checkout")
     fingerprint = f"{name_card()}, source {source_checksum()}"

@@ -6,8 +6,11 @@ step's limit counts for all of its processes; the limits of a stage add up to no
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from ..engine.config_error import ConfigError
 
 STAGE_SECONDS = 470
 DALI = ("nvidia.dali",)
@@ -115,3 +118,9 @@ STAGES: dict[str, tuple[GpuStep, ...]] = {
         _bench("level", "bench clustering --level-only --device cuda --out {out}", 180, ("av",)),
     ),
 }  # fmt: skip
+
+
+def check_stages(names: Sequence[str], stages: Mapping[str, Sequence[GpuStep]] = STAGES) -> None:
+    """Raises ConfigError where one of them is no stage."""
+    if unknown := [name for name in names if name not in stages]:
+        raise ConfigError(f"STAGE={','.join(unknown)}: no such stage; there are {', '.join(stages)}")

@@ -20,17 +20,19 @@ INIT_STD = 0.02
 
 
 class MeanHead(nn.Module):
-    """A linear layer on the mean of the tokens, which are shifted and scaled by what `standardize` was told."""
+    """A linear layer on the mean of the tokens, which are shifted and scaled by what `standardize` was told. std: of its weights at
+    the start."""
 
     shift: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, width: int, classes: int) -> None:
+    def __init__(self, width: int, classes: int, std: float = INIT_STD) -> None:
         super().__init__()
         self.register_buffer("shift", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
         self.linear = nn.Linear(width, classes)
         _initialize(self.linear)
+        self.linear.weight.data.mul_(std / INIT_STD)
 
     def standardize(self, mean: torch.Tensor, deviation: torch.Tensor) -> None:
         """Mean and standard deviation of the training clips, each (D,)."""
@@ -87,7 +89,7 @@ def build_head(kind: HeadKind, width: int, classes: int, protocol: Protocol) -> 
     """Initialised from PyTorch's generator."""
     if kind == "attentive":
         return AttentiveHead(width, classes, protocol.attention_heads, protocol.attentive_blocks)
-    return MeanHead(width, classes)
+    return MeanHead(width, classes, protocol.head_std)
 
 
 def _initialize(module: nn.Module) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix
 
 from .metrics import METRICS, Predictions, flags, interval_of, majority, measure, random_baseline, resampled
 from .task import Task
@@ -45,6 +44,8 @@ def judge(task: Task, predictions: Predictions, *, seed: int = 0) -> tuple[dict[
     }
     if not task.several:
         labels = np.arange(task.num_classes)
+        from sklearn.metrics import confusion_matrix  # slow to import
+
         row["confusion"] = confusion_matrix(predictions.truth, predictions.predicted, labels=labels).tolist()
     return known(row), drawn
 

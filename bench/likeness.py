@@ -7,6 +7,7 @@ Shapes: F frames, R = 224 pixels; pictures are uint8 RGB, (F, R, R, 3).
 
 from __future__ import annotations
 
+import gc
 import math
 import re
 import statistics
@@ -51,6 +52,7 @@ def _filtered(name: str, key: str, first: Pictures, second: Pictures) -> list[fl
     assert first.shape == second.shape, (first.shape, second.shape)
     with tempfile.NamedTemporaryFile("r", encoding="ascii") as file:
         _run_filter(f"{name}=stats_file={file.name}", first, second)
+        gc.collect()  # from PyAV 19 on a graph and its filters hold each other
         values = [float(value) for value in re.findall(rf"\b{key}:([\d.]+)", file.read())]
     assert len(values) == len(first), f"{name} wrote {len(values)} lines for {len(first)} frames"
     return values

@@ -95,20 +95,20 @@ def bench_loading(
     requests = draw_requests(corpus, clips, num_frames, stride, seed)
     job = Job(str(corpus_path), requests, batch, resolution, stride, len(os.sched_getaffinity(0)))
     _say(f"decoding {clips} clips and their neighbours to compare with")
-    tasks = dict.fromkeys(ARMS, (job, reference(job, requests, gap=1, content_box=False)))
-    of_proxies = [name for name in ARMS if name.endswith(ON_PROXIES)]
-    if packed is None:
-        tasks = {name: task for name, task in tasks.items() if name not in of_proxies}
-    elif any(name in arms for name in of_proxies):
+    of_proxies = [name for name in ARMS if name.endswith(ON_PROXIES) and name in arms]
+    of_originals = [name for name in ARMS if not name.endswith(ON_PROXIES) and name in arms]
+    tasks: dict[str, tuple[Job, Reference]] = {}
+    if of_originals:
+        tasks |= dict.fromkeys(of_originals, (job, reference(job, requests, gap=1, content_box=False)))
+    if packed is not None and of_proxies:
         tasks |= dict.fromkeys(of_proxies, packed_job(job, corpus, packed))
     entries: list[_Entry] = []
     with tempfile.TemporaryDirectory(prefix="trocar_bench_") as folder:
         try:
-            for name, (its_job, wanted) in tasks.items():
-                if name in arms:
-                    worker = Worker(name, ARMS[name], its_job, Path(folder))
-                    entries.append(_Entry(name, worker, wanted, its_job.requests))
-                    _prepare(entries[-1])  # one arm after the other: what they try out is timed
+            for name, (its_job, wanted) in sorted(tasks.items(), key=lambda task: list(ARMS).index(task[0])):
+                worker = Worker(name, ARMS[name], its_job, Path(folder))
+                entries.append(_Entry(name, worker, wanted, its_job.requests))
+                _prepare(entries[-1])  # one arm after the other: what they try out is timed
             _measure(entries, rounds)
             facts = {
                 "clips": len(requests),

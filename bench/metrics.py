@@ -7,18 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import (
-    accuracy_score,
-    average_precision_score,
-    f1_score,
-    recall_score,
-    roc_auc_score,
-)
 
 RESAMPLES = 1000
 RANDOM_DRAWS = 20
@@ -78,25 +72,35 @@ class Predictions:
 
 
 def accuracy(p: Predictions) -> float:
+    from sklearn.metrics import accuracy_score
+
     return float(accuracy_score(p.truth, p.predicted))
 
 
 def accuracy_over_seconds(p: Predictions) -> float:
+    from sklearn.metrics import accuracy_score
+
     return float(accuracy_score(p.truth, p.predicted, sample_weight=p.seconds))
 
 
 def balanced_accuracy(p: Predictions) -> float:
     """The mean recall of the classes that occur."""
+    from sklearn.metrics import recall_score
+
     return float(recall_score(p.truth, p.predicted, labels=np.unique(p.truth), **MACRO))
 
 
 def macro_f1(p: Predictions) -> float:
     """The mean F1 of the classes that occur."""
+    from sklearn.metrics import f1_score
+
     return float(f1_score(p.truth, p.predicted, labels=np.unique(p.truth), **MACRO))
 
 
 def mean_average_precision(p: Predictions) -> float:
     """The mean, over the classes that occur, of the average precision of each against the rest."""
+    from sklearn.metrics import average_precision_score
+
     truth = _one_hot(p)
     occurring = np.flatnonzero(truth.any(axis=0))
     if not len(occurring):
@@ -109,6 +113,8 @@ def video_mean_average_precision(p: Predictions) -> float:
 
     ivtmetrics' `compute_video_AP`, which CholecT50's papers report, where `mean_average_precision` is its `compute_global_AP`.
     """
+    from sklearn.metrics import average_precision_score
+
     truth = _one_hot(p)
     groups = _rows_of_videos(p)
     occurring = np.flatnonzero(truth.any(axis=0))
@@ -126,6 +132,8 @@ def video_mean_average_precision(p: Predictions) -> float:
 
 def auroc(p: Predictions) -> float:
     """The mean area under the ROC curve of each class against the rest, over the classes that some rows have and some have not."""
+    from sklearn.metrics import roc_auc_score
+
     truth = _one_hot(p)
     mixed = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
     if not len(mixed):
@@ -153,19 +161,25 @@ def phase_jaccard(p: Predictions) -> float:
     return float((shares.sum(axis=0)[occurring] / present.sum(axis=0)[occurring]).mean())
 
 
-def f1_at_10(p: Predictions) -> float:
-    """Segmental F1 at an overlap of 10 % (Lea et al., arXiv 1611.05267), of each video, averaged over the videos.
+def segmental_f1(p: Predictions, overlap: float = 0.1) -> float:
+    """Segmental F1 at an overlap (Lea et al., arXiv 1611.05267), of each video, averaged over the videos.
 
     Every class counts, also "other", as in SAR-RARP50's challenge.
     """
-    counts = [_segments(p, rows) for rows in _rows_of_videos(p)]
+    counts = [_segments(p, rows, overlap) for rows in _rows_of_videos(p)]
     return float(np.mean([2 * matched / segments for matched, segments in counts]))
 
 
-def f1_at_10_pooled(p: Predictions) -> float:
+def segmental_f1_pooled(p: Predictions, overlap: float = 0.1) -> float:
     """The same with the segments of all videos counted together, as MS-TCN's evaluation does (arXiv 1903.01945)."""
-    counts = [_segments(p, rows) for rows in _rows_of_videos(p)]
+    counts = [_segments(p, rows, overlap) for rows in _rows_of_videos(p)]
     return 2 * sum(matched for matched, _ in counts) / sum(segments for _, segments in counts)
+
+
+def edit_score(p: Predictions) -> float:
+    """1 less the edits (Levenshtein) that turn the order of segments said into the true one, over the longer of both; the mean over
+    videos (Lea et al., arXiv 1611.05267; MS-TCN's evaluation, which gives percent)."""
+    return float(np.mean([_order_likeness(p, _in_time(p, rows)) for rows in _rows_of_videos(p)]))
 
 
 METRICS: dict[str, Callable[[Predictions], float]] = {
@@ -177,8 +191,13 @@ METRICS: dict[str, Callable[[Predictions], float]] = {
     "mean_average_precision": mean_average_precision,
     "video_mean_average_precision": video_mean_average_precision,
     "auroc": auroc,
-    "f1_at_10": f1_at_10,
-    "f1_at_10_pooled": f1_at_10_pooled,
+    "f1_at_10": segmental_f1,
+    "f1_at_10_pooled": segmental_f1_pooled,
+    "f1_at_25": partial(segmental_f1, overlap=0.25),
+    "f1_at_25_pooled": partial(segmental_f1_pooled, overlap=0.25),
+    "f1_at_50": partial(segmental_f1, overlap=0.5),
+    "f1_at_50_pooled": partial(segmental_f1_pooled, overlap=0.5),
+    "edit_score": edit_score,
 }
 OF_SEVERAL_LABELS = ("mean_average_precision", "video_mean_average_precision", "auroc")
 MEANING = {
@@ -191,8 +210,15 @@ MEANING = {
     "video_mean_average_precision": "average precision of each class in each video that has it, averaged over these videos, then "
     "over the classes (ivtmetrics' video-wise AP)",
     "auroc": "the area under each class's ROC curve over all rows, averaged over the classes",
-    "f1_at_10": "segmental F1 at 10 % overlap of each video, averaged over the videos",
-    "f1_at_10_pooled": "segmental F1 at 10 % overlap, the segments of all videos counted together",
+    **{
+        f"f1_at_{percent}{kind}": f"segmental F1 at {percent} % overlap{how}"
+        for percent in (10, 25, 50)
+        for kind, how in (
+            ("", " of each video, averaged over the videos"),
+            ("_pooled", ", the segments of all videos counted together"),
+        )
+    },
+    "edit_score": "the likeness of the order of segments to the true one (1 less the edits over the longer), averaged over videos",
 }
 # Means over the classes of the test split, which may lack some.
 OVER_CLASSES = (
@@ -318,9 +344,24 @@ def _rows_of_videos(p: Predictions) -> list[NDArray[np.int64]]:
     return np.split(order, np.flatnonzero(np.diff(index[order])) + 1)
 
 
-def _segments(p: Predictions, rows: NDArray[np.int64], overlap: float = 0.1) -> tuple[int, int]:
+def _in_time(p: Predictions, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    return rows[np.argsort(p.starts[rows], kind="stable")]
+
+
+def _order_likeness(p: Predictions, rows: NDArray[np.int64]) -> float:
+    wanted, found = ([label for label, _ in groupby(labels[rows].tolist())] for labels in (p.truth, p.predicted))
+    edits = list(range(len(wanted) + 1))
+    for number, label in enumerate(found, start=1):
+        before, edits[0] = edits[0], number
+        for place, other in enumerate(wanted, start=1):
+            least = min(edits[place] + 1, edits[place - 1] + 1, before + (label != other))
+            before, edits[place] = edits[place], least
+    return 1 - edits[-1] / max(len(wanted), len(found))
+
+
+def _segments(p: Predictions, rows: NDArray[np.int64], overlap: float) -> tuple[int, int]:
     """Of a video: how many segments match, and how many there are in the truth and in what is said together."""
-    rows = rows[np.argsort(p.starts[rows], kind="stable")]
+    rows = _in_time(p, rows)
     wanted, found = (_runs(p, rows, labels) for labels in (p.truth, p.predicted))
     matched: set[int] = set()
     for label, start, end in found:

@@ -20,7 +20,8 @@ from ..engine.config import Config
 from ..engine.config_error import ConfigError
 from ..engine.config_file import CONFIG_FILE, parse_config
 from ..engine.run_record import FILE_NAME
-from ..loaders.corpus import Corpus, CorpusError
+from ..loaders.corpus import Corpus
+from ..loaders.corpus_folder import CorpusError
 from ..loaders.selection import select_videos
 from ..loaders.whole_file import check_readable
 from .corpus_overlap import KnownVideo, Overlap, corpus_videos

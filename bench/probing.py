@@ -26,6 +26,7 @@ from .protocol import Point, Protocol
 from .task import Split, Task
 from .training_state import restore_state, save_state
 
+TOLD = 5  # times that a training says how far it is, about
 SECONDS_BETWEEN_SAVES = 60.0  # an epoch of a linear probe takes less than writing it down
 
 
@@ -74,8 +75,9 @@ def train_grid(
             optimizer.zero_grad()
             torch.stack(losses).sum().backward()
             optimizer.step()
-        tell(f"epoch {epoch + 1} of {protocol.epochs} of {len(heads)} heads")
         is_last = epoch + 1 == protocol.epochs
+        if is_last or (epoch + 1) % max(protocol.epochs // TOLD, 1) == 0:
+            tell(f"epoch {epoch + 1} of {protocol.epochs}, {len(heads)} heads trained together")
         if is_last or time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
             save_state(state, heads, None if is_last else optimizer, epoch + 1)
             saved = time.monotonic()

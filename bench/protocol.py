@@ -34,9 +34,9 @@ class Protocol:
     leave it. "mean": they are averaged, then normalised by a fresh norm, frozen in a probe, as VideoMAE is fine-tuned. "family": as
     the encoder's family does. An attentive probe has its own norm and takes the tokens as the encoder leaves them.
 
-    epochs: passes over the training rows. batch: rows of a step. warmup: share of the steps; then a half cosine to zero.
-    label_smoothing: 0 .. 1. attention_heads: of the attentive probe, the encoder's where null. attentive_blocks: 1 is V-JEPA's
-    probe, 4 V-JEPA 2's.
+    head_std: deviation that a layer on the mean of the tokens begins with. epochs: passes over the training rows. batch: rows of
+    a step. warmup: share of the steps; then a half cosine to zero. label_smoothing: 0 .. 1. attention_heads: of the attentive
+    probe, the encoder's where null. attentive_blocks: 1 is V-JEPA's probe, 4 V-JEPA 2's.
 
     train_views: random views of each training row that are encoded; epoch e takes view e mod train_views (linear, attentive).
     segments, crops: views of a validation or test row in time and space, whose probabilities are averaged. crop_scale, crop_ratio,
@@ -54,6 +54,7 @@ class Protocol:
     weight_decays: tuple[float, ...]
     balances: tuple[float, ...] = (0.0, 1.0)
     pooling: Pooling = "family"
+    head_std: float = 0.02
     epochs: int = 50
     batch: int = 64
     warmup: float = 0.1
@@ -90,6 +91,7 @@ class Protocol:
         fits_scale = operations >= 1 and 0 <= magnitude <= MAGNITUDES
         accepted = f"operations of at least 1 and a magnitude of 0 .. {MAGNITUDES}"
         require(fits_scale, "protocol.random_augment", self.random_augment, accepted)
+        require(self.head_std > 0, "protocol.head_std", self.head_std, "a positive deviation")
         require(0 <= self.erasing <= 1, "protocol.erasing", self.erasing, "a probability, 0 .. 1")
         require(0 < self.layer_decay <= 1, "protocol.layer_decay", self.layer_decay, "0 < factor <= 1")
         require(min(self.mixup, self.cutmix) >= 0, "protocol.mixup", (self.mixup, self.cutmix), "numbers of at least 0")

@@ -8,9 +8,10 @@ import subprocess
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     "torch",
@@ -28,6 +29,8 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """The installed ones of the packages that decide a speed, and CUDA's."""
+    import torch
+
     found = {}
     for name in PACKAGES:
         try:
@@ -39,6 +42,8 @@ def versions() -> dict[str, str]:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Name, memory, multiprocessors and clocks of a GPU; the processor otherwise."""
+    import torch
+
     if device.type != "cuda":
         return {"device": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
     properties = torch.cuda.get_device_properties(device)

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from .dataset import SPLITS, Card, DatasetError, Segment
 
@@ -141,6 +140,8 @@ def _carve(table: Sequence[Segment], of: str, into: str, seed: int) -> list[Segm
     # Folds are stratified by classes with a row for each of them; the others are counted among the largest.
     counts = np.bincount(labels)
     labels = np.where(counts[labels] < min(FOLDS, number), counts.argmax(), labels)
+    from sklearn.model_selection import StratifiedGroupKFold  # slow to import
+
     folds = StratifiedGroupKFold(min(FOLDS, number), shuffle=True, random_state=seed)
     drawn = (moved for _, moved in folds.split(np.zeros(len(rows)), labels, subjects))
     moved_rows = {rows[place] for place in next(moved for moved in drawn if 0 < len(moved) < len(rows))}

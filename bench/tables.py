@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..engine.config_file import load_config
+from ..engine.config_reference import LISTED, SECTIONS, section_table
 from ..engine.table import Table
 from . import (
     balance,
@@ -20,6 +21,7 @@ from . import (
     plan_check,
     plan_report,
     proxies,
+    recipes,
     training_table,
 )
 from .loading import ON_PROXIES
@@ -29,6 +31,7 @@ from .plan_report import corpus_size, make_plan
 
 Row = dict[str, Any]
 UNMEASURED = "unmeasured"
+RECIPES = ("demo_cpu", "demo_jepa_cpu", "surgrec_jepa", "surgrec_mae", "surgrec_mae_unbalanced", "vjepa2_vitl")
 PAPER_VIDEOS, PAPER_FRAMES = 10_535, 214_500_000
 OURS = "trocar"
 
@@ -137,6 +140,11 @@ def plan_accuracy(rows: Sequence[Row]) -> str:
     return f"{plan_check.table(mine)}\n\n{facts}"
 
 
+def published(config: str) -> Callable[[Sequence[Row]], str]:
+    """A shipped config beside the recipe that it is of; no measured rows."""
+    return lambda rows: recipes.recipe(config)
+
+
 def paper(config: str, accumulation: int) -> Callable[[Sequence[Row]], str]:
     """`trocar plan` on the paper's corpus and eight A100, by these rows."""
 
@@ -148,10 +156,16 @@ def paper(config: str, accumulation: int) -> Callable[[Sequence[Row]], str]:
     return text
 
 
+def section(name: str) -> Callable[[Sequence[Row]], str]:
+    """The keys of a section of a config; they need no rows."""
+    return lambda rows: section_table(name)
+
+
 TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "balance": lambda rows: balance.table(of(rows, "balance")),
     "clustering": cluster_trees,
     "collapse": lambda rows: collapse.table(of(rows, "jepa_collapse")),
+    **{f"config-{name.replace('.', '-')}": section(name) for name in (*SECTIONS, *LISTED)},
     "decode": decoding,
     "feed": feeding,
     "goals": goals.table,
@@ -170,6 +184,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "paper-mae": paper("surgrec_mae_unbalanced", 4),
     "plan": plan_accuracy,
     "proxies": lambda rows: proxies.table(of(rows, "proxies")),
+    **{f"recipe-{name.replace('_', '-')}": published(name) for name in RECIPES},
     "training-short": training_short,
     "training": lambda rows: training_table.table(of(rows, "training")),
 }

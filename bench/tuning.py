@@ -9,7 +9,7 @@ Shapes: B clips, T frames, R x R pixels, N rows, K classes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import nn
 
 from ..engine.encoder_sources import ClipShape
 from ..engine.metrics import QuarantineLog
+from ..loaders.video_files import VideoFiles
 from ..ssl.encoder import VideoEncoder
 from .backbones import Backbone, FrameAverage
 from .features import ViewPlan, open_clips
@@ -29,7 +30,8 @@ from .heads import MeanHead, build_head
 from .mixing import Mixing
 from .probing import class_weights, loss, probabilities, set_rates
 from .protocol import Point, Protocol
-from .task import Split, Task
+from .segment_clips import ClipRow
+from .task import Task
 from .training_state import restore_state, save_state
 
 BETAS = (0.9, 0.999)
@@ -50,9 +52,9 @@ class Tuned(nn.Module):
         return self.head(tokens.float())
 
 
-def build_tuned(backbone: Backbone, task: Task, point: Point, protocol: Protocol, seed: int) -> Tuned:
+def build_tuned(backbone: Backbone, classes: int, point: Point, protocol: Protocol, seed: int) -> Tuned:
     torch.manual_seed(seed)
-    head = build_head(point.head, backbone.width, task.num_classes, protocol)
+    head = build_head(point.head, backbone.width, classes, protocol)
     encoder = backbone.copy()
     encoder.requires_grad_(True)
     for name, module in encoder.named_modules():
@@ -78,7 +80,7 @@ def train_point(
 ) -> Tuned:
     """Trains, or goes on with what `path` holds, to the last epoch. Rows that cannot be read are replaced, named on stderr and
     listed in quarantine.csv of the cell, the folder above `path`'s."""
-    model = build_tuned(backbone, task, point, protocol, seed).to(device)
+    model = build_tuned(backbone, task.num_classes, point, protocol, seed).to(device)
     optimizer = torch.optim.AdamW(layer_groups(model, backbone.depth, point, protocol.layer_decay), betas=BETAS)
     done = restore_state(path, [model], optimizer)
     weights = class_weights(task.train.truth, task.num_classes, point.balance).to(device)
@@ -92,7 +94,7 @@ def train_point(
     # Whatever the loader has to measure at its start, it measures once.
     if done == protocol.epochs:
         return model.eval()
-    loader = open_clips(task.train, plan, backbone.clips, protocol, **clips)
+    loader = open_clips(task.train.rows, task.train.videos, plan, backbone.clips, protocol, **clips)
     model.train()
     with QuarantineLog(path.parents[1], loader.total.failures, tell=True) as quarantine:
         for step, batch in enumerate(loader, start=done * per_epoch):
@@ -114,15 +116,23 @@ def train_point(
 
 @torch.no_grad()
 def clip_scores(
-    model: nn.Module, split: Split, task: Task, protocol: Protocol, shape: ClipShape, *, device: torch.device
+    model: nn.Module,
+    rows: Sequence[ClipRow],
+    videos: VideoFiles,
+    classes: int,
+    protocol: Protocol,
+    shape: ClipShape,
+    *,
+    several: bool,
+    device: torch.device,
 ) -> NDArray[np.float64]:
-    """(N, K) probabilities, averaged over the views of a row."""
+    """(N, K) probabilities, averaged over the views of a row. several: rows may have several labels."""
     model.eval()
     plan = ViewPlan.evaluation_of(protocol)
-    scores = np.zeros((len(split.rows), task.num_classes))
+    scores = np.zeros((len(rows), classes))
     clips = {"batch": protocol.encode_batch, "seed": 0, "device": device}
-    for batch in open_clips(split, plan, shape, protocol, **clips):
-        np.add.at(scores, np.array(batch.labels), probabilities(model(batch.frames), task.several))
+    for batch in open_clips(rows, videos, plan, shape, protocol, **clips):
+        np.add.at(scores, np.array(batch.labels), probabilities(model(batch.frames), several))
     return scores / plan.views
 
 

@@ -13,14 +13,16 @@ import torch
 from numpy.typing import NDArray
 
 from ..loaders.cluster_draws import TreeOrder
-from ..loaders.corpus import Corpus, CorpusError
+from ..loaders.corpus import Corpus
+from ..loaders.corpus_folder import CorpusError
 from ..loaders.order import ClipOrder
 from ..loaders.phases import DrawSettings, PlannedOrder, plan_order, uniform_order
 from ..loaders.sampler import Sampler
 from ..loaders.selection import Selection, hold_out, select_videos
 from ..ssl.ahead import DrawnAhead
 from ..ssl.block_masks import MultiBlockMask
-from ..ssl.encoder import SIZES, VideoEncoder
+from ..ssl.choices import SIZES
+from ..ssl.encoder import VideoEncoder
 from ..ssl.jepa import JointEmbedding
 from ..ssl.mae import MaskedAutoencoder
 from ..ssl.masks import TubeMask
@@ -110,6 +112,7 @@ def _build_mae(config: Config, found: list[Phase]) -> tuple[Objective, MaskSourc
         decoder_depth=choice.decoder_depth,
         decoder_heads=choice.decoder_heads or size.decoder_heads,
         normalization=config.objective.targets,
+        starts_as_videomae=choice.start == "videomae",
     )
     masks = [build_masks(phase.config, encoder) for phase in found]
     return model, masks[0] if len(masks) == 1 else PhasedMasks(found, masks)
@@ -140,7 +143,8 @@ def build_masks(config: Config, encoder: VideoEncoder) -> Any:
     """The masks of clips of one size, that of `config`."""
     objective, grid = config.objective, _grid(config, encoder)
     if objective.kind == "jepa":
-        return MultiBlockMask(grid, tuple(mask.recipe() for mask in objective.masks), objective.bucket)
+        cut_batch = objective.truncate_batch if objective.truncate == "batch" else 0
+        return MultiBlockMask(grid, tuple(mask.recipe() for mask in objective.masks), objective.bucket, cut_batch)
     return TubeMask(grid, objective.mask_ratio, objective.decoder_mask_ratio)
 
 

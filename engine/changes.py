@@ -26,7 +26,8 @@ FREE = frozenset([
     "data.corpus",  # its fingerprint is compared
     "data.decoders", "data.threads", "data.workers", "data.prefetch", "data.failure_budget", "data.clip_timeout",
     "data.allow_changed_corpus",
-    "model.init", "model.init_minimum", "model.init_kind", "model.init_positions",  # a run that goes on has weights of its own
+    # A run that goes on has weights of its own.
+    "model.start", "model.init", "model.init_minimum", "model.init_kind", "model.init_positions",
     "objective.teacher_checksum",
     "optim.accumulation", "optim.skip_budget",
     "probe.every", "probe.batch", "validation.every", "validation.batch",

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from ..loaders.whole_file import set_aside, unreadable
+from .checkpoint_folder import UNFINISHED, CheckpointError
 from .checkpoint_storage import (
     DTYPES,
     SafetensorsReader,
@@ -27,13 +28,7 @@ from .checkpoint_storage import (
 )
 from .distributed import World
 
-PREFIX = "step_"
-UNFINISHED = "unfinished_"
 Tensors = dict[str, torch.Tensor]
-
-
-class CheckpointError(Exception):
-    """A checkpoint that cannot be written or read; the message names the path and the fix."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +38,6 @@ class Checkpoint:
     model: Tensors
     optimizer: Tensors
     state: dict[str, Any]
-
-
-def checkpoints(run_dir: Path) -> list[Path]:
-    """The finished checkpoints of a run, oldest first."""
-    return sorted((run_dir / "checkpoints").glob(f"{PREFIX}*"))
-
-
-def newest_step(run_dir: Path) -> int:
-    """The step of the newest finished checkpoint; 0 where there is none."""
-    return max((int(path.name[len(PREFIX) :]) for path in checkpoints(run_dir)), default=0)
-
-
-def checkpoint_path(run_dir: Path, step: int) -> Path:
-    return run_dir / "checkpoints" / f"{PREFIX}{step:08d}"
 
 
 def run_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, guard: nn.Module | None = None) -> Tensors:

@@ -23,7 +23,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from .checkpoint import PREFIX, UNFINISHED, CheckpointError, Tensors, checkpoint_path, checkpoints
+from .checkpoint import Tensors
+from .checkpoint_folder import PREFIX, UNFINISHED, CheckpointError, checkpoint_path, checkpoints
 from .checkpoint_storage import SafetensorsWriter, remove_folder
 from .distributed import World
 

@@ -35,8 +35,8 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from ..loaders.whole_file import write_whole
+from .checkpoint_folder import MANIFEST
 
-MANIFEST = "manifest.json"
 FORMAT = 1
 FILE_NAME = re.compile(r"rank_\d{5}\.safetensors")
 DTYPES = {str(dtype).partition(".")[2]: dtype for dtype in (

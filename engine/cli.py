@@ -22,10 +22,10 @@ from .options import COUNT, ENOUGH_STEPS, FROM_ZERO, QUALITY, TOTAL, VIEWS
 
 # Errors that end a command with their message alone.
 EXPECTED_ERRORS = {
-    "loaders.corpus": "CorpusError",
+    "loaders.corpus_folder": "CorpusError",
     "loaders.threads": "LoaderError",
     "loaders.video": "VideoError",
-    "engine.checkpoint": "CheckpointError",
+    "engine.checkpoint_folder": "CheckpointError",
     "engine.watch": "RankError",
     "engine.skips": "SkipError",
     "engine.weight_files": "WeightsError",
@@ -37,7 +37,8 @@ EXPECTED_ERRORS = {
     "bench.trace": "TraceError",
 }
 
-# Heavy imports stand inside the subcommands, so that `trocar --help` and a refused argument answer at once.
+# Heavy imports stand inside the subcommands, behind a look at what they are given (`inputs`) and at what is done already
+# (`finished`): `trocar --help`, a wrong path and a command with nothing to do answer without PyTorch.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if left:
         options.overrides = [*options.overrides, *left]
     try:
+        for name in ("out", "json"):
+            if getattr(options, name, None):
+                check_place(f"--{name}", Path(getattr(options, name)))
         return options.run(options)
     except ConfigError as error:
         print(f"trocar: {error}", file=sys.stderr)
@@ -60,6 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("trocar: interrupted", file=sys.stderr)
         return 130
+
+
+def check_place(option: str, path: Path) -> None:
+    """Raises ConfigError where no file or folder can be written at `path`: told before hours of work, not behind them."""
+    folder = next((parent for parent in path.absolute().parents if parent.exists()), path)
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise ConfigError(f"{option} {path}: {folder} is not a folder that can be written to; choose another place")
 
 
 def _expected_errors() -> list[type[Exception]]:
@@ -333,6 +344,9 @@ def add_training(training: argparse.ArgumentParser) -> None:
 
 
 def run_index(options: argparse.Namespace) -> int:
+    from ..loaders.sources import check_sources
+
+    check_sources(options.sources)
     from ..loaders.index import index_corpus
 
     summary = index_corpus(
@@ -350,6 +364,9 @@ def run_index(options: argparse.Namespace) -> int:
 
 
 def run_pack(options: argparse.Namespace) -> int:
+    from ..loaders.corpus_folder import corpus_folder
+
+    corpus_folder(options.corpus)
     from ..loaders.pack import pack_corpus
     from ..loaders.pack_settings import PackSettings
 
@@ -372,6 +389,9 @@ def run_pack(options: argparse.Namespace) -> int:
 
 
 def run_convert(options: argparse.Namespace) -> int:
+    from .inputs import encoder_source
+
+    encoder_source(options.weights)
     from .convert import save_encoder
     from .encoder_sources import convert_encoder
 
@@ -384,11 +404,12 @@ def run_convert(options: argparse.Namespace) -> int:
 
 def run_pretrain(options: argparse.Namespace) -> int:
     from .config_file import load_config
+    from .inputs import checked_config
 
     if options.dry_run is not None:
+        config, ranks = load_config(options.config, options.overrides), options.dry_run
         from .dry_run import dry_run
 
-        config, ranks = load_config(options.config, options.overrides), options.dry_run
         if config.optim.accumulation == "auto":  # for ranks that have this machine's GPU, or its memory
             from .build import choose_device
             from .distributed import World
@@ -398,10 +419,17 @@ def run_pretrain(options: argparse.Namespace) -> int:
             config = with_parts(config, fewest_parts(config, world))
         print("\n".join(dry_run(config, ranks).lines()))
         return 0
+    config = checked_config(options.config, options.overrides)
+    from .finished import finished_run
+
+    if (last := finished_run(config)) is not None:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"all steps of this run are done; checkpoint: {last}")
+        return 0
     from .pretrain import pretrain
     from .stop import INTERRUPTED_STATUS, REQUEUE_STATUS
 
-    result = pretrain(load_config(options.config, options.overrides))
+    result = pretrain(config)
     resumed = f" (resumed at step {result.resumed_from})" if result.resumed_from else ""
     if result.is_stopped:
         print(f"asked to stop; {result.where_it_stands()}", file=sys.stderr)
@@ -411,6 +439,9 @@ def run_pretrain(options: argparse.Namespace) -> int:
 
 
 def run_profile(options: argparse.Namespace) -> int:
+    from .inputs import checked_config
+
+    checked_config(options.config, options.overrides)
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # read with PyTorch: torch.profiler complains where there is no GPU
     from ..bench.profile_run import Request, capture, profile_steps
     from ..bench.profile_table import table
@@ -435,18 +466,22 @@ def run_plan(options: argparse.Namespace) -> int:
     import json
 
     from ..bench.plan_cluster import load_cluster
-    from ..bench.plan_corpus import measure_corpora
-    from ..bench.plan_rates import shipped_rows
-    from ..bench.plan_report import corpus_size, make_plan, rows_of, table
     from ..bench.report import read_rows
-    from ..loaders.corpus import Corpus
+    from ..loaders.corpus_folder import corpus_folder
     from .config_file import load_config
 
     own = [f"data.corpus={options.corpus}"] if options.corpus else []
     config, cluster = load_config(options.config, [*options.overrides, *own]), load_cluster(options.cluster)
-    rows = [row for path in options.rates for row in read_rows(path)] if options.rates else shipped_rows()
+    given = [row for path in options.rates or () for row in read_rows(path)]
+    places = [corpus_folder(path) if path else None for path in (options.corpus, options.packed)]
+    from ..bench.plan_corpus import measure_corpora
+    from ..bench.plan_rates import shipped_rows
+    from ..bench.plan_report import corpus_size, make_plan, rows_of, table
+    from ..loaders.corpus import Corpus
+
+    originals, proxies = (place and Corpus.open(place) for place in places)
+    rows = given if options.rates else shipped_rows()
     size = corpus_size(options.corpus, options.videos, options.frames, config, cluster)
-    originals, proxies = (Corpus.open(path) if path else None for path in (options.corpus, options.packed))
     measured = measure_corpora(originals, proxies, config)
     plan = make_plan(config, cluster, size, rows, views=options.views, measured=measured)
     if options.json:
@@ -456,6 +491,9 @@ def run_plan(options: argparse.Namespace) -> int:
 
 
 def run_export(options: argparse.Namespace) -> int:
+    from .inputs import run_with_checkpoint
+
+    run_with_checkpoint(options.run_dir)
     from .export import export_weights
 
     print(export_weights(options.run_dir, options.out, whole=options.whole))
@@ -463,6 +501,12 @@ def run_export(options: argparse.Namespace) -> int:
 
 
 def run_view_recon(options: argparse.Namespace) -> int:
+    from ..loaders.corpus_folder import corpus_folder
+    from .inputs import run_with_checkpoint
+
+    run_with_checkpoint(options.run_dir)
+    if options.corpus:
+        corpus_folder(options.corpus)
     from .view import view_reconstruction
 
     print(view_reconstruction(options.run_dir, options.out, clips=options.clips, corpus=options.corpus))
@@ -470,6 +514,9 @@ def run_view_recon(options: argparse.Namespace) -> int:
 
 
 def run_view_curve(options: argparse.Namespace) -> int:
+    from .inputs import run_with_metrics
+
+    run_with_metrics(options.run_dir)
     from .view import view_curve
 
     print(view_curve(options.run_dir, options.out))
@@ -477,6 +524,12 @@ def run_view_curve(options: argparse.Namespace) -> int:
 
 
 def run_demo(options: argparse.Namespace) -> int:
+    from ..loaders.sources import check_sources
+    from .config_file import load_config
+
+    load_config("demo_cpu", options.overrides)
+    if options.videos:
+        check_sources([options.videos])
     from .demo import demo
 
     name = Path(options.videos).resolve().name if options.videos else "cpu"
@@ -485,6 +538,10 @@ def run_demo(options: argparse.Namespace) -> int:
 
 
 def run_bench_kernels(options: argparse.Namespace) -> int:
+    from ..bench.gpu_steps import OPERATORS
+
+    if unknown := [name for name in options.operators if name not in OPERATORS]:
+        raise ConfigError(f"{', '.join(unknown)}: no such operator; there are {', '.join(OPERATORS)}")
     from ..bench.kernels import bench_kernels, table
 
     rows = bench_kernels(options.operators, size=options.size, out=options.out)
@@ -493,6 +550,11 @@ def run_bench_kernels(options: argparse.Namespace) -> int:
 
 
 def run_bench_proxies(options: argparse.Namespace) -> int:
+    from ..loaders.video import is_remote
+
+    for video in options.videos:
+        if not is_remote(video) and not os.path.isfile(video):
+            raise ConfigError(f"{video}: no such video; correct the path")
     from ..bench.proxies import HEADER, bench_proxies
 
     def tell(line: str) -> None:
@@ -508,6 +570,13 @@ def run_bench_proxies(options: argparse.Namespace) -> int:
 
 
 def run_bench_loading(options: argparse.Namespace) -> int:
+    from ..loaders.corpus_folder import corpus_folder
+
+    if options.packed and not (options.corpus or options.make_1080p):
+        raise ConfigError("--packed: proxies need their originals beside them; give CORPUS too")
+    for given in (options.corpus, options.packed):
+        if given:
+            corpus_folder(given)
     from ..bench.loading import ARMS, bench_loading
     from ..bench.loading_case import make_1080p
     from ..bench.loading_table import table
@@ -519,8 +588,6 @@ def run_bench_loading(options: argparse.Namespace) -> int:
         if options.make_1080p:
             corpus = make_1080p(*options.make_1080p)
         elif corpus is None:
-            if packed:
-                raise ConfigError("--packed: proxies need their originals beside them; give CORPUS too")
             print("making 1080p videos and their proxies", file=sys.stderr)
             made, clips = make_corpora(Path(folder), stride=options.stride), MADE_CLIPS
             corpus, packed = made["originals"], made["proxies"]
@@ -565,15 +632,19 @@ def run_bench_feed(options: argparse.Namespace) -> int:
 
 
 def run_bench_data_wait(options: argparse.Namespace) -> int:
+    from ..loaders.corpus_folder import corpus_folder
+    from .config_file import load_config
+
+    pairs = [text.partition("=") for text in options.corpora]
+    if any(not (name and path) for name, _, path in pairs):
+        raise ConfigError(f"trocar bench data-wait: {' '.join(options.corpora)}: give each corpus as NAME=FOLDER")
+    corpora = {name: corpus_folder(path) for name, _, path in pairs}
+    load_config(options.config, options.set)
     import torch
 
     from ..bench.data_wait import bench_data_wait, table
     from ..bench.report import write_rows
 
-    pairs = [text.partition("=") for text in options.corpora]
-    if any(not (name and path) for name, _, path in pairs):
-        raise ConfigError(f"trocar bench data-wait: {' '.join(options.corpora)}: give each corpus as NAME=FOLDER")
-    corpora = {name: Path(path) for name, _, path in pairs}
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     numbers = {"views_per_span": options.views, "steps": options.steps}
     rows = bench_data_wait(device, corpora, config=options.config, overrides=options.set, **numbers)
@@ -583,25 +654,31 @@ def run_bench_data_wait(options: argparse.Namespace) -> int:
 
 
 def run_bench_training(options: argparse.Namespace) -> int:
-    import torch
-
-    from ..bench.training_command import bench_training
-    from ..bench.training_table import table
+    from ..loaders.corpus_folder import corpus_folder
+    from .config_file import load_config
 
     if options.packed and not options.corpus:
         raise ConfigError("--packed: proxies need their originals beside them; give --corpus too")
-    corpora = {"originals": options.corpus, "proxies": options.packed}
+    given = {"originals": options.corpus, "proxies": options.packed}
+    corpora = {name: corpus_folder(path) for name, path in given.items() if path}
     ranks = options.ranks.split(",") if options.ranks else []
     if not all(text.isdigit() and int(text) for text in ranks):
         raise ConfigError(f"--ranks: {options.ranks!r} is not accepted; give numbers of ranks, as 1,2,4")
     config, overrides = options.config, options.overrides
     if config and "=" in config:  # settings without a config
         config, overrides = None, [config, *overrides]
+    if config:
+        load_config(config, overrides)
+    import torch
+
+    from ..bench.training_command import bench_training
+    from ..bench.training_table import table
+
     rows = bench_training(
         options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         config=config,
         overrides=overrides,
-        corpora={name: path for name, path in corpora.items() if path} or None,
+        corpora=corpora or None,
         parts=options.parts,
         sweep=options.sweep,
         ranks=[int(text) for text in ranks],
@@ -640,6 +717,11 @@ def run_bench_plan(options: argparse.Namespace) -> int:
 
 
 def run_bench_gpu(options: argparse.Namespace) -> int:
+    from ..bench.gpu_steps import check_stages
+
+    check_stages(options.stages)
+    if options.videos and not options.videos.is_dir():
+        raise ConfigError(f"--videos {options.videos}: no such folder; correct the path")
     from ..bench.gpu import is_success, run_stages, summary
 
     outcomes = run_stages(options.stages, videos=options.videos, again=options.again)
@@ -648,6 +730,8 @@ def run_bench_gpu(options: argparse.Namespace) -> int:
 
 
 def run_bench_report(options: argparse.Namespace) -> int:
+    if not (options.root / "bench" / "results").is_dir():
+        raise ConfigError(f"--root {options.root}: has no bench/results; name the folder of a checkout")
     from ..bench.render import all_rows, misquoted, render_pages
     from ..bench.roofline import plot_rooflines
 
@@ -667,13 +751,13 @@ def run_bench_report(options: argparse.Namespace) -> int:
 
 
 def run_bench_clustering(options: argparse.Namespace) -> int:
+    levels = parse_levels(options.levels) or ()
     import torch
 
     from ..bench.clustering import bench_clustering, bench_level, table
     from ..bench.report import write_rows
 
     device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
-    levels = parse_levels(options.levels) or ()
     if options.level_only and device != "cuda":
         raise ConfigError("--level-only: one level of k-means is measured on a GPU, and PyTorch finds none")
     counts = [] if options.level_only else options.rows

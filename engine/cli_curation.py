@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ def add_commands(commands: Any, views: Any) -> None:
     tree = views.add_parser("tree", help="the clusters of a tree with their exemplars")
     tree.add_argument("tree", type=Path, metavar="TREE", help="folder that `trocar cluster` wrote")
     tree.add_argument("--corpus", metavar="CORPUS", help="show exemplars and sources")
-    tree.add_argument("--most", type=COUNT, default=4, help="clusters shown of every one above (default: 4)")
+    tree.add_argument(
+        "--most", type=COUNT, help="clusters shown of every one above (default: all on a page, 4 in a picture)"
+    )
     tree.add_argument("--out", type=Path, metavar="FILE", help="a .html or .png file (default: TREE/tree.html)")
     tree.set_defaults(run=run_view_tree)
 
@@ -97,6 +100,9 @@ def parse_levels(text: str | None) -> tuple[int, ...] | None:
 
 
 def run_corpus_report(options: argparse.Namespace) -> int:
+    from ..loaders.corpus_folder import corpus_folder
+
+    corpus_folder(options.corpus)
     from ..loaders.corpus import Corpus
     from .corpus_report import corpus_report
 
@@ -105,6 +111,8 @@ def run_corpus_report(options: argparse.Namespace) -> int:
 
 
 def run_corpus_sources(options: argparse.Namespace) -> int:
+    if options.file is not None and not options.file.is_file():
+        raise ConfigError(f"--file {options.file}: no such file; see configs/corpus/surgrec.yaml")
     from .corpus_report import load_sources, sources_table
 
     print(sources_table(load_sources(options.file)))
@@ -112,38 +120,54 @@ def run_corpus_sources(options: argparse.Namespace) -> int:
 
 
 def run_embed(options: argparse.Namespace) -> int:
-    from .embed import embed_corpus
+    from ..loaders.corpus_folder import corpus_folder
+    from .inputs import embedder_source
 
     part, separator, parts = options.part.partition("/")
     if not (separator and part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
         raise ConfigError(f"--part {options.part}: give I/N with 0 <= I < N, for example 0/4")
-    summary = embed_corpus(
-        options.corpus,
-        options.out,
-        model=options.model,
-        frames=options.frames,
-        stride=options.stride,
-        workers=options.workers,
-        threads=options.threads,
-        device=options.device,
-        part=(int(part), int(parts)),
-        rows_per_shard=options.rows_per_shard,
-    )
+    corpus_folder(options.corpus)
+    embedder_source(options.model)
+    from .finished import finished_embeddings
+
+    names = ("model", "frames", "stride", "rows_per_shard")
+    wanted = {**{name: getattr(options, name) for name in names}, "part": (int(part), int(parts))}
+    summary = finished_embeddings(options.corpus, Path(options.out), **wanted)
+    if summary is None:
+        from .embed import embed_corpus
+
+        more = {name: getattr(options, name) for name in ("workers", "threads", "device")}
+        summary = embed_corpus(options.corpus, options.out, **wanted, **more)
     print("\n".join(summary.lines()))
     return 0
 
 
 def run_cluster(options: argparse.Namespace) -> int:
-    import torch
+    from ..loaders.corpus_folder import corpus_folder, embeddings_folder
 
-    from ..loaders.cluster import ClusterSettings, cluster_embeddings
+    embeddings_folder(options.embeddings)
+    if options.corpus is not None:
+        corpus_folder(options.corpus)
+    from ..loaders.cluster_settings import ClusterSettings, finished_tree
     from ..loaders.corpus import Corpus
-    from .cluster_report import write_report
-    from .distributed import open_world
+    from .finished import current_report
 
     names = ("resampling", "restarts", "passes", "sample_per_cluster", "seed")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     settings = ClusterSettings(levels=parse_levels(options.levels), **given)
+    corpus = None if options.corpus is None else Corpus.open(options.corpus)
+    done = finished_tree(options.embeddings, options.out, settings)
+    report = None if done is None else current_report(done.out, corpus)
+    if done is not None and report is not None:
+        if os.environ.get("RANK", "0") == "0":
+            print("\n".join([*done.lines(), str(report)]))
+        return 0
+    import torch
+
+    from ..loaders.cluster import cluster_embeddings
+    from .cluster_report import write_report
+    from .distributed import open_world
+
     has_gpu = torch.cuda.is_available()
     if options.device == "cuda" and not has_gpu:
         raise ConfigError("--device cuda: PyTorch finds no CUDA device; run `trocar doctor`, or give --device cpu")
@@ -154,11 +178,14 @@ def run_cluster(options: argparse.Namespace) -> int:
         )
     if world.is_first:
         print("\n".join(summary.lines()))
-        print(write_report(summary, None if options.corpus is None else Corpus.open(options.corpus)))
+        print(write_report(summary, corpus))
     return 0
 
 
 def run_export(options: argparse.Namespace) -> int:
+    from .inputs import checked_config
+
+    checked_config(options.config, options.overrides)
     from .draws import export_draws, plan
 
     print("\n".join(export_draws(plan(options.config, options.overrides), options.first, options.draws, options.out)))
@@ -166,6 +193,9 @@ def run_export(options: argparse.Namespace) -> int:
 
 
 def run_view_draws(options: argparse.Namespace) -> int:
+    from .inputs import checked_config
+
+    checked_config(options.config, options.overrides)
     from .draws import plan, view_draws
 
     planned = plan(options.config, options.overrides)
@@ -174,9 +204,15 @@ def run_view_draws(options: argparse.Namespace) -> int:
 
 
 def run_view_tree(options: argparse.Namespace) -> int:
+    from ..loaders.corpus_folder import corpus_folder, tree_file
+
+    tree_file(options.tree)
+    if options.corpus is not None:
+        corpus_folder(options.corpus)
     from ..loaders.corpus import Corpus
-    from .view_tree import view_tree
 
     corpus = None if options.corpus is None else Corpus.open(options.corpus)
+    from .view_tree import view_tree
+
     print("\n".join(view_tree(options.tree, corpus, options.out or options.tree / "tree.html", options.most)))
     return 0

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .config_error import ConfigError
 from .options import COSINE, COUNT, POSITIVE, SEED, SHARE
 
 
@@ -14,6 +15,9 @@ def add_downstream(commands: Any, benches: Any) -> None:
     """Adds them to the parsers of `trocar` and `trocar bench`."""
     add_finetune(
         commands.add_parser("finetune", help="judge an encoder on a labelled data set: probes, or full fine-tuning")
+    )
+    add_predict(
+        commands.add_parser("predict", help="what a fine-tuned encoder or a probe says of other videos, as a CSV")
     )
     add_audit(benches.add_parser("audit", help="what is wrong with a labelled data set and its splits"))
     downstream = benches.add_parser("downstream", help="encoders x data sets x protocols x seeds, and their report")
@@ -91,6 +95,31 @@ def add_finetune(finetune: argparse.ArgumentParser) -> None:
     finetune.set_defaults(run=run_finetune)
 
 
+def add_predict(predict: argparse.ArgumentParser) -> None:
+    predict.add_argument("cell", type=Path, metavar="CELL", help="the --out of a `trocar finetune` that has finished")
+    predict.add_argument(
+        "sources", nargs="*", metavar="DIR|FILE|CSV|GLOB|CORPUS", help="videos; a CSV names them in a column path"
+    )
+    predict.add_argument("--out", type=Path, required=True, metavar="CSV", help="a row for every piece of a video")
+    predict.add_argument(
+        "--every",
+        type=POSITIVE,
+        metavar="SECONDS",
+        help="of a piece (default: the median of the rows it was trained on, or whole videos where those were such)",
+    )
+    predict.add_argument(
+        "--table",
+        type=Path,
+        metavar="CSV",
+        help="pieces by columns video, start and end, as of finetune; labels are not read",
+    )
+    predict.add_argument(
+        "--model", metavar="MODEL", help="the encoder, if it is not where it was (default: as recorded)"
+    )
+    predict.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+    predict.set_defaults(run=run_predict)
+
+
 def _add_unlabelled(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unlabelled",
@@ -135,6 +164,13 @@ def add_audit(audit: argparse.ArgumentParser) -> None:
 
 
 def run_finetune(options: argparse.Namespace) -> int:
+    from ..bench.dataset import check_dataset
+
+    if options.table is None and options.csv is None:
+        check_dataset(options.dataset, options.root)
+    from .inputs import backbone_source
+
+    backbone_source(options.model)
     from ..bench.finetune_command import finetune_command, lines
 
     def tell(text: str) -> None:
@@ -152,15 +188,41 @@ def run_finetune(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_predict(options: argparse.Namespace) -> int:
+    from ..bench.dataset import placed, read_table
+    from ..bench.predictor import read_record
+    from .inputs import backbone_source
+
+    record = read_record(options.cell)
+    backbone_source(options.model or record.model)
+    rows = [] if options.table is None else placed(read_table(options.table, "none"), options.table.parent)
+    if not (options.sources or rows):
+        raise ConfigError("trocar predict: name videos, or pieces of them by --table")
+    from ..bench.finetune_command import choose_device
+    from ..bench.predict import load_predictor, predict
+
+    def tell(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    predictor = load_predictor(options.cell, choose_device(options.device), options.model)
+    problems = predict(predictor, options.sources, options.out, rows=rows, every=options.every, tell=tell)
+    for problem in problems:
+        tell(f"not predicted: {problem}")
+    print(options.out)
+    return int(bool(problems))
+
+
 def run_bench_downstream(options: argparse.Namespace) -> int:
-    from ..bench.downstream import Places, bench_downstream, load_matrix
-    from ..bench.downstream_report import write_report
+    from ..bench.matrix import Places, load_matrix
 
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     matrix = load_matrix(options.config)
     places = Places(options.out, options.data, options.weights)
+    from ..bench.downstream import bench_downstream
+    from ..bench.downstream_report import write_report
+
     failures = []
     if not options.report_only:
         failures = bench_downstream(matrix, places, device=options.device, workers=options.workers, tell=tell)
@@ -169,6 +231,10 @@ def run_bench_downstream(options: argparse.Namespace) -> int:
 
 
 def run_bench_audit(options: argparse.Namespace) -> int:
+    from ..bench.dataset import check_dataset
+
+    if options.table is None and options.csv is None:
+        check_dataset(options.dataset, options.root)
     from ..bench.audit_command import audit_dataset
 
     names = ("split", "csv", "table", "corpus", "duplicates", "likeness", "similar", "seed", "unlabelled", "out")

@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from ..loaders.cluster import ClusterSummary
 from ..loaders.cluster_nodes import NODES_NAME
+from ..loaders.cluster_settings import ClusterSummary
 from ..loaders.cluster_shares import leaf_quotas
 from ..loaders.cluster_tree import ClusterTree
 from ..loaders.corpus import Corpus
 from .draws import contact_sheet, effective_number
 from .exemplars import exemplar_pictures
+from .finished import REPORT_NAME, report_mark
 from .table import Table
 
-REPORT_NAME, SIZES_NAME, SHEET_NAME = "report.md", "sizes.png", "exemplars.png"
+SIZES_NAME, SHEET_NAME = "sizes.png", "exemplars.png"
 LISTED_NODES, SHEET_NODES, PER_NODE = 40, 12, 4
 
 
@@ -32,6 +33,7 @@ def write_report(summary: ClusterSummary, corpus: Corpus | None) -> Path:
         lines += ["", *_contents(tree, corpus)]
         if _exemplars(tree, corpus, out):
             lines += ["", f"![spans nearest to the centres of the largest clusters of the top level]({SHEET_NAME})"]
+    lines += ["", report_mark(corpus)]
     (out / REPORT_NAME).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return out / REPORT_NAME
 
@@ -91,7 +93,11 @@ def _contents(tree: ClusterTree, corpus: Corpus) -> list[str]:
     lines = []
     top = np.where(tree.leaf >= 0, tree.paths[tree.leaf, 0], -1)
     for column in ("source", "domain"):
-        names = np.array([described.get(name, missing)[column] or "(not given)" for name in tree.video_ids])[tree.video]
+        given = [described.get(name, missing)[column] for name in tree.video_ids]
+        if not any(given):
+            lines += [f"No video has a {column}; name it in the table that `trocar index` reads.", ""]
+            continue
+        names = np.array([name or "(not given)" for name in given])[tree.video]
         cells = []
         nodes = Counter(top[top >= 0].tolist()).most_common()
         for node, spans in nodes[:LISTED_NODES]:
@@ -125,5 +131,6 @@ def _exemplars(tree: ClusterTree, corpus: Corpus, out: Path) -> bool:
     pictures = exemplar_pictures(tree, corpus, list(labels), 128)
     if not pictures:
         return False
-    contact_sheet(np.stack(list(pictures.values())), [labels[span] for span in pictures], out / SHEET_NAME)
+    sheet = np.stack([exemplar.picture for exemplar in pictures.values()])
+    contact_sheet(sheet, [labels[span] for span in pictures], out / SHEET_NAME)
     return True

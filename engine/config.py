@@ -9,11 +9,9 @@ from typing import Any, Literal
 
 import yaml
 
-from ..kernels.feature_loss import Distance
-from ..kernels.pixel_loss import Normalization
-from ..loaders.resize import Resize
-from ..ssl.block_masks import LONG_RANGE, MAX_KINDS, SHORT_RANGE, BlockRecipe
-from ..ssl.encoder import SIZES, Positions
+from ..kernels.choices import Distance, Normalization
+from ..loaders.augment import Resize
+from ..ssl.choices import LONG_RANGE, MAX_KINDS, SHORT_RANGE, SIZES, BlockRecipe, Kind, Positions
 from .config_error import ConfigError, require
 
 
@@ -22,10 +20,12 @@ class RunConfig:
     """Where and how a run happens.
 
     dir: run directory; resumed where it holds a checkpoint. seed: of weights, draws, crops and masks. device: "auto" takes a GPU
-    where there is one. precision: "float64" is for exact comparisons. threads: CPU threads of PyTorch, its own choice where None.
-    log_every, checkpoint_every: in optimizer steps. checkpoint_minutes: a checkpoint too when so many have passed since the one
-    before; null is never. keep_checkpoints: how many of the newest stay. keep_every: checkpoints of steps that are multiples of it
-    stay for good. allow_changes: resume although settings differ that change the curve or the draws.
+    where there is one. precision: of matrix products; "bfloat16" keeps weights and their updates in float32, "float64" is for exact
+    comparisons. threads: CPU threads of PyTorch, its own choice where null. log_every, checkpoint_every: in optimizer steps.
+    checkpoint_minutes: a checkpoint too when so many have passed since the one before; null is never. keep_checkpoints: how many of
+    the newest stay. keep_every: checkpoints of steps that are multiples of it stay for good. allow_changes: resume although
+    settings differ that change the curve or the draws. tensorboard: write the numbers of metrics.jsonl for TensorBoard too, into
+    RUN/tensorboard. wandb: project of Weights & Biases that gets them as well, which needs its package; null sends nothing.
 
     sharding: over several ranks, "none" keeps the whole model on each (DDP), "full" shards it over all (FSDP2), "node" shards it
     inside a node and keeps a copy per node (HSDP). checkpoint_activations: compute every block's activations again instead of
@@ -83,7 +83,10 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class SizePhase:
-    """Clips of another size from optimizer step `from_step` on, counted from 0; null is as before. Keys as in `DataConfig`."""
+    """Clips of another size on the way; null is as before. Keys as in `DataConfig`, but
+
+    from_step: the optimizer step from which on clips have that size, counted from 0.
+    """
 
     from_step: int
     frames: int | None = None
@@ -98,8 +101,10 @@ class SizePhase:
 
 @dataclass(frozen=True)
 class SamplingPhase:
-    """What changes from draw `first_draw` on, where an epoch of the draws before must end; null is as before. The keys are those
-    of `DataConfig`."""
+    """What changes of the draws on the way; null is as before. Keys as in `DataConfig`, but
+
+    first_draw: the draw from which on they change, counted from 0; an epoch of the draws before must end there.
+    """
 
     first_draw: int
     tree: str | None = None
@@ -116,25 +121,26 @@ class SamplingPhase:
 class DataConfig:
     """What clips are and where they come from.
 
-    corpus: folder that `trocar index` wrote. frames: T. stride: decoded frames from one clip frame to the next; sample_fps:
-    clip frames a second instead, for corpora of mixed frame rates. resolution: side of the clip in pixels. crop_scale: least and
-    largest share of the picture's area, crop_ratio: least and largest width / height. flip: probability of mirroring.
-    content_box: crop inside the black border. square_pixels: crop the picture as players show it, where its pixels are not square.
-    loader: "auto" measures what decodes each kind of video faster where there is a
-    GPU. decoders: how many spans DALI decodes at the same time. views_per_span: clips that are made of every span that is
-    decoded, each with its own offset, crop and mask. pool_spans: decoded spans of which clips wait on the device, over all
-    ranks, a multiple of lanes; where 0, the clips of a span stand in one batch. lanes: independent parts of the pool; the number
-    of ranks has to divide it. threads: decoding threads, all cores where None. workers: decoding processes, 0 for threads in the
-    training's own; null is one for each core but one where training is on a GPU, else 0. prefetch: batches decoded ahead.
-    failure_budget: share of the spans that may fail before the run stops. clip_timeout: seconds that a thread or process may be at
-    one span before the run ends with its name, for ever where null. allow_changed_corpus: resume although the corpus or its draws
-    are others. sizes: phases of other clip sizes on the way, in the order of their steps.
+    corpus: folder that `trocar index` wrote. frames: of a clip, a multiple of model.tubelet. stride: decoded frames from one clip
+    frame to the next; sample_fps: clip frames a second instead, for corpora of mixed frame rates. resolution: side of the clip,
+    which is square, in pixels; a multiple of model.patch. crop_scale: least and largest share of the picture's area, crop_ratio:
+    least and largest width / height. flip: probability of mirroring. resize: "fast" is swscale's bilinear filter, antialiased,
+    "exact" the one that PyTorch and DALI have in common. content_box: crop inside the black border. square_pixels: crop the picture
+    as players show it, where its pixels are not square. loader: "auto" measures what decodes each kind of video faster where there
+    is a GPU. decoders: how many spans DALI decodes at the same time. views_per_span: clips that are made of every span that is
+    decoded, each with its own offset, crop and mask. pool_spans: decoded spans of which clips wait on the device, over all ranks, a
+    multiple of lanes; where 0, the clips of a span stand in one batch. lanes: independent parts of the pool; the number of ranks
+    has to divide it. threads: decoding threads, all cores where null. workers: decoding processes, 0 for threads in the training's
+    own; null is one for each core but one where training is on a GPU, else 0. prefetch: batches decoded ahead. failure_budget: share
+    of the spans that may fail before the run stops. clip_timeout: seconds that a thread or process may be at one span before the run
+    ends with its name, for ever where null. allow_changed_corpus: resume although the corpus or its draws are others. sizes: phases
+    of other clip sizes on the way, in the order of their steps.
 
-    tree: folder that `trocar cluster` wrote, to draw from its branches; null draws all spans alike. balance: 0 draws the corpus
-    as it is, 1 all branches of the tree alike. max_repeats: most draws of one span an epoch, rounded down from 1 on; null is no
-    limit. epoch_draws: draws of an epoch, as many as there are spans where null. source_caps: the largest share of the draws of a
-    source, by name. thin: leave out spans nearer than this to another of their leaf. include, exclude: videos by id, file name,
-    pattern of paths, or @FILE that lists such. phases: what of these changes on the way.
+    tree: folder that `trocar cluster` wrote, to draw from its branches; null draws all spans alike. balance: 0 draws the corpus as
+    it is, 1 all branches of the tree alike. max_repeats: most draws of one span an epoch, rounded down from 1 on; null is no limit.
+    epoch_draws: draws of an epoch, as many as there are spans where null. source_caps: the largest share of the draws of a source,
+    by name. thin: leave out spans nearer than this to another of their leaf. include, exclude: videos by id, file name, pattern of
+    paths, or @FILE that lists such. phases: what of these changes on the way.
     """
 
     corpus: str
@@ -230,11 +236,18 @@ def _check_sampling(prefix: str, part: DataConfig | SamplingPhase) -> None:
 class ModelConfig:
     """A video ViT by name, with what deviates from it.
 
-    positions: "flat" is VideoMAE's table, "axes" V-JEPA's, which small models learn from sooner, "rope" turns queries and keys as
-    V-JEPA 2 does. The MAE's decoder: its width and heads are VideoMAE's for that name where None. The JEPA's predictor: its heads
-    are the encoder's where None; depth 0 is none at all, which collapses. predictor_mask_tokens: learned tokens, mask m takes token
-    m modulo their number; None is one for each kind of mask, as V-JEPA 1, and 1 is one for all, as V-JEPA 2's loop.
+    encoder: "tiny", "small", "base", "large" or "huge". width: values of a token, those of that name where null. depth: blocks,
+    those of that name where null. heads: of attention, those of that name where null; they have to divide the width. tubelet:
+    frames of a patch. patch: its side in pixels. positions: "flat" is VideoMAE's table, "axes" V-JEPA's, which small models learn
+    from sooner, "rope" turns queries and keys as V-JEPA 2 does.
 
+    decoder_width, decoder_heads: of the MAE's decoder, VideoMAE's for that name where null. decoder_depth: its blocks.
+    predictor_width: of the JEPA's predictor. predictor_depth: its blocks; 0 is no predictor at all, which collapses.
+    predictor_heads: the encoder's where null. predictor_mask_tokens: learned tokens, mask m takes token m modulo their number; null
+    is one for each kind of mask, as V-JEPA 1, and 1 is one for all, as V-JEPA 2's loop.
+
+    start: how an MAE's patch embedding, encoder_to_decoder and mask token begin: "xavier" as its other layers do, "videomae" as
+    VideoMAE's code leaves them. A JEPA begins as V-JEPA's.
     init: a run, or a file of weights, that the encoder begins with; null begins afresh. init_minimum: share of the encoder's
     tensors that it must have. init_kind, init_positions: of published weights that do not tell whose they are, as of `trocar
     convert`.
@@ -254,9 +267,10 @@ class ModelConfig:
     predictor_depth: int = 12
     predictor_heads: int | None = None
     predictor_mask_tokens: int | None = None
+    start: Literal["xavier", "videomae"] = "xavier"
     init: str | None = None
     init_minimum: float = 1.0
-    init_kind: Literal["videomae", "vjepa1", "vjepa2", "image"] | None = None
+    init_kind: Kind | None = None
     init_positions: Positions | None = None
 
     def __post_init__(self) -> None:
@@ -286,15 +300,19 @@ VJEPA_MASKS = tuple(MaskConfig(recipe.blocks, recipe.scale) for recipe in (SHORT
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What is learned: pixels ("mae"), or features of a target encoder ("jepa").
+    """What is learned.
+
+    kind: "mae" predicts pixels, "jepa" the features of a target encoder.
 
     MAE. mask_ratio: share of the cells hidden by the tube mask. decoder_mask_ratio: share of all tokens that the decoder drops by
     VideoMAE V2's running cells, 0.25, 0.5 or 0.75; 0 predicts every hidden token. targets: "channel" normalises each channel of a
     patch (VideoMAE), "patch" all its values together, "none" predicts the pixels, 0 .. 1, themselves.
 
-    JEPA. masks: kinds of multi-block masks, one of each for every clip. bucket: totals of packed tokens are padded to a multiple of
-    it. distance: of a prediction to its layer-normalised target. teacher: a run's checkpoint, whose encoder is the target for good
-    (SALT); null lets the target follow the encoder. teacher_checksum: SHA-256 that the teacher's weights must have; null is any.
+    JEPA. masks: kinds of multi-block masks, one of each for every clip. truncate: "batch" draws one block size for truncate_batch
+    clips that follow one another and cuts their masks to the shortest, as V-JEPA does to the clips of a GPU (24); "none" cuts
+    nothing. Neither depends on ranks or accumulation. bucket: totals of packed tokens are padded to a multiple of it. distance:
+    of a prediction to its layer-normalised target. teacher: a run's checkpoint, whose encoder is the target for good (SALT); null
+    lets the target follow the encoder. teacher_checksum: SHA-256 that the teacher's weights must have; null is any.
     """
 
     kind: Literal["mae", "jepa"] = "mae"
@@ -302,6 +320,8 @@ class ObjectiveConfig:
     decoder_mask_ratio: float = 0.0
     targets: Normalization = "channel"
     masks: tuple[MaskConfig, ...] = VJEPA_MASKS
+    truncate: Literal["none", "batch"] = "none"
+    truncate_batch: int = 24
     bucket: int = 512
     distance: Distance = "l1"
     teacher: str | None = None
@@ -315,6 +335,7 @@ class ObjectiveConfig:
             1 <= len(self.masks) <= MAX_KINDS, "objective.masks", len(self.masks), f"1 .. {MAX_KINDS} kinds of masks"
         )
         require(self.bucket > 0, "objective.bucket", self.bucket, "a positive number of tokens")
+        require(self.truncate_batch > 0, "objective.truncate_batch", self.truncate_batch, "a positive number of clips")
         for number, mask in enumerate(self.masks):
             try:
                 mask.recipe()
@@ -328,7 +349,7 @@ class ProbeConfig:
 
     table: CSV with the columns path, start (seconds) and label; null probes nothing. every: steps from one probe to the next. kind:
     "knn" asks the nearest clips of other videos, "linear" fits ridge regression to them. clips: at most so many rows of the table.
-    neighbours: k. batch: clips encoded at a time.
+    neighbours: the nearest clips that "knn" asks. batch: clips encoded at a time.
     """
 
     table: str | None = None
@@ -376,17 +397,18 @@ class OptimConfig:
     """How it is learned.
 
     batch: clips per optimizer step, over all ranks and accumulation steps. accumulation: parts that a batch is computed in, one
-    after the other; auto: as few as fit in memory. steps: optimizer steps; where null, epochs counts
-    passes over the corpus's spans. The peak learning rate is base_learning_rate x batch / 256 (linear rule, Goyal et al. 2017).
-    warmup: share of the steps, from start_learning_rate (per 256 clips too). schedule: what follows it. cooldown: share of
-    the steps at the end over which a constant rate falls to final_learning_rate along a line. schedule_scale: schedules
-    are laid out for so many times the steps, and cut off. final_weight_decay: where the weight decay ends, along a cosine; constant
-    where null. ema: the target encoder's momentum at the first and at the last step. clip_gradient: largest gradient norm,
-    unbounded where null.
+    after the other; "auto" is as few as fit in memory. steps: optimizer steps; counted by epochs where null. epochs: passes over
+    the corpus's spans, where steps is null. base_learning_rate: of 256 clips; the peak is this times batch / 256 (linear rule,
+    Goyal et al. 2017). start_learning_rate, final_learning_rate: where the warmup begins and the schedule ends, of 256 clips too.
+    warmup: share of the steps over which the rate rises to its peak. schedule: what follows it. cooldown: share of the steps at the
+    end over which a constant rate falls to final_learning_rate along a line. schedule_scale: schedules are laid out for so many
+    times the steps, and cut off. weight_decay: of matrices, decoupled (AdamW). final_weight_decay: where the weight decay ends,
+    along a cosine; constant where null. ema: the target encoder's momentum at the first and at the last step. betas: AdamW's.
+    clip_gradient: largest gradient norm, unbounded where null.
 
-    A step whose loss or gradient norm is not finite is left out on all ranks alike, and so is one beyond the running mean by
-    outlier_sigmas standard deviations (null: none is). skip_budget: so many of the last 1,000 steps may be left out; one more
-    ends the run. optimizer: "adamw" is PyTorch's fused one, "apex" NVIDIA apex's FusedAdam.
+    outlier_sigmas: a step whose loss or gradient norm is beyond the running mean by so many standard deviations is left out, on all
+    ranks alike, as is one that is not finite; null leaves out the latter alone. skip_budget: so many of the last 1,000 steps may be
+    left out; one more ends the run. optimizer: "adamw" is PyTorch's fused one, "apex" NVIDIA apex's FusedAdam.
     """
 
     batch: int = 256

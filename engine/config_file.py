@@ -188,6 +188,8 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ConfigError(f"{key}: {value!r} is not a finite number")
         return float(value)
+    if type(value) is not annotation and key.endswith("resolution"):
+        raise ConfigError(f"{key}: {value!r} is not accepted; clips are square: give their side, one number of pixels")
     if type(value) is not annotation:
         raise ConfigError(f"{key}: {value!r} is {type(value).__name__}, not {annotation.__name__}")
     return value

@@ -18,20 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..loaders.whole_file import check_readable, write_whole
-from ..ssl.encoder import SIZES, LastNorm, Positions, VideoEncoder
+from ..ssl.choices import SIZES, Kind, Positions
+from ..ssl.encoder import LastNorm, VideoEncoder
+from .inputs import MINIMUM
 from .weight_files import Tensors, WeightsError, read_parts
-from .weight_names import (
-    POSITIONS,
-    Kind,
-    Renamed,
-    fixed_table,
-    image_positions,
-    image_resizing,
-    inflated,
-    rename,
-)
+from .weight_names import POSITIONS, Renamed, fixed_table, image_positions, image_resizing, inflated, rename
 
-MINIMUM = 1.0
 FRAMES, RESOLUTION = 16, 224  # the paper's, where the weights bring none of their own
 TABLE = "positions"  # of image weights, which do not follow from the settings
 GIANT = 1408  # the one width that two families share: VideoMAE V2 cuts it into 16 heads, V-JEPA 2 into 22
@@ -189,12 +181,12 @@ def _completed(renamed: Renamed) -> tuple[Tensors, list[str]]:
 
 
 def save_encoder(found: Conversion, path: Path) -> None:
-    """Writes a file that `load_encoder` reads; replaces it as a whole."""
+    """Writes a file that `read_encoder` reads; replaces it as a whole."""
     header = {"trocar_encoder": json.dumps(asdict(found.settings)), "kind": found.layout}
     write_whole(path, lambda target: save_file(found.tensors, target, metadata=header))
 
 
-def load_encoder(path: Path) -> VideoEncoder:
+def read_encoder(path: Path) -> VideoEncoder:
     """The encoder of a file that `save_encoder` wrote; tensors that it lacks are initialised from PyTorch's generator.
 
     Raises WeightsError, or OSError where it may not be read.

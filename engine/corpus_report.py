@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from ..loaders.copies import copies_lines, identical_videos
-from ..loaders.corpus import DESCRIPTION, Corpus
+from ..loaders.corpus import Corpus
+from ..loaders.corpus_folder import DESCRIPTION
 from .config_error import ConfigError
 from .config_file import CONFIGS
 from .table import Table

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,11 @@ from .config_file import load_config
 from .loading import build_loader
 from .table import Table
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 MOST_BY_DEFAULT = 100_000
+TITLE_GAP = 6  # pixels between two titles
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ def contact_sheet(pictures: NDArray[np.uint8], labels: Sequence[str], out: Path,
 
     columns = min(8, len(pictures))
     rows = math.ceil(len(pictures) / columns)
-    figure = Figure(figsize=(1.4 * columns, 1.55 * rows + 0.3), layout="constrained")
+    figure = Figure(figsize=(max(1.4 * columns, 2.8), 1.55 * rows + 0.3), layout="constrained")
     if title:
         figure.suptitle(title)
     for index, axis in enumerate(np.atleast_1d(figure.subplots(rows, columns)).flat):
@@ -111,8 +116,22 @@ def contact_sheet(pictures: NDArray[np.uint8], labels: Sequence[str], out: Path,
         if index < len(pictures):
             axis.imshow(pictures[index])
             axis.set_title(labels[index], fontsize=6)
+    keep_titles_apart(figure)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
+
+
+def keep_titles_apart(figure: Figure) -> None:
+    """Cuts the middle out of titles that are wider than their picture's share of the figure: names begin and end differently."""
+    figure.draw_without_rendering()  # only then is it known where everything stands
+    for axis in figure.axes:
+        text, columns = axis.title, axis.get_subplotspec().get_gridspec().ncols  # pyright: ignore[reportOptionalMemberAccess]: made by subplots
+        centre, whole = axis.bbox.x0 + axis.bbox.width / 2, text.get_text()
+        to_the_edge = 2 * min(centre, figure.bbox.width - centre)
+        width, kept = min(figure.bbox.width / columns, to_the_edge) - TITLE_GAP, len(whole)
+        while kept > 2 and text.get_window_extent().width > width:
+            kept -= 1
+            text.set_text(f"{whole[: (kept + 1) // 2]}…{whole[len(whole) - kept // 2 :]}")
 
 
 def export_draws(planned: Planned, first: int, count: int | None, out: Path) -> list[str]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -23,39 +22,19 @@ import torch
 from numpy.typing import NDArray
 
 from ..loaders.choose import LoaderChoice, choose_loader
-from ..loaders.corpus import Corpus, CorpusError
-from ..loaders.embeddings import Manifest, check_shard, shard_path, write_shard, write_spans
+from ..loaders.corpus import Corpus
+from ..loaders.corpus_folder import MANIFEST_NAME, CorpusError
+from ..loaders.embeddings import Manifest, shard_path, write_shard, write_spans
 from ..loaders.evaluation_crops import EvaluationCrops
 from ..loaders.grid_clips import GridClips, WholePicture
 from ..loaders.isolated import run_isolated, worker_number
 from ..loaders.progress import FileProgress
-from .embedders import DESCRIPTOR, Embedder, load_embedder
+from .embedders import Embedder, load_embedder
+from .finished import EmbedSummary, is_made, summary_of
+from .inputs import DESCRIPTOR
 
 ROWS_PER_SHARD = 4096
 BATCH = 16
-
-
-@dataclass(frozen=True)
-class EmbedSummary:
-    """spans: N. width: D. made: shards that this call made. failed: spans that could not be read, over all shards; reasons:
-    some."""
-
-    out: Path
-    spans: int
-    width: int
-    shards: int
-    made: int
-    failed: int
-    reasons: list[str]
-
-    def lines(self) -> list[str]:
-        lines = [
-            f"{self.spans:,} spans of {self.width} values in {self.shards:,} shards ({self.made:,} made now): {self.out}"
-        ]
-        if self.failed:
-            lines.append(f"{self.failed:,} spans could not be read and are left out of clusters; first of them:")
-            lines += [f"  {reason}" for reason in self.reasons]
-        return lines
 
 
 def embed_corpus(
@@ -101,7 +80,7 @@ def embed_corpus(
         resolution=embedder.resolution,
     )
     _prepare(out, manifest, opened, grid)
-    missing = [shard for shard in range(part[0], manifest.num_shards, part[1]) if not _is_made(out, manifest, shard)]
+    missing = [shard for shard in range(part[0], manifest.num_shards, part[1]) if not is_made(out, manifest, shard)]
     threads = threads or max(1, len(os.sched_getaffinity(0)) // workers)
     jobs = [(shard, str(corpus), str(out), model, frames, stride, threads, device) for shard in missing]
 
@@ -117,9 +96,7 @@ def embed_corpus(
                     "and run it again"
                 ) from result
             report.advance("embedding")
-    failures = [failure for shard in range(manifest.num_shards) for failure in _failures(out, shard)]
-    reasons = list({failure["path"]: failure["reason"] for failure in failures}.values())[:3]
-    return EmbedSummary(out, len(grid), embedder.width, manifest.num_shards, len(jobs), len(failures), reasons)
+    return summary_of(out, manifest, len(jobs))
 
 
 def _run(jobs: list[tuple[Any, ...]], workers: int, make: Callable[..., None]) -> Iterator[tuple[tuple[Any, ...], Any]]:
@@ -144,7 +121,7 @@ def _device(wanted: str) -> str:
 def _prepare(out: Path, manifest: Manifest, corpus: Corpus, grid: GridClips) -> None:
     """Writes manifest and spans, or checks that those in the folder are the same."""
     out.mkdir(parents=True, exist_ok=True)
-    if (out / "manifest.json").exists():
+    if (out / MANIFEST_NAME).exists():
         known = Manifest.read(out)
         if known != manifest:
             names = [name for name in vars(manifest) if getattr(known, name) != getattr(manifest, name)]
@@ -153,18 +130,6 @@ def _prepare(out: Path, manifest: Manifest, corpus: Corpus, grid: GridClips) -> 
     ids = [row["id"] for row in corpus.scan("id")]
     write_spans(out, ids, *grid.spans())
     manifest.write(out)
-
-
-def _is_made(out: Path, manifest: Manifest, shard: int) -> bool:
-    if not shard_path(out, shard).exists():
-        return False
-    check_shard(out, manifest, shard)
-    return True
-
-
-def _failures(out: Path, shard: int) -> list[dict[str, Any]]:
-    path = shard_path(out, shard).with_suffix(".failed.json")
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 class ShardMaker:

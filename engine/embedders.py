@@ -17,12 +17,12 @@ from torch import nn
 from ..ssl.encoder import IMAGENET_MEAN, IMAGENET_STD
 from .config_error import ConfigError
 from .descriptor import RESOLUTION, WIDTH, describe_clips
+from .inputs import DESCRIPTOR, TIMM, embedder_source
 from .run_encoder import load_run_encoder, weights_digest
 from .weight_files import read_weights
 
 Model = TypeVar("Model", bound=nn.Module)
 
-DESCRIPTOR = "descriptor"
 IMAGES_PER_CLIP = 4
 
 
@@ -51,11 +51,9 @@ def load_embedder(name: str, device: torch.device, *, frames: int = 16, stride: 
     """
     if name == DESCRIPTOR:
         return Embedder(name, "2", WIDTH, frames, stride, None, RESOLUTION, True, describe_clips)
-    if name.startswith("timm:"):
+    if name.startswith(TIMM):
         return _image_embedder(name, device, frames, stride)
-    if not Path(name).exists():
-        raise ConfigError(f"{name}: neither {DESCRIPTOR!r}, 'timm:MODEL' nor a run's folder; correct --model")
-    return _run_embedder(name, device)
+    return _run_embedder(embedder_source(name), device)
 
 
 def _run_embedder(name: str, device: torch.device) -> Embedder:

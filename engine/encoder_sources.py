@@ -5,6 +5,7 @@ Shapes: T frames, R x R pixels.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,26 +14,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..loaders.whole_file import check_readable
-from ..ssl.encoder import Positions, VideoEncoder, position_table
+from ..ssl.choices import Kind, Positions
+from ..ssl.encoder import VideoEncoder, position_table
 from .config_error import ConfigError
 from .config_file import CONFIG_FILE
-from .convert import (
-    FRAMES,
-    MINIMUM,
-    RESOLUTION,
-    TABLE,
-    Conversion,
-    EncoderSettings,
-    conversion_encoder,
-    convert,
-    load_encoder,
-)
+from .convert import FRAMES, RESOLUTION, TABLE, Conversion, EncoderSettings, conversion_encoder, convert, read_encoder
+from .inputs import MINIMUM, WHOLE_MODEL, encoder_source
 from .run_encoder import load_exported_encoder, load_run_encoder
 from .weight_files import WeightsError
-from .weight_names import POSITIONS, TITLES, Kind
+from .weight_names import POSITIONS, TITLES
 
 STRIDE = 4  # the paper's, where the weights bring none of their own
-WHOLE_MODEL = "model.safetensors"  # in a folder of Hugging Face's
 
 
 @dataclass(frozen=True)
@@ -56,6 +48,22 @@ class FoundEncoder:
     account: str
 
 
+def load_encoder(path: str | os.PathLike[str], **options: Any) -> VideoEncoder:
+    """The encoder in `path`, ready to be used: on the CPU, in evaluation mode, its weights float32 and frozen.
+
+        encoder = load_encoder("runs/first")
+        tokens = encoder(frames)           # (B, T, H, W, 3) uint8 -> (B, N, D), N = T / tubelet x H / patch x W / patch
+        vectors = encoder.pooled(frames)   # -> (B, D) float32, the mean of the tokens
+
+    path: a run, one of its checkpoints, a file of weights; options: as of `find_encoder`, which says besides what clips the
+    encoder was trained with. Frames are RGB as `clip_loader` has them, 0 .. 255: ImageNet's mean and deviation are taken off
+    inside. T, and H and W, are multiples of `encoder.tubelet` and `encoder.patch`; other sizes than those of its training change
+    the positions. Tokens come in time, rows, columns, float32, or as autocast has them; of a JEPA they are the target encoder's.
+    To train it, `encoder.requires_grad_(True).train()`. Raises what `find_encoder` raises.
+    """
+    return find_encoder(Path(path), **options).encoder.requires_grad_(False).eval()
+
+
 def find_encoder(
     path: Path,
     *,
@@ -63,24 +71,27 @@ def find_encoder(
     resolution: int | None = None,
     kind: Kind | None = None,
     positions: Positions | None = None,
+    part: str | None = None,
     minimum: float = MINIMUM,
 ) -> FoundEncoder:
     """Reads the encoder that is in `path`.
 
     path: a run's folder or one of its checkpoints; a file of `trocar convert` or `trocar export`; a file of published weights, or a
     folder with model.safetensors, converted on the way. frames, resolution: of its clips, where its own are not wanted. kind,
-    positions: of published weights that do not tell, see `convert`. minimum: share of the tensors that has to match. Raises
-    ConfigError where there is nothing, WeightsError or CheckpointError where it cannot be used.
+    positions: of published weights that do not tell, part: where in their file the encoder stands, see `convert`. minimum: share
+    of the tensors that has to match. Raises ConfigError where there is nothing, WeightsError or CheckpointError where it cannot
+    be used.
     """
     own = _own_encoder(path, frames, resolution)
     if own is None:
         shape = ClipShape(frames or FRAMES, STRIDE, None, resolution or RESOLUTION)
-        told: dict[str, Any] = {"kind": kind, "positions": positions, "minimum": minimum}
+        told: dict[str, Any] = {"kind": kind, "positions": positions, "part": part, "minimum": minimum}
         found = convert(_file(path), frames=shape.frames, resolution=shape.resolution, **told)
         return FoundEncoder(conversion_encoder(found), shape, found.kind, found.lines()[0])
     for name, wanted, is_its in (
         ("kind", kind, own.family),
         ("positions", positions, own.encoder.position_kind),
+        ("part", part, None),
     ):
         if wanted not in (None, is_its):
             raise WeightsError(
@@ -122,10 +133,7 @@ def convert_encoder(
 
 def _own_encoder(path: Path, frames: int | None, resolution: int | None) -> FoundEncoder | None:
     """The encoder of a run, or of a file that says that it is ours; None: whoever else's weights."""
-    if not path.exists():
-        raise ConfigError(
-            f"{path}: no such encoder; give a run of `trocar pretrain`, a file of weights, or a folder with {WHOLE_MODEL}"
-        )
+    encoder_source(path)
     header = _header(path) if path.suffix == ".safetensors" else {}
     is_run = path.is_dir() and ((path / CONFIG_FILE).is_file() or path.parent.name == "checkpoints")
     if is_run or "config" in header:
@@ -138,7 +146,7 @@ def _own_encoder(path: Path, frames: int | None, resolution: int | None) -> Foun
         return FoundEncoder(encoder, shape, family, "a run's encoder" if is_run else "an exported encoder")
     if "trocar_encoder" not in header:
         return None
-    encoder = load_encoder(path)
+    encoder = read_encoder(path)
     own = (encoder.grid[0] * encoder.tubelet, encoder.grid[1] * encoder.patch)
     shape = ClipShape(frames or own[0], STRIDE, None, resolution or own[1])
     layout = header.get("kind", "an encoder")

@@ -1,19 +1,34 @@
-"""The spans that show best what a cluster is, as pictures: the middle frame of each."""
+"""The spans that show best what a cluster is, as pictures: the middle frame of each, its largest centred square."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from ..loaders.augment import CropRecipe
 from ..loaders.cluster_tree import ClusterTree
 from ..loaders.corpus import Corpus
 from ..loaders.cpu import ClipLoader
-from ..loaders.grid_clips import WholePicture
 from ..loaders.sampler import Clip
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    """picture: (side, side, 3) uint8. file: its name. seconds: when the picture is shown."""
+
+    picture: NDArray[np.uint8]
+    file: str
+    seconds: float
+
+    @property
+    def caption(self) -> str:
+        minutes, seconds = divmod(int(self.seconds), 60)
+        return f"{self.file} {minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
 @dataclass
@@ -30,10 +45,8 @@ class _Chosen:
         return [self.chosen[draw] for draw in np.asarray(draws).tolist()]
 
 
-def exemplar_pictures(
-    tree: ClusterTree, corpus: Corpus, spans: Sequence[int], side: int
-) -> dict[int, NDArray[np.uint8]]:
-    """(side, side, 3) by span, a row of the tree; those that are not in the corpus or cannot be read are missing."""
+def exemplar_pictures(tree: ClusterTree, corpus: Corpus, spans: Sequence[int], side: int) -> dict[int, Exemplar]:
+    """By span, a row of the tree; those that are not in the corpus or cannot be read are missing."""
     rows = {row["id"]: index for index, row in enumerate(corpus.scan("id"))}
     clips: list[Clip] = []
     shown = []
@@ -50,7 +63,7 @@ def exemplar_pictures(
     with ClipLoader(
         corpus,
         source,
-        WholePicture(),
+        CropRecipe(scale=(1, 1), ratio=(1, 1), flip_probability=0),
         [np.arange(len(clips))],
         resolution=side,
         device=torch.device("cpu"),
@@ -58,4 +71,8 @@ def exemplar_pictures(
     ) as loader:
         batch = next(loader)
     frames = batch.frames[:, 0].numpy()
-    return {shown[number]: frames[place] for place, number in enumerate(batch.numbers.tolist())}
+    found = {}
+    for place, number in enumerate(batch.numbers.tolist()):
+        name = PurePath(corpus.video_path(clips[number].video)).name
+        found[shown[number]] = Exemplar(frames[place], name, float(batch.pts_seconds[place, 0]))
+    return found

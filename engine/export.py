@@ -7,7 +7,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from ..loaders.whole_file import write_whole
-from .checkpoint import CheckpointError, checkpoints, load_checkpoint
+from .checkpoint import load_checkpoint
+from .checkpoint_folder import newest_checkpoint
 from .run_encoder import encoder_tensors
 from .run_record import last_folder
 
@@ -17,10 +18,7 @@ def export_weights(run_dir: Path, out: Path | None = None, *, whole: bool = Fals
 
     out: RUN/encoder.safetensors or RUN/model.safetensors where None. The config travels as metadata. Raises CheckpointError.
     """
-    saved = checkpoints(run_dir)
-    if not saved:
-        raise CheckpointError(f"{run_dir}: no checkpoint to export; run `trocar pretrain` with run.dir={run_dir} first")
-    checkpoint = load_checkpoint(saved[-1])
+    checkpoint = load_checkpoint(newest_checkpoint(run_dir))
     tensors = checkpoint.model if whole else encoder_tensors(checkpoint.model)
     out = out or run_dir / ("model.safetensors" if whole else "encoder.safetensors")
     config = (run_dir / "config.yaml").read_text(encoding="utf-8")

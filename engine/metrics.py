@@ -12,12 +12,14 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ..loaders.batch import Failure
 from .config_error import ConfigError
+from .inputs import METRICS_FILE
 
-FILE_NAME = "metrics.jsonl"
 QUARANTINE_FILE = "quarantine.csv"
+WANDB_ID = "wandb_id.txt"
 NAMED_VIDEOS = 10  # on the console
 
 
@@ -38,7 +40,7 @@ class MetricsLog:
         write: bool = True,
         wandb: str | None = None,
     ) -> None:
-        self.path, self.every = run_dir / FILE_NAME, every
+        self.path, self.every = run_dir / METRICS_FILE, every
         self._file: io.FileIO | None = None
         self._writer = self._wandb = None
         self._unwritten: list[bytes] = []
@@ -46,7 +48,7 @@ class MetricsLog:
         if not write:
             return
         if wandb is not None:
-            self._wandb = _open_wandb(wandb, run_dir)
+            self._wandb = _open_wandb(wandb, run_dir, last_step)
         _cut(self.path, last_step)
         self._file = self.path.open("ab", buffering=0)
         if tensorboard:
@@ -109,20 +111,29 @@ class MetricsLog:
         self._unwritten.clear()
 
 
-def _open_wandb(project: str, run_dir: Path) -> Any:
-    """A Weights & Biases run that goes on where the run directory's went."""
+def _open_wandb(project: str, run_dir: Path, last_step: int) -> Any:
+    """A Weights & Biases run that goes on where the run directory's went.
+
+    Its id stands in RUN/wandb_id.txt: folders of one name are no rare thing among those who share a project, and theirs must not
+    flow into each other. Runs that began without that file had their folder's name for an id.
+    """
     try:
         wandb = importlib.import_module("wandb")
     except ImportError as error:
         raise ConfigError(
             f"run.wandb: {project!r} needs Weights & Biases; pip install wandb, or set run.wandb=null"
         ) from error
-    return wandb.init(project=project, name=run_dir.name, id=run_dir.resolve().name, dir=str(run_dir), resume="allow")
+    name, known = run_dir.resolve().name, run_dir / WANDB_ID
+    if not known.exists():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        known.write_text(name if last_step else uuid4().hex[:12], encoding="utf-8")
+    identity = known.read_text(encoding="utf-8").strip()
+    return wandb.init(project=project, name=name, id=identity, dir=str(run_dir), resume="allow")
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The rows of a run; an incomplete last line, left by a crash, does not count."""
-    path = run_dir / FILE_NAME
+    path = run_dir / METRICS_FILE
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]

@@ -35,7 +35,8 @@ from .build import (
     selection_notes,
 )
 from .changes import check_changes, check_same_corpus, check_same_draws, config_before, tell_changes
-from .checkpoint import checkpoint_path, newest_step, remove_unfinished, restore, run_tensors
+from .checkpoint import remove_unfinished, restore, run_tensors
+from .checkpoint_folder import checkpoint_path, newest_step
 from .checkpoint_saver import CheckpointSaver
 from .config import Config
 from .config_file import CONFIG_FILE

@@ -14,10 +14,13 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..loaders.whole_file import check_readable
-from ..ssl.encoder import SIZES, VideoEncoder
-from .checkpoint import CheckpointError, checkpoints, load_checkpoint
+from ..ssl.choices import SIZES
+from ..ssl.encoder import VideoEncoder
+from .checkpoint import load_checkpoint
+from .checkpoint_folder import CheckpointError
 from .config import Config
 from .config_file import CONFIG_FILE, load_config, parse_config
+from .inputs import run_folder, run_with_checkpoint
 
 
 def build_encoder(config: Config) -> VideoEncoder:
@@ -46,18 +49,10 @@ def load_run_encoder(path: Path) -> tuple[VideoEncoder, Config]:
 
     path: a run's folder, whose newest checkpoint counts, or one of its checkpoints. Raises CheckpointError or ConfigError.
     """
-    run_dir = path.parent.parent if path.parent.name == "checkpoints" else path
-    if not (run_dir / CONFIG_FILE).is_file():
-        raise CheckpointError(
-            f"{path}: neither a run (no {CONFIG_FILE}) nor a checkpoint of one (RUN/checkpoints/step_...); name the run.dir "
-            "of a `trocar pretrain`"
-        )
-    saved = [path] if run_dir != path else checkpoints(path)
-    if not saved:
-        raise CheckpointError(f"{path}: no checkpoint yet; run `trocar pretrain` with run.dir={path} first")
-    config = load_config(run_dir / CONFIG_FILE)
+    checkpoint = run_with_checkpoint(path)
+    config = load_config(run_folder(path) / CONFIG_FILE)
     encoder = build_encoder(config)
-    encoder.load_state_dict(encoder_tensors(load_checkpoint(saved[-1]).model))
+    encoder.load_state_dict(encoder_tensors(load_checkpoint(checkpoint).model))
     return encoder, config
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +13,22 @@ from numpy.typing import NDArray
 
 from ..kernels.pixel_loss import patch_targets
 from ..loaders.corpus import Corpus
+from ..loaders.phases import DrawSettings
 from ..ssl.mae import MaskedAutoencoder
 from ..ssl.masks import Masks
 from .build import build_model, build_sampler
 from .changes import Change, marks
-from .checkpoint import CheckpointError, checkpoints, load_checkpoint
-from .config import Config, ConfigError
+from .checkpoint import load_checkpoint
+from .checkpoint_folder import CheckpointError, checkpoints
+from .config import Config, ConfigError, DataConfig, ValidationConfig
 from .config_file import CONFIG_FILE, load_config
 from .loading import build_loader
 from .metrics import read_metrics
 
+ORIGINAL, SEEN, REBUILT = "original", "what the model sees", "reconstructed"
+GIVEN = f"{REBUILT}; every hidden patch\nhas been given its true mean and deviation"
+GUESSED = f"{REBUILT}; mean and deviation of\nhidden patches guessed from visible ones"
+SMOOTHED = 21  # steps, odd
 FIRST_UNSEEN_DRAW = 2**40  # far beyond any run: other offsets, crops and masks than the model was trained on
 
 
@@ -32,7 +38,8 @@ def view_reconstruction(
     """Writes a grid of clips: original, what the model sees, what it makes of it.
 
     run_dir: a run with a checkpoint. out: RUN/reconstruction.png where None. clips: rows of the grid. frames: shown of each clip.
-    corpus: another corpus than the run's. Returns the path of the PNG. Raises ConfigError, CorpusError or CheckpointError.
+    corpus: another corpus than the run's, of which all spans come alike: the run's tree, shares, exclusions and held-out videos are
+    of its own one. Returns the path of the PNG. Raises ConfigError, CorpusError or CheckpointError.
     """
     config = _run_config(run_dir, corpus)
     if config.objective.kind != "mae":
@@ -57,32 +64,48 @@ def view_reconstruction(
     with torch.no_grad():
         prediction = model(batch.frames, masks).prediction
     shown = np.linspace(0, config.data.frames - 1, frames).round().astype(int)
-    triples = [video[:, shown] for video in reconstruction(model, batch.frames, masks, prediction)]
+    panels = reconstruction(model, batch.frames, masks, prediction)
     out = out or run_dir / "reconstruction.png"
-    _save_grid(triples, out, f"{run_dir.name}, step {saved[-1].name.rpartition('_')[2].lstrip('0')}")
+    title = f"{run_dir.name}, step {saved[-1].name.rpartition('_')[2].lstrip('0')}"
+    if corpus is not None:
+        title += f"\nclips of {corpus}, all its spans alike"
+    _save_grid({name: video[:, shown] for name, video in panels.items()}, out, title)
     return out
 
 
 def reconstruction(
     model: MaskedAutoencoder, frames: torch.Tensor, masks: Masks, prediction: torch.Tensor
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
-    """(original, masked, reconstructed), each (B, T, H, W, 3) uint8.
+) -> dict[str, NDArray[np.uint8]]:
+    """ORIGINAL, SEEN and what is reconstructed by name, each (B, T, H, W, 3) uint8.
 
-    Hidden patches are grey in the second; in the third they are the prediction and the visible ones are the original. Normalised
-    predictions are shown with the true mean and deviation of their patch, which the model was not asked for.
+    Hidden patches are grey in SEEN; in the last ones they are the prediction and the visible ones are the original. A model of
+    normalised targets says nothing of a patch's mean and deviation, and a picture that is given the true ones looks like the
+    original before anything is learned: hence GIVEN and, with those of the visible patches around (weighted by the inverse square
+    of the distance in tokens of space and time), GUESSED. Otherwise there is REBUILT alone.
     """
     tubelet, patch, grid = model.encoder.tubelet, model.encoder.patch, model.encoder.grid
-    pixels = patch_targets(frames, masks.masked, tubelet, patch, "none", torch.float32)
-    values = pixels.unflatten(2, (-1, 3))
+    prediction = prediction.float()
+    rebuilt = {REBUILT: prediction}
     if model.normalization != "none":
         over = -2 if model.normalization == "channel" else (-2, -1)
-        variance, mean = torch.var_mean(values, dim=over, keepdim=True, correction=1)
-        prediction = (prediction.unflatten(2, (-1, 3)) * (variance.sqrt() + 1e-6) + mean).flatten(2)
+
+        def statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            pixels = patch_targets(frames, patches, tubelet, patch, "none", torch.float32).unflatten(2, (-1, 3))
+            variance, mean = torch.var_mean(pixels, dim=over, keepdim=True, correction=1)
+            return mean, variance.sqrt() + 1e-6
+
+        weights = _nearness(masks, grid)
+        around = [torch.einsum("bmv,bvij->bmij", weights, values) for values in statistics(masks.visible)]
+        normalised = prediction.unflatten(2, (-1, 3))
+        rebuilt = {
+            name: (normalised * deviation + mean).flatten(2)
+            for name, (mean, deviation) in {GIVEN: statistics(masks.masked), GUESSED: around}.items()
+        }
     everything = torch.arange(model.encoder.num_tokens).expand(len(frames), -1)
     original = patch_targets(frames, everything, tubelet, patch, "none", torch.float32)
     index = masks.masked[..., None].expand(-1, -1, original.shape[-1])
-    hidden = original.scatter(1, index, 0.5)
-    rebuilt = original.scatter(1, index, prediction.float().clamp(0, 1))
+    panels = {ORIGINAL: original, SEEN: original.scatter(1, index, 0.5)}
+    panels |= {name: original.scatter(1, index, values.clamp(0, 1)) for name, values in rebuilt.items()}
 
     def video(patches: torch.Tensor) -> NDArray[np.uint8]:
         steps, rows, columns = grid
@@ -90,11 +113,18 @@ def reconstruction(
         ordered = cells.permute(0, 1, 4, 2, 5, 3, 6, 7)
         return (ordered.reshape(frames.shape) * 255).round().to(torch.uint8).numpy()
 
-    return video(original), video(hidden), video(rebuilt)
+    return {name: video(patches) for name, patches in panels.items()}
+
+
+def _nearness(masks: Masks, grid: tuple[int, int, int]) -> torch.Tensor:
+    """(B, N_masked, N_visible) what visible patches weigh for hidden ones; sums to 1 over the visible ones."""
+    places = torch.cartesian_prod(*(torch.arange(size, dtype=torch.float32) for size in grid))
+    weights = torch.cdist(places[masks.masked], places[masks.visible]).square().reciprocal()
+    return weights / weights.sum(dim=2, keepdim=True)
 
 
 def view_curve(run_dir: Path, out: Path | None = None) -> Path:
-    """Plots loss and speed of a run over its steps. Returns the path of the PNG, RUN/curve.png where `out` is None."""
+    """Plots loss, its mean around each step, and speed. Returns the path of the PNG, RUN/curve.png where `out` is None."""
     rows = read_metrics(run_dir)
     if not rows:
         raise CheckpointError(f"{run_dir}: no metrics to show; run `trocar pretrain` with run.dir={run_dir} first")
@@ -105,7 +135,7 @@ def view_curve(run_dir: Path, out: Path | None = None) -> Path:
     loss, speed = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     steps = [row["step"] for row in rows]
     loss.plot(steps, [row["loss"] for row in rows], color="0.75", linewidth=0.8, label="each step")
-    loss.plot(steps, _smooth([row["loss"] for row in rows]), color="C0", label="running mean")
+    loss.plot(steps, _smooth([row["loss"] for row in rows]), color="C0", label=f"mean of {SMOOTHED} around a step")
     if validated := [row for row in rows if "validation_loss" in row]:
         held_out = [row["validation_loss"] for row in validated]
         loss.plot([row["step"] for row in validated], held_out, "o-", color="C3", markersize=3, label="held-out videos")
@@ -131,25 +161,27 @@ def shorten(step: int, changes: Sequence[Change]) -> str:
     return "\n".join([f"from step {step + 1:,} on:", *texts, *more])
 
 
-def _smooth(values: Sequence[float], window: int = 20) -> NDArray[np.float64]:
-    """The mean of up to `window` values that end at each."""
+def _smooth(values: Sequence[float]) -> NDArray[np.float64]:
+    """The mean of the SMOOTHED values around each; of as many on both sides as there are, so that it neither trails nor leads."""
     total = np.cumsum(np.concatenate([[0.0], values]))
-    end = np.arange(1, len(values) + 1)
-    start = np.maximum(end - window, 0)
-    return (total[end] - total[start]) / (end - start)
+    middle = np.arange(len(values))
+    beside = np.minimum(SMOOTHED // 2, np.minimum(middle, len(values) - 1 - middle))
+    return (total[middle + beside + 1] - total[middle - beside]) / (2 * beside + 1)
 
 
-def _save_grid(videos: Sequence[NDArray[np.uint8]], out: Path, title: str) -> None:
-    """One panel per video array (B, T, H, W, 3): a clip a row, its frames side by side."""
+def _save_grid(panels: Mapping[str, NDArray[np.uint8]], out: Path, title: str) -> None:
+    """A panel a name, of videos (B, T, H, W, 3): a clip a row, its frames side by side."""
     from matplotlib.figure import Figure
 
-    clips, frames, height, width, _ = videos[0].shape
-    figure = Figure(figsize=(3 * 1.1 * frames * width / height, 1.1 * clips + 0.8), layout="constrained")
+    clips, frames, height, width, _ = next(iter(panels.values())).shape
+    panel_width = max(1.1 * frames * width / height, 3.2)  # inches; titles take three
+    figure = Figure(
+        figsize=(panel_width * len(panels), panel_width * clips * height / (frames * width) + 1), layout="constrained"
+    )
     figure.suptitle(title)
-    names = ("original", "what the model sees", "reconstructed")
-    for axis, video, name in zip(figure.subplots(1, 3), videos, names, strict=True):
+    for axis, (name, video) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         axis.imshow(video.transpose(0, 2, 1, 3, 4).reshape(clips * height, frames * width, 3))
-        axis.set_title(name)
+        axis.set_title(name, fontsize=9)
         axis.set_axis_off()
     figure.savefig(out, dpi=120)
 
@@ -159,5 +191,10 @@ def _run_config(run_dir: Path, corpus: str | None) -> Config:
         raise CheckpointError(
             f"{run_dir}: not a run (it has no {CONFIG_FILE}); name a folder that `trocar pretrain` wrote"
         )
-    overrides = [] if corpus is None else [f"data.corpus={corpus}"]
-    return load_config(run_dir / CONFIG_FILE, overrides)
+    config = load_config(run_dir / CONFIG_FILE)
+    if corpus is None:
+        return config
+    plain = DataConfig(corpus)
+    names = {item.name for item in fields(DrawSettings)} & {item.name for item in fields(DataConfig)}
+    changed = {name: getattr(plain, name) for name in ("corpus", "phases", *names)}
+    return replace(config, data=replace(config.data, **changed), validation=ValidationConfig())

@@ -1,6 +1,6 @@
 """`trocar view tree`: the clusters of a tree, level under level, with their exemplars; PNG, or one self-contained HTML page.
 
-Of every cluster the largest below it are shown; what is left out is counted.
+A page shows all clusters, a picture of every cluster the largest below it; what is left out is counted.
 
 Shapes: N spans.
 """
@@ -22,15 +22,23 @@ from ..loaders.cluster_nodes import NODES_NAME
 from ..loaders.cluster_tree import ClusterTree
 from ..loaders.corpus import Corpus
 from .config_error import ConfigError
-from .exemplars import exemplar_pictures
+from .exemplars import Exemplar, exemplar_pictures
 
 PICTURES, SIDE, NAMED_SOURCES = 4, 96, 3
+PICTURED, DRAWN_BELOW = 1000, 4  # clusters of a page that have pictures, and of a picture that stand below one
+UNNAMED = "(not given)"
 STYLE = (
-    "body{font:14px sans-serif;margin:2em}details{margin:.3em 0 .3em 1.2em}summary{cursor:pointer}"
-    "img{margin:2px;vertical-align:middle}small{color:#666}"
+    "body{font:14px sans-serif;margin:2em}details,.leaf{margin:.3em 0 .3em 1.2em}summary{cursor:pointer}"
+    f"figure{{display:inline-block;margin:2px;width:{SIDE}px;vertical-align:top}}"
+    "figcaption{font-size:9px;overflow-wrap:anywhere}small{color:#666}"
+)
+LEGEND = (
+    "Level.number of a cluster (level 1: the leaves), its spans, their share of all spans, and the most common sources where "
+    f"videos have any. Pictures: up to {PICTURES} spans nearest to the centre of a leaf, or of leaves below a cluster; the "
+    "largest centred square of the span's middle frame, with its file and when a player shows it. A triangle opens what is below."
 )
 
-Pictures = Mapping[int, NDArray[np.uint8]]
+Pictures = Mapping[int, Exemplar]
 
 
 @dataclass(frozen=True)
@@ -58,29 +66,37 @@ class ShownCluster:
         return f"{self.name}: {self.spans:,} spans ({self.share:.1%})"
 
 
-def view_tree(folder: Path, corpus: Corpus | None, out: Path, most: int = 4) -> list[str]:
+def view_tree(folder: Path, corpus: Corpus | None, out: Path, most: int | None = None) -> list[str]:
     """Draws the tree in `folder`, a .png or .html file; with a corpus pictures and sources too. most: clusters shown of every one
-    above, and on the top level. Returns lines for the terminal. Raises ConfigError on another suffix, CorpusError."""
-    if out.suffix not in (".png", ".html") or most < 1:
+    above, and on the top level; where None all on a page, DRAWN_BELOW in a picture. Returns lines for the terminal. Raises
+    ConfigError on another suffix, CorpusError."""
+    if out.suffix not in (".png", ".html") or (most is not None and most < 1):
         raise ConfigError(
             f"--out {out}, --most {most}: give a file that ends in .png or .html, and at least one cluster"
         )
     tree = ClusterTree.read(folder)
+    most = DRAWN_BELOW if most is None and out.suffix == ".png" else most
     top = shown_clusters(folder, tree, corpus, most)
     rows = [row for cluster in top.below for row in cluster.walk()]
     pictures: Pictures = {}
     if corpus is not None:
-        pictures = exemplar_pictures(tree, corpus, [span for _, cluster in rows for span in cluster.exemplars], SIDE)
+        pictured = sorted((cluster for _, cluster in rows), key=lambda cluster: -cluster.spans)[:PICTURED]
+        pictures = exemplar_pictures(tree, corpus, [span for cluster in pictured for span in cluster.exemplars], SIDE)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".html":
         out.write_text(_page(top, pictures), encoding="utf-8")
     else:
         _draw(top.title, rows, pictures, out)
-    return [f"{len(rows):,} clusters, {len(pictures):,} pictures: {out}"]
+    lines = [f"{len(rows):,} clusters, {len(pictures):,} pictures: {out}"]
+    if corpus is None:
+        lines.append("no pictures and no names of files without the corpus that was embedded: add --corpus CORPUS")
+    elif not pictures:
+        lines.append(f"none of the tree's videos can be read from {corpus.path}: is it the corpus that was embedded?")
+    return lines
 
 
-def shown_clusters(folder: Path, tree: ClusterTree, corpus: Corpus | None, most: int) -> ShownCluster:
-    """The whole tree as one cluster, those of the top level below it."""
+def shown_clusters(folder: Path, tree: ClusterTree, corpus: Corpus | None, most: int | None) -> ShownCluster:
+    """The whole tree as one cluster, those of the top level below it. most: below one; all where None."""
     below: dict[tuple[int, int], list[dict]] = {}
     for node in pq.read_table(folder / NODES_NAME).to_pylist():
         if node["spans"]:
@@ -95,7 +111,7 @@ def shown_clusters(folder: Path, tree: ClusterTree, corpus: Corpus | None, most:
             make(level - 1, node["node"], f"{level - 1}.{node['node']}", node["spans"], node["exemplars"][:PICTURES])
             for node in children[:most]
         ]
-        rest = children[most:]
+        rest = [] if most is None else children[most:]
         left_out_spans = sum(node["spans"] for node in rest)
         return ShownCluster(name, spans, spans / total, named, exemplars, shown, len(rest), left_out_spans)
 
@@ -104,7 +120,9 @@ def shown_clusters(folder: Path, tree: ClusterTree, corpus: Corpus | None, most:
 
 def _sources(tree: ClusterTree, corpus: Corpus):
     """A function (level, node) -> the most common sources among its spans, with their shares."""
-    described = {row["id"]: row["source"] or "(not given)" for row in corpus.scan("id", "source")}
+    described = {row["id"]: row["source"] or UNNAMED for row in corpus.scan("id", "source")}
+    if {*described.values()} == {UNNAMED}:
+        return lambda level, node: ""
     names, of_video = np.unique(
         [described.get(name, "(not in the corpus)") for name in tree.video_ids], return_inverse=True
     )
@@ -128,22 +146,25 @@ def _page(top: ShownCluster, pictures: Pictures) -> str:
     lines = [
         f"<!doctype html><html><head><meta charset='utf-8'><title>{title}</title><style>{STYLE}</style></head><body>"
     ]
-    lines.append(f"<h1>{title}</h1>")
+    lines.append(f"<h1>{title}</h1><p><small>{html.escape(LEGEND)}</small></p>")
     lines += [line for cluster in top.below for line in _nested(cluster, pictures, is_open=True)]
     return "\n".join([*lines, _left_out(top), "</body></html>"]) + "\n"
 
 
 def _nested(cluster: ShownCluster, pictures: Pictures, is_open: bool = False) -> list[str]:
-    images = "".join(
-        f"<img width='{SIDE}' alt='span {span}' src='data:image/png;base64,{_png(pictures[span])}'>"
-        for span in cluster.exemplars
-        if span in pictures
-    )
+    images = "".join(_figure(span, pictures[span]) for span in cluster.exemplars if span in pictures)
     head = f"{html.escape(cluster.title)} <small>{html.escape(cluster.sources)}</small><br>{images}"
     if not cluster.below:
-        return [f"<details><summary>{head}</summary></details>"]
+        return [f"<div class='leaf'>{head}</div>"]
     inner = [line for child in cluster.below for line in _nested(child, pictures)]
     return [f"<details{' open' if is_open else ''}><summary>{head}</summary>", *inner, _left_out(cluster), "</details>"]
+
+
+def _figure(span: int, exemplar: Exemplar) -> str:
+    return (
+        f"<figure><img width='{SIDE}' alt='span {span}' src='data:image/png;base64,{_png(exemplar.picture)}'>"
+        f"<figcaption>{html.escape(exemplar.caption)}</figcaption></figure>"
+    )
 
 
 def _left_out(cluster: ShownCluster) -> str:
@@ -184,6 +205,6 @@ def _draw(title: str, rows: list[tuple[int, ShownCluster]], pictures: Pictures, 
         axis.text(depth, row + 0.5, f"{cluster.title}\n{cluster.sources}{more}", va="center", fontsize=6)
         for place, span in enumerate(span for span in cluster.exemplars if span in pictures):
             left = first_picture + place
-            axis.imshow(pictures[span], extent=(left, left + 0.95, row + 0.95, row), aspect="equal")
+            axis.imshow(pictures[span].picture, extent=(left, left + 0.95, row + 0.95, row), aspect="equal")
     axis.set(xlim=(-0.2, width), ylim=(len(rows), 0))
     figure.savefig(out, dpi=120)

@@ -25,10 +25,10 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from ..ssl.encoder import LastNorm, Positions, position_table
+from ..ssl.choices import Kind, Positions
+from ..ssl.encoder import LastNorm, position_table
 from .weight_files import Tensors
 
-Kind = Literal["videomae", "vjepa1", "vjepa2", "image"]
 TITLES: dict[Kind, str] = {"videomae": "VideoMAE", "vjepa1": "V-JEPA 1", "vjepa2": "V-JEPA 2", "image": "image ViT"}
 POSITIONS: dict[Kind, Positions] = {"videomae": "flat", "vjepa1": "axes", "vjepa2": "rope", "image": "flat"}
 # Published (width, depth, tokens along a side), and time steps of their tables.

@@ -4,6 +4,7 @@
     "l1"         |prediction - target|                      (V-JEPA, arXiv 2404.08471, and V-JEPA 2, arXiv 2506.09985)
     "smooth_l1"  0.5 d**2 where |d| < 1, |d| - 0.5 elsewhere
     "l2"         (prediction - target)**2
+    "half_l2"    0.5 (prediction - target)**2               (V-JEPA's code with loss_exp 2)
 
 The loss of a clip is the mean over its rows and their values; the loss of a batch is the mean over its clips. Multi-block masks
 hide another number of tokens in each clip, so the rows may come packed: clip b owns rows offsets[b] .. offsets[b + 1] - 1; what
@@ -17,12 +18,11 @@ Shapes: B clips, N tokens a clip, M predicted rows a clip (or L rows of all clip
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor
 
+from .choices import DISTANCES, Distance
 from .launch import (
     INDEX_DTYPES,
     TRITON_DTYPES,
@@ -37,7 +37,6 @@ from .launch import (
 )
 from .pixel_loss import _scale
 
-Distance = Literal["l1", "smooth_l1", "l2"]
 PREDICTION_DTYPES = (torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -72,7 +71,7 @@ def feature_loss_reference(
     elif distance == "smooth_l1":
         losses = F.smooth_l1_loss(difference, torch.zeros_like(difference), reduction="none")
     else:
-        losses = difference.square()
+        losses = difference.square() * (0.5 if distance == "half_l2" else 1.0)
     counts = offsets.diff().clamp(min=1)
     rows = losses.mean(dim=1)[inside]
     clip_loss = rows.new_zeros(clips).index_add(0, clip[inside], rows) / counts
@@ -120,6 +119,8 @@ def _feature_loss_kernel(
     elif DISTANCE == "smooth_l1":
         loss = tl.where(size < 1.0, 0.5 * size * size, size - 0.5)
         slope = tl.where(size < 1.0, difference, sign)
+    elif DISTANCE == "half_l2":
+        loss, slope = 0.5 * size * size, difference
     else:
         loss, slope = size * size, 2.0 * difference
     total = tl.where(valid, tl.sum(loss, axis=0) * weight, float("nan"))
@@ -215,8 +216,8 @@ def feature_loss(
     (no retain_graph). Raises ValueError on float16 (the gradient of the mean underflows there), on arguments of another dtype,
     shape, device or layout, on an unknown distance and, on the CPU, on indices or offsets out of range (NaN on a device).
     """
-    if distance not in get_args(Distance):
-        raise ValueError(f"distance must be one of {get_args(Distance)}, got {distance!r}")
+    if distance not in DISTANCES:
+        raise ValueError(f"distance must be one of {DISTANCES}, got {distance!r}")
     wanted = (*TRITON_DTYPES, torch.float64)
     require("features", features, dtypes=wanted, shape=(None, None, None), like=features)
     clips, num_tokens, width = features.shape

@@ -17,10 +17,12 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 LOW_32_BITS = np.uint64(0xFFFFFFFF)
+# Up to so many counters Python's integers are faster than as many calls of NumPy as one takes: a clip asks for few numbers.
+FEW = 8
 MAX_DRAW = 2**48
 MAX_VIEW = 2**16
 
@@ -54,14 +56,33 @@ def philox_words(
     c0: NDArray[np.uint64], c1: NDArray[np.uint64], c2: NDArray[np.uint64], c3: NDArray[np.uint64], key: tuple[int, int]
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
     """`philox` with the counter's words, and the result's, apart; they may broadcast."""
+    counters = np.broadcast(c0, c1, c2, c3)
+    if counters.size <= FEW:
+        words = [_philox_integers(int(w0), int(w1), int(w2), int(w3), *key) for w0, w1, w2, w3 in counters]
+        table = np.array(words, np.uint64).reshape(*counters.shape, 4)
+        return table[..., 0], table[..., 1], table[..., 2], table[..., 3]
     k0, k1 = key
     for _ in range(ROUNDS):
-        product0, product1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        product0, product1 = c0 * np.uint64(MULTIPLIERS[0]), c2 * np.uint64(MULTIPLIERS[1])
         c0, c1, c2, c3 = (
             (product1 >> np.uint64(32)) ^ c1 ^ np.uint64(k0),
             product1 & LOW_32_BITS,
             (product0 >> np.uint64(32)) ^ c3 ^ np.uint64(k1),
             product0 & LOW_32_BITS,
+        )
+        k0, k1 = (k0 + KEY_STEPS[0]) & 0xFFFFFFFF, (k1 + KEY_STEPS[1]) & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+def _philox_integers(c0: int, c1: int, c2: int, c3: int, k0: int, k1: int) -> tuple[int, int, int, int]:
+    """`philox` of one counter."""
+    for _ in range(ROUNDS):
+        product0, product1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            (product1 >> 32) ^ c1 ^ k0,
+            product1 & 0xFFFFFFFF,
+            (product0 >> 32) ^ c3 ^ k1,
+            product0 & 0xFFFFFFFF,
         )
         k0, k1 = (k0 + KEY_STEPS[0]) & 0xFFFFFFFF, (k1 + KEY_STEPS[1]) & 0xFFFFFFFF
     return c0, c1, c2, c3

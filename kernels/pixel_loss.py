@@ -18,14 +18,12 @@ Shapes: B clips, T frames, H W pixels, N_masked predicted tokens, P = t * p * p 
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 
+from .choices import NORMALIZATIONS, Normalization
 from .launch import ceil_div, jit, launch, power_of_two, require, require_frames, require_indices, takes_triton, tl
 from .patch_embed import _geometry, gather_patches, patch_starts, value_offsets
 
-Normalization = Literal["channel", "patch", "none"]
 PREDICTION_DTYPES = (torch.bfloat16, torch.float32, torch.float64)
 SCALE_BLOCK, SCALE_PROGRAMS = 1024, 528
 
@@ -39,8 +37,8 @@ def patch_targets(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """Targets of the patches at `indices`: (B, N_chosen, P) in `dtype`."""
-    if normalization not in get_args(Normalization):
-        raise ValueError(f"normalization must be one of {get_args(Normalization)}, got {normalization!r}")
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"normalization must be one of {NORMALIZATIONS}, got {normalization!r}")
     # In place: on a CPU fresh memory for every intermediate costs more than the arithmetic.
     pixels = gather_patches(frames, indices, tubelet, patch).flatten(2, 4).to(dtype)
     if normalization == "none":
@@ -285,8 +283,8 @@ def pixel_loss(
     gradient of the mean underflows there), on arguments of another dtype, shape, device or layout, on an unknown normalization and,
     on the CPU, on indices out of range (NaN on a device).
     """
-    if normalization not in get_args(Normalization):
-        raise ValueError(f"normalization must be one of {get_args(Normalization)}, got {normalization!r}")
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"normalization must be one of {NORMALIZATIONS}, got {normalization!r}")
     if prediction.dtype == torch.float16:
         raise ValueError("prediction must be bfloat16, float32 or float64: the loss gradient underflows in float16")
     steps, rows, columns = require_frames(frames, tubelet, patch)

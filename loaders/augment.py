@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from ..kernels.philox import Stream, random_words, unit
 
 ATTEMPTS = 10
+Resize = Literal["fast", "exact"]  # how the crop is scaled, see `resize`
 # Counter-clockwise degrees to the directions in which FFmpeg's transpose filter turns a picture by them.
 TURNS = {0: (), 90: ("cclock",), 180: ("clock", "clock"), 270: ("clock",)}
 

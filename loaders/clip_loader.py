@@ -27,7 +27,7 @@ from .epochs import EpochLoader
 from .evaluation_crops import EvaluationCrops
 from .order import ClipOrder
 from .sampler import MAX_SPARES, Sampler
-from .span import CropSource
+from .span import CropSource, check_side
 from .video_files import VideoFiles
 
 
@@ -79,6 +79,7 @@ def clip_loader(
 
     Raises ValueError and TypeError on what cannot be, ImportError where DALI is asked for and missing.
     """
+    check_side(resolution)
     device = _device(device)
     is_dali, _ = may_be_dali(loader, device)
     kind = import_module(".dali" if is_dali else ".cpu", __package__).ClipLoader

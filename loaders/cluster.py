@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,53 +24,17 @@ from numpy.typing import NDArray
 
 from .cluster_duplicates import duplicate_distances
 from .cluster_nodes import write_nodes
+from .cluster_settings import ClusterSettings, ClusterSummary, tree_identity
 from .cluster_state import ClusterState
-from .cluster_tree import TREE_NAME, ClusterTree
-from .corpus import CorpusError
+from .cluster_tree import ClusterTree
+from .corpus_folder import CorpusError
 from .embeddings import EmbeddingRows
 from .kmeans import Fit, KMeansBackend, choose_backend, fit_kmeans, resample
 from .kmeans_passes import Scan, assign_pass, lloyd_pass, scan_rows
 from .processes import from_first, is_first, rank_and_size
 from .progress import FileProgress
 
-MAX_PASSES = 5
 LEAST_SAMPLE = 65_536  # rows that are clustered in memory anyway
-
-
-@dataclass(frozen=True)
-class ClusterSettings:
-    """levels: clusters of each level, the spans' first; None: see `default_levels`. resampling: rounds of it on every level.
-    nearest, nearest_above: spans of a leaf, and centroids of a cluster above, that it clusters again. restarts: starts of every
-    fit, of which the best counts. iterations: of Lloyd's algorithm in memory. passes: over all rows, 2 .. 5: to check, to
-    assign, and between them to refine level 1 where there is no resampling. sample_per_cluster: rows of level 1 that are
-    clustered in memory. seed: 0 .. 2**32 - 1. Raises CorpusError."""
-
-    levels: tuple[int, ...] | None = None
-    resampling: int = 5
-    nearest: int = 8
-    nearest_above: int = 2
-    restarts: int = 2
-    iterations: int = 50
-    passes: int = MAX_PASSES
-    sample_per_cluster: int = 128
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.levels is not None and (
-            not self.levels
-            or min(self.levels) < 1
-            or any(b >= a for a, b in zip(self.levels, self.levels[1:], strict=False))
-        ):
-            raise CorpusError(
-                f"levels {self.levels}: give falling numbers of clusters, the spans' level first: 2000,200,20"
-            )
-        if not 2 <= self.passes <= MAX_PASSES:
-            raise CorpusError(f"passes {self.passes}: not in 2 .. {MAX_PASSES}")
-        for name in ("nearest", "nearest_above", "restarts", "iterations", "sample_per_cluster"):
-            if getattr(self, name) < 1:
-                raise CorpusError(f"{name} {getattr(self, name)}: at least 1 is needed")
-        if self.resampling < 0 or not 0 <= self.seed < 2**32:
-            raise CorpusError(f"resampling {self.resampling}, seed {self.seed}: below 0, or too large")
 
 
 def default_levels(rows: int) -> tuple[int, ...]:
@@ -80,38 +43,6 @@ def default_levels(rows: int) -> tuple[int, ...]:
     while levels[-1] >= 40:
         levels.append(round(levels[-1] / 10))
     return tuple(levels)
-
-
-@dataclass(frozen=True)
-class ClusterSummary:
-    """levels: clusters of each. inertia: of each, over spans on the first and over centroids above. passes: over all rows.
-    backend: what clustered in memory. near_duplicates: share of the measured spans within each distance of another."""
-
-    out: Path
-    spans: int
-    not_finite: int
-    constant: int
-    levels: list[int]
-    inertia: list[float]
-    passes: int
-    backend: str
-    duplicates_measured: int
-    near_duplicates: dict[str, float]
-    seconds: dict[str, float]
-
-    def lines(self) -> list[str]:
-        left_out = self.not_finite + self.constant
-        lines = [
-            f"{self.spans:,} spans in {' / '.join(f'{count:,}' for count in self.levels)} clusters, {self.passes} passes, "
-            f"{self.backend}: {self.out / TREE_NAME}"
-        ]
-        if left_out:
-            lines.append(
-                f"{left_out:,} spans are left out: {self.not_finite:,} could not be embedded, {self.constant:,} are constant"
-            )
-        shares = ", ".join(f"{share:.2%} within {distance}" for distance, share in self.near_duplicates.items())
-        lines.append(f"near-duplicates inside a leaf, of {self.duplicates_measured:,} spans: {shares}")
-        return lines
 
 
 def cluster_embeddings(
@@ -135,14 +66,9 @@ def cluster_embeddings(
     settings, out, device = settings or ClusterSettings(), Path(out), torch.device(device)
     rows = EmbeddingRows(embeddings)
     backend = backend or choose_backend(device)
-    identity = {
-        "settings": asdict(settings),
-        "embeddings": asdict(rows.manifest),
-        "start": None if start is None else float(np.abs(start).sum(dtype=np.float64)),
-    }
-    state = ClusterState(out, identity)
+    state = ClusterState(out, tree_identity(settings, rows.manifest, start))
     if (done := state.summary()) is not None:
-        return ClusterSummary(**{**done, "out": out})
+        return done
     levels = settings.levels or default_levels(rows.num_rows)
     run = _Run(rows, settings, levels, backend, device, state, progress and is_first())
     scan = run.scan()
@@ -195,7 +121,7 @@ def _finish(
         shares,
         run.state.seconds,
     )
-    run.state.finish({**asdict(summary), "out": None})
+    run.state.finish(summary)
     return summary
 
 

@@ -9,16 +9,23 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .corpus import CorpusError
+from .cluster_settings import (
+    IDENTITY_NAME,
+    STATE,
+    SUMMARY_NAME,
+    ClusterSummary,
+    known_identity,
+    read_summary,
+)
+from .corpus_folder import CorpusError
 from .processes import from_first, is_first, wait_for_all
-
-STATE, SUMMARY_NAME = "state", "summary.json"
 
 Arrays = dict[str, NDArray]
 
@@ -33,10 +40,9 @@ class ClusterState:
         self.out, self.folder = out, out / STATE
         self.seconds: dict[str, float] = {}
         if is_first():
-            identity = json.loads(json.dumps(identity))
             self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / "identity.json"
-            if path.exists() and json.loads(path.read_text(encoding="utf-8")) != identity:
+            path = self.folder / IDENTITY_NAME
+            if known_identity(out) not in (None, identity):
                 raise CorpusError(f"{out}: holds a tree of other embeddings or settings; choose another --out")
             _write(path, lambda target: target.write_text(json.dumps(identity, indent=1), encoding="utf-8"))
         wait_for_all()
@@ -56,14 +62,13 @@ class ClusterState:
             _write(path, lambda target: _savez(target, made))
         return made
 
-    def summary(self) -> dict[str, Any] | None:
+    def summary(self) -> ClusterSummary | None:
         """What `finish` was given, where the tree is whole."""
-        path = self.out / SUMMARY_NAME
-        return from_first(json.loads(path.read_text(encoding="utf-8")) if is_first() and path.exists() else None)
+        return from_first(read_summary(self.out) if is_first() else None)
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: ClusterSummary) -> None:
         """The tree is whole: keeps what it is of, removes the steps. For the first process."""
-        text = json.dumps(summary, indent=1)
+        text = json.dumps({**asdict(summary), "out": None}, indent=1)
         _write(self.out / SUMMARY_NAME, lambda target: target.write_text(text, encoding="utf-8"))
         for path in [*self.folder.glob("*.npz"), *self.folder.glob("*.tmp")]:
             path.unlink()

@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .corpus import Corpus, CorpusError
+from .corpus import Corpus
+from .corpus_folder import TREE_NAME, CorpusError, tree_file
 from .whole_file import unreadable
 
-TREE_NAME = "tree.parquet"
 TREE_VERSION = "1"
 TREE_SCHEMA = pa.schema(
     [
@@ -86,13 +86,10 @@ class ClusterTree:
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> ClusterTree:
         """Reads a folder that `trocar cluster` wrote, or its `tree.parquet`. Raises CorpusError."""
-        file = Path(path)
-        file = file / TREE_NAME if file.is_dir() else file
+        file = tree_file(path)
         again = "make it again with trocar cluster"
         try:
             table = pq.read_table(file, use_threads=False)
-        except FileNotFoundError as error:
-            raise CorpusError(f"{file}: no such tree; {again}") from error
         except (pa.ArrowException, OSError) as error:
             raise CorpusError(unreadable(file, error, again)) from error
         version = (table.schema.metadata or {}).get(b"version", b"").decode()

@@ -22,17 +22,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .corpus_folder import DESCRIPTION, GOPS_NAME, PACKETS_NAME, VIDEOS_NAME, CorpusError, corpus_folder
 from .timeline import Timeline
 from .video import GopTable, PacketTable, VideoFacts
 from .whole_file import set_aside, unreadable
 
 FORMAT_VERSION = "4"
-VIDEOS_NAME, GOPS_NAME, PACKETS_NAME = "videos.parquet", "gops.parquet", "packets.arrow"
-QUARANTINE_NAME = "quarantine.csv"
 CACHED_ROW_GROUPS = 16
 PACKETS_PER_BATCH = 65_536
-# What a CSV may say of a video beside its path. origin: web, clinical or institutional.
-DESCRIPTION = ("source", "domain", "procedure", "subject", "centre", "origin", "licence")
 
 _ARROW_TYPES = {
     "str": pa.string(),
@@ -85,10 +82,6 @@ PACKET_SCHEMA = pa.schema(
         pa.field("flags", pa.uint8(), nullable=False),
     ]
 )
-
-
-class CorpusError(Exception):
-    """A corpus that cannot be built or opened; the message names the path and the fix."""
 
 
 @dataclass(frozen=True)
@@ -231,9 +224,7 @@ class Corpus:
         Raises:
             CorpusError: the folder or a table is missing, damaged, of another version, or the two are of different builds.
         """
-        path = Path(path)
-        if not path.is_dir():
-            raise CorpusError(f"{path}: no such folder; build it with `trocar index SOURCE --out {path}`")
+        path = corpus_folder(path)
         again = f"build it again with `trocar index SOURCE --out {path}`"
         videos = _open(_RowGroups, path / VIDEOS_NAME, again)
         gops = _open(_RowGroups, path / GOPS_NAME, again)
@@ -330,8 +321,6 @@ _Table = TypeVar("_Table", _RowGroups, _Packets)
 def _open(kind: type[_Table], path: Path, again: str) -> _Table:
     try:
         table = kind(path)
-    except FileNotFoundError as error:
-        raise CorpusError(f"{path}: missing; {again}") from error
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(unreadable(path, error, again)) from error
     version = _metadata(table.file if isinstance(table, _RowGroups) else table, "version")

@@ -18,20 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .corpus import (
-    DESCRIPTION,
-    FACT_FIELDS,
-    FORMAT_VERSION,
-    GOP_SCHEMA,
-    GOPS_NAME,
-    PACKET_SCHEMA,
-    PACKETS_NAME,
-    PACKETS_PER_BATCH,
-    QUARANTINE_NAME,
-    VIDEO_SCHEMA,
-    VIDEOS_NAME,
-    gops_digest,
-)
+from .corpus import FACT_FIELDS, FORMAT_VERSION, GOP_SCHEMA, PACKET_SCHEMA, PACKETS_PER_BATCH, VIDEO_SCHEMA, gops_digest
+from .corpus_folder import DESCRIPTION, GOPS_NAME, PACKETS_NAME, QUARANTINE_NAME, VIDEOS_NAME
 from .sources import SourceFile
 from .video import GopTable, PacketTable, VideoFacts
 

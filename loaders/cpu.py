@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from .augment import Resize
 from .batch_memory import BatchMemory
 from .job_board import Job
 from .loader import BaseClipLoader, Span
 from .order import ClipOrder
-from .resize import Resize
 from .span import ClipSource, CropSource, Recipe, SpanResult, VideoSource
 from .threads import Threads
 from .uploads import Upload, Uploader

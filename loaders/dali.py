@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from .augment import Resize
 from .batch import LoaderCount
 from .choose import Kind
 from .cpu import _lower_priority
@@ -32,7 +33,6 @@ from .dali_decoder import AheadDecoder, Clips, DecodingPipeline
 from .dali_pipeline import Sample, ViewCut, clip_pipeline, color_correction, view_cut
 from .loader import BaseClipLoader, Span
 from .order import ClipOrder
-from .resize import Resize
 from .sampler import Clip
 from .span import ClipSource, CropSource, Cut, Recipe, SpanReader, SpanResult, VideoSource
 from .threads import Threads

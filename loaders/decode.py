@@ -92,6 +92,7 @@ class WindowDecoder:
         """
         wanted = {int(window.order[packet]): index for index, packet in enumerate(window.packet_of.tolist())}
         numbers, codec = window.frames, self._codec(window.idr)
+        is_skipping, skipped = self.video.codec in SKIPPING, ""
         returned = 0
         try:
             for index, (payload, place) in enumerate(zip(window.payloads, window.order.tolist(), strict=True)):
@@ -99,9 +100,9 @@ class WindowDecoder:
                 packet.pts, packet.dts, packet.is_keyframe = place, index, bool(window.keys[index])
                 if index == 0 and self._palette is not None:
                     packet.set_sidedata(self._palette)
-                if self.video.codec in SKIPPING:
+                if is_skipping and skipped != (skip := "DEFAULT" if place in wanted else "NONREF"):
                     # A picture nobody wants and nobody refers to costs a parse, not a decode.
-                    codec.skip_frame = "DEFAULT" if place in wanted else "NONREF"
+                    codec.skip_frame = skipped = skip
                 count.packets += 1
                 for frame in codec.decode(packet):
                     returned += 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .corpus import DESCRIPTION, VIDEOS_NAME
+from .corpus_folder import DESCRIPTION, VIDEOS_NAME
 from .sources import SourceFile, file_key, folders_among
 from .video import is_remote
 

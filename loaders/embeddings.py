@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .corpus import CorpusError
+from .corpus_folder import MANIFEST_NAME, CorpusError, embeddings_folder
 from .whole_file import set_aside, unreadable
 
-MANIFEST_NAME, SPANS_NAME, SHARDS_NAME = "manifest.json", "spans.parquet", "shards"
+SPANS_NAME, SHARDS_NAME = "spans.parquet", "shards"
 MANIFEST_VERSION = 1
 SPANS_SCHEMA = pa.schema(
     [
@@ -67,13 +67,11 @@ class Manifest:
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Raises CorpusError."""
-        path = folder / MANIFEST_NAME
+        path = embeddings_folder(folder) / MANIFEST_NAME
         again = f"embed again with `trocar embed CORPUS --out {folder}`"
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             manifest = cls(**{field.name: values[field.name] for field in fields(cls)})
-        except FileNotFoundError as error:
-            raise CorpusError(f"{path}: missing; {again}") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CorpusError(unreadable(path, error, again)) from error
         if manifest.version != MANIFEST_VERSION or min(manifest.rows, manifest.width, manifest.rows_per_shard) < 1:

@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from .augment import Box, Crop, even
 from .clip_list import check_proxies
-from .corpus import Corpus, CorpusError
+from .corpus import Corpus
+from .corpus_folder import CorpusError
 from .sampler import Clip, Sampler
 
 

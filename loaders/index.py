@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from .copies import copies_lines, identical_videos
-from .corpus import GOPS_NAME, QUARANTINE_NAME, VIDEOS_NAME, Corpus, CorpusError
+from .corpus import Corpus
+from .corpus_folder import GOPS_NAME, QUARANTINE_NAME, VIDEOS_NAME, CorpusError
 from .corpus_writer import CorpusWriter
 from .earlier import plan_index
 from .left_out import LeftOut

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..kernels.kmeans_assign import kmeans_assign
-from .corpus import CorpusError
+from .corpus_folder import CorpusError
 
 Floats = NDArray[np.float32]
 START_ROWS_PER_CLUSTER = (

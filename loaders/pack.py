@@ -24,7 +24,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .corpus import DESCRIPTION, QUARANTINE_NAME, Corpus, CorpusError, Video
+from .corpus import Corpus, Video
+from .corpus_folder import DESCRIPTION, QUARANTINE_NAME, CorpusError
 from .index import index_corpus
 from .isolated import ProcessDied, run_isolated
 from .pack_gain import expected_gain

@@ -12,7 +12,8 @@ from .cluster_draws import Phase, TreeOrder
 from .cluster_limits import effective_limit
 from .cluster_shares import capped_quotas
 from .cluster_tree import ClusterTree, TreeSpans, place_tree
-from .corpus import Corpus, CorpusError
+from .corpus import Corpus
+from .corpus_folder import CorpusError
 from .sampler import Sampler
 from .selection import select_videos
 

@@ -11,24 +11,23 @@ Shapes: H W pixels of the decoded picture, or of its crop; R x R pixels of the r
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from av.filter import Graph
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from .augment import TURNS, Crop
+from .augment import TURNS, Crop, Resize
 from .pyav import ACCURATE_BILINEAR
 
 if TYPE_CHECKING:
     import torch
 
-Resize = Literal["fast", "exact"]
-
 # Chroma of these has half the width, so that they may be scaled before it is doubled again: swscale's RGB conversion at an
 # unchanged size is faster than the one that scales as well, and nearer to "exact".
 SUBSAMPLED = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p")
+ACCURATE = "flags=bilinear+accurate_rnd+full_chroma_int"
 
 
 class Resizer:
@@ -45,16 +44,16 @@ class Resizer:
         self._graph_input: tuple[int, int, str, int, int] | None = None
 
     def __call__(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        picture = self._fast(frame) if self.resize == "fast" else self._exact(frame)
-        return picture[:, ::-1] if self.crop.flip else picture
+        return self._fast(frame) if self.resize == "fast" else self._exact(frame)
 
     def _fast(self, frame: VideoFrame) -> NDArray[np.uint8]:
         described = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
         if self._graph is None or described != self._graph_input:  # a stream may change them on the way
             self._graph, self._graph_input = self._build_graph(frame), described
         self._graph.vpush(frame)
-        picture: NDArray[np.uint8] = self._graph.vpull().to_ndarray()  # pyright: ignore[reportAssignmentType]: rgb24
-        return picture
+        (plane,) = self._graph.vpull().planes
+        rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)  # pyright: ignore[reportArgumentType, reportCallIssue]: a buffer
+        return rows[:, : 3 * plane.width].reshape(plane.height, plane.width, 3)
 
     def _build_graph(self, frame: VideoFrame) -> Graph:
         box, size = self.crop.box, self.resolution
@@ -66,10 +65,14 @@ class Resizer:
         steps += [graph.add("transpose", f"dir={turn}") for turn in TURNS[self.rotation]]
         steps.append(graph.add("crop", f"w={box.width}:h={box.height}:x={box.left}:y={box.top}"))
         steps.append(graph.add("scale", f"w={size}:h={size}:flags=bilinear"))
+        flip = [graph.add("hflip")] if self.crop.flip else []
+        to_rgb = graph.add("format", "pix_fmts=rgb24")
         if frame.format.name in SUBSAMPLED:
-            steps.append(graph.add("format", "pix_fmts=yuv422p"))
-            steps.append(graph.add("scale", "flags=bilinear+accurate_rnd+full_chroma_int"))
-        steps.append(graph.add("format", "pix_fmts=rgb24"))
+            steps += [graph.add("format", "pix_fmts=yuv422p"), graph.add("scale", ACCURATE)]
+            # To planes and from there to pixels: the same bits as in one step, and swscale has vector code for each.
+            steps += [graph.add("format", "pix_fmts=gbrp"), *flip, graph.add("scale", "flags=bilinear"), to_rgb]
+        else:
+            steps += [to_rgb, *flip]
         steps.append(graph.add("buffersink"))
         graph.link_nodes(*steps).configure()
         return graph
@@ -78,7 +81,8 @@ class Resizer:
         box = self.crop.box
         picture: NDArray[np.uint8] = frame.to_ndarray(format="rgb24", interpolation=ACCURATE_BILINEAR)  # pyright: ignore[reportAssignmentType]
         upright = np.rot90(picture, self.rotation // 90)
-        return resize_exactly(upright[box.top : box.top + box.height, box.left : box.left + box.width], self.resolution)
+        cut = resize_exactly(upright[box.top : box.top + box.height, box.left : box.left + box.width], self.resolution)
+        return cut[:, ::-1] if self.crop.flip else cut
 
 
 def resize_exactly(picture: NDArray[np.uint8], resolution: int) -> NDArray[np.uint8]:

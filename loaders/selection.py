@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .corpus import Corpus, CorpusError
+from .corpus import Corpus
+from .corpus_folder import CorpusError
 from .names import cleaned, folded
 from .sources import VIDEO_SUFFIXES
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import fsspec
 
-from .corpus import DESCRIPTION, CorpusError
+from .corpus_folder import DESCRIPTION, CorpusError
 from .left_out import LeftOut
 from .names import as_stored, cleaned
 from .storage import as_os_error
@@ -83,6 +83,14 @@ def list_videos(sources: Sequence[str | os.PathLike[str]], left_out: LeftOut | N
     return sorted(entries.values(), key=lambda entry: os.fsencode(entry.path))
 
 
+def check_sources(sources: Sequence[str | os.PathLike[str]]) -> None:
+    """Raises CorpusError where one of them is a path, neither a pattern nor a URL, at which nothing is: told before anything is
+    listed."""
+    for source in map(os.fspath, sources):
+        if not (is_remote(source) or glob.has_magic(source) or os.path.exists(source)):
+            raise CorpusError(f"{source}: no such file or folder; correct the path")
+
+
 def file_key(path: str) -> str:
     """The same for all ways that lead to one file."""
     real = path if is_remote(path) else os.path.realpath(path)
@@ -121,7 +129,7 @@ def _expand(source: str, left_out: LeftOut) -> Iterator[SourceFile]:
             elif not any_suffix or _is_video(path):
                 yield _entry(path)
     else:
-        raise CorpusError(f"{source}: no such file or folder; correct the path")
+        check_sources([source])
 
 
 def _list_remote(url: str, left_out: LeftOut) -> Iterator[SourceFile]:

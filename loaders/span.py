@@ -10,22 +10,25 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from numbers import Integral
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from av.error import FFmpegError
 from numpy.typing import ArrayLike, NDArray
 
-from .augment import Box, Crop, with_square_pixels, with_stored_pixels
+from .augment import Box, Crop, Resize, with_square_pixels, with_stored_pixels
 from .batch import Failure, LoaderCount
 from .corpus import Video
 from .decode import DecodeCount, WindowDecoder
-from .resize import Resize, Resizer
+from .resize import Resizer
 from .sampler import Clip
 from .video import GopTable, VideoError, VideoFacts
 from .window import Window, WindowReader
 
 OPEN_VIDEOS_PER_THREAD = 8
+KEPT_RESIZERS = 8
 
 
 class VideoSource(Protocol):
@@ -56,6 +59,12 @@ class CropSource(Protocol):
     def crop(self, content: Box, *, seed: int, draw: int, view: int = 0) -> Crop: ...
 
 
+def check_side(resolution: object) -> None:
+    """Raises ValueError where `resolution` is not one number of pixels."""
+    if not isinstance(resolution, Integral) or resolution < 1:
+        raise ValueError(f"resolution must be one positive number of pixels, as clips are square; got {resolution!r}")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a loader makes clips of draws. resolution: R. content_box: crop inside the black border. square_pixels: crops are drawn
@@ -68,6 +77,9 @@ class Recipe:
     resize: Resize = "fast"
     content_box: bool = True
     square_pixels: bool = True
+
+    def __post_init__(self) -> None:
+        check_side(self.resolution)
 
     def clips(self, draw: int, views: tuple[int, ...], spare: int) -> list[Clip]:
         """The clips of some views of a draw, or of its replacement `spare`; all of one video."""
@@ -123,6 +135,18 @@ class Closable(Protocol):
 Opened = TypeVar("Opened", bound=Closable)
 
 
+@dataclass(frozen=True)
+class _OpenVideo:
+    """What is kept of a video while it is among the latest: looking it up in the index takes as long as reading a clip's bytes."""
+
+    facts: VideoFacts
+    gops: GopTable
+    windows: WindowReader
+
+    def close(self) -> None:
+        self.windows.close()
+
+
 class _Latest(Generic[Opened]):
     """Opened things by row of the corpus; the least recently used is closed."""
 
@@ -162,11 +186,14 @@ class SpanReader:
         self.recipe = recipe
         self.reading, self.thread = "", threading.current_thread().name
         self.clip: Clip | None = None
-        self._windows: _Latest[WindowReader] = _Latest()
+        self._videos: _Latest[_OpenVideo] = _Latest()
         self._decoders: _Latest[WindowDecoder] = _Latest()
+        # Whole pictures are cut alike from clip to clip; building a graph of filters takes as long as some frames.
+        resizer = partial(Resizer, resolution=recipe.resolution, resize=recipe.resize)
+        self._resizer = lru_cache(KEPT_RESIZERS)(resizer)
 
     def close(self) -> None:
-        self._windows.close()
+        self._videos.close()
         self._decoders.close()
 
     def read(self, draw: int, views: tuple[int, ...], output: NDArray[np.uint8], first_spare: int = 0) -> SpanResult:
@@ -191,26 +218,28 @@ class SpanReader:
         for clip in clips:
             if clip.problem:
                 raise VideoError(clip.problem)
-        row = clips[0].video
-        video = self.recipe.videos.video(row).facts
-        self.reading = video.path
+        numbers, places = np.unique(np.stack([clip.frames for clip in clips]), return_inverse=True)
         try:
-            windows = self._windows.get(row) or self._windows.add(row, WindowReader(video))
-            numbers, places = np.unique(np.stack([clip.frames for clip in clips]), return_inverse=True)
-            window = windows.window(numbers, self.recipe.videos.gops(row))
+            video = self._videos.get(clips[0].video) or self._open(clips[0].video)
+            self.reading = video.facts.path
+            window = video.windows.window(numbers, video.gops)
         finally:
             self.reading = ""
         count.bytes_read += window.bytes_read
-        crops = [self.recipe.crop(clip, video) for clip in clips]
+        crops = [self.recipe.crop(clip, video.facts) for clip in clips]
         return Cut(clips, crops, window, places.reshape(len(clips), -1))
+
+    def _open(self, row: int) -> _OpenVideo:
+        facts = self.recipe.videos.video(row).facts
+        self.reading = facts.path
+        return self._videos.add(row, _OpenVideo(facts, self.recipe.videos.gops(row), WindowReader(facts)))
 
     def decode(self, cut: Cut, output: NDArray[np.uint8], count: LoaderCount) -> None:
         """Decodes a window and cuts its views into output, (V, T, R, R, 3). Adds to the count. Raises VideoError."""
         video, window = cut.window.video, cut.window
         row = cut.clips[0].video
         decoder = self._decoders.get(row) or self._decoders.add(row, WindowDecoder(video))
-        recipe = self.recipe
-        resizers = [Resizer(crop, video.rotation, recipe.resolution, recipe.resize) for crop in cut.crops]
+        resizers = [self._resizer(crop, video.rotation) for crop in cut.crops]
         first_places = [np.searchsorted(places, np.arange(len(window.frames) + 1)) for places in cut.places]
         decoded = DecodeCount()
         try:
@@ -220,6 +249,7 @@ class SpanReader:
                     if first < stop:
                         output[view, first:stop] = resizer(frame)
         except FFmpegError as error:
+            self._resizer.cache_clear()
             raise VideoError(
                 f"{video.path}: frame {window.frames[0]} cannot be cropped to {cut.crops[0].box}: {error}"
             ) from error
@@ -233,5 +263,5 @@ class SpanReader:
         """Adds a failure to the count and closes the video: the file may have changed under it."""
         path = self.recipe.videos.video_path(clip.video)
         count.failures.append(Failure(clip.draw, clip.spare, path, str(error)))
-        self._windows.drop(clip.video)
+        self._videos.drop(clip.video)
         self._decoders.drop(clip.video)

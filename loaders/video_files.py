@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from .corpus import DESCRIPTION, Video, gops_digest
+from .corpus import Video, gops_digest
+from .corpus_folder import DESCRIPTION
 from .probe import probe_video
 from .timeline import Timeline
 from .video import GopTable, PacketTable, is_remote

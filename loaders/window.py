@@ -93,9 +93,7 @@ class Window:
 
 def padded_packet(payload: memoryview) -> Packet:
     """A packet with a copy of `payload` and the zeros behind it that decoders, which read beyond the end, rely on."""
-    packet = Packet(len(payload))
-    packet.update(payload)  # pyright: ignore[reportArgumentType]: takes any buffer
-    return packet
+    return Packet(payload)  # pyright: ignore[reportArgumentType]: takes any buffer
 
 
 class WindowReader:
@@ -226,10 +224,12 @@ def _needed(
 ) -> NDArray[np.bool_]:
     """(packets of the table,) whether a decoder needs them. rows: the window's GOPs, which begin at `starts` in the table."""
     needed, leading = np.zeros(len(table), bool), np.zeros(len(table), bool)
+    # Only where nothing crosses a keyframe may a decoder jump to it.
+    last_idr = np.maximum.accumulate(np.where(rows.idr, np.arange(len(rows)), 0))
+    jump_to = last_idr[np.searchsorted(rows.first_frame, frames, side="right") - 1]
     stop = 0
-    for frame, packet in zip(frames.tolist(), packet_of.tolist(), strict=True):
-        # Only where nothing crosses a keyframe may a decoder jump to it.
-        row = rows.start(rows.locate(frame), rows.idr) if stop else 0
+    for row, packet in zip(jump_to.tolist(), packet_of.tolist(), strict=True):
+        row = row if stop else 0
         start = int(starts[row])
         if start >= stop:
             needed[start : packet + 1] = True

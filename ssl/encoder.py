@@ -7,7 +7,6 @@ The blocks are timm's; names of parameters follow timm and the original VideoMAE
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
 
@@ -17,33 +16,13 @@ from torch import nn
 
 from ..kernels.patch_embed import patch_embed
 from .attention import Layout, VideoBlock
+from .choices import Positions
 from .packing import Packed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-Positions = Literal["flat", "axes", "rope"]
 LastNorm = Literal["tokens", "mean"]
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
-
-
-@dataclass(frozen=True)
-class Size:
-    """One named transformer: encoder width, depth and heads, and VideoMAE's decoder for it."""
-
-    width: int
-    depth: int
-    heads: int
-    decoder_width: int
-    decoder_heads: int
-
-
-SIZES = {
-    "tiny": Size(192, 12, 3, 96, 3),
-    "small": Size(384, 12, 6, 192, 3),
-    "base": Size(768, 12, 12, 384, 6),
-    "large": Size(1024, 24, 16, 512, 8),
-    "huge": Size(1280, 32, 16, 640, 8),
-}
 
 
 def position_table(kind: Positions, grid: tuple[int, int, int], width: int) -> torch.Tensor:
@@ -131,6 +110,11 @@ class VideoEncoder(nn.Module):
         last_norm: LastNorm = "tokens",
     ) -> None:
         super().__init__()
+        if not isinstance(resolution, int):
+            raise ValueError(
+                f"resolution must be one number of pixels, got {resolution!r}; clips of another height than width change the grid "
+                "when they come"
+            )
         if frames % tubelet or resolution % patch:
             raise ValueError(
                 f"{frames} frames at {resolution} px are not divisible into {tubelet} x {patch} x {patch} patches"

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from ..kernels.choices import Distance
 from ..kernels.ema import ema
-from ..kernels.feature_loss import Distance, feature_loss
+from ..kernels.feature_loss import feature_loss
 from .encoder import PatchEmbedding, VideoEncoder
 from .objective import Objective, ObjectiveOutput
 from .packing import BlockMasks

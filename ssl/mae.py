@@ -7,11 +7,14 @@ Shapes: B clips, T frames, N = N_visible + N_masked tokens, P = t * p * p * 3 va
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
+from ..kernels.choices import Normalization
 from ..kernels.decoder_tokens import decoder_tokens
-from ..kernels.pixel_loss import Normalization, pixel_loss
+from ..kernels.pixel_loss import pixel_loss
 from .encoder import LayerNorm, VideoEncoder, initialize, position_table, transformer_blocks
 from .masks import Masks
 from .objective import Objective, ObjectiveOutput
@@ -21,6 +24,7 @@ class MaskedAutoencoder(Objective):
     """Encoder, decoder and pixel loss. Its prediction is (B, N_masked, P).
 
     normalization: what `pixel_loss` does to its targets: "channel" is VideoMAE's, "none" predicts the pixels themselves.
+    starts_as_videomae: patch embedding, encoder_to_decoder and mask token too, see `start_as_videomae`.
     """
 
     decoder_positions: torch.Tensor
@@ -33,6 +37,7 @@ class MaskedAutoencoder(Objective):
         decoder_depth: int,
         decoder_heads: int,
         normalization: Normalization = "channel",
+        starts_as_videomae: bool = False,
     ) -> None:
         super().__init__()
         if decoder_width % decoder_heads:
@@ -50,6 +55,8 @@ class MaskedAutoencoder(Objective):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         for part in (self.encoder_to_decoder, self.decoder_blocks, self.decoder_head):
             part.apply(initialize)
+        if starts_as_videomae:
+            start_as_videomae(self)
 
     def decode(self, visible_tokens: torch.Tensor, masks: Masks) -> torch.Tensor:
         """visible_tokens: (B, N_visible, D). Returns the prediction at the masked places, (B, N_masked, P)."""
@@ -77,3 +84,20 @@ class MaskedAutoencoder(Objective):
             loss_scale,
         )
         return ObjectiveOutput(loss, clip_loss, prediction)
+
+
+@torch.no_grad()
+def start_as_videomae(model: MaskedAutoencoder) -> None:
+    """Draws again what VideoMAE's code does not reach with its Xavier initialisation (MCG-NJU/VideoMAE, modeling_pretrain.py).
+
+    Patch embedding, with its bias, and encoder_to_decoder are PyTorch's default, uniform within 1 / sqrt(inputs); the mask token is
+    a normal of deviation 0.02 cut at one deviation.
+    """
+    embedding = model.encoder.patch_embed
+    for weights, inputs in (
+        (embedding.weight, embedding.weight[0].numel()),
+        (embedding.bias, embedding.weight[0].numel()),
+        (model.encoder_to_decoder.weight, model.encoder.width),
+    ):
+        nn.init.uniform_(weights, -1 / math.sqrt(inputs), 1 / math.sqrt(inputs))
+    nn.init.trunc_normal_(model.mask_token, std=0.02, a=-0.02, b=0.02)

@@ -1,4 +1,4 @@
-"""Tokens of unequal masks laid one after another, none lost, and padded to a round total.
+"""Tokens of unequal masks laid one after another, none lost but where masks are cut, and padded to a round total.
 
 Shapes: B clips, M masks a clip, S = B M sequences in the order of clips, L tokens of all sequences and of the padding.
 """
@@ -37,11 +37,12 @@ class Packed(NamedTuple):
 
 class BlockMasks(NamedTuple):
     """context: what the encoder sees of each sequence; target: what the predictor predicts. per_clip: M, sequence s is mask s % M
-    of clip s // M. Context and target together are all tokens of the grid."""
+    of clip s // M. kept: context and target together, where masks were cut; None where they are all tokens of the grid."""
 
     context: Packed
     target: Packed
     per_clip: int
+    kept: Packed | None = None
 
 
 def pack(hidden: NDArray[np.bool_], bucket: int = 1) -> tuple[Packed, Packed]:
@@ -50,6 +51,17 @@ def pack(hidden: NDArray[np.bool_], bucket: int = 1) -> tuple[Packed, Packed]:
     hidden: (S, N) bool. bucket: both totals are padded to a multiple of it. Returns (context, target) in host memory.
     """
     return _packed(~hidden, bucket), _packed(hidden, bucket)
+
+
+def pack_cut(seen: NDArray[np.bool_], hidden: NDArray[np.bool_], per_clip: int, bucket: int = 1) -> BlockMasks:
+    """Masks that leave some tokens out: (S, N) bool each, in host memory."""
+    context, target, kept = (_packed(chosen, bucket) for chosen in (seen, hidden, seen | hidden))
+    return BlockMasks(context, target, per_clip, kept)
+
+
+def first_tokens(chosen: NDArray[np.bool_], counts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """The first of the chosen tokens of each sequence, in the grid's order. chosen: (S, N) bool. counts: (S,) how many."""
+    return chosen & (np.cumsum(chosen, axis=1) <= counts[:, None])
 
 
 def _packed(chosen: NDArray[np.bool_], bucket: int) -> Packed:
@@ -74,8 +86,8 @@ def pinned(masks: BlockMasks) -> BlockMasks:
 
 
 def _each(masks: BlockMasks, change: Callable[[torch.Tensor], torch.Tensor]) -> BlockMasks:
-    context, target = (
-        Packed(change(packed.tokens), change(packed.sequences), change(packed.offsets), packed.longest)
-        for packed in (masks.context, masks.target)
-    )
-    return BlockMasks(context, target, masks.per_clip)
+    def changed(packed: Packed) -> Packed:
+        return Packed(change(packed.tokens), change(packed.sequences), change(packed.offsets), packed.longest)
+
+    kept = None if masks.kept is None else changed(masks.kept)
+    return BlockMasks(changed(masks.context), changed(masks.target), masks.per_clip, kept)

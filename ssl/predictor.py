@@ -1,7 +1,8 @@
 """V-JEPA's predictor: a narrow transformer that fills in the features of hidden tokens from those that are seen.
 
 Context and hidden tokens of a mask are together all tokens of the grid, so every sequence is as long as every other: the predictor
-needs no packing inside. Only what goes in (the context) and what comes out (the hidden tokens) is packed.
+needs no packing inside. Only what goes in (the context) and what comes out (the hidden tokens) is packed. Masks that were cut leave
+tokens out, which the predictor must not see either: those that are kept are packed then.
 
 Shapes: B clips, M masks a clip, S = B M sequences, N tokens of the grid, D the encoder's width, d the predictor's, L packed tokens.
 """
@@ -14,7 +15,8 @@ import torch
 from torch import nn
 
 from .attention import Layout
-from .encoder import LayerNorm, Positions, position_table, require_rotary_width, transformer_blocks
+from .choices import Positions
+from .encoder import LayerNorm, position_table, require_rotary_width, transformer_blocks
 from .packing import BlockMasks, Packed
 
 
@@ -65,15 +67,21 @@ class Predictor(nn.Module):
         tokens = hidden.expand(num_sequences // masks.per_clip, -1, -1, -1).reshape(-1, self.width)
         # One more row takes the padding, whose sequence is numbered after the last.
         rows = torch.cat([tokens, tokens[:1]]).index_copy(0, _rows(masks.context, num_tokens), seen)
-        tokens = rows[:-1].unflatten(0, (num_sequences, num_tokens))
-        layout = None
-        if self.position_kind == "rope":
-            everything = torch.arange(num_tokens, device=seen.device).expand(num_sequences, -1)
-            layout = Layout(everything, grid, rotary=True)
+        rotary, layout = self.position_kind == "rope", None
+        wanted = _rows(masks.target, num_tokens)
+        if masks.kept is not None:
+            places = _rows(masks.kept, num_tokens)
+            layout = Layout(masks.kept.tokens, grid, rotary, masks.kept.offsets, masks.kept.longest)
+            tokens, wanted = rows[places], torch.searchsorted(places, wanted)  # in order, padding last
+        else:
+            tokens = rows[:-1].unflatten(0, (num_sequences, num_tokens))
+            if rotary:
+                everything = torch.arange(num_tokens, device=seen.device).expand(num_sequences, -1)
+                layout = Layout(everything, grid, rotary=True)
         for block in self.blocks:
             tokens = block(tokens, layout)
-        last = num_sequences * num_tokens - 1
-        predicted = tokens.flatten(0, 1)[_rows(masks.target, num_tokens).clamp(max=last)]
+        tokens = tokens.reshape(-1, self.width)
+        predicted = tokens[wanted.clamp(max=len(tokens) - 1)]
         return self.proj(self.norm(predicted))
 
 

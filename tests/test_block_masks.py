@@ -15,7 +15,8 @@ import torch
 
 from trocar.kernels.philox import Stream, random_words
 from trocar.ssl.ahead import DrawnAhead
-from trocar.ssl.block_masks import LONG_RANGE, SHORT_RANGE, BlockRecipe, MultiBlockMask, block_sizes, hidden_tokens
+from trocar.ssl.block_masks import MultiBlockMask, block_sizes, hidden_tokens
+from trocar.ssl.choices import LONG_RANGE, SHORT_RANGE, BlockRecipe
 from trocar.ssl.packing import pack
 
 GRID = (8, 14, 14)

@@ -16,7 +16,8 @@ from test_pretrain import TINY, assert_same_run
 
 from trocar.engine import view
 from trocar.engine.changes import check_changes, differences, marks
-from trocar.engine.checkpoint import checkpoint_path, checkpoints, load_checkpoint
+from trocar.engine.checkpoint import load_checkpoint
+from trocar.engine.checkpoint_folder import checkpoint_path, checkpoints
 from trocar.engine.config import Config, ConfigError
 from trocar.engine.config_file import load_config
 from trocar.engine.metrics import read_metrics

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from trocar.engine import checkpoint as checkpoint_module
 from trocar.engine import checkpoint_storage
 from trocar.engine import pretrain as pretrain_module
-from trocar.engine.checkpoint import CheckpointError, checkpoints, load_checkpoint
+from trocar.engine.checkpoint import load_checkpoint
+from trocar.engine.checkpoint_folder import CheckpointError, checkpoints
 from trocar.engine.cli import main
 from trocar.engine.metrics import read_metrics
 

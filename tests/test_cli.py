@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -12,18 +13,30 @@ import av
 import numpy as np
 import pytest
 import torch
+import yaml
 from clips import write_numbered
 from PIL import Image
 
 from trocar.engine import doctor as doctor_module
 from trocar.engine.build import build_model
-from trocar.engine.checkpoint import CheckpointError
+from trocar.engine.checkpoint_folder import CheckpointError
 from trocar.engine.cli import EXPECTED_ERRORS, main
 from trocar.engine.config_file import load_config
 from trocar.engine.demo import Scene, make_videos
 from trocar.engine.doctor import doctor
-from trocar.engine.view import reconstruction, view_curve, view_reconstruction
+from trocar.engine.view import (
+    GIVEN,
+    GUESSED,
+    ORIGINAL,
+    REBUILT,
+    SEEN,
+    _smooth,
+    reconstruction,
+    view_curve,
+    view_reconstruction,
+)
 from trocar.ssl.mae import MaskedAutoencoder
+from trocar.ssl.masks import Masks
 
 SMALL = [
     "data.frames=4",
@@ -68,12 +81,62 @@ def test_reconstruction_puts_patches_where_they_belong(targets: str) -> None:
     from trocar.kernels.pixel_loss import patch_targets
 
     perfect = patch_targets(frames, masks.masked, 2, 8, model.normalization, torch.float32)
-    original, hidden, rebuilt = reconstruction(model, frames, masks, perfect)
+    panels = reconstruction(model, frames, masks, perfect)
+    assert list(panels) == [ORIGINAL, SEEN, *([REBUILT] if targets == "none" else [GIVEN, GUESSED])]
+    original, hidden, rebuilt = panels[ORIGINAL], panels[SEEN], panels[REBUILT if targets == "none" else GIVEN]
     assert np.array_equal(original, frames.numpy())
     assert np.abs(rebuilt.astype(int) - frames.numpy()).max() <= 1
     grey = (hidden == 128).all(axis=-1).mean()
     assert grey == pytest.approx(masks.masked.shape[1] / model.encoder.num_tokens, abs=0.001)
     assert np.array_equal(hidden[hidden != 128], original[hidden != 128])
+
+
+@pytest.mark.parametrize("targets", ["channel", "patch"])
+def test_hidden_patches_are_also_shown_without_their_true_mean_and_deviation(targets: str) -> None:
+    """Flat patches: 100 and 200 are seen, 1 and 2 tokens from a hidden one of 50, which may not show in the guess."""
+    model, _ = build_model(load_config("demo_cpu", [*SMALL, f"objective.targets={targets}"]))
+    assert isinstance(model, MaskedAutoencoder)
+    frames = torch.full((1, 4, 32, 32, 3), 50, dtype=torch.uint8)
+    frames[:, :2, :8, :8], frames[:, :2, :8, 24:] = 100, 200
+    visible = torch.tensor([[0, 3]])
+    masks = Masks(visible, torch.tensor([[token for token in range(32) if token not in (0, 3)]]))
+    panels = reconstruction(model, frames, masks, torch.zeros(1, 30, 2 * 8 * 8 * 3))
+    assert (panels[GIVEN] == frames.numpy()).all()
+    guessed = panels[GUESSED][0]
+    assert (guessed[:2, :8, 8:16] == 120).all()  # (100 / 1 + 200 / 4) / (1 / 1 + 1 / 4)
+    assert (guessed[:2, :8, 16:24] == 180).all()
+    assert (
+        guessed[2:, :8, :8] == 109
+    ).all()  # a step in time is one in space: (100 / 1 + 200 / 10) / (1 + 1 / 10) = 109.1
+    assert (guessed[:2, :8, :8] == 100).all()
+
+
+def test_clips_of_another_corpus_are_drawn_without_what_the_run_knows_of_its_own(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tree, shares, exclusions and held-out videos are of the run's corpus; a corpus of one other video has none of them."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(run_dir, run)
+    text = yaml.safe_load((run / "config.yaml").read_text())
+    text["data"] |= {"tree": str(tmp_path / "tree"), "balance": 1.0, "exclude": ["0.mp4"], "source_caps": {"a": 0.5}}
+    text["validation"] = {"videos": ["1.mp4"]}
+    (run / "config.yaml").write_text(yaml.safe_dump(text))
+    write_numbered(tmp_path / "videos" / "9.mp4", 40, video_id=9)
+    assert main(["index", str(tmp_path / "videos"), "--out", str(other), "--workers", "1"]) == 0
+    assert main(["view", "recon", str(run), "--corpus", str(other), "--clips", "1"]) == 0
+    assert (run / "reconstruction.png").is_file()
+    assert main(["view", "recon", str(run), "--clips", "1"]) != 0
+    assert str(tmp_path / "tree") in capsys.readouterr().err
+
+
+def test_the_running_mean_neither_trails_nor_leads() -> None:
+    """Of a straight line it is the line; of a peak, symmetric around it."""
+    line = np.arange(60.0)
+    assert np.allclose(_smooth(line.tolist()), line)
+    peak = _smooth([float(step == 30) for step in range(61)])
+    assert np.allclose(peak, peak[::-1])
+    assert np.allclose(peak[20:41], 1 / 21)
+    assert peak[:20].sum() == peak[41:].sum() == 0
 
 
 def test_views_say_what_is_missing(tmp_path: Path) -> None:

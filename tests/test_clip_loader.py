@@ -277,6 +277,7 @@ def test_dali_loads_the_same_clips(folder, tmp_path):
     [
         ({"loader": "gpu"}, ValueError, r'loader must be "auto", "cpu" or "dali", got \'gpu\''),
         ({"thread": 2}, TypeError, "unexpected keyword argument 'thread'"),
+        ({"resolution": (64, 96)}, ValueError, r"one positive number of pixels, as clips are square; got \(64, 96\)"),
         ({"segments": 2}, ValueError, "segments=2 and crops=None are views for evaluation; set training=False"),
         ({"crops": 3}, ValueError, "segments=1 and crops=3 are views for evaluation"),
         ({"training": False, "order": ClipOrder(2)}, ValueError, "order, shuffle and epochs are for training"),

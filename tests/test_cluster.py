@@ -19,8 +19,9 @@ from planted import SPAN_FRAMES, SPANS_PER_VIDEO, PlantedCorpus, long_tail, writ
 from sklearn.cluster import KMeans, kmeans_plusplus
 
 from trocar.loaders import kmeans_passes
-from trocar.loaders.cluster import ClusterSettings, cluster_embeddings, default_levels
+from trocar.loaders.cluster import cluster_embeddings, default_levels
 from trocar.loaders.cluster_duplicates import _nearest_before
+from trocar.loaders.cluster_settings import ClusterSettings
 from trocar.loaders.cluster_shares import leaf_quotas
 from trocar.loaders.cluster_tree import ClusterTree
 from trocar.loaders.corpus import CorpusError

@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from trocar.engine.cli import main
-from trocar.engine.convert import convert, load_encoder, save_encoder
+from trocar.engine.convert import convert, read_encoder, save_encoder
 from trocar.engine.weight_files import WeightsError, read_weights
 from trocar.engine.weight_names import image_positions, inflated
 from trocar.ssl.encoder import VideoEncoder, position_table
@@ -77,7 +77,7 @@ def test_original_videomae(
     save_encoder(found, tmp_path / "ours.safetensors")
     wanted = without_key_bias(encoder)
     wanted.last_norm = "mean" if norm == "fc_norm" else "tokens"
-    read = load_encoder(tmp_path / "ours.safetensors")
+    read = read_encoder(tmp_path / "ours.safetensors")
     torch.testing.assert_close(read(frames), wanted(frames))
     torch.testing.assert_close(read.pooled(frames), wanted.pooled(frames))
 
@@ -93,7 +93,7 @@ def test_original_vjepa_1(frames: torch.Tensor, tmp_path: Path) -> None:
     found = convert(tmp_path / "surgrec_jepa.pt", **SIZE, kind="vjepa1")
     assert (found.layout, found.share, found.settings.positions) == ("V-JEPA 1", 1.0, "axes")
     save_encoder(found, tmp_path / "ours.safetensors")
-    torch.testing.assert_close(load_encoder(tmp_path / "ours.safetensors")(frames), encoder(frames))
+    torch.testing.assert_close(read_encoder(tmp_path / "ours.safetensors")(frames), encoder(frames))
     with pytest.raises(WeightsError, match="its table of positions is 'axes', not 'flat'"):
         convert(tmp_path / "surgrec_jepa.pt", **SIZE, positions="flat")
     # V-JEPA is evaluated by its target encoder, unless told otherwise.
@@ -123,7 +123,7 @@ def test_image_weights_see_a_still_clip_as_the_image(tmp_path: Path) -> None:
     assert isinstance(peer, VisionTransformer)
     with torch.no_grad():
         wanted = peer.forward_features(((image[:, 0].float() / 255 - MEAN) / STD).permute(0, 3, 1, 2))
-        tokens = load_encoder(tmp_path / "ours.safetensors")(image.expand(-1, 2, -1, -1, -1))
+        tokens = read_encoder(tmp_path / "ours.safetensors")(image.expand(-1, 2, -1, -1, -1))
     torch.testing.assert_close(tokens, wanted, atol=2e-5, rtol=1e-4)
 
 
@@ -181,7 +181,7 @@ def test_renamed_keys_are_refused_with_the_list(encoder: VideoEncoder, tmp_path:
     assert 0.5 < found.share < 0.99
     assert len(found.missing) >= len(lost) - 1
     save_encoder(found, tmp_path / "ours.safetensors")
-    load_encoder(tmp_path / "ours.safetensors")
+    read_encoder(tmp_path / "ours.safetensors")
 
 
 class Command:
@@ -230,7 +230,7 @@ def test_what_is_no_encoder_is_refused(encoder: VideoEncoder, tmp_path: Path) ->
     with pytest.raises(WeightsError, match="not tensors"):
         read_weights(path)
     with pytest.raises(WeightsError, match="make one with trocar convert"):
-        load_encoder(path)
+        read_encoder(path)
 
 
 def test_command(encoder: VideoEncoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

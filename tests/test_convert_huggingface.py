@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEModel, VJEPA2Config, VJEPA2Model
 
-from trocar.engine.convert import convert, load_encoder, save_encoder
-from trocar.ssl.encoder import Positions
+from trocar.engine.convert import convert, read_encoder, save_encoder
+from trocar.ssl.choices import Positions
 
 WIDTH, DEPTH, HEADS = 48, 2, 3
 SIZE: dict[str, Any] = {"frames": 4, "resolution": 32, "heads": HEADS}
@@ -42,7 +42,7 @@ def test_videomae_of_hugging_face_gives_its_features(tmp_path: Path) -> None:
     pixels = ((frames.float() / 255 - MEAN) / STD).permute(0, 1, 4, 2, 3)
     with torch.no_grad():
         wanted = peer(pixels).last_hidden_state
-        torch.testing.assert_close(load_encoder(tmp_path / "ours.safetensors")(frames), wanted, atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(read_encoder(tmp_path / "ours.safetensors")(frames), wanted, atol=2e-4, rtol=1e-4)
 
 
 def test_decoder_of_a_pretraining_model_is_left_out(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_vjepa_2_gives_its_features(tmp_path: Path, original: bool) -> None:
     pixels = ((frames.float() / 255 - MEAN) / STD).permute(0, 1, 4, 2, 3)
     with torch.no_grad():
         wanted = peer(pixels, skip_predictor=True).last_hidden_state
-        torch.testing.assert_close(load_encoder(tmp_path / "ours.safetensors")(frames), wanted, atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(read_encoder(tmp_path / "ours.safetensors")(frames), wanted, atol=2e-4, rtol=1e-4)
 
 
 def convert_state(tmp_path: Path, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import itertools
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +21,8 @@ from trocar.engine.cli import build_parser, main
 from trocar.engine.config_error import ConfigError
 from trocar.engine.config_file import CONFIGS, load_config
 from trocar.engine.corpus_report import corpus_report, load_sources, sources_table
-from trocar.engine.draws import effective_number, plan
+from trocar.engine.draws import effective_number, keep_titles_apart, plan
+from trocar.engine.exemplars import exemplar_pictures
 from trocar.loaders.cluster_tree import ClusterTree
 from trocar.loaders.corpus import Corpus, CorpusError
 from trocar.loaders.index import index_corpus
@@ -253,7 +257,7 @@ def test_the_tree_is_shown(made: Path, tmp_path: Path, capsys: pytest.CaptureFix
     largest = max((node for node in nodes if node["level"] == 3), key=lambda node: node["spans"])
     assert text.count("<details open>") == 3
     assert f"<details open><summary>3.{largest['node']}: {largest['spans']:,} spans" in text
-    # Every cluster shows its spans, whose pictures stand in the page itself.
+    # Every cluster shows its spans, whose pictures stand in the page itself, with their file and time.
     tree = ClusterTree.read(made / "tree")
     shown = [int(part.partition("'")[0]) for part in text.split("alt='span ")[1:]]
     assert len(shown) == text.count("src='data:image/png;base64,") > 12
@@ -262,9 +266,61 @@ def test_the_tree_is_shown(made: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "made_laparoscopy 100%" in text
     assert main(["view", "tree", str(made / "tree"), *corpus, "--out", str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+    captions = re.findall(r"<figcaption>(.*?) (\d+:\d\d:\d\d)</figcaption>", text)
+    assert len(captions) == len(shown)
+    opened = Corpus.open(made / "corpus")
+    rows = {row["id"]: number for number, row in enumerate(opened.scan("id"))}
+    for span, (name, time) in zip(shown, captions, strict=True):
+        assert name == Path(opened.video_path(rows[tree.video_ids[tree.video[span]]])).name
+        middle = int(tree.first_frame[span] + tree.span_frames[span] // 2) / 25
+        assert time == f"0:{int(middle) // 60:02}:{int(middle) % 60:02}"
+    capsys.readouterr()
     assert main(["view", "tree", str(made / "tree"), "--out", str(page)]) == 0
-    assert "<img" not in page.read_text(encoding="utf-8")
+    assert "add --corpus CORPUS" in capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    assert "<img" not in text
+    # All clusters are there without --most, and only what holds others opens.
+    named = {f"{node['level']}.{node['node']}" for node in nodes if node["spans"]}
+    assert set(re.findall(r"(\d+\.\d+): [\d,]+ spans", text)) == named
+    leaves = sum(node["level"] == 1 for node in nodes if node["spans"])
+    assert (text.count("<div class='leaf'>"), text.count("<details")) == (leaves, len(named) - leaves)
     assert main(["view", "tree", str(made / "tree"), "--out", str(tmp_path / "tree.pdf")]) == 2
+
+
+def test_titles_of_a_contact_sheet_stand_apart() -> None:
+    """Long names with one beginning, in grids of one to eight columns: cut, told apart, within the figure."""
+    from matplotlib.figure import Figure
+
+    for columns in (1, 2, 8):
+        figure = Figure(figsize=(max(1.4 * columns, 2.8), 3.4), layout="constrained")
+        names = [f"BSA_MultiBypass140_needlePuncture_{number}_SBP05_web" for number in range(2 * columns)]
+        for axis, name in zip(np.atleast_1d(figure.subplots(2, columns)).flat, names, strict=True):
+            axis.imshow(np.zeros((4, 4, 3), np.uint8))
+            axis.set_title(name, fontsize=6)
+        keep_titles_apart(figure)
+        figure.draw_without_rendering()
+        texts = [axis.title for axis in figure.axes]
+        boxes = [text.get_window_extent() for text in texts]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+        assert all(0 <= box.x0 and box.x1 <= figure.bbox.width for box in boxes)
+        assert all(text.get_text().startswith("BSA") and text.get_text().endswith("web") for text in texts)
+
+
+def test_an_exemplar_is_not_squeezed(made: Path) -> None:
+    """The pictures are wider than high: a square of them is cut out, not made of the whole."""
+    tree, corpus = ClusterTree.read(made / "tree"), Corpus.open(made / "corpus")
+    span = int(np.flatnonzero(tree.leaf >= 0)[0])
+    facts = corpus.video(
+        {row["id"]: number for number, row in enumerate(corpus.scan("id"))}[tree.video_ids[tree.video[span]]]
+    ).facts
+    side = min(facts.width, facts.height)
+    assert facts.width > facts.height
+    with av.open(facts.path) as container:
+        middle = int(tree.first_frame[span] + tree.span_frames[span] // 2)
+        frame = next(itertools.islice(container.decode(video=0), middle, None)).to_ndarray(format="rgb24")
+    left, top = (facts.width - side) // 4 * 2, (facts.height - side) // 4 * 2
+    wanted = frame[top : top + side, left : left + side].astype(int)
+    assert np.abs(exemplar_pictures(tree, corpus, [span], side)[span].picture - wanted).mean() < 4
 
 
 def test_the_corpus_report_counts(made: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from ranks import JEPA, TINY, make_corpus, run_ranks, train_made
 
-from trocar.engine.checkpoint import checkpoints, load_checkpoint
+from trocar.engine.checkpoint import load_checkpoint
+from trocar.engine.checkpoint_folder import checkpoints
 from trocar.engine.config import ConfigError
 from trocar.engine.config_file import load_config
 from trocar.engine.distributed import World, check_shares

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from dataset_fixtures import FIXTURES
 
-from trocar.bench.downstream import load_matrix
+from trocar.bench.matrix import load_matrix
 from trocar.bench.protocol import Protocol, read_protocol
 from trocar.engine.cli import build_parser, main
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +17,11 @@ import yaml
 from dataset_fixtures import FIXTURES, SMALL
 
 from trocar.bench.audit_command import audit_dataset
-from trocar.bench.downstream import Places, bench_downstream, load_matrix, resolve_weights
-from trocar.bench.downstream_report import write_report
+from trocar.bench.downstream import bench_downstream, resolve_weights
+from trocar.bench.downstream_report import LISTED, _confusion, lost_table, write_report
 from trocar.bench.downstream_results import gather, ranks
 from trocar.bench.finetune_command import lines
+from trocar.bench.matrix import Places, load_matrix
 from trocar.engine.cli import main
 from trocar.engine.config_error import ConfigError
 from trocar.engine.convert import Conversion, EncoderSettings, save_encoder
@@ -98,7 +102,7 @@ def test_what_is_missing_is_named_and_the_rest_runs(done: Path, capsys: pytest.C
     assert "tiny on jigsaws: not done: JIGSAWS: " in said.err
     text = (done / "out/report.md").read_text()
     assert "4 of 8 cells." in text
-    assert "| jigsaws | tiny | JIGSAWS: " in text
+    assert "| jigsaws | tiny, no weights | JIGSAWS: " in text
     assert "29.30 |" in text
     assert "14.65 |" in text
     assert "laparoscopy" in text
@@ -180,7 +184,7 @@ def test_several_jobs_at_a_time_give_the_same(done: Path) -> None:
     assert rows
 
 
-def test_the_papers_table_is_a_config() -> None:
+def test_the_papers_table_is_a_config(tmp_path: Path) -> None:
     matrix = load_matrix("table2")
     columns = {model.column for model in matrix.models} - {""}
     assert len(columns) == 7
@@ -191,7 +195,24 @@ def test_the_papers_table_is_a_config() -> None:
     means = {"DINOv3": 32.56, "VideoMAE": 28.25, "SurgRec-MAE": 45.28, "SurgRec-JEPA": 39.11}
     for column, mean in means.items():
         assert sum(d.paper[column] for d in matrix.datasets) / 16 == pytest.approx(mean, abs=0.006)
-    assert sum(d.paper_majority or 0 for d in matrix.datasets) / 16 == pytest.approx(30.28, abs=0.006)
+    for model in matrix.models:
+        assert bool(model.column) == bool(model.as_paper)
+    (paper,) = [protocol for protocol in matrix.protocols if protocol.is_papers]
+    points = {model.column: paper.read(model) for model in matrix.models if model.column}
+    rates = {column: (protocol.learning_rates, protocol.batch, protocol.pooling) for column, protocol in points.items()}
+    # Rates per 256 clips: 5e-4 at 8 x 8 clips, DINOv3's 2e-3 at 4 x 8.
+    assert rates["SurgRec-MAE"] == rates["VideoMAE"] == ((5e-4 * 64 / 256,), 64, "family")
+    assert rates["SurgRec-JEPA"] == rates["V-JEPA"] == ((5e-4 * 64 / 256,), 64, "mean")
+    assert rates["DINOv3"] == rates["DINOv3-Surg"] == ((2e-3 * 32 / 256,), 32, "family")
+    assert {protocol.head_std for protocol in points.values()} == {0.02 * 0.001}
+    assert all(len(protocol.grid()) == 1 and protocol.epochs * protocol.warmup == 5 for protocol in points.values())
+    parts = {model.column: model.part for model in matrix.models if model.part}
+    assert parts == {"V-JEPA": "encoder", "SurgRec-JEPA": "encoder"}
+    matrix = replace(matrix, datasets=matrix.datasets[:1])
+    text = write_report(matrix, Places(tmp_path, tmp_path, tmp_path))[0].read_text()
+    assert "| encoder | column | as the paper | differs |" in text
+    for model in matrix.models:
+        assert model.differs.strip() in text
 
 
 def test_configs_are_refused_and_paths_resolved(tmp_path: Path) -> None:
@@ -216,3 +237,27 @@ def test_report_of_nothing(tmp_path: Path) -> None:
     paths = write_report(load_matrix(tmp_path / "m.yaml"), Places(tmp_path / "out", tmp_path, tmp_path))
     assert "0 of 2 cells." in paths[0].read_text()
     assert json.dumps(paths[2].read_text().splitlines()[0]).startswith('"dataset,')
+
+
+def test_what_is_not_done_is_summed_up() -> None:
+    """128 encoders on absent folders: a row a data set, the first ones, and how many more."""
+    lost = [
+        {"dataset": f"set{number}", "model": f"model{model}", "reason": f"/data/set{number}: no such folder\nmore"}
+        for number in range(20)
+        for model in range(8)
+    ]
+    table = lost_table(lost)
+    assert len(table.rows) == LISTED + 1
+    assert table.rows[0] == ("set0", "model0, model1, model2 and 5 more", "/data/set0: no such folder")
+    assert table.rows[-1] == ("more", f"{(20 - LISTED) * 8}", f"{20 - LISTED} more reasons; failures.json has all")
+    assert lost_table(lost[:2]).rows == [("set0", "model0, model1", "/data/set0: no such folder")]
+
+
+def test_a_confusion_matrix_names_its_columns() -> None:
+    row = {"classes": ["cut", "a<b", "clip"], "confusion": [[3, 1, 0], [0, 2, 0], [0, 0, 4]], "seed": 0}
+    result = SimpleNamespace(rows=[row], model=SimpleNamespace(name="ours"), protocol=SimpleNamespace(name="linear"))
+    lines = re.findall("<tr>(.*?)</tr>", _confusion(result))  # pyright: ignore[reportArgumentType]
+    cells = [re.findall("<t[hd].*?>(.*?)</t[hd]>", line) for line in lines]
+    assert cells[0][1:] == ["cut", "a&lt;b", "clip"]
+    assert [line[0] for line in cells[1:]] == cells[0][1:]
+    assert [line[1:] for line in cells[1:]] == [["3", "1", ""], ["", "2", ""], ["", "", "4"]]

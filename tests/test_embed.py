@@ -26,7 +26,7 @@ from timm.data.config import resolve_model_data_config
 from trocar.bench import downstream
 from trocar.engine import embed as module
 from trocar.engine import embedders
-from trocar.engine.checkpoint import CheckpointError
+from trocar.engine.checkpoint_folder import CheckpointError
 from trocar.engine.config_error import ConfigError
 from trocar.engine.config_file import load_config
 from trocar.engine.descriptor import WIDTH, cielab, describe_clips
@@ -36,7 +36,8 @@ from trocar.engine.pretrain import pretrain
 from trocar.engine.run_encoder import load_run_encoder
 from trocar.engine.weight_files import WeightsError
 from trocar.loaders import isolated
-from trocar.loaders.corpus import Corpus, CorpusError
+from trocar.loaders.corpus import Corpus
+from trocar.loaders.corpus_folder import CorpusError
 from trocar.loaders.embeddings import EmbeddingRows, shard_path
 from trocar.loaders.grid_clips import GridClips
 from trocar.loaders.index import index_corpus

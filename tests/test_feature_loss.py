@@ -14,7 +14,7 @@ from kernel_checks import BFLOAT16, FLOAT16, FLOAT32, assert_accurate, indices, 
 
 from trocar.kernels.feature_loss import _feature_loss, feature_loss, feature_loss_reference
 
-DISTANCES = ["l1", "smooth_l1", "l2"]
+DISTANCES = ["l1", "smooth_l1", "l2", "half_l2"]
 
 
 def problem(batch: int, rows: int, tokens: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -18,6 +18,7 @@ import pytest
 import timm
 import torch
 from motion_task import FRAMES, SIDE, motion_table
+from timm.data import auto_augment
 
 from trocar.bench.backbones import Backbone, FrameAverage, load_backbone
 from trocar.bench.dataset import Card, DatasetError, Segment, table_card, write_table
@@ -283,7 +284,7 @@ def test_frame_average_does_not_know_the_order() -> None:
 def test_layers_learn_less_the_lower_they_are(task: Task) -> None:
     point = PROTOCOLS["full"].grid()[0]
     for backbone in (video_backbone(depth=2), image_backbone()):
-        model = build_tuned(backbone, task, point, replace(PROTOCOLS["full"], drop_path=0.0), 0)
+        model = build_tuned(backbone, task.num_classes, point, replace(PROTOCOLS["full"], drop_path=0.0), 0)
         groups = layer_groups(model, backbone.depth, point, 0.5)
         peak = {id(p): (g["peak"] / point.learning_rate, g["weight_decay"]) for g in groups for p in g["params"]}
         named = {name: peak[id(parameter)] for name, parameter in model.named_parameters()}
@@ -389,5 +390,13 @@ def test_random_augment_counts_as_timm_does() -> None:
     augment: Any = change.transforms[0]
     magnitudes, _ = augment._AUGMENTATION_SPACE["Rotate"]
     assert float(magnitudes(augment.num_magnitude_bins, 224, 224)[augment.magnitude]) == pytest.approx(0.7 * 30)
+    for name in ("Rotate", "ShearX", "ShearY", "Brightness", "Color", "Contrast", "Sharpness"):
+        turns = name in ("Rotate", "ShearX", "ShearY")
+        (theirs,) = auto_augment.LEVEL_TO_ARG[name if turns else f"{name}Increasing"](7, {})
+        steps = augment._AUGMENTATION_SPACE[name][0](augment.num_magnitude_bins, 224, 224)
+        ours = float(steps[augment.magnitude])
+        assert ours == pytest.approx(abs(theirs) if turns else abs(theirs - 1)), (
+            name
+        )  # an enhancement by 1 changes nothing
     with pytest.raises(ConfigError, match=r"a magnitude of 0 \.\. 10"):
         read_protocol("full", ["random_augment=[4, 21]"])

@@ -192,10 +192,16 @@ def test_weights_and_biases_is_asked_for_by_name(tmp_path: Path, monkeypatch: py
         train_made(settings)
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     train_made(settings)
-    assert [(asked[0]["project"], asked[0]["id"], asked[0]["resume"])] == [("surgery", "run", "allow")]
-    assert [step for step, _ in rows] == [1, 2]
+    train_made([*settings, "optim.steps=3", "run.allow_changes=true"])
+    identity = (tmp_path / "run" / "wandb_id.txt").read_text()
+    assert [(one["project"], one["name"], one["id"], one["resume"]) for one in asked] == [
+        ("surgery", "run", identity, "allow")
+    ] * 2
+    assert identity.isalnum()
+    assert identity != "run", "another's run of that name in the same project is another one"
+    assert [step for step, _ in rows] == [1, 2, 3]
     assert all("loss" in row and "step" not in row for _, row in rows)
-    assert ended == [True]
+    assert ended == [True, True]
 
 
 @pytest.mark.filterwarnings(

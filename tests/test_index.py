@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from trocar.loaders import corpus_writer, index, probers, progress
-from trocar.loaders.corpus import GOPS_NAME, PACKETS_NAME, QUARANTINE_NAME, VIDEOS_NAME, Corpus, CorpusError
+from trocar.loaders.corpus import Corpus
+from trocar.loaders.corpus_folder import GOPS_NAME, PACKETS_NAME, QUARANTINE_NAME, VIDEOS_NAME, CorpusError
 from trocar.loaders.index import index_corpus
 from trocar.loaders.probe import probe_video
 from trocar.loaders.sources import SourceFile, list_videos

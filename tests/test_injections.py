@@ -15,7 +15,8 @@ import pytest
 import torch
 from ranks import TINY, make_corpus, start_ranks, train_made
 
-from trocar.engine.checkpoint import checkpoints, load_checkpoint
+from trocar.engine.checkpoint import load_checkpoint
+from trocar.engine.checkpoint_folder import checkpoints
 from trocar.engine.metrics import read_metrics
 
 KINDS = ("kill", "term", "full", "kill in save")

@@ -17,12 +17,13 @@ from torch import nn
 from transformers import VJEPA2Config, VJEPA2Model
 
 from trocar.engine.weights import from_huggingface_vjepa2, from_vjepa
-from trocar.kernels.feature_loss import Distance
+from trocar.kernels.choices import Distance
 from trocar.ssl.attention import attention_by_sequence, packed_attention
-from trocar.ssl.block_masks import BlockRecipe, MultiBlockMask
-from trocar.ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, Positions, VideoEncoder, position_table
+from trocar.ssl.block_masks import MultiBlockMask
+from trocar.ssl.choices import BlockRecipe, Positions
+from trocar.ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, VideoEncoder, position_table
 from trocar.ssl.jepa import JointEmbedding
-from trocar.ssl.packing import BlockMasks, Packed, pack
+from trocar.ssl.packing import BlockMasks, Packed, pack, pack_cut
 from trocar.ssl.predictor import MeanOfContext, Predictor
 
 DEPTH, PREDICTOR_DEPTH, WIDTH, PREDICTOR_WIDTH = 3, 2, 48, 36
@@ -259,13 +260,13 @@ def test_a_skipped_step_leaves_the_target() -> None:
     assert all(torch.isnan(parameter).all() for parameter in model.target_encoder.parameters())
 
 
-@pytest.mark.parametrize("positions", ["axes", "rope"])
-def test_packing_loses_no_token(positions: Positions) -> None:
+@pytest.mark.parametrize(("positions", "cut_batch"), [("axes", 0), ("rope", 0), ("axes", 4), ("rope", 2)])
+def test_packing_loses_no_token(positions: Positions, cut_batch: int) -> None:
     """Loss and gradients of a packed batch with padding equal those computed mask by mask, one clip at a time."""
     torch.manual_seed(4)
     model = ours(positions).double()
     frames = clips(4)
-    packed = MultiBlockMask(GRID, RECIPES, bucket=32)
+    packed = MultiBlockMask(GRID, RECIPES, bucket=48 if cut_batch else 32, cut_batch=cut_batch)
     masks = packed(1, range(4), 0)
     assert masks.context.padding() > 0
     assert masks.target.padding() > 0
@@ -273,14 +274,21 @@ def test_packing_loses_no_token(positions: Positions) -> None:
     output.loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    hidden = torch.zeros(8, math.prod(GRID), dtype=torch.bool)
-    for sequence, tokens in enumerate(tokens_of(masks.target)):
-        hidden[sequence, tokens] = True
+    seen, hidden = (torch.zeros(8, math.prod(GRID), dtype=torch.bool) for _ in range(2))
+    for chosen, part in ((seen, masks.context), (hidden, masks.target)):
+        for sequence, tokens in enumerate(tokens_of(part)):
+            chosen[sequence, tokens] = True
+    assert bool((seen | hidden).all()) == (not cut_batch)
     losses = []
     for sequence in range(8):
         clip, kind = divmod(sequence, 2)
         # Both masks of the clip, of which the loss of one counts: mask tokens go by the kind of mask.
-        alone = BlockMasks(*pack(hidden[2 * clip : 2 * clip + 2].numpy()), 2)
+        both = slice(2 * clip, 2 * clip + 2)
+        alone = (
+            pack_cut(seen[both].numpy(), hidden[both].numpy(), 2)
+            if cut_batch
+            else BlockMasks(*pack(hidden[both].numpy()), 2)
+        )
         prediction = model(frames[clip : clip + 1], alone).prediction
         rows = slice(int(alone.target.offsets[kind]), int(alone.target.offsets[kind + 1]))
         with torch.no_grad():

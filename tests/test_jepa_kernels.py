@@ -8,8 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trocar.kernels import launch
 from trocar.ssl.attention import attention_by_sequence, packed_attention
-from trocar.ssl.block_masks import BlockRecipe, MultiBlockMask
-from trocar.ssl.encoder import Positions, VideoEncoder
+from trocar.ssl.block_masks import MultiBlockMask
+from trocar.ssl.choices import BlockRecipe, Positions
+from trocar.ssl.encoder import VideoEncoder
 from trocar.ssl.jepa import JointEmbedding
 from trocar.ssl.predictor import Predictor
 

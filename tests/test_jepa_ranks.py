@@ -8,7 +8,8 @@ import pytest
 import torch
 from ranks import TINY, make_corpus, run_ranks, train_made
 
-from trocar.engine.checkpoint import checkpoints, load_checkpoint
+from trocar.engine.checkpoint import load_checkpoint
+from trocar.engine.checkpoint_folder import checkpoints
 from trocar.engine.metrics import read_metrics
 
 JEPA = [

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("bench", "configs", "engine", "kernels", "loaders", "ssl")
-INNER_FOLDERS = ("bench/datasets", "configs/corpus", "configs/datasets", "configs/downstream")
+INNER_FOLDERS = ("bench/datasets", "configs/corpus", "configs/datasets", "configs/downstream", "configs/published")
 MAY_IMPORT = {
     "kernels": set(),
     "loaders": {"kernels"},

@@ -12,7 +12,8 @@ from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
 from trocar.engine.weights import from_huggingface_videomae
 from trocar.ssl.attention import attention
-from trocar.ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, SIZES, VideoEncoder, position_table
+from trocar.ssl.choices import SIZES
+from trocar.ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, VideoEncoder, position_table
 from trocar.ssl.mae import MaskedAutoencoder
 from trocar.ssl.masks import TubeMask
 

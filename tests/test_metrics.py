@@ -106,17 +106,17 @@ def test_segmental_f1_worked_by_hand() -> None:
     """
     truth = [0] * 4 + [1] * 16 + [0] * 2
     said = [0] * 3 + [1] * 7 + [0] + [1] * 11
-    assert metrics.f1_at_10(predictions(truth, said)) == pytest.approx(4 / 7)
+    assert metrics.segmental_f1(predictions(truth, said)) == pytest.approx(4 / 7)
     # Below a tenth of overlap nothing is found: 1 second of 11.
-    assert metrics.f1_at_10(predictions([0] + [1] * 10, [1] + [0] * 10)) == 0.0
-    assert metrics.f1_at_10(predictions([0] * 11, [0] + [1] * 10)) == 0.0
-    assert metrics.f1_at_10(predictions([0] * 10, [0] + [1] * 9)) == pytest.approx(2 / 3)
+    assert metrics.segmental_f1(predictions([0] + [1] * 10, [1] + [0] * 10)) == 0.0
+    assert metrics.segmental_f1(predictions([0] * 11, [0] + [1] * 10)) == 0.0
+    assert metrics.segmental_f1(predictions([0] * 10, [0] + [1] * 9)) == pytest.approx(2 / 3)
     # Two videos, one perfect: their mean. The rows' order is that of time, not of the list.
     p = predictions([*truth, 0, 1], [*said, 0, 1], videos=list("a" * 22 + "bb"))
-    assert metrics.f1_at_10(p) == pytest.approx((4 / 7 + 1) / 2)
+    assert metrics.segmental_f1(p) == pytest.approx((4 / 7 + 1) / 2)
     # Their segments together: 2 + 2 matched, 7 + 4 in all.
-    assert metrics.f1_at_10_pooled(p) == pytest.approx(2 * 4 / 11)
-    assert metrics.f1_at_10(p.rows(np.random.default_rng(0).permutation(24))) == pytest.approx((4 / 7 + 1) / 2)
+    assert metrics.segmental_f1_pooled(p) == pytest.approx(2 * 4 / 11)
+    assert metrics.segmental_f1(p.rows(np.random.default_rng(0).permutation(24))) == pytest.approx((4 / 7 + 1) / 2)
 
 
 def test_segment_whose_best_match_is_taken_finds_nothing() -> None:
@@ -128,7 +128,7 @@ def test_segment_whose_best_match_is_taken_finds_nothing() -> None:
     """
     truth = [0] * 10 + [1] + [0] * 9
     said = [0] * 5 + [1] + [0] * 8 + [1] * 6
-    assert metrics.f1_at_10(predictions(truth, said)) == pytest.approx(2 / 7)
+    assert metrics.segmental_f1(predictions(truth, said)) == pytest.approx(2 / 7)
 
 
 @pytest.mark.parametrize("first", range(0, 600, 7))
@@ -137,7 +137,7 @@ def test_a_tenth_of_overlap_is_enough_wherever_it_lies(first: int) -> None:
     starts = (first + np.arange(30)) / 10
     names = np.zeros(30)
     p = Predictions(np.zeros(30, int), np.eye(2)[[0] * 3 + [1] * 27], names, names, starts, starts + 0.1)
-    assert metrics.f1_at_10(p) == pytest.approx(2 / 3)
+    assert metrics.segmental_f1(p) == pytest.approx(2 / 3)
 
 
 def test_other_counts_as_an_action() -> None:
@@ -146,8 +146,8 @@ def test_other_counts_as_an_action() -> None:
     Other 0-4, action 4-8, other 8-12; said: the action throughout. Without `other` it would be 1 of 1 and 1 of 1.
     """
     p = predictions([0] * 4 + [1] * 4 + [0] * 4, [1] * 12)
-    assert metrics.f1_at_10(p) == pytest.approx(2 / 4)
-    assert metrics.f1_at_10(predictions([0] * 4, [0] * 4)) == 1.0
+    assert metrics.segmental_f1(p) == pytest.approx(2 / 4)
+    assert metrics.segmental_f1(predictions([0] * 4, [0] * 4)) == 1.0
 
 
 def test_interval_is_by_subject() -> None:

@@ -13,7 +13,7 @@ from mutations import FAULTS
 
 from trocar.kernels import launch
 
-NOT_OPERATORS = {"launch", "philox"}
+NOT_OPERATORS = {"choices", "launch", "philox"}
 
 
 def test_every_kernel_has_five_faults() -> None:

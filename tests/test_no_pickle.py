@@ -22,15 +22,16 @@ import torch
 from clips import write_numbered
 
 from trocar.bench.dataset import DatasetError, load_card, read_table
-from trocar.engine.checkpoint import CheckpointError
+from trocar.engine.checkpoint_folder import CheckpointError
 from trocar.engine.config import ConfigError
 from trocar.engine.config_file import load_config
-from trocar.engine.convert import convert, load_encoder
+from trocar.engine.convert import convert, read_encoder
 from trocar.engine.teacher import load_teacher
 from trocar.engine.weight_files import WeightsError, read_weights
 from trocar.loaders.cluster_state import ClusterState
 from trocar.loaders.cluster_tree import ClusterTree
-from trocar.loaders.corpus import Corpus, CorpusError
+from trocar.loaders.corpus import Corpus
+from trocar.loaders.corpus_folder import CorpusError
 from trocar.loaders.embeddings import EmbeddingRows, Manifest, write_shard
 from trocar.loaders.index import index_corpus
 from trocar.loaders.selection import read_list
@@ -196,7 +197,7 @@ def test_videos_and_lists(tmp_path: Path, mark: Path) -> None:
 def test_weights(tmp_path: Path, mark: Path, suffix: str, bomb: Callable[[Path], bytes]) -> None:
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(bomb(mark))
-    for read in (read_weights, convert, load_encoder):
+    for read in (read_weights, convert, read_encoder):
         with pytest.raises(WeightsError):
             read(path)
 

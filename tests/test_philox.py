@@ -21,6 +21,9 @@ from trocar.kernels.philox import Stream, below, philox, random_words, unit
     ],
 )
 def test_published_vectors(counter: list[int], key: tuple[int, int], expected: list[int]) -> None:
+    for copies in (1, 8, 9, 40):  # few are computed otherwise than many
+        many = np.tile(np.array(counter, dtype=np.uint64), (copies, 1))
+        assert philox(many, key).tolist() == [expected] * copies
     assert philox(np.array(counter, dtype=np.uint64), key).tolist() == expected
 
 

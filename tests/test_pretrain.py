@@ -16,13 +16,14 @@ import pytest
 import torch
 from clips import write_numbered
 
-from trocar.engine.checkpoint import CheckpointError, checkpoints, load_checkpoint
+from trocar.engine.checkpoint import load_checkpoint
+from trocar.engine.checkpoint_folder import CheckpointError, checkpoints
 from trocar.engine.config import ConfigError
 from trocar.engine.config_file import load_config
 from trocar.engine.metrics import read_metrics
 from trocar.engine.optim import Schedule
 from trocar.engine.pretrain import pretrain
-from trocar.loaders.corpus import CorpusError
+from trocar.loaders.corpus_folder import CorpusError
 from trocar.loaders.index import index_corpus
 from trocar.loaders.video import VideoError
 

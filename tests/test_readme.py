@@ -15,6 +15,7 @@ from clips import write_numbered
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 TINY = "model.encoder=tiny model.depth=1 model.decoder_depth=1 optim.batch=2 optim.accumulation=1 optim.steps=2"
 
 SMALL = "epochs=2 train_views=1 segments=1 crops=1"
@@ -50,6 +51,7 @@ def test_the_commands_are_these() -> None:
         ["trocar", "view"],
         ["trocar", "view"],
         ["trocar", "finetune"],
+        ["trocar", "predict"],
         ["trocar", "doctor"],
     ]
 
@@ -78,22 +80,32 @@ def test_the_trocar_commands(folder: Path) -> None:
     rows = ["video,start,end,label,subject", *(f"{n % 2}.mp4,{n},{n + 1},{'ab'[n // 2 % 2]},{n}" for n in (0, 1, 2))]
     rows += [f"{n}.mp4,0.5,1.5,{'ab'[n]},{n + 3}" for n in (0, 1)]
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
-    for command in COMMANDS[2:9]:
+    for command in COMMANDS[2:10]:
         command = command.replace("/data/videos", "videos")
         if "finetune" in command:
             assert "majority baseline" in shell(f"{command} --device cpu {SMALL}", folder)
             continue
+        if "predict" in command:
+            command = f"{command} --device cpu"
         if "pretrain" in command:
             command = f"{command} {TINY} run.device=cpu"
         shell(command, folder)
     for name in ("checkpoints/step_00000002", "reconstruction.png", "curve.png", "metrics.jsonl", "config.yaml"):
         assert (folder / "runs/first" / name).exists()
-    assert "torchvision" in shell(COMMANDS[9], folder)
+    predicted = (folder / "predictions.csv").read_text(encoding="utf-8").splitlines()
+    assert predicted[0] == "file,start_seconds,end_seconds,label,p(a),p(b)"
+    assert len(predicted) > 2
+    code = (
+        "import torch, types\nbatch = types.SimpleNamespace(frames=torch.zeros(2, 8, 64, 64, 3, dtype=torch.uint8))\n"
+    )
+    code += PYTHON[1] + "\nprint(tuple(vectors.shape), vectors.dtype, tuple(encoder(batch.frames).shape))"
+    said = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    assert said.stdout.strip() == "(2, 192) torch.float32 (2, 64, 192)", said.stderr
+    assert "torchvision" in shell(COMMANDS[10], folder)
 
 
 def test_the_python_example(folder: Path) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    code = example + "\nprint(tuple(batch.frames.shape), batch.frames.dtype, sorted(batch.labels))"
+    code = PYTHON[0] + "\nprint(tuple(batch.frames.shape), batch.frames.dtype, sorted(batch.labels))"
     printed = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
     assert printed.stdout.strip() == "(2, 16, 224, 224, 3) torch.uint8 ['clip', 'dissect']", printed.stderr
 

@@ -23,7 +23,8 @@ from trocar.engine.signals import COLLAPSED_SHARE, MEMORY_STEPS, CollapseWatch, 
 from trocar.loaders.index import index_corpus
 from trocar.loaders.pack import pack_corpus
 from trocar.loaders.pack_settings import PackSettings
-from trocar.ssl.block_masks import BlockRecipe, MultiBlockMask
+from trocar.ssl.block_masks import MultiBlockMask
+from trocar.ssl.choices import BlockRecipe
 from trocar.ssl.encoder import VideoEncoder
 from trocar.ssl.jepa import JointEmbedding
 from trocar.ssl.predictor import MeanOfContext, Predictor

@@ -13,7 +13,8 @@ import torch
 from clips import write_numbered
 
 from trocar.engine.build import build_model, samplers_by_clip
-from trocar.engine.checkpoint import checkpoint_path, load_checkpoint
+from trocar.engine.checkpoint import load_checkpoint
+from trocar.engine.checkpoint_folder import checkpoint_path
 from trocar.engine.config import ConfigError
 from trocar.engine.config_file import load_config
 from trocar.engine.loading import build_loader

@@ -11,7 +11,8 @@ from ranks import TINY, make_corpus, run_ranks, train_made
 from test_distributed import OBJECTIVES
 from torch import nn
 
-from trocar.engine.checkpoint import checkpoints, load_checkpoint
+from trocar.engine.checkpoint import load_checkpoint
+from trocar.engine.checkpoint_folder import checkpoints
 from trocar.engine.config import OptimConfig
 from trocar.engine.guard import MEMORY_STEPS, StepGuard
 from trocar.engine.metrics import read_metrics

@@ -11,7 +11,8 @@ import torch
 from ranks import TINY, make_corpus, run_ranks, train_made
 
 from trocar.engine import stop as stop_module
-from trocar.engine.checkpoint import checkpoints, load_checkpoint, newest_step
+from trocar.engine.checkpoint import load_checkpoint
+from trocar.engine.checkpoint_folder import checkpoints, newest_step
 from trocar.engine.metrics import read_metrics
 from trocar.engine.stop import StopRequest
 

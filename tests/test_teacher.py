@@ -10,7 +10,8 @@ import pytest
 import torch
 from ranks import TINY, make_corpus, train_made
 
-from trocar.engine.checkpoint import CheckpointError, checkpoints, load_checkpoint
+from trocar.engine.checkpoint import load_checkpoint
+from trocar.engine.checkpoint_folder import CheckpointError, checkpoints
 from trocar.engine.cli import main
 from trocar.engine.config import Config, ConfigError
 from trocar.engine.config_file import load_config

@@ -12,7 +12,8 @@ from ranks import TINY
 from test_distributed import OBJECTIVES
 
 from trocar.engine.build import build_held_out_sampler, build_masks, build_model, build_sampler, held_out
-from trocar.engine.checkpoint import checkpoints, load_checkpoint
+from trocar.engine.checkpoint import load_checkpoint
+from trocar.engine.checkpoint_folder import checkpoints
 from trocar.engine.config import Config, ConfigError
 from trocar.engine.config_file import load_config
 from trocar.engine.metrics import read_metrics

@@ -28,7 +28,7 @@ from trocar.engine.build import build_model
 from trocar.engine.cli import main
 from trocar.engine.config_error import ConfigError
 from trocar.engine.config_file import load_config
-from trocar.engine.convert import conversion_encoder, convert, load_encoder
+from trocar.engine.convert import conversion_encoder, convert, read_encoder
 from trocar.engine.encoder_sources import find_encoder
 from trocar.engine.initial import initialize_encoder
 from trocar.engine.weight_files import WeightsError
@@ -153,7 +153,7 @@ def read(path: Path, reader: str, told: dict[str, Any]) -> VideoEncoder:
         out = path.with_name("converted.safetensors")
         out.unlink(missing_ok=True)
         assert main(["convert", str(path), "--out", str(out), *options]) == 0
-        return load_encoder(out)
+        return read_encoder(out)
     clips = {"frames": FRAMES, "resolution": RESOLUTION}
     if reader == "find_encoder":
         return find_encoder(path, **clips, **told).encoder
@@ -331,7 +331,7 @@ def test_our_own_files_say_what_they_are(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["convert", str(tmp_path / "w.pth"), "--out", str(first), *options, "--kind", "vjepa1"]) == 0
     assert main(["convert", str(first), "--out", str(second)]) == 0
     assert "V-JEPA 1, V-JEPA 1, converted: 28 of 28 tensors matched (100.0%)" in capsys.readouterr().out
-    assert_is(load_encoder(second), "vjepa1")
+    assert_is(read_encoder(second), "vjepa1")
     assert main(["convert", str(first), "--out", str(second), "--positions", "rope"]) == 1
     assert "it says itself what it is" in capsys.readouterr().err
     with pytest.raises(WeightsError, match="its positions is axes, not rope"):
@@ -384,7 +384,13 @@ def test_images_positions_are_resized_as_their_family_does() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("swin_tiny_patch4_window7_224", {"img_size": 64, "window_size": 2}), ("resnet18", {})]
+    ("name", "size"),
+    [
+        ("swin_tiny_patch4_window7_224", {"img_size": 64, "window_size": 2}),
+        ("resnet18", {}),
+        pytest.param("swinv2_tiny_window8_256", {"img_size": 64, "window_size": 2}, marks=pytest.mark.slow),
+        pytest.param("focalnet_tiny_srf", {}, marks=pytest.mark.slow),
+    ],
 )
 def test_images_models_give_tokens_whatever_their_layout(name: str, size: dict[str, Any]) -> None:
     from trocar.bench.backbones import FrameAverage

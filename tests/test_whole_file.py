@@ -17,15 +17,16 @@ from safetensors.torch import save_file
 from test_finetune import tiny_conversion
 
 from trocar.bench.training_state import restore_state, save_state
-from trocar.engine.checkpoint import checkpoints
+from trocar.engine.checkpoint_folder import checkpoints
 from trocar.engine.cli import main
 from trocar.engine.config_file import load_config
-from trocar.engine.convert import load_encoder, save_encoder
+from trocar.engine.convert import read_encoder, save_encoder
 from trocar.engine.encoder_sources import find_encoder
 from trocar.engine.export import export_weights
 from trocar.engine.pretrain import pretrain
 from trocar.engine.weight_files import WeightsError, read_weights
-from trocar.loaders.corpus import Corpus, CorpusError
+from trocar.loaders.corpus import Corpus
+from trocar.loaders.corpus_folder import CorpusError
 from trocar.loaders.whole_file import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,7 +117,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_damaged(
 def test_neither_is_any_other_file(run: Path, tmp_path: Path) -> None:
     exported, corpus = run / "encoder.safetensors", run.parent / "corpus"
     with unreadable(exported):
-        for read in (find_encoder, load_encoder):
+        for read in (find_encoder, read_encoder):
             with pytest.raises(PermissionError, match="Permission denied"):
                 read(exported)
         with pytest.raises(PermissionError, match="Permission denied"):
