@@ -131,10 +131,10 @@ class DataConfig:
     decoded, each with its own offset, crop and mask. pool_spans: decoded spans of which clips wait on the device, over all ranks, a
     multiple of lanes; where 0, the clips of a span stand in one batch. lanes: independent parts of the pool; the number of ranks
     has to divide it. threads: decoding threads, all cores where null. workers: decoding processes, 0 for threads in the training's
-    own; null is one for each core but one where training is on a GPU, else 0. prefetch: batches decoded ahead. failure_budget: share
-    of the spans that may fail before the run stops. clip_timeout: seconds that a thread or process may be at one span before the run
-    ends with its name, for ever where null. allow_changed_corpus: resume although the corpus or its draws are others. sizes: phases
-    of other clip sizes on the way, in the order of their steps.
+    own; null is one for each core but one where training is on a GPU, else 0. prefetch: batches decoded ahead. failure_budget:
+    share of the spans that may fail before the run stops. clip_timeout: seconds that a thread or process may be at one span before
+    the run ends with its name, for ever where null. allow_changed_corpus: resume although the corpus or its draws are others.
+    sizes: phases of other clip sizes on the way, in the order of their steps.
 
     tree: folder that `trocar cluster` wrote, to draw from its branches; null draws all spans alike. balance: 0 draws the corpus as
     it is, 1 all branches of the tree alike. max_repeats: most draws of one span an epoch, rounded down from 1 on; null is no limit.
