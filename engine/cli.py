@@ -620,14 +620,15 @@ def run_bench_decode(options: argparse.Namespace) -> int:
 
 
 def run_bench_feed(options: argparse.Namespace) -> int:
+    from ..loaders.corpus_folder import corpus_folder
+
+    corpus = corpus_folder(options.corpus)
     import torch
 
     from ..bench.feed import bench_feed, table
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    print(
-        table(bench_feed(options.corpus, device=device, stride=options.stride, rounds=options.rounds, out=options.out))
-    )
+    print(table(bench_feed(corpus, device=device, stride=options.stride, rounds=options.rounds, out=options.out)))
     return 0
 
 
