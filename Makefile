@@ -28,7 +28,7 @@ test-slow: setup-dev
 compat:
 	$(PYTHON) compat.py $(ARGS)
 
-# On a machine with an NVIDIA GPU, which needs no network: STAGE=tests, kernels, loading, training, compiled or cluster; all of them where unset.
+# On a machine with an NVIDIA GPU, which needs no network: STAGE=tests, feed, kernels, loading, training, compiled or cluster; all of them where unset.
 gpu:
 	@PYTHON='$(PYTHON)' VENV='$(VENV)' bash gpu.sh $(STAGE) $(if $(VIDEOS),--videos '$(VIDEOS)') $(ARGS)
 

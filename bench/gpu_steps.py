@@ -1,4 +1,4 @@
-"""The steps of `make gpu`: what is tested and measured on a machine with an NVIDIA GPU, in six stages of at most eight minutes.
+"""The steps of `make gpu`: what is tested and measured on a machine with an NVIDIA GPU, in seven stages of at most eight minutes.
 
 A command's `{out}` is the file its rows go to, `{videos}` a folder of videos, `{work}` a folder for what is made on the way. A
 step's limit counts for all of its processes; the limits of a stage add up to no more than STAGE_SECONDS.
@@ -56,6 +56,7 @@ def _bench(name: str, command: str, seconds: int, needs: tuple[str, ...] = ()) -
 VIDEOS = GpuStep("videos", ("trocar.bench.gpu_videos", "{work}"), 60, ("av",), "module", makes_videos=True)
 PEERS = ("bench", "training", "--device", "cuda", "--parts")
 INDEX = _bench("index", "index {videos} --out {work}/corpus", 20, ("av",))
+PACK = _bench("pack", "pack {work}/corpus --out {work}/packed", 60, ("av",))
 STAGES: dict[str, tuple[GpuStep, ...]] = {
     "tests": (
         _tests("kernels", KERNEL_TESTS, 240),
@@ -63,11 +64,19 @@ STAGES: dict[str, tuple[GpuStep, ...]] = {
         _tests("clustering", ("kmeans",), 40, ("av",)),
         _tests("decoding", ("dali", "dali_pipeline"), 100, ("av", *DALI)),
     ),
+    # Trained clips/s behind decoding threads and processes against the same step on resident data: what all else depends on.
+    "feed": (
+        VIDEOS,
+        INDEX,
+        PACK,
+        _tests("workers", ("workers", "device_time"), 90, ("av",)),
+        _bench("feed", "bench feed {work}/packed --rounds 2 --out {out}", 230, ("av",)),
+    ),
     "kernels": tuple(_bench(name, f"bench kernels {name} --out {{out}}", 58) for name in OPERATORS),
     "loading": (
         VIDEOS,
         INDEX,
-        _bench("pack", "pack {work}/corpus --out {work}/packed", 60, ("av",)),
+        PACK,
         _bench("decode", "bench decode --quick --out {out}", 180, ("av", *DALI)),
         _bench(
             "loaders",

@@ -8,6 +8,7 @@ pass computes. So a step takes as long as the slowest of these, one rank's share
     storage    spans x bytes / this rank's share of the bandwidth
     exchange   2 (R - 1) / R x bytes of gradients / bandwidth     (ring all-reduce over R ranks)
     cores      where the CPU computes too: all processor seconds of a step / cores
+    interpreter  where threads of the training's process decode beside a GPU: compute + spans x seconds of Python per span
 
 No time is lost to chance in it: a step whose sides are equally long takes longer than it says.
 
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 COMPUTE, DECODE, STORAGE, EXCHANGE, CORES = "compute", "decode", "storage", "exchange", "cores"
+INTERPRETER = "interpreter"
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class Videos:
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank has. cores: to decode, on a CPU also to compute. storage, exchange: bytes a second of this rank."""
+    """What one rank has. cores: to decode, on a CPU also to compute. storage, exchange: bytes a second of this rank.
+    interpreter_seconds: of the training's interpreter that a span takes, 0 where processes decode: it launches no kernels then."""
 
     ranks: int
     cores: float
@@ -67,6 +70,7 @@ class Share:
     storage: float
     exchange: float
     has_nvdec: bool
+    interpreter_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,8 @@ def plan_step(compute: Compute, videos: Videos, share: Share, demand: Demand) ->
         nvdec = spans * videos.pictures_per_span.value / videos.nvdec_pictures_per_second.value
         if nvdec < seconds[DECODE]:
             seconds[DECODE], decoder = nvdec, "nvdec"
+    if share.interpreter_seconds and decoder == "cpu" and not compute.threads:
+        seconds[INTERPRETER] = computing + spans * share.interpreter_seconds
     return Step(seconds, decoder, demand, share.ranks)
 
 
@@ -162,6 +168,10 @@ def levers(compute: Compute, videos: Videos, share: Share, demand: Demand, other
         ),
         "a step twice as fast": lambda: plan_step(half, videos, share, demand),
     }
+    if share.interpreter_seconds:
+        changes["decoding processes (data.workers)"] = lambda: plan_step(
+            compute, videos, replace(share, interpreter_seconds=0.0), demand
+        )
     if share.ranks > 1:
         changes["twice the exchange bandwidth"] = lambda: plan_step(
             compute, videos, replace(share, exchange=2 * share.exchange), demand

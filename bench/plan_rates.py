@@ -27,6 +27,7 @@ RESULTS = Path(__file__).parent / "results"
 ARMS = {"originals": "trocar", "proxies": "trocar packed"}  # of `trocar bench loading`
 PROXY = "h264 gop 8 quality 23"  # `trocar pack`'s default, in `trocar bench proxies`
 FLOPS_CLIPS = 8
+THREADS_ALONE = "proxies, decoding alone: 1 process of 16 threads"  # they wait for each other's Python, not for cores
 Row = dict[str, Any]
 
 
@@ -204,6 +205,12 @@ def _nvdec(rows: Iterable[Row], cluster: Cluster, name: str) -> Rate | None:
     nearest = min(mine, key=lambda row: abs(row["height"] - height))
     text = f"{origin(nearest)}, H.264 {nearest['width']}x{nearest['height']} GOP {nearest['gop']}"
     return Rate(nearest["decoded_frames_per_second"], text)
+
+
+def interpreter_rate(rows: Iterable[Row]) -> Rate | None:
+    """Seconds of Python that a span takes in the threads of one process."""
+    row = next((row for row in rows if row["benchmark"] == "gpu_video" and row["what"] == THREADS_ALONE), None)
+    return None if row is None else Rate(1 / row["clips_per_second"], f"{THREADS_ALONE}; {origin(row)}")
 
 
 def packing_rates(rows: Iterable[Row], cluster: Cluster) -> tuple[Rate | None, Rate | None]:

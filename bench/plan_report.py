@@ -25,6 +25,7 @@ from .plan import (
     CORES,
     DECODE,
     EXCHANGE,
+    INTERPRETER,
     STORAGE,
     Compute,
     Demand,
@@ -38,7 +39,7 @@ from .plan import (
 )
 from .plan_cluster import Cluster
 from .plan_corpus import Measured
-from .plan_rates import compute_rates, packing_rates, video_rates
+from .plan_rates import compute_rates, interpreter_rate, packing_rates, video_rates
 from .stages import NAMES
 
 FLOAT32_BYTES = 4
@@ -138,7 +139,8 @@ def make_plan(
     with torch.device("meta"):  # only its shapes count
         parameters = sum(p.numel() for p in build_model(config)[0].parameters() if p.requires_grad)
     gradient_bytes = FLOAT32_BYTES * parameters / optim.parts if cluster.ranks > 1 else 0.0
-    share, arms = _share(cluster, config), []
+    interpreter = interpreter_rate(rows)
+    share, arms = _share(cluster, config, interpreter), []
     for name, videos in known.items():
         for count in sorted({config.data.views_per_span, views}):
             clips_of_rank = optim.batch / (optim.parts * cluster.ranks)
@@ -147,7 +149,10 @@ def make_plan(
             others = [known["proxies"]] if name == "originals" and "proxies" in known else []
             found = levers(compute, videos, share, demand, others)
             arms.append(_arm(name, videos, step, found, cluster, config, corpus, clips, packing, proxy_bytes))
-    rates = [("step, fixed seconds", compute.fixed_seconds), ("step, seconds a clip", compute.seconds_per_clip)]
+    rates: list[tuple[str, Rate]] = []
+    if share.interpreter_seconds and interpreter is not None:
+        rates.append(("decoding threads, seconds of the interpreter per span", interpreter))
+    rates += [("step, fixed seconds", compute.fixed_seconds), ("step, seconds a clip", compute.seconds_per_clip)]
     for videos in known.values():
         names = ("bytes_per_span", "pictures_per_span", "core_seconds_per_span", "core_seconds_per_view")
         rates += [(f"{videos.name}, {key.replace('_', ' ')}", getattr(videos, key)) for key in names]
@@ -176,16 +181,19 @@ def with_number_of_parts(config: Config, cluster: Cluster) -> Config:
     return with_parts(config, fewest_parts(config, world, memory))
 
 
-def _share(cluster: Cluster, config: Config) -> Share:
+def _share(cluster: Cluster, config: Config, interpreter: Rate | None) -> Share:
+    """Beside a GPU processes decode, one for each core but one, unless the config says otherwise."""
+    workers = config.data.workers if cluster.gpus_per_node else config.data.workers or 0
     cores = cluster.cores_per_node / cluster.ranks_per_node
     readers = cluster.ranks if cluster.storage_is_shared else cluster.ranks_per_node
     return Share(
         ranks=cluster.ranks,
         cores=cores,
-        threads=config.data.threads or cores,
+        threads=max(1, cores - 1) if workers is None else workers or config.data.threads or cores,
         storage=cluster.storage_gigabytes_per_second * 1e9 / readers,
         exchange=cluster.exchange_gigabytes_per_second * 1e9,
         has_nvdec=cluster.nvdec_per_gpu > 0 and config.data.loader != "cpu",
+        interpreter_seconds=interpreter.value if interpreter and cluster.gpus_per_node and workers == 0 else 0.0,
     )
 
 
@@ -244,6 +252,7 @@ def sentence(arm: Arm, compute: Compute) -> str:
         STORAGE: "the loader: reading from storage",
         EXCHANGE: "the exchange of gradients",
         CORES: "the processor cores, which decoding and computing share",
+        INTERPRETER: "the training's interpreter, which decoding threads share",
     }[name]
     if name in (COMPUTE, CORES) and compute.stage:
         cause += f", of which {NAMES.get(compute.stage, compute.stage)} takes {compute.stage_share:.0%}"
@@ -261,6 +270,7 @@ def rests_on(arm: Arm, compute: Compute) -> str:
         STORAGE: [videos.bytes_per_span],
         EXCHANGE: [],
         CORES: [compute.seconds_per_clip, videos.core_seconds_per_span],
+        INTERPRETER: [compute.seconds_per_clip],
     }[arm.step.bottleneck]
     if arm.step.decoder == "nvdec" and arm.step.bottleneck == DECODE and videos.nvdec_pictures_per_second is not None:
         used = [videos.nvdec_pictures_per_second]

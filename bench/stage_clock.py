@@ -79,10 +79,10 @@ class ProcessorClock:
 
     @contextmanager
     def _account(self, name: str, inner: AbstractContextManager[Any]) -> Iterator[None]:
-        began, (core, queue) = time.perf_counter(), _account_of_this_thread()
+        began, (core, queue) = time.perf_counter(), account_of_this_thread()
         with inner:
             yield
-        core_now, queue_now = _account_of_this_thread()
+        core_now, queue_now = account_of_this_thread()
         if not self._is_on:
             return
         if name == "wait":
@@ -95,14 +95,14 @@ class ProcessorClock:
     def on_step(self, steps_done: int) -> None:
         """To be called on the training thread with the number of steps done, before the first and after each."""
         if steps_done == self.first:
-            self._before, self._is_on = _account_of_this_thread()[1], True
+            self._before, self._is_on = account_of_this_thread()[1], True
         elif steps_done == self.last:
-            queue = _account_of_this_thread()[1] - self._before - self._waiting
+            queue = account_of_this_thread()[1] - self._before - self._waiting
             self.training_queue, self._is_on = queue / (self.last - self.first), False
             self.decode_queue = sum(end - start for start, end in self._queues.values()) / (self.last - self.first)
 
 
-def _account_of_this_thread() -> tuple[float, float]:
+def account_of_this_thread() -> tuple[float, float]:
     """Seconds on a core, and ready without one, since the thread began."""
     try:
         core, queue, _ = Path("/proc/thread-self/schedstat").read_text().split()

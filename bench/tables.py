@@ -14,6 +14,7 @@ from . import (
     clustering,
     collapse,
     decode,
+    feed,
     goals,
     gpu_table,
     kernels,
@@ -113,6 +114,10 @@ def decoding(rows: Sequence[Row]) -> str:
     return f"{decode.table(mine)}\n\n{mine[0]['machine']['device']}." if mine else f"Decoding on NVDEC: {UNMEASURED}."
 
 
+def feeding(rows: Sequence[Row]) -> str:
+    return feed.table([row for row in rows if row["benchmark"] == "feed"]) or f"Decoding beside training: {UNMEASURED}."
+
+
 def cluster_trees(rows: Sequence[Row]) -> str:
     """Whole trees on a CPU, and the rate of the passes over the most rows."""
     mine = of(rows, "clustering")
@@ -162,6 +167,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "collapse": lambda rows: collapse.table(of(rows, "jepa_collapse")),
     **{f"config-{name.replace('.', '-')}": section(name) for name in (*SECTIONS, *LISTED)},
     "decode": decoding,
+    "feed": feeding,
     "goals": goals.table,
     "gpu-beside": gpu_table.beside,
     "gpu-kernels": gpu_table.kernels,

@@ -24,7 +24,8 @@ from .run_record import read_starts
 # fmt: off
 FREE = frozenset([
     "data.corpus",  # its fingerprint is compared
-    "data.decoders", "data.threads", "data.prefetch", "data.failure_budget", "data.clip_timeout", "data.allow_changed_corpus",
+    "data.decoders", "data.threads", "data.workers", "data.prefetch", "data.failure_budget", "data.clip_timeout",
+    "data.allow_changed_corpus",
     # A run that goes on has weights of its own.
     "model.start", "model.init", "model.init_minimum", "model.init_kind", "model.init_positions",
     "objective.teacher_checksum",

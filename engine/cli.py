@@ -250,6 +250,16 @@ def build_parser() -> argparse.ArgumentParser:
     decode.add_argument("--quick", action="store_true", help="H.264 and HEVC in two sizes and GOPs, two seconds each")
     decode.add_argument("--out", type=Path, default=Path("bench/results/decode.jsonl"), metavar="FILE")
     decode.set_defaults(run=run_bench_decode)
+    feed = benches.add_parser(
+        "feed", help="what decoding takes from training, in threads and in processes, and delivers"
+    )
+    feed.add_argument("corpus", type=Path, metavar="CORPUS", help="an index, of proxies or of originals")
+    feed.add_argument(
+        "--stride", type=COUNT, default=4, help="frames of the originals from one of a clip to the next (default: 4)"
+    )
+    feed.add_argument("--rounds", type=COUNT, default=5, help="how often each arm runs, in turns (default: 5)")
+    feed.add_argument("--out", type=Path, default=Path("bench/results/feed.jsonl"), metavar="FILE")
+    feed.set_defaults(run=run_bench_feed)
     wait = benches.add_parser("data-wait", help="how long training waits on originals, on proxies, and with span reuse")
     wait.add_argument("corpora", nargs="+", metavar="NAME=CORPUS", help="for example originals=corpus proxies=packed")
     wait.add_argument(
@@ -606,6 +616,19 @@ def run_bench_decode(options: argparse.Namespace) -> int:
     rows = bench_decode(device, QUICK if options.quick and device.type == "cuda" else None)
     write_rows(options.out, rows)
     print(table(rows))
+    return 0
+
+
+def run_bench_feed(options: argparse.Namespace) -> int:
+    from ..loaders.corpus_folder import corpus_folder
+
+    corpus = corpus_folder(options.corpus)
+    import torch
+
+    from ..bench.feed import bench_feed, table
+
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    print(table(bench_feed(corpus, device=device, stride=options.stride, rounds=options.rounds, out=options.out)))
     return 0
 
 

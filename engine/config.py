@@ -130,10 +130,11 @@ class DataConfig:
     is a GPU. decoders: how many spans DALI decodes at the same time. views_per_span: clips that are made of every span that is
     decoded, each with its own offset, crop and mask. pool_spans: decoded spans of which clips wait on the device, over all ranks, a
     multiple of lanes; where 0, the clips of a span stand in one batch. lanes: independent parts of the pool; the number of ranks
-    has to divide it. threads: decoding threads, all cores where null. prefetch: batches decoded ahead. failure_budget: share of the
-    spans that may fail before the run stops. clip_timeout: seconds that a thread may be at one span before the run ends with its
-    name, for ever where null. allow_changed_corpus: resume although the corpus or its draws are others. sizes: phases of other clip
-    sizes on the way, in the order of their steps.
+    has to divide it. threads: decoding threads, all cores where null. workers: decoding processes, 0 for threads in the training's
+    own; null is one for each core but one where training is on a GPU, else 0. prefetch: batches decoded ahead. failure_budget:
+    share of the spans that may fail before the run stops. clip_timeout: seconds that a thread or process may be at one span before
+    the run ends with its name, for ever where null. allow_changed_corpus: resume although the corpus or its draws are others.
+    sizes: phases of other clip sizes on the way, in the order of their steps.
 
     tree: folder that `trocar cluster` wrote, to draw from its branches; null draws all spans alike. balance: 0 draws the corpus as
     it is, 1 all branches of the tree alike. max_repeats: most draws of one span an epoch, rounded down from 1 on; null is no limit.
@@ -159,6 +160,7 @@ class DataConfig:
     pool_spans: int = 0
     lanes: int = 24
     threads: int | None = None
+    workers: int | None = None
     prefetch: int = 2
     failure_budget: float = 0.1
     clip_timeout: float | None = 300.0
@@ -189,6 +191,8 @@ class DataConfig:
         for key in ("frames", "resolution", "prefetch", "decoders"):
             require(getattr(self, key) > 0, f"data.{key}", getattr(self, key), "a positive number")
         require(self.threads is None or self.threads > 0, "data.threads", self.threads, "a positive number or null")
+        accepted = "a number of processes, 0 for threads, or null"
+        require(self.workers is None or self.workers >= 0, "data.workers", self.workers, accepted)
         low, high = self.crop_scale
         require(
             0 < low <= high <= 1, "data.crop_scale", self.crop_scale, "[least, largest] with 0 < least <= largest <= 1"

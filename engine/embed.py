@@ -148,6 +148,7 @@ class ShardMaker:
             device=device,
             options={**common, "failure_budget": 1.0, "failure_floor": rows},
             dali_options={},
+            cores=threads,
         )
         self._choice: LoaderChoice | None = None
 

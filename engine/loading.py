@@ -7,6 +7,7 @@ kept in RUN/loader.json: a run that goes on neither waits for a measurement nor 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -98,12 +99,20 @@ def _open(
             options=options,
             dali_options=dali_options,
             settle=partial(_settle, config, world) if world else lambda measure: measure(),
+            workers=data.workers,
+            cores=_cores(config, world),
         )
     except ImportError as error:
         raise ConfigError(f"data.loader: {error}") from error
     if report:
         print(f"loader: {choice}", file=sys.stderr)
     return choice.open(numbers, order=build_order(config))
+
+
+def _cores(config: Config, world: World | None) -> int:
+    """Of this rank: those that it was given, or its part of what all ranks of the node may use."""
+    is_shared = world is not None and not config.run.pin_cores
+    return max(1, len(os.sched_getaffinity(0)) // (world.local_size if world and is_shared else 1))
 
 
 def _settle(config: Config, world: World, measure: Callable[[], list[Choice]]) -> list[Choice]:

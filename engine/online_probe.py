@@ -210,6 +210,7 @@ class OnlineProbe:
             rank=0,
             ranks=1,
             threads=1,
+            workers=int(self.device.type == "cuda"),
             **times,
             **options,
         )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,7 @@ from .checkpoint_folder import checkpoint_path, newest_step
 from .checkpoint_saver import CheckpointSaver
 from .config import Config
 from .config_file import CONFIG_FILE
+from .device_time import DeviceTime
 from .distributed import World, check_shares, distribute, gradients_exchanged, open_world, whole
 from .guard import StepGuard
 from .housekeeping import collect_garbage_seldom, pin_to_cores, snapshot_when_out_of_memory
@@ -95,6 +96,7 @@ class Run:
     masks: MaskSource
     optimizer: torch.optim.Optimizer
     guard: StepGuard
+    device_time: DeviceTime = field(default_factory=DeviceTime)
 
 
 def pretrain(
@@ -182,7 +184,7 @@ def train(
     if progress:
         print("".join(f"{note}\n" for note in selection_notes(config, corpus)), end="", file=sys.stderr)
         print(describe(config, run.objective, corpus, sampler, steps, first_step, world.device), file=sys.stderr)
-    done, is_stopping, read_back = first_step, False, ReadBack(world.device)
+    done, is_stopping, read_back = first_step, False, ReadBack(world.device, run.device_time)
     with (
         build_loader(config, corpus, sampler, numbers, world.device, report=progress, world=world) as loader,
         open_log(config, first_step, world) as log,
@@ -286,6 +288,7 @@ def train_step(run: Run, step: int, loader: Iterator[ClipBatch], is_due: bool = 
             batch = next(loader)
         waited += time.perf_counter() - asked
         count.add(batch.count)
+        run.device_time.begin(batch.frames)
         frames = batch.frames.shape[1]
         run.watch.reach(f"the forward pass of step {step + 1}")
         with gradients_exchanged(run.model, part == accumulation - 1):
@@ -301,8 +304,13 @@ def train_step(run: Run, step: int, loader: Iterator[ClipBatch], is_due: bool = 
             if not is_sharded:
                 alone = time.perf_counter() - started
             run.watch.reach(f"the exchange of gradients of step {step + 1}")
+            run.device_time.begin(batch.frames)
             with stage("backward"):
                 output.loss.backward()
+        if part < accumulation - 1:
+            run.device_time.end()
+        else:
+            run.device_time.begin(batch.frames)
         since = time.perf_counter()
         sums.add(batch.numbers - step * batch_clips, output.loss.detach() / world.size, output.clip_loss)
     sums.tell(world.rank, count, run.stop.is_asked, waited, alone, is_due)
@@ -319,4 +327,5 @@ def train_step(run: Run, step: int, loader: Iterator[ClipBatch], is_due: bool = 
     with stage("ema"):
         run.objective.update_target(run.schedule.momentum(step), skip)
     row = {"step": step + 1, "learning_rate": run.schedule(step), "first_clip": step * batch_clips}
-    return StepReport(row, frames, started, sums, gradient_norm, skip, run.objective.signals())
+    signals, work = run.objective.signals(), run.device_time.finish()
+    return StepReport(row, frames, started, sums, gradient_norm, skip, signals, work, waited)

@@ -9,11 +9,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from .device_time import held_up_by
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class StepProgress:
-    """Shows loss, speed, amplification and data wait while a run goes from `first` to `total` steps. Writes to stderr."""
+    """Shows loss, speed, amplification, data wait and what holds a run up while it goes from `first` to `total` steps. Writes to
+    stderr."""
 
     def __init__(self, first: int, total: int, enabled: bool = True) -> None:
         self.first, self.total, self.enabled = first, total, enabled
@@ -36,7 +39,8 @@ class StepProgress:
     def update(self, step: int, row: dict[str, Any]) -> None:
         text = (
             f"loss {row['loss']:.4f}  {row['clips_per_second']:.1f} clips/s  "
-            f"amplification {row['amplification']:.1f}  data wait {row['data_wait_percent']:.0f} %"
+            f"amplification {row['amplification']:.1f}  data wait {row['data_wait_percent']:.0f} %  "
+            f"held up by: {held_up_by(row)}"
         )
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)

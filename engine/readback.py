@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..loaders.batch import LoaderCount
+from .device_time import DeviceTime, StepWork, shares
 
 LAG_STEPS = 2
 # stop: whether this rank was asked to; save: whether a checkpoint is due by its clock. The others are what its batches cost.
@@ -74,7 +75,7 @@ class StepSums:
 @dataclass
 class StepReport:
     """A step: its row of metrics, and its numbers, first on the device, then on the host. frames: T of a clip. signals: the
-    objective's, of this rank's clips."""
+    objective's, of this rank's clips. work: what its GPU does for them; waited: seconds that its host waited for them."""
 
     row: dict[str, Any]
     frames: int
@@ -83,6 +84,8 @@ class StepReport:
     gradient_norm: torch.Tensor
     skipped: torch.Tensor
     signals: dict[str, torch.Tensor] = field(default_factory=dict)
+    work: StepWork | None = None
+    waited: float = 0.0
     _host: torch.Tensor = field(init=False)
     _event: torch.cuda.Event | None = field(init=False, default=None)
 
@@ -121,7 +124,8 @@ class StepReport:
 class ReadBack:
     """Steps whose numbers are under way, oldest first."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, device_time: DeviceTime | None = None) -> None:
+        self._device_time = device_time
         self._lag = LAG_STEPS if device.type == "cuda" else 0
         self._pending: deque[StepReport] = deque()
 
@@ -136,7 +140,12 @@ class ReadBack:
             report.receive()
             # A step lasts until the next one starts; the latest until now, when the device has finished it.
             end = self._pending[0].started if self._pending else time.perf_counter()
-            _complete(report, end - report.started)
+            seconds = end - report.started
+            _complete(report, seconds)
+            if self._device_time is not None and report.work is not None:
+                own = self._device_time.own_seconds(report.work)
+                if own is not None:
+                    report.row |= shares(seconds, own, report.waited)
             yield report
 
 

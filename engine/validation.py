@@ -26,7 +26,7 @@ from .config import Config
 from .distributed import World
 from .sizes import phases
 
-# Decoding stands behind that of training: it has until the first validation.
+# Decoding stands behind that of training: it has until the first validation. Processes beside a GPU.
 THREADS = 2
 CLIPS_AT_A_TIME = 4
 
@@ -105,6 +105,7 @@ class Validation:
             content_box=data.content_box,
             square_pixels=data.square_pixels,
             threads=THREADS,
+            workers=THREADS if self.world.device.type == "cuda" else 0,
             failure_budget=data.failure_budget,
             clip_timeout=data.clip_timeout,
             background=True,

@@ -6,11 +6,13 @@ Shapes: B clips, T frames, R x R pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # decoding processes, which count and fail as well, do without
+    import torch
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .corpus import Corpus
 from .loader import BaseClipLoader
 from .span import ClipSource, CropSource, VideoSource
 from .threads import LoaderError
@@ -122,19 +123,23 @@ def choose_loader(
     options: Mapping[str, Any],
     dali_options: Mapping[str, Any],
     settle: Settle = lambda measure: measure(),
+    workers: int | None = None,
+    cores: int | None = None,
 ) -> LoaderChoice:
     """Decides and, with "auto" where a GPU and DALI are present, measures every kind of video both ways, which takes seconds.
 
     device: where batches are wanted. options: of both ClipLoaders. dali_options: of DALI's alone; a graph or inputs of one's own
     settle it, since no other loader has them. settle: is called with "auto" on a GPU, also where DALI is not installed and what it
-    is given measures nothing: so processes that agree in it all call it. Raises what `may_be_dali` raises.
+    is given measures nothing: so processes that agree in it all call it. workers, cores: see `decoding_processes`. Raises what
+    `may_be_dali` raises.
     """
+    workers = decoding_processes(workers, device, (videos, sampler, crops), cores)
     is_dali, reason = may_be_dali(wanted, device)
     is_own = not dali_options.keys().isdisjoint(("pipeline", "inputs"))
 
     def make(name: str, numbers: Any, **more: Any) -> BaseClipLoader[Any]:
         kind = import_module(f".{name}", __package__).ClipLoader
-        more = {**(dali_options if name == "dali" else {}), **more}
+        more = {**(dali_options if name == "dali" else {"workers": workers}), **more}
         return kind(videos, sampler, crops, numbers, device=device, **options, **more)
 
     choices: tuple[Choice, ...] = ()
@@ -146,7 +151,8 @@ def choose_loader(
         choices = tuple(settle(measure))
     if not is_dali:
         threads = options.get("threads") or len(os.sched_getaffinity(0))
-        return LoaderChoice("cpu", f"on {threads} threads, {reason}", partial(make, "cpu"))
+        where = f"in {workers} decoding process{'es' * (workers > 1)}" if workers else f"on {threads} threads"
+        return LoaderChoice("cpu", f"{where}, {reason}", partial(make, "cpu"))
     if wanted == "dali":
         return LoaderChoice("dali", reason, partial(make, "dali"))
     if is_own:
@@ -156,6 +162,26 @@ def choose_loader(
         return LoaderChoice("cpu", reason, partial(make, "cpu"), choices)
     on_cpu = {choice.kind for choice in choices if not choice.uses_dali}.union(dali_options.get("on_cpu", ()))
     return LoaderChoice("dali", reason, partial(make, "dali", on_cpu=on_cpu), choices)
+
+
+def decoding_processes(wanted: int | None, device: torch.device, sent: Sequence[object], cores: int | None) -> int:
+    """How many processes decode on the CPU; 0: threads of this one do.
+
+    wanted: that many; None: threads where batches are wanted on the CPU, beside a GPU one process for each core but one, which the
+    training has. Files that nobody indexed would be probed by each of them, and what is defined in the program itself cannot be
+    sent to them: then threads as well. sent: what they would be sent, the videos first. cores: None: those that this process may
+    use, divided by the ranks that torchrun has started here.
+    """
+    if wanted is not None:
+        return wanted
+    if (
+        device.type != "cuda"
+        or not isinstance(sent[0], Corpus)
+        or any(type(part).__module__ == "__main__" for part in sent)
+    ):
+        return 0
+    cores = cores or len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, cores - 1)
 
 
 def choose_decoders(
@@ -235,6 +261,7 @@ def _compare(batches: list[NDArray[np.int64]], make_cpu: MakeLoader, make_dali: 
 def _run(loader: BaseClipLoader[Any], clips: int) -> tuple[torch.Tensor, float, str]:
     """The first batch on the host, clips per second, and why the loader left a video to the CPU, if it did."""
     with loader:
+        loader.wait_until_ready()
         started = time.perf_counter()
         last = first = next(loader).frames
         batches = 1

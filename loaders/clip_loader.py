@@ -55,6 +55,7 @@ def clip_loader(
     ranks: int | None = None,
     loader: Loader = "auto",
     device: torch.device | str | None = None,
+    workers: int | None = None,
     **options: Any,
 ) -> EpochLoader:
     """Batches of clips, `ClipBatch`, for training or for evaluation.
@@ -71,7 +72,8 @@ def clip_loader(
     shuffle, drop_last: as `training` says where None. epochs: passes of one iteration; None: endless. first_number: where to
     resume, `EpochLoader.number` of the run before. rank, ranks: torch.distributed's where None, else 0 of 1. loader: "dali", "cpu",
     or "auto": the CPU's without a GPU or DALI; else what decodes these videos faster, measured here and now, which takes seconds.
-    `EpochLoader.choice` says which and why. device: where batches are; None: the current GPU if there is one.
+    `EpochLoader.choice` says which and why. device: where batches are; None: the current GPU if there is one. workers: processes in
+    which the CPU decodes, 0 for threads of this one; None: processes beside a GPU, where the videos are a corpus, else threads.
     content_box: cut the black border off. track: of files that nobody indexed, see `VideoFiles`. options: of the ClipLoader, as
     threads, prefetch, resize, square_pixels, failure_budget.
 
@@ -83,6 +85,8 @@ def clip_loader(
     kind = import_module(".dali" if is_dali else ".cpu", __package__).ClipLoader
     inspect.signature(kind).bind(None, None, None, None, resolution=resolution, **options)
     timing: dict[str, Any] = {"num_frames": num_frames, "stride": stride, "sample_fps": sample_fps, "seed": seed}
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers must be at least 0, or None, got {workers}")
     if training:
         if segments != 1 or isinstance(crops, int):
             raise ValueError(
@@ -122,7 +126,9 @@ def clip_loader(
 
     common = {"resolution": resolution, "content_box": content_box, **options}
     dali_options = {name: common.pop(name) for name in DALI_OPTIONS if name in common}
-    choice = choose_loader(loader, videos, source, chosen, device=device, options=common, dali_options=dali_options)
+    choice = choose_loader(
+        loader, videos, source, chosen, device=device, options=common, dali_options=dali_options, workers=workers
+    )
     rank, ranks = _place(rank, ranks)
     return EpochLoader(
         partial(choice.open, order=order),

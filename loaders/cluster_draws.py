@@ -23,6 +23,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,6 +146,13 @@ class _PhaseDraws:
         else:
             self.rounding = LimitedRounding(phase.quotas, phase.limit * self._sizes, phase.epoch_draws, seed)
         self._tables: OrderedDict[int, tuple[Integers, Integers]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
         self._lock = threading.Lock()
 
     @cached_property

@@ -234,6 +234,9 @@ class Corpus:
             raise CorpusError(f"{path}: its tables are of different builds ({builds}); {again}")
         return cls(path, videos, gops, packets)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open_again, (os.path.abspath(self.path), _metadata(self._videos.file, "build"))
+
     def __len__(self) -> int:
         return len(self.frames)
 
@@ -302,6 +305,14 @@ def gops_digest(gops: GopTable) -> str:
         if field.name not in ("video", "crc32"):
             digest.update(np.ascontiguousarray(getattr(gops, field.name)).tobytes())
     return digest.hexdigest()
+
+
+def _open_again(path: str, build: str) -> Corpus:
+    """A corpus that another process has opened. Raises CorpusError where it has been indexed again since."""
+    corpus = Corpus.open(path)
+    if _metadata(corpus._videos.file, "build") != build:
+        raise CorpusError(f"{path}: was indexed again while it was read; start again, a run goes on where it was")
+    return corpus
 
 
 _Table = TypeVar("_Table", _RowGroups, _Packets)

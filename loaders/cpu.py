@@ -1,6 +1,8 @@
-"""ClipLoader on the CPU: PyAV threads decode, crop and resize; batches come out in order.
+"""ClipLoader on the CPU: PyAV decodes, crops and resizes, in threads or in processes; batches come out in order.
 
-The default where there is no GPU, and the fallback for what a GPU decoder cannot read.
+Threads share the interpreter with the training: the default where there is no GPU. Beside a GPU, processes decode into memory
+that they share (`workers.py`, `batch_memory.py`), and batches are copied on a stream of their own (`uploads.py`). The clips are the
+same.
 
 Shapes: S spans of a block, V views, T frames, R x R pixels after the crop; frames are uint8, RGB.
 """
@@ -10,25 +12,37 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .augment import Resize
+from .batch_memory import BatchMemory
+from .job_board import Job
 from .loader import BaseClipLoader, Span
 from .order import ClipOrder
 from .span import ClipSource, CropSource, Recipe, SpanResult, VideoSource
 from .threads import Threads
+from .uploads import Upload, Uploader
+from .workers import Workers
 
 
-@dataclass(frozen=True)
+@dataclass
 class _CpuBlock:
-    frames: torch.Tensor
-    work: list[Future[SpanResult]]
+    """clips: how many. work, frames: of threads, the spans' results to come, and their memory. jobs, buffer: of processes, the
+    spans' numbers, and the buffer's. upload: under way to the GPU."""
+
+    clips: int
+    work: Sequence[Future[SpanResult]] = ()
+    frames: torch.Tensor | None = None
+    jobs: Sequence[int] = ()
+    buffer: int = -1
+    upload: Upload | None = None
 
 
 class ClipLoader(BaseClipLoader[_CpuBlock]):
@@ -37,8 +51,9 @@ class ClipLoader(BaseClipLoader[_CpuBlock]):
     corpus, sampler, crops: where from, which, how cut; the sampler must be of this corpus. draws: one array of clip numbers per
     batch, in the order wanted; may be endless. content_box, square_pixels: see `Recipe`. order: which draw and view of it a number
     is; where None, number n is draw n. resolution: R. resize: "fast" (swscale's bilinear, antialiased) or "exact" (DALI's
-    antialiased bilinear). background: let the decoding threads stand back where training shares the cores. For everything else see
-    BaseClipLoader.
+    antialiased bilinear). background: let decoding stand back where training shares the cores. workers: decoding processes; 0
+    decodes in `threads` of this one. For everything else see BaseClipLoader. Raises LoaderError where what is to be loaded cannot
+    be sent to processes.
     """
 
     def __init__(
@@ -61,6 +76,7 @@ class ClipLoader(BaseClipLoader[_CpuBlock]):
         stall_seconds: float = 60.0,
         clip_timeout: float | None = 300.0,
         background: bool = False,
+        workers: int = 0,
     ) -> None:
         super().__init__(
             Recipe(corpus, sampler, crops, resolution, resize, content_box, square_pixels),
@@ -74,20 +90,78 @@ class ClipLoader(BaseClipLoader[_CpuBlock]):
             stall_seconds=stall_seconds,
             clip_timeout=clip_timeout,
         )
-        self._pool = Threads(self.threads, "decode", _lower_priority if background else None)
-        self._threads = [self._pool]
+        if workers < 0:
+            raise ValueError(f"workers must be at least 0, got {workers}")
+        self._clip_shape = (sampler.num_frames, resolution, resolution, 3)
+        is_cuda = self.device.type == "cuda"
+        self._uploader = Uploader(self.device) if is_cuda else None
+        self._workers: Workers | None = None
+        if workers:
+            self._memory = BatchMemory(prefetch + 1, self._clip_shape, is_pinned=is_cuda)
+            views, buffers = self.order.views_per_span, self._memory.descriptors
+            self._workers = Workers(self.recipe, workers, views=views, buffers=buffers, is_background=background)
+            self._crews = [self._workers]
+        else:
+            self._pool = Threads(self.threads, "decode", _lower_priority if background else None)
+            self._crews = [self._pool]
+
+    def wait_until_ready(self) -> None:
+        """Until all processes have begun to work, seconds at most: for those who measure. Threads are ready at once."""
+        if self._workers is not None:
+            self._wait_for(self._workers.ready)
 
     def _start(self, spans: list[Span]) -> _CpuBlock:
         rows = [len(span.views) for span in spans]
-        shape = (sum(rows), self.recipe.sampler.num_frames, self.recipe.resolution, self.recipe.resolution, 3)
-        frames = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-        outputs, stops = frames.numpy(), np.cumsum(rows)
-        parts = [outputs[stop - count : stop] for stop, count in zip(stops, rows, strict=True)]
+        clips, firsts = sum(rows), np.cumsum([0, *rows]).tolist()
+        if self._workers is not None:
+            buffer = self._memory.take(clips)
+            jobs = [Job(span.draw, buffer, clips, first) for span, first in zip(spans, firsts, strict=False)]
+            return _CpuBlock(clips, jobs=self._workers.submit(jobs), buffer=buffer)
+        frames = torch.empty((clips, *self._clip_shape), dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        outputs = frames.numpy()
+        parts = [outputs[first : first + count] for first, count in zip(firsts, rows, strict=False)]
         pairs = zip(spans, parts, strict=True)
-        return _CpuBlock(frames, [self._pool.submit(self._account, self._read, *pair) for pair in pairs])
+        return _CpuBlock(clips, [self._pool.submit(self._account, self._read, *pair) for pair in pairs], frames)
 
     def _finish(self, block: _CpuBlock) -> tuple[torch.Tensor, list[SpanResult]]:
-        return block.frames, [self._wait(future) for future in block.work]
+        if self._workers is None:
+            results = [self._wait(future) for future in block.work]
+        else:
+            results = self._wait_for(partial(self._workers.results, block.jobs))
+        if self._uploader is not None:
+            return self._upload(block).arrived(), results
+        return self._host_frames(block), results
+
+    def _host_frames(self, block: _CpuBlock) -> torch.Tensor:
+        return self._memory.hand_out(block.buffer, block.clips) if block.frames is None else block.frames
+
+    def _look_ahead(self, block: _CpuBlock) -> None:
+        if self._uploader is None:
+            return
+        if self._workers is None:
+            is_decoded = all(future.done() for future in block.work)
+        else:
+            is_decoded = self._workers.have_all(block.jobs)
+        if is_decoded:
+            self._upload(block)
+
+    def _upload(self, block: _CpuBlock) -> Upload:
+        if block.upload is None:
+            assert self._uploader is not None
+            if block.frames is not None:
+                block.upload = self._uploader.start(block.frames)
+            else:
+                block.upload = self._uploader.start(self._memory.clips(block.buffer, block.clips))
+                self._memory.copied(block.buffer, block.upload.done)
+        return block.upload
+
+    def _reading(self) -> set[str]:
+        return super()._reading() if self._workers is None else self._workers.reading()
+
+    def close(self) -> None:
+        super().close()
+        if self._workers is not None:
+            self._memory.close()
 
     def _read(self, span: Span, output: NDArray[np.uint8]) -> SpanResult:
         with self.decoding_range():

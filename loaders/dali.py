@@ -122,7 +122,7 @@ class ClipLoader(BaseClipLoader[_Block]):
         self._stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         priority = _lower_priority if background else None
         self._pool = Threads(self.threads, "window", priority)
-        self._threads = [self._pool]
+        self._crews = [self._pool]
         try:
             self._decoder = AheadDecoder(
                 lambda: DecodingPipeline(
@@ -143,7 +143,7 @@ class ClipLoader(BaseClipLoader[_Block]):
         except BaseException:
             super().close()
             raise
-        self._threads.append(self._decoder.threads)
+        self._crews.append(self._decoder.threads)
 
     def _start(self, spans: list[Span]) -> _Block:
         prepared = [self._pool.submit(self._account, self._prepare, span) for span in spans]

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from .batch import ClipBatch, LoaderCount
 from .order import ClipOrder
 from .span import Recipe, SpanReader, SpanResult
-from .threads import LoaderError, Threads
+from .threads import LoaderError
 from .video import VideoError
 
 LISTED_FAILURES = 20
@@ -37,6 +37,13 @@ STUCK_PATIENCE = 1.0  # seconds for the other threads, once one is known to be s
 Block = TypeVar("Block")
 Value = TypeVar("Value")
 log = logging.getLogger("trocar.loaders")
+
+
+class Crew(Protocol):
+    """Threads or processes that decode; see `Threads`."""
+
+    def check(self, seconds: float, limit: float | None) -> None: ...
+    def close(self, patience: float | None = None) -> set[str]: ...
 
 
 @dataclass(eq=False)
@@ -110,7 +117,7 @@ class BaseClipLoader(ABC, Generic[Block]):
         self._due: dict[int, Span] = {}
         self._local = threading.local()
         self._readers: list[SpanReader] = []
-        self._threads: list[Threads] = []
+        self._crews: list[Crew] = []
         self._is_stuck = False
         self._process = os.getpid()
 
@@ -121,6 +128,14 @@ class BaseClipLoader(ABC, Generic[Block]):
     @abstractmethod
     def _finish(self, block: Block) -> tuple[torch.Tensor, list[SpanResult]]:
         """Waits for a block: its clips (sum of views, T, R, R, 3) uint8, span by span, and what became of each span."""
+
+    def _look_ahead(self, block: Block) -> None:
+        """Does what can be done already for the block that comes next, without waiting."""
+        return
+
+    def wait_until_ready(self) -> None:
+        """Until decoding has begun to work, for those who measure it."""
+        return
 
     def __iter__(self) -> Iterator[ClipBatch]:
         return self
@@ -136,7 +151,10 @@ class BaseClipLoader(ABC, Generic[Block]):
                 self._ahead.append(self._plan(np.asarray(numbers, dtype=np.int64)))
             if not self._ahead:
                 raise StopIteration
-            return self._batch(self._ahead.popleft())
+            batch = self._batch(self._ahead.popleft())
+            if self._ahead:
+                self._look_ahead(self._ahead[0].block)
+            return batch
         except BaseException:
             self.close()
             raise
@@ -153,8 +171,8 @@ class BaseClipLoader(ABC, Generic[Block]):
         self._ahead.clear()
         self._due.clear()
         busy: set[str] = set()
-        for threads in self._threads:
-            busy |= threads.close(STUCK_PATIENCE if self._is_stuck else None)
+        for crew in self._crews:
+            busy |= crew.close(STUCK_PATIENCE if self._is_stuck else None)
         while self._readers:
             reader = self._readers.pop()
             if reader.thread not in busy:  # what a stuck thread is at cannot be closed under it
@@ -242,29 +260,43 @@ class BaseClipLoader(ABC, Generic[Block]):
         return self._local.reader
 
     def _wait(self, future: Future[Value]) -> Value:
-        """The future's result; a warning names what is being read whenever it takes long. Raises LoaderError."""
-        waited, pause = 0.0, min(POLL_SECONDS, self.stall_seconds)
-        while True:
+        """The future's result. Raises LoaderError."""
+
+        def is_there(seconds: float) -> bool | None:
             try:
-                return future.result(timeout=pause)
+                future.result(timeout=seconds)
             except FutureTimeoutError:
-                if future.done():  # since then, or the work itself raised it
-                    return future.result()
+                return future.done() or None  # since then, or the work itself raised it
+            return True
+
+        self._wait_for(is_there)
+        return future.result()
+
+    def _wait_for(self, ask: Callable[[float], Value | None]) -> Value:
+        """What `ask` returns in the end; None: not within so many seconds. A warning names what is being read whenever it takes
+        long. Raises LoaderError."""
+        waited, pause = 0.0, min(POLL_SECONDS, self.stall_seconds)
+        while (found := ask(pause)) is None:
             waited += pause
             try:
-                for threads in self._threads:
-                    threads.check(pause, self.clip_timeout)
+                for crew in self._crews:
+                    crew.check(pause, self.clip_timeout)
             except LoaderError:
                 self._is_stuck = True
                 raise
             if waited >= self.stall_seconds:
                 waited = 0.0
-                reading = sorted({reader.reading for reader in self._readers} - {""})
+                reading = sorted(self._reading())
                 log.warning(
                     "no batch for %g seconds; %s",
                     self.stall_seconds,
                     f"still reading {', '.join(reading)}" if reading else "decoding is slow",
                 )
+        return found
+
+    def _reading(self) -> set[str]:
+        """The paths of the videos that are being read."""
+        return {reader.reading for reader in self._readers} - {""}
 
     def _account(self, thread: str) -> str:
         """Which clip a reading thread is at."""

@@ -11,17 +11,18 @@ Shapes: H W pixels of the decoded picture, or of its crop; R x R pixels of the r
 from __future__ import annotations
 
 import math
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from av.filter import Graph
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from .augment import TURNS, Crop, Resize
 from .pyav import ACCURATE_BILINEAR
+
+if TYPE_CHECKING:
+    import torch
 
 # Chroma of these has half the width, so that they may be scaled before it is doubled again: swscale's RGB conversion at an
 # unchanged size is faster than the one that scales as well, and nearer to "exact".
@@ -91,6 +92,8 @@ def resize_exactly(picture: NDArray[np.uint8], resolution: int) -> NDArray[np.ui
     outermost pixel, and so does this. Only the outermost pixels of a smaller result differ: an eighth of their weight where the
     picture shrinks to half or less.
     """
+    import torch  # slow: not for decoding processes that resize the fast way
+
     planes = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
     for axis in (3, 2):
         planes = _resize_along(planes, axis, resolution)
@@ -98,6 +101,9 @@ def resize_exactly(picture: NDArray[np.uint8], resolution: int) -> NDArray[np.ui
 
 
 def _resize_along(planes: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+    import torch
+    import torch.nn.functional as F
+
     before, after = planes.shape[axis], list(planes.shape)
     after[axis] = size
     resized = F.interpolate(planes, size=after[2:], mode="bilinear", antialias=True, align_corners=False)

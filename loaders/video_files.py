@@ -13,6 +13,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import fields
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +53,11 @@ class VideoFiles:
         self._bytes: dict[int, int] = {}
         for path in paths:
             self.add(path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process probes what it needs itself."""
+        options = {"content_box": self.content_box, "track": self.track, "kept_bytes": self.kept_bytes}
+        return partial(VideoFiles, **options), (self._paths,)
 
     def __len__(self) -> int:
         return len(self._paths)

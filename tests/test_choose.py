@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,21 @@ from trocar.engine.loading import _settle, build_loader
 from trocar.loaders import choose, cpu
 from trocar.loaders import clip_loader as clip_loader_module
 from trocar.loaders.augment import CropRecipe
-from trocar.loaders.choose import Choice, Kind, Loader, LoaderChoice, agree, choose_decoders, choose_loader
+from trocar.loaders.choose import (
+    Choice,
+    Kind,
+    Loader,
+    LoaderChoice,
+    agree,
+    choose_decoders,
+    choose_loader,
+    decoding_processes,
+)
 from trocar.loaders.clip_loader import clip_loader
 from trocar.loaders.corpus import Corpus
 from trocar.loaders.index import index_corpus
 from trocar.loaders.sampler import Sampler
+from trocar.loaders.video_files import VideoFiles
 
 CROPS = CropRecipe((1, 1), (1, 1), 0)
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -221,7 +232,11 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
 
 
 def choice_of(
-    corpus: Corpus, wanted: Loader, device: torch.device = GPU, dali_options: dict[str, Any] | None = None
+    corpus: Corpus,
+    wanted: Loader,
+    device: torch.device = GPU,
+    dali_options: dict[str, Any] | None = None,
+    workers: int | None = None,
 ) -> LoaderChoice:
     return choose_loader(
         wanted,
@@ -231,6 +246,8 @@ def choice_of(
         device=device,
         options={"threads": 3},
         dali_options=dali_options or {"decoders": 5},
+        workers=workers,
+        cores=8,
     )
 
 
@@ -246,24 +263,39 @@ def test_auto_takes_what_is_faster(corpus, opened, monkeypatch, faster, name, on
     assert str(choice).startswith(f"{name}, as measured:\n  h264 yuv420p 128x96, 50% of the clips: ")
     assert choice.open([], order=None) == f".{name}"
     common = {"device": GPU, "threads": 3}
-    assert opened[:2] == [(".cpu", common), (".dali", {**common, "decoders": 5})]
+    assert opened[:2] == [(".cpu", {**common, "workers": 7}), (".dali", {**common, "decoders": 5})]
     assert opened[2][1].get("on_cpu") == on_cpu
 
 
 def test_what_settles_the_choice_without_measuring(corpus, opened, monkeypatch) -> None:
     monkeypatch.setattr(choose, "choose_decoders", lambda *_: pytest.fail("measured"))
     assert str(choice_of(corpus, "dali")) == "dali, as asked for"
-    assert str(choice_of(corpus, "cpu")) == "cpu, on 3 threads, as asked for"
+    assert str(choice_of(corpus, "cpu", workers=0)) == "cpu, on 3 threads, as asked for"
+    assert str(choice_of(corpus, "cpu")) == "cpu, in 7 decoding processes, as asked for"
     assert str(choice_of(corpus, "auto", CPU)) == "cpu, on 3 threads, as batches are wanted on cpu"
     assert (
         str(choice_of(corpus, "auto", GPU, {"inputs": None})) == "dali, as the graph or its inputs are the caller's own"
     )
     monkeypatch.setattr(choose, "find_spec", lambda _: None)
     assert str(choice_of(corpus, "auto")).startswith(
-        "cpu, on 3 threads, as DALI is not installed (in a checkout, pip install"
+        "cpu, in 7 decoding processes, as DALI is not installed (in a checkout, pip install"
     )
     with pytest.raises(ImportError, match="'dali' is asked for, but DALI is not installed"):
         choice_of(corpus, "dali")
+
+
+def test_how_many_processes_decode(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent, cores = (corpus, sampler_of(corpus), CROPS), len(os.sched_getaffinity(0))
+    assert decoding_processes(None, CPU, sent, 8) == 0
+    assert decoding_processes(3, CPU, sent, 8) == 3
+    assert decoding_processes(0, GPU, sent, 8) == 0
+    assert [decoding_processes(None, GPU, sent, number) for number in (1, 2, 16)] == [1, 1, 15]
+    assert decoding_processes(None, GPU, sent, None) == max(1, cores - 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(cores))
+    assert decoding_processes(None, GPU, sent, None) == 1
+    assert decoding_processes(None, GPU, (VideoFiles([]), *sent[1:]), 8) == 0, "each would probe all files"
+    own = type("Crops", (CropRecipe,), {"__module__": "__main__"})()
+    assert decoding_processes(None, GPU, (*sent[:2], own), 8) == 0, "what stands in the script itself cannot be sent"
 
 
 def test_clip_loader_measures_and_tells(corpus, opened, monkeypatch) -> None:
@@ -275,6 +307,8 @@ def test_clip_loader_measures_and_tells(corpus, opened, monkeypatch) -> None:
     loader._open_loader(iter(()))
     assert opened[-1][0] == ".dali"
     assert (opened[-1][1]["decoders"], opened[-1][1]["on_cpu"]) == (2, {H264})
+    with pytest.raises(ValueError, match="workers must be at least 0, or None, got -1"):
+        clip_loader(corpus, batch=2, num_frames=4, stride=2, device="cpu", workers=-1)
     on_cpu = clip_loader(corpus, batch=2, num_frames=4, stride=2, device="cpu")
     assert str(on_cpu.choice).endswith("as batches are wanted on cpu")
 

@@ -18,7 +18,15 @@ from trocar.bench.plan import Compute, Demand, Rate, Share, Videos, levers, plan
 from trocar.bench.plan_check import Setting, bench_plan
 from trocar.bench.plan_cluster import CLUSTERS, Cluster, load_cluster
 from trocar.bench.plan_corpus import measure_corpora, span_cost
-from trocar.bench.plan_rates import clip_flops, compute_rates, fit_line, packing_rates, shipped_rows, video_rates
+from trocar.bench.plan_rates import (
+    clip_flops,
+    compute_rates,
+    fit_line,
+    interpreter_rate,
+    packing_rates,
+    shipped_rows,
+    video_rates,
+)
 from trocar.bench.plan_report import corpus_size, make_plan, rows_of, sentence, table, with_number_of_parts
 from trocar.engine.cli import main
 from trocar.engine.config import Config, ConfigError
@@ -70,6 +78,33 @@ def test_nvdec_decodes_where_it_is_faster() -> None:
     assert (
         plan_step(COMPUTE, VIDEOS, Share(8, 2, 2, 1e9, 1e11, has_nvdec=False), Demand(64, 1, 2, 0.0)).decoder == "cpu"
     )
+
+
+def test_threads_share_the_interpreter_with_the_step_and_processes_do_not() -> None:
+    """What the rates of an H200 say of runs on it, against what was measured there."""
+    rows = {row.get("what", row.get("step")): row for row in shipped_rows() if row["benchmark"].startswith("gpu_")}
+    speed = {name: row["clips_per_second"] for name, row in rows.items() if "clips_per_second" in row}
+    interpreter = interpreter_rate(shipped_rows())
+    assert interpreter is not None
+    assert interpreter.is_measured
+    alone = "proxies, decoding alone: 16 processes of 1 thread"
+    compute = Compute(NOT_SAID, seconds(1 / speed["the same step on resident data, 64 clips"]))
+    work = float(rows[alone]["note"].split()[0])
+    proxies = Videos("proxies", NOT_SAID, seconds(16), seconds(work), NOT_SAID, NOT_SAID)
+    threads, demand = Share(1, 16, 16, 1e9, 1e9, False, interpreter.value), Demand(64, 1, 2, 0.0)
+    step = plan_step(compute, proxies, threads, demand)
+    assert step.bottleneck == "interpreter"
+    measured = speed["`trocar pretrain` from proxies, 16 decoding threads in the process of the step"]
+    assert step.clips_per_second == pytest.approx(measured, rel=0.15)
+    processes = replace(threads, threads=15, interpreter_seconds=0.0)
+    beside = rows["64 clips, launched one by one"]["beside"]  # 15 processes and the step
+    found = plan_step(compute, proxies, processes, demand)
+    assert found.clips_per_second == pytest.approx(float(beside.split(", ")[1].split()[0]), rel=0.15)
+    assert plan_step(compute, proxies, replace(processes, threads=16), demand).clips_per_second == pytest.approx(
+        speed[alone], rel=0.15
+    )
+    gains = {lever.name: lever.gain for lever in levers(compute, proxies, threads, demand, [])}
+    assert max(gains, key=lambda name: gains[name]) == "decoding processes (data.workers)"
 
 
 def test_cores_are_shared_where_the_cpu_trains() -> None:

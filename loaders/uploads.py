@@ -1,0 +1,40 @@
+"""Batches on their way to a GPU, on a stream of their own: they are copied while it computes, one batch ahead.
+
+Shapes: any.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Upload:
+    """frames: on the device. done: when they are there."""
+
+    frames: torch.Tensor
+    done: torch.cuda.Event
+
+    def arrived(self) -> torch.Tensor:
+        """The frames, for the current stream, which waits for them; the host does not."""
+        current = torch.cuda.current_stream(self.frames.device)
+        current.wait_event(self.done)
+        self.frames.record_stream(current)
+        return self.frames
+
+
+class Uploader:
+    """Copies to `device`, one after another."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self._stream = device, torch.cuda.Stream(device)
+
+    def start(self, frames: torch.Tensor) -> Upload:
+        """frames: in pinned memory, which has to stay as it is until the upload is done."""
+        with torch.cuda.stream(self._stream):
+            copied = frames.to(self.device, non_blocking=True)
+            done = torch.cuda.Event()
+            done.record(self._stream)
+        return Upload(copied, done)
