@@ -308,11 +308,12 @@ class ObjectiveConfig:
     VideoMAE V2's running cells, 0.25, 0.5 or 0.75; 0 predicts every hidden token. targets: "channel" normalises each channel of a
     patch (VideoMAE), "patch" all its values together, "none" predicts the pixels, 0 .. 1, themselves.
 
-    JEPA. masks: kinds of multi-block masks, one of each for every clip. truncate: "batch" draws one block size for truncate_batch
-    clips that follow one another and cuts their masks to the shortest, as V-JEPA does to the clips of a GPU (24); "none" cuts
-    nothing. Neither depends on ranks or accumulation. bucket: totals of packed tokens are padded to a multiple of it. distance:
-    of a prediction to its layer-normalised target. teacher: a run's checkpoint, whose encoder is the target for good (SALT); null
-    lets the target follow the encoder. teacher_checksum: SHA-256 that the teacher's weights must have; null is any.
+    JEPA. masks: kinds of multi-block masks, one of each for every clip. truncate: "batch" draws one block size for clips that
+    follow one another and cuts their masks to the shortest, as V-JEPA does to the clips of a GPU; "none" cuts nothing.
+    truncate_batch: how many clips those are, whatever the ranks and the accumulation; 24 in V-JEPA. bucket: totals of packed tokens
+    are padded to a multiple of it. distance: of a prediction to its layer-normalised target. teacher: a run's checkpoint, whose
+    encoder is the target for good (SALT); null lets the target follow the encoder. teacher_checksum: SHA-256 that the teacher's
+    weights must have; null is any.
     """
 
     kind: Literal["mae", "jepa"] = "mae"

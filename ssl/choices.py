@@ -37,8 +37,9 @@ SIZES = {
 class BlockRecipe:
     """One kind of mask.
 
-    blocks: K. scale: least and largest share of the frame's cells that a block covers. aspect: least and largest height / width.
-    temporal_scale: least and largest share of the time steps that it spans. Raises ValueError on values out of range.
+    blocks: how many, K. scale: least and largest share of the frame's cells that a block covers. aspect: least and largest
+    height / width. temporal_scale: least and largest share of the time steps that it spans. Raises ValueError on values out of
+    range.
     """
 
     blocks: int

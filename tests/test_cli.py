@@ -121,6 +121,7 @@ def test_clips_of_another_corpus_are_drawn_without_what_the_run_knows_of_its_own
     text["data"] |= {"tree": str(tmp_path / "tree"), "balance": 1.0, "exclude": ["0.mp4"], "source_caps": {"a": 0.5}}
     text["validation"] = {"videos": ["1.mp4"]}
     (run / "config.yaml").write_text(yaml.safe_dump(text))
+    (tmp_path / "videos").mkdir()
     write_numbered(tmp_path / "videos" / "9.mp4", 40, video_id=9)
     assert main(["index", str(tmp_path / "videos"), "--out", str(other), "--workers", "1"]) == 0
     assert main(["view", "recon", str(run), "--corpus", str(other), "--clips", "1"]) == 0
@@ -153,7 +154,7 @@ def test_errors_are_one_line_and_a_status(tmp_path: Path, capsys: pytest.Capture
         (["pretrain", "demo_cpu", f"data.corpus={tmp_path}/none"], 1, "build it with `trocar index"),
         (["index", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")], 1, str(tmp_path / "nothing")),
         (["index", str(tmp_path), "--out", str(tmp_path / "out"), "--workers", "1"], 1, "none of 1 files can be used"),
-        (["view", "recon", str(tmp_path)], 1, "not a run"),
+        (["view", "recon", str(tmp_path)], 1, "neither a run"),
     ]:
         assert main(arguments) == status
         error = capsys.readouterr().err
