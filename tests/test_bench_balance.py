@@ -47,6 +47,7 @@ def test_bench_balance_runs() -> None:
     assert table(rows).count("\n") == 6
 
 
+@pytest.mark.slow
 def test_a_fifth_of_a_million_rows() -> None:
     """Out of core, in a process of its own: a sample of a third, three passes that refine, few megabytes whatever the rows."""
     row = bench_clustering(200_000, 256, (400, 40), threads=1)

@@ -32,7 +32,7 @@ def settings(corpus: Path, run_dir: Path, *more: str) -> list[str]:
     return [f"data.corpus={corpus}", f"run.dir={run_dir}", *TINY, "optim.batch=2", "run.precision=float32", *more]
 
 
-@pytest.mark.parametrize("injections", [4, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("injections", [2, pytest.param(30, marks=pytest.mark.slow)])
 def test_every_injection_can_be_resumed_from(corpus: Path, tmp_path: Path, injections: int) -> None:
     steps = STEPS_BETWEEN * (injections + 2)
     more = [f"optim.steps={steps}", "run.checkpoint_every=3", "run.keep_checkpoints=2"]

@@ -100,6 +100,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
     return Split(train, folder / "train", folder / "held_out")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_demo_model_looks_at_its_input(split: Split, tmp_path: Path) -> None:
     verdict = train_and_judge(split.train, split.held_out, tmp_path / "demo", "optim.steps=300")

@@ -51,7 +51,7 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("protocol", ["linear", "full"])
+@pytest.mark.parametrize("protocol", ["linear", pytest.param("full", marks=pytest.mark.slow)])
 def test_the_test_split_has_the_scores_of_its_evaluation(folder: Path, protocol: str, tmp_path: Path) -> None:
     words = ["predict", str(folder / protocol), "--table", str(folder / "test.csv"), "--out", str(tmp_path / "out.csv")]
     assert main([*words, "--device", "cpu"]) == 0

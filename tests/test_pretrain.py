@@ -74,7 +74,7 @@ def assert_same_run(run_dir: Path, expected: Path) -> None:
     assert all(torch.equal(actual[name], wanted[name]) for name in wanted)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_runs_resume_bit_identically(corpus: Path, tmp_path: Path, accumulation: int) -> None:
     more = [f"optim.accumulation={accumulation}", "optim.steps=40", "run.checkpoint_every=7", "run.keep_checkpoints=2"]
     pretrain(load_config("demo_cpu", settings(corpus, tmp_path / "whole", *more)), progress=False)

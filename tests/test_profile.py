@@ -164,6 +164,7 @@ def test_ranks_that_are_not_asked_for_train_unrecorded(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_two_ranks(corpus: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
