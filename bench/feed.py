@@ -72,7 +72,7 @@ def bench_feed(
     return rows
 
 
-def _load(corpus: Corpus, stride: int, prefetch: int, first: int, how: dict[str, int]) -> ClipLoader:
+def _load(corpus: Corpus, stride: int, prefetch: int, first: int, how: dict[str, Any]) -> ClipLoader:
     sampler = Sampler.of(corpus, num_frames=16, stride=stride, seed=0)
     numbers = clip_numbers(BATCH, first)
     return ClipLoader(corpus, sampler, CropRecipe(), numbers, resolution=224, prefetch=prefetch, **how)

@@ -18,6 +18,7 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,10 @@ from numpy.typing import NDArray
 # A caller's batch and the one before it, which goes when the next one has come.
 HANDED_OUT = 2
 log = logging.getLogger("trocar.loaders")
+
+
+def _cuda() -> Any:
+    return torch.cuda.cudart()
 
 
 class _Buffer:
@@ -43,14 +48,14 @@ class _Buffer:
             os.ftruncate(self.descriptor, size)
             self.bytes = np.frombuffer(mmap.mmap(self.descriptor, size), np.uint8)
             if self.is_pinned:
-                error = int(torch.cuda.cudart().cudaHostRegister(self.bytes.ctypes.data, size, 0))
+                error = int(_cuda().cudaHostRegister(self.bytes.ctypes.data, size, 0))
                 if error:
                     self.is_pinned = False
                     log.warning("batches cannot be pinned (CUDA error %d): copies to the GPU hold up the host", error)
 
     def unpin(self) -> None:
         if self.is_pinned and len(self.bytes):
-            torch.cuda.cudart().cudaHostUnregister(self.bytes.ctypes.data)
+            _cuda().cudaHostUnregister(self.bytes.ctypes.data)
 
 
 class BatchMemory:
