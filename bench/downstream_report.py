@@ -20,7 +20,7 @@ from .metrics import MEANING, METRICS, OVER_CLASSES
 
 STYLE = """body{font:14px system-ui,sans-serif;margin:2em auto;max-width:80em}table{border-collapse:collapse;margin:1em 0}
 td,th{border:1px solid #bbb;padding:.2em .6em;text-align:right}td:first-child,th:first-child{text-align:left}
-.confusion td{min-width:1.6em;padding:.1em .3em;font-size:12px}"""
+details td{min-width:1.6em;padding:.1em .3em;font-size:12px}"""
 LISTED = 16  # rows of what is not done
 COLUMNS = (
     "dataset",
@@ -259,11 +259,9 @@ def _page(sections: Sequence[tuple[str, str, Table | None]], results: list[Resul
 def _confusion(result: Result) -> str:
     """Rows are the truth, columns what the first seed predicts; shaded by the share of the row."""
     row = result.rows[0]
-    names = "".join(f"<th>{html.escape(name)}</th>" for name in row["classes"])
-    lines = [f"<tr><th>truth \\ predicted</th>{names}</tr>"]
-    for name, counts in zip(row["classes"], row["confusion"], strict=True):
-        total = max(sum(counts), 1)
-        cells = "".join(f'<td style="background:rgba(30,90,200,{n / total:.2f})">{n or ""}</td>' for n in counts)
-        lines.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
+    counts = row["confusion"]
+    lines = [(name, *(str(n or "") for n in line)) for name, line in zip(row["classes"], counts, strict=True)]
+    shades = [[n / max(sum(line), 1) for n in line] for line in counts]
+    table = Table(("truth \\ predicted", *row["classes"]), lines)
     title = html.escape(f"Confusion: {result.model.name}, {result.protocol.name}, seed {row['seed']}")
-    return f"<details><summary>{title}</summary><table class=confusion>{''.join(lines)}</table></details>"
+    return f"<details><summary>{title}</summary>{table.html(shades)}</details>"

@@ -441,7 +441,8 @@ def run_pretrain(options: argparse.Namespace) -> int:
 def run_profile(options: argparse.Namespace) -> int:
     from .inputs import checked_config
 
-    checked_config(options.config, options.overrides)
+    if not options.ncu:  # a command that is printed may be for another machine
+        checked_config(options.config, options.overrides)
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # read with PyTorch: torch.profiler complains where there is no GPU
     from ..bench.profile_run import Request, capture, profile_steps
     from ..bench.profile_table import table

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..loaders.corpus_folder import corpus_folder, tree_file
 from ..ssl.choices import SIZES
-from .checkpoint_folder import CheckpointError, newest_checkpoint
+from .checkpoint_folder import CheckpointError, checkpoints, newest_checkpoint
 from .config import Config
 from .config_error import ConfigError
 from .config_file import CONFIG_FILE, load_config
@@ -32,10 +32,11 @@ def checked_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
     for tree in (config.data.tree, *(phase.tree for phase in config.data.phases)):
         if tree is not None:
             tree_file(tree)
-    if config.model.init is not None:
-        encoder_source(Path(config.model.init))
-    if config.objective.teacher is not None:
-        run_with_checkpoint(Path(config.objective.teacher))
+    if not checkpoints(Path(config.run.dir)):  # a run that goes on has its weights
+        if config.model.init is not None:
+            encoder_source(Path(config.model.init))
+        if config.objective.teacher is not None:
+            run_with_checkpoint(Path(config.objective.teacher))
     if config.probe.table is not None and not os.path.exists(config.probe.table):
         raise ConfigError(f"probe.table: {config.probe.table}: no such file; correct the path, or set probe.table=null")
     return config

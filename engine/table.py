@@ -23,11 +23,15 @@ class Table:
         ]
         return "\n".join([lines[0], "|---" * len(self.header) + "|", *lines[1:]])
 
-    def html(self) -> str:
-        def line(cells: Sequence[str], tag: str) -> str:
-            return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
-
-        return f"<table>{line(self.header, 'th')}{''.join(line(row, 'td') for row in self.rows)}</table>"
+    def html(self, shades: Sequence[Sequence[float]] | None = None) -> str:
+        """shades: of every row's cells behind the first one, 0 (none) .. 1."""
+        lines = ["".join(f"<th>{html.escape(name)}</th>" for name in self.header)]
+        for row, strengths in zip(self.rows, shades or [()] * len(self.rows), strict=True):
+            styles = [f' style="background:rgba(30,90,200,{strength:.2f})"' for strength in strengths]
+            styles = styles or [""] * (len(row) - 1)
+            cells = zip(row, ["", *styles], strict=True)
+            lines.append("".join(f"<td{style}>{html.escape(cell)}</td>" for cell, style in cells))
+        return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
     def text(self) -> str:
         """For a terminal: the first column to the left, the others to the right."""

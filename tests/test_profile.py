@@ -190,7 +190,7 @@ def test_what_is_asked_wrongly(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     for steps in ("5", "5:5", "a:b", "7:3"):
         with pytest.raises(ConfigError, match="--steps"):
             Request.parse("demo_cpu", [], steps, "0", tmp_path)
-    assert main(["profile", "demo_cpu", "--steps", "1:2", "--ranks", "x"]) == 2
+    assert main(["profile", "demo_cpu", f"data.corpus={corpus}", "--steps", "1:2", "--ranks", "x"]) == 2
     assert main(["profile", "demo_cpu", f"data.corpus={corpus}", *TINY, "--steps", "1:2", "--capture"]) == 2
     assert "--capture marks steps for a profiler of CUDA" in capsys.readouterr().err
     (tmp_path / "trace.json").write_text("[]")

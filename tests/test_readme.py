@@ -15,7 +15,7 @@ from clips import write_numbered
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ENCODER, LOADER = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 TINY = "model.encoder=tiny model.depth=1 model.decoder_depth=1 optim.batch=2 optim.accumulation=1 optim.steps=2"
 
 SMALL = "epochs=2 train_views=1 segments=1 crops=1"
@@ -98,14 +98,14 @@ def test_the_trocar_commands(folder: Path) -> None:
     code = (
         "import torch, types\nbatch = types.SimpleNamespace(frames=torch.zeros(2, 8, 64, 64, 3, dtype=torch.uint8))\n"
     )
-    code += PYTHON[1] + "\nprint(tuple(vectors.shape), vectors.dtype, tuple(encoder(batch.frames).shape))"
+    code += ENCODER + "\nprint(tuple(vectors.shape), vectors.dtype, tuple(encoder(batch.frames).shape))"
     said = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
     assert said.stdout.strip() == "(2, 192) torch.float32 (2, 64, 192)", said.stderr
     assert "torchvision" in shell(COMMANDS[10], folder)
 
 
 def test_the_python_example(folder: Path) -> None:
-    code = PYTHON[0] + "\nprint(tuple(batch.frames.shape), batch.frames.dtype, sorted(batch.labels))"
+    code = LOADER + "\nprint(tuple(batch.frames.shape), batch.frames.dtype, sorted(batch.labels))"
     printed = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
     assert printed.stdout.strip() == "(2, 16, 224, 224, 3) torch.uint8 ['clip', 'dissect']", printed.stderr
 
