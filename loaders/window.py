@@ -92,8 +92,8 @@ class Window:
 
 
 def padded_packet(payload: memoryview) -> Packet:
-    """A packet with a copy of `payload` and the zeros behind it that decoders, which read beyond the end, rely on; `Packet(payload)`
-    has none."""
+    """A packet with a copy of `payload` and the zeros behind it that decoders, which read beyond the end, rely on;
+    `Packet(payload)` has none."""
     packet = Packet(len(payload))
     packet.update(payload)  # pyright: ignore[reportArgumentType]: takes any buffer
     return packet
