@@ -52,7 +52,7 @@ WHOLE = CropRecipe((1, 1), (3 / 2, 3 / 2), 0)
 @pytest.mark.parametrize(("encoder", "pix_fmt", "container"), FEW)
 def test_a_picture_is_plain_decodings_in_any_order(tmp_path, encoder, pix_fmt, container):
     path = tmp_path / f"a.{container}"
-    if encoder not in av.codecs_available:
+    if encoder.split()[0] not in av.codecs_available:
         pytest.skip(f"the FFmpeg of PyAV {av.__version__} has no encoder {encoder}")
     assert formats.write(path, encoder, pix_fmt)
     assert formats.compare(path).kind == "exact"
