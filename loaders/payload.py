@@ -35,15 +35,15 @@ class PayloadFinder:
         """
         if position is None or position < 0:
             return -1
-        size = len(payload)
-        claimed = self._read(position, position + LONGEST_HEADER + size)
+        whole = bytes(payload)  # compared at once; a memoryview byte by byte
+        claimed = self._read(position, position + LONGEST_HEADER + len(whole))
         for distance in self._distances:
-            if claimed[distance : distance + size] == payload:
+            if claimed.startswith(whole, distance):
                 return position + distance
-        head = bytes(payload[:SAMPLE_BYTES])
+        head = whole[:SAMPLE_BYTES]
         distance = claimed.find(head, 0, LONGEST_HEADER + len(head))
         while distance >= 0:
-            if claimed[distance : distance + size] == payload:
+            if claimed.startswith(whole, distance):
                 self._distances.insert(0, distance)
                 return position + distance
             distance = claimed.find(head, distance + 1, LONGEST_HEADER + len(head))
