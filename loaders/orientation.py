@@ -23,9 +23,7 @@ def orientation(frame: VideoFrame) -> tuple[int, bool]:
 
     Raises ValueError where it turns by no quarters, or slants.
     """
-    held: Any = frame.side_data  # of which some versions give out keys, others values, but all of them items by number
-    found = (held[place] for place in range(len(held)))
-    data = next((bytes(data) for data in found if data.type.name == "DISPLAYMATRIX"), b"")
+    data = _display_matrix(frame)
     if not data:
         return 0, False
     a, b, _, c, d = struct.unpack("=9i", data)[:5]
@@ -41,3 +39,16 @@ def orientation(frame: VideoFrame) -> tuple[int, bool]:
     mirrored = determinant < 0
     across = -nearest[0] if mirrored else nearest[0]
     return QUARTERS[int(across[0]), int(across[1])], mirrored
+
+
+def _display_matrix(frame: VideoFrame) -> bytes:
+    try:
+        held: Any = (
+            frame.side_data
+        )  # of which some versions give out keys, others values, but all of them items by number
+    except ValueError as error:  # 18.1 gives out none where FFmpeg has a kind that it does not know, as EXIF
+        if frame.rotation:
+            raise ValueError("(which this version of PyAV cannot read)") from error
+        return b""
+    found = (held[place] for place in range(len(held)))
+    return next((bytes(data) for data in found if data.type.name == "DISPLAYMATRIX"), b"")

@@ -116,7 +116,7 @@ def test_rows_draws_proxies_and_dali_agree_on_frame_and_time(tmp_path):
             stream = next(stream for stream in container.streams.video if stream.index == facts.stream_index)
             shown = {frame.pts: frame.to_ndarray(format="rgb24") for frame in container.decode(stream)}
         ticks = facts.time_base_numerator / facts.time_base_denominator
-        moments = [((pts - facts.start_pts) * ticks, number(shown[pts])) for pts in sorted(shown)]
+        moments = [((pts - facts.zero_pts) * ticks, number(shown[pts])) for pts in sorted(shown)]
         assert len(moments) == facts.frames
         readable[path] = moments
 
@@ -134,7 +134,7 @@ def test_rows_draws_proxies_and_dali_agree_on_frame_and_time(tmp_path):
         for (path, frame), numbers, times, pictures in zip(
             batch.labels, batch.frame_numbers, batch.pts_seconds, batch.frames.numpy(), strict=True
         ):
-            assert numbers[0] == frame
+            assert numbers[0] == frame, path
             told += sum(agrees(path, *each) for each in zip(numbers, times, pictures, strict=True))
         assert not batch.count.failures
 
