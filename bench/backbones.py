@@ -128,7 +128,7 @@ def load_backbone(
         account = f"{type(model).__name__}: random weights"
     model.requires_grad_(False).eval()
     depth = len(getattr(model.image_model if isinstance(model, FrameAverage) else model, "blocks", ()))
-    options = {"kind": kind, "positions": positions, "minimum": minimum, "seed": seed}
+    options = {"kind": kind, "positions": positions, "part": part, "minimum": minimum, "seed": seed}
     return Backbone(name, model, family, _width(model), depth, clips, weights_digest(model), account, options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import pickle
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from trocar.bench.backbones import load_backbone
 from trocar.engine.cli import main
 from trocar.engine.convert import convert, read_encoder, save_encoder
 from trocar.engine.weight_files import WeightsError, read_weights
@@ -103,6 +105,25 @@ def test_original_vjepa_1(frames: torch.Tensor, tmp_path: Path) -> None:
         convert(tmp_path / "both.pt", **SIZE, part="encoder", kind="vjepa1")
     with pytest.raises(WeightsError, match="has no dictionary 'teacher'; its keys are encoder, target_encoder"):
         convert(tmp_path / "both.pt", **SIZE, part="teacher")
+
+
+def test_a_backbone_says_all_that_it_was_loaded_by(tmp_path: Path) -> None:
+    """What a fine-tuned cell leaves for `trocar predict` finds the same weights again, the other encoder of a file too."""
+    states = {}
+    for seed, part in enumerate(("encoder", "target_encoder")):
+        torch.manual_seed(seed)
+        encoder = VideoEncoder(192, 1, 3, frames=4, resolution=32, positions="axes")
+        state = original(encoder, split_bias=False) | {"pos_embed": position_table("axes", encoder.grid, 192)[None]}
+        states[part] = {f"module.backbone.{name}": value for name, value in state.items()}
+    torch.save(states, tmp_path / "both.pt")
+    size: dict[str, Any] = {"frames": 4, "resolution": 32}
+    chosen, usual = (
+        load_backbone(str(tmp_path / "both.pt"), **size, kind="vjepa1", part=part) for part in ("encoder", None)
+    )
+    assert chosen.digest != usual.digest
+    assert load_backbone(chosen.name, **size, **chosen.options).digest == chosen.digest
+    of_clips = {"name", "frames", "resolution", "stride", "sample_fps"}
+    assert set(chosen.options) == set(inspect.signature(load_backbone).parameters) - of_clips
 
 
 def test_image_weights_see_a_still_clip_as_the_image(tmp_path: Path) -> None:
