@@ -27,7 +27,7 @@ from .job_board import Job
 from .loader import BaseClipLoader, Span
 from .order import ClipOrder
 from .span import ClipSource, CropSource, Recipe, SpanResult, VideoSource
-from .threads import Threads
+from .threads import NICENESS, Threads
 from .uploads import Upload, Uploader
 from .workers import Workers
 
@@ -170,4 +170,4 @@ class ClipLoader(BaseClipLoader[_CpuBlock]):
 
 def _lower_priority() -> None:
     if sys.platform == "linux":  # elsewhere the call would mean the whole process
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ Result = TypeVar("Result")
 # What a thread is at, given its name.
 Account = Callable[[str], str]
 PATIENCE_AT_EXIT = 5.0
+NICENESS = 5  # of decoding that stands back
 
 
 class LoaderError(Exception):
@@ -27,15 +29,33 @@ class LoaderError(Exception):
 
 
 @dataclass
-class _Worker:
-    """account: of its present job, None between two. jobs: how many it has begun. held: seconds that the present one was seen to
-    take. reason: why it ended, "" while it has not."""
+class Watched:
+    """A thread or a process that does one job after another. held: seconds that the present one, number `seen`, was seen to
+    take."""
+
+    seen: int = field(default=-1, init=False)
+    held: float = field(default=0.0, init=False)
+
+    def watch(
+        self, who: str, job: int, seconds: float, limit: float | None, at: Callable[[], str], *, busy: bool
+    ) -> None:
+        """To be called every `seconds`. job: the number of the latest one that it has begun; busy: it is at it. at: what that is,
+        in words. Raises LoaderError where it has been at it for longer than `limit` seconds."""
+        self.held, self.seen = self.held + seconds if busy and job == self.seen else 0.0, job
+        if limit is not None and self.held > limit:
+            raise LoaderError(
+                f"the {who} does not come on for {limit:g} s (clip_timeout){at()}; see whether its storage answers, leave the "
+                "video out (data.exclude), or raise clip_timeout"
+            )
+
+
+@dataclass
+class _Worker(Watched):
+    """account: of its present job, None between two. jobs: how many it has begun. reason: why it ended, "" while it has not."""
 
     thread: threading.Thread = field(init=False)
     account: Account | None = None
     jobs: int = 0
-    seen: int = -1
-    held: float = 0.0
     reason: str = ""
 
 
@@ -78,13 +98,8 @@ class Threads:
         for worker in self._workers:
             if not worker.thread.is_alive():
                 raise LoaderError(f"the thread {worker.thread.name} {worker.reason or 'is gone'}{_at(worker)}")
-            is_same = worker.account is not None and worker.jobs == worker.seen
-            worker.held, worker.seen = worker.held + seconds if is_same else 0.0, worker.jobs
-            if limit is not None and worker.held > limit:
-                raise LoaderError(
-                    f"the thread {worker.thread.name} does not come on for {limit:g} s (clip_timeout){_at(worker)}; see whether "
-                    "its storage answers, leave the video out (data.exclude), or raise clip_timeout"
-                )
+            who, busy = f"thread {worker.thread.name}", worker.account is not None
+            worker.watch(who, worker.jobs, seconds, limit, partial(_at, worker), busy=busy)
 
     def close(self, patience: float | None = None) -> set[str]:
         """Waits for the threads to end, for jobs that are under way at most `patience` seconds. Returns the names of the others."""

@@ -30,10 +30,10 @@ from .job_board import NOTHING, JobBoard, Place
 from .messages import NOBODY, packed, packed_error
 from .sampler import Clip
 from .span import Recipe, SpanReader
+from .threads import NICENESS
 
 # Those that end a run in order reach all of its processes.
 LEFT_TO_THE_LOADER = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-NICENESS = 5
 LOOK_FOR_THE_LOADER_MS = 2000
 
 

@@ -26,12 +26,13 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fcntl import F_SETPIPE_SZ, fcntl
+from functools import partial
 from typing import Any
 
 from .job_board import CAPACITY, NOTHING, Job, JobBoard, Place
 from .messages import LENGTH, NOBODY, unpacked
 from .span import Recipe, SpanResult
-from .threads import LoaderError
+from .threads import LoaderError, Watched
 from .worker import Task
 
 PIPE_BYTES = 1 << 20
@@ -43,17 +44,15 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 
 
 @dataclass
-class _Process:
+class _Process(Watched):
     """One of them. owner: its name on the board. pipe: where its messages come from; arrived: of those, what is not whole yet.
-    is_ready: it has said that it can work. seen, held: as for threads."""
+    is_ready: it has said that it can work."""
 
     process: subprocess.Popen[bytes]
     owner: int
     pipe: int
     arrived: bytearray = field(default_factory=bytearray)
     is_ready: bool = False
-    seen: int = -1
-    held: float = 0.0
 
 
 class Workers:
@@ -156,13 +155,8 @@ class Workers:
                     self._replace(number)
                 continue
             place = self._board.place(number)
-            is_same = place.job != NOTHING and place.begun == process.seen
-            process.held, process.seen = process.held + seconds if is_same else 0.0, place.begun
-            if limit is not None and process.held > limit:
-                raise LoaderError(
-                    f"the process decode_{number} does not come on for {limit:g} s (clip_timeout): {self._account(place)}; see "
-                    "whether its storage answers, leave the video out (data.exclude), or raise clip_timeout"
-                )
+            who, busy = f"process decode_{number}", place.job != NOTHING
+            process.watch(who, place.begun, seconds, limit, partial(self._at, place), busy=busy)
 
     def close(self, patience: float | None = None) -> set[str]:
         """Ends them at once; what they are at is dropped. Returns no names, as `Threads.close` does of those that go on."""
@@ -280,12 +274,12 @@ class Workers:
     def _wake_up(self, times: int) -> None:
         os.write(self._wake, bytes(times))
 
-    def _account(self, place: Place) -> str:
+    def _at(self, place: Place) -> str:
         draw = self._board.job(place.job).draw
         if place.video == NOTHING:
-            return f"draw {draw}"
+            return f": draw {draw}"
         spare = f", replacement {place.spare}" if place.spare else ""
-        return f"draw {draw}{spare}, from frame {place.frame} on of {self._recipe.videos.video_path(place.video)}"
+        return f": draw {draw}{spare}, from frame {place.frame} on of {self._recipe.videos.video_path(place.video)}"
 
 
 def share_recipe(recipe: Recipe) -> tuple[int, tuple[int, ...]]:

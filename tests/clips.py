@@ -11,10 +11,13 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
+
+if TYPE_CHECKING:
+    from trocar.loaders.corpus import Corpus
 
 ROWS, COLUMNS = 4, 6
 DARK, LIGHT = 24, 232
@@ -192,6 +195,17 @@ def _encoder_options(codec: str, gop: int, b_frames: int, open_gop: bool, hidden
             **lag,
         }
     return {"bf": str(b_frames), "sc_threshold": "1000000000", "qmin": "2", "qmax": "5", "threads": "1"}
+
+
+def damage_gops(corpus: Corpus, row: int) -> None:
+    """Overwrites one GOP in three of a corpus's video with noise, behind the index's back."""
+    facts, gops = corpus.video(row).facts, corpus.gops(row)
+    data = bytearray(Path(facts.path).read_bytes())
+    for gop in range(2, len(gops), 3):
+        start, length = int(gops.byte_offset[gop]), int(gops.num_bytes[gop])
+        data[start + 4 : start + length] = np.random.default_rng(gop).bytes(length - 4)
+    Path(facts.path).write_bytes(data)
+    os.utime(facts.path, ns=(0, facts.mtime_ns))
 
 
 def write_numbered(

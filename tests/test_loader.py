@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import clips
@@ -50,13 +48,7 @@ def corpus(tmp_path_factory) -> Corpus:
         clips.write_numbered(folder / "videos" / name, 150, video_id=row, first_number=100, **encoding)
     index_corpus([folder / "videos"], folder / "index", workers=1, progress=False)
     corpus = Corpus.open(folder / "index")
-    facts, gops = corpus.video(DAMAGED).facts, corpus.gops(DAMAGED)
-    data = bytearray(Path(facts.path).read_bytes())
-    for row in range(2, len(gops), 3):
-        start, length = int(gops.byte_offset[row]), int(gops.num_bytes[row])
-        data[start + 4 : start + length] = np.random.default_rng(row).bytes(length - 4)
-    Path(facts.path).write_bytes(data)
-    os.utime(facts.path, ns=(0, facts.mtime_ns))
+    clips.damage_gops(corpus, DAMAGED)
     return corpus
 
 

@@ -50,13 +50,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
         clips.write_numbered(folder / f"{row}.mp4", 100, video_id=row, gop=6 + 6 * row)
     index_corpus([folder], folder / "index", workers=1, content_box=False, progress=False)
     corpus = Corpus.open(folder / "index")
-    facts, gops = corpus.video(DAMAGED).facts, corpus.gops(DAMAGED)
-    data = bytearray(Path(facts.path).read_bytes())
-    for row in range(2, len(gops), 3):
-        start, length = int(gops.byte_offset[row]), int(gops.num_bytes[row])
-        data[start + 4 : start + length] = np.random.default_rng(row).bytes(length - 4)
-    Path(facts.path).write_bytes(data)
-    os.utime(facts.path, ns=(0, facts.mtime_ns))
+    clips.damage_gops(corpus, DAMAGED)
     return corpus
 
 
