@@ -15,11 +15,13 @@ import torch
 
 from ..engine.checkpoint_folder import CheckpointError
 from ..engine.config_error import ConfigError
+from ..engine.inputs import RANDOM, TIMM
 from ..engine.weight_files import WeightsError
 from ..loaders.corpus_folder import CorpusError
 from ..loaders.isolated import run_isolated, worker_number
 from ..loaders.video import VideoError
-from .backbones import RANDOM, load_backbone
+from ..ssl.choices import SIZES
+from .backbones import load_backbone
 from .dataset import DatasetError
 from .finetune import ROW, finetune
 from .finetune_command import choose_device, open_task
@@ -118,11 +120,9 @@ def resolve_weights(weights: str, folder: Path) -> str:
     """The path in `weights` made to begin at `folder`, where it is relative."""
     prefix = RANDOM if weights.startswith(RANDOM) else ""
     rest = weights.removeprefix(prefix)
-    if rest.startswith("timm:"):
+    if rest.startswith(TIMM):
         architecture, at, file = rest.partition("@")
         return f"{prefix}{architecture}{at}{folder / file if file else ''}"
-    from ..ssl.choices import SIZES
-
     return f"{prefix}{rest}" if prefix and rest in SIZES else f"{prefix}{folder / rest}"
 
 

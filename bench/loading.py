@@ -105,7 +105,8 @@ def bench_loading(
     entries: list[_Entry] = []
     with tempfile.TemporaryDirectory(prefix="trocar_bench_") as folder:
         try:
-            for name, (its_job, wanted) in sorted(tasks.items(), key=lambda task: list(ARMS).index(task[0])):
+            for name in (name for name in ARMS if name in tasks):
+                its_job, wanted = tasks[name]
                 worker = Worker(name, ARMS[name], its_job, Path(folder))
                 entries.append(_Entry(name, worker, wanted, its_job.requests))
                 _prepare(entries[-1])  # one arm after the other: what they try out is timed

@@ -91,9 +91,9 @@ def train_point(
     steps = protocol.epochs * per_epoch
     clips = {"first_number": done * rows, "batch": protocol.batch, "seed": seed, "device": device}
     plan = ViewPlan(True, protocol.epochs, 0, 0)
-    # Whatever the loader has to measure at its start, it measures once.
     if done == protocol.epochs:
         return model.eval()
+    # Whatever the loader has to measure at its start, it measures once.
     loader = open_clips(task.train.rows, task.train.videos, plan, backbone.clips, protocol, **clips)
     model.train()
     with QuarantineLog(path.parents[1], loader.total.failures, tell=True) as quarantine:

@@ -79,9 +79,9 @@ def finished_embeddings(
     rows_per_shard: int,
 ) -> EmbedSummary | None:
     """Of the descriptor alone: whether a run's or timm's weights are the same, their values say. Raises CorpusError."""
-    opened = Corpus.open(corpus)
     if model != DESCRIPTOR or not (out / MANIFEST_NAME).exists():
         return None
+    opened = Corpus.open(corpus)
     known = Manifest.read(out)
     rows = len(GridClips(opened, num_frames=frames, stride=stride, sample_fps=None))
     asked = {"rows": rows, "rows_per_shard": rows_per_shard, "corpus": opened.fingerprint, "model": model}

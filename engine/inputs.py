@@ -87,5 +87,9 @@ def run_with_metrics(path: Path) -> Path:
     """A run's folder. Raises CheckpointError where it has written down no step."""
     file = path / METRICS_FILE
     if not (file.is_file() and file.stat().st_size):
-        raise CheckpointError(f"{path}: no metrics to show; run `trocar pretrain` with run.dir={path} first")
+        raise no_metrics(path)
     return path
+
+
+def no_metrics(run_dir: Path) -> CheckpointError:
+    return CheckpointError(f"{run_dir}: no metrics to show; run `trocar pretrain` with run.dir={run_dir} first")

@@ -111,8 +111,8 @@ def _open(
 
 def _cores(config: Config, world: World | None) -> int:
     """Of this rank: those that it was given, or its part of what all ranks of the node may use."""
-    is_shared = world is not None and not config.run.pin_cores
-    return max(1, len(os.sched_getaffinity(0)) // (world.local_size if world and is_shared else 1))
+    ranks = 1 if world is None or config.run.pin_cores else world.local_size
+    return max(1, len(os.sched_getaffinity(0)) // ranks)
 
 
 def _settle(config: Config, world: World, measure: Callable[[], list[Choice]]) -> list[Choice]:

@@ -19,9 +19,10 @@ from ..ssl.masks import Masks
 from .build import build_model, build_sampler
 from .changes import Change, marks
 from .checkpoint import load_checkpoint
-from .checkpoint_folder import CheckpointError, checkpoints
+from .checkpoint_folder import CheckpointError, newest_checkpoint
 from .config import Config, ConfigError, DataConfig, ValidationConfig
 from .config_file import CONFIG_FILE, load_config
+from .inputs import no_metrics
 from .loading import build_loader
 from .metrics import read_metrics
 
@@ -47,14 +48,12 @@ def view_reconstruction(
             f"{run_dir}: a run with objective.kind={config.objective.kind} predicts features, not pixels: there is nothing to "
             "reconstruct; `trocar view curve` shows how it went"
         )
-    saved = checkpoints(run_dir)
-    if not saved:
-        raise CheckpointError(f"{run_dir}: no checkpoint to show; run `trocar pretrain` with run.dir={run_dir} first")
+    checkpoint = newest_checkpoint(run_dir)
     # Every hidden patch is shown, whether or not training had the decoder drop some.
     config = replace(config, objective=replace(config.objective, decoder_mask_ratio=0.0))
     model, mask = build_model(config)
     assert isinstance(model, MaskedAutoencoder)
-    model.load_state_dict(load_checkpoint(saved[-1]).model)
+    model.load_state_dict(load_checkpoint(checkpoint).model)
     model.eval()
     opened = Corpus.open(config.data.corpus)
     draws = np.arange(FIRST_UNSEEN_DRAW, FIRST_UNSEEN_DRAW + clips)
@@ -66,7 +65,7 @@ def view_reconstruction(
     shown = np.linspace(0, config.data.frames - 1, frames).round().astype(int)
     panels = reconstruction(model, batch.frames, masks, prediction)
     out = out or run_dir / "reconstruction.png"
-    title = f"{run_dir.name}, step {saved[-1].name.rpartition('_')[2].lstrip('0')}"
+    title = f"{run_dir.name}, step {checkpoint.name.rpartition('_')[2].lstrip('0')}"
     if corpus is not None:
         title += f"\nclips of {corpus}, all its spans alike"
     _save_grid({name: video[:, shown] for name, video in panels.items()}, out, title)
@@ -126,8 +125,8 @@ def _nearness(masks: Masks, grid: tuple[int, int, int]) -> torch.Tensor:
 def view_curve(run_dir: Path, out: Path | None = None) -> Path:
     """Plots loss, its mean around each step, and speed. Returns the path of the PNG, RUN/curve.png where `out` is None."""
     rows = read_metrics(run_dir)
-    if not rows:
-        raise CheckpointError(f"{run_dir}: no metrics to show; run `trocar pretrain` with run.dir={run_dir} first")
+    if not rows:  # or none that is whole
+        raise no_metrics(run_dir)
     out = out or run_dir / "curve.png"
     from matplotlib.figure import Figure  # slow to import: only where something is drawn
 
