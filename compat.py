@@ -89,12 +89,11 @@ def run(command: list[str], seconds: float = SECONDS, **environment: str) -> sub
         return subprocess.CompletedProcess(command, 124, printed or "", "")
 
 
-def requirements(extra: str = "") -> list[str]:
-    """Of pyproject.toml, as they stand there; `extra`: of one of its extras."""
+def requirements() -> list[str]:
+    """The dependencies of pyproject.toml, as they stand there."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")  # Python 3.10 has no reader of TOML
-    name = extra or "dependencies"
-    block = re.search(rf"^{re.escape(name)} = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)
-    assert block, name
+    block = re.search(r"^dependencies = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)
+    assert block
     return re.findall(r'^    "(.+)",', block[1], re.MULTILINE)
 
 
@@ -177,9 +176,8 @@ def check(environment: Environment, what: str) -> str:
     """Runs one cell: "" where it passed, else why not."""
     interpreter = str(environment.interpreter)
     if what == TYPES:
-        done = run(
-            ["make", "-o", "setup-dev", "typing", f"VENV={environment.folder}"]
-        )  # its environment stands already
+        # Its environment stands already.
+        done = run(["make", "-o", "setup-dev", "typing", f"VENV={environment.folder}"])
         errors = [line.strip() for line in done.stdout.splitlines() if " error: " in line]
         return "" if done.returncode == 0 else "; ".join(errors)[:600] or done.stdout.strip()[-300:]
     if what == DEMO:
