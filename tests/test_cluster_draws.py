@@ -274,6 +274,7 @@ print(best["frames"], best["clips"], peak() - base)
 """
 
 
+@pytest.mark.slow  # alone on its core
 def test_speed_and_memory_at_the_papers_size() -> None:
     """3.4 M spans in 20,000 leaves: below 5 microseconds a draw in batches, below 200 MB. The processor's time counts."""
     printed = subprocess.run([sys.executable, "-c", SCALE], capture_output=True, text=True, check=True).stdout
