@@ -13,6 +13,7 @@ import torch
 from clips import write_pictures
 
 from trocar.bench.dataset import Segment
+from trocar.engine.convert import Conversion, EncoderSettings
 
 FRAMES, SIDE, SPEED = 8, 32, 2
 FPS = 25
@@ -45,3 +46,11 @@ def motion_table(root: Path, videos: dict[str, int], clips: int, *, seed: int = 
                 table.append(Segment(str(path), start, start + FRAMES / FPS, label, path.stem, split=split))
             write_pictures(path, pictures, gop=FRAMES, fps=FPS, options={"qp": "12"})
     return table
+
+
+def tiny_conversion() -> Conversion:
+    """What `trocar convert` would make of a tiny encoder."""
+    settings = EncoderSettings(16, 1, 1, FRAMES, SIDE, 2, 8, "axes")
+    torch.manual_seed(0)
+    state = {name: value.clone() for name, value in settings.build().state_dict().items()}
+    return Conversion("videomae", "VideoMAE", settings, state, len(state), [], [], [], [])

@@ -59,6 +59,7 @@ JEPA = [
     "model.predictor_width=24",
     "model.predictor_heads=2",
 ]
+OBJECTIVES = {"mae": [], "jepa": JEPA}
 
 
 def make_corpus(folder: Path) -> Path:

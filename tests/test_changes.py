@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from clips import write_numbered
-from test_pretrain import TINY, assert_same_run
 
+from runs import TINY, assert_same_run
 from trocar.engine import view
 from trocar.engine.changes import check_changes, differences, marks
 from trocar.engine.checkpoint import load_checkpoint

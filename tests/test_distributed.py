@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ranks import JEPA, TINY, make_corpus, run_ranks, train_made
+from ranks import OBJECTIVES, TINY, make_corpus, run_ranks, train_made
 
 from trocar.engine.checkpoint import load_checkpoint
 from trocar.engine.checkpoint_folder import checkpoints
@@ -17,11 +17,6 @@ from trocar.engine.config_file import load_config
 from trocar.engine.distributed import World, check_shares
 from trocar.engine.metrics import read_metrics
 from trocar.loaders.order import ClipOrder
-
-OBJECTIVES = {
-    "mae": [],
-    "jepa": JEPA,
-}
 
 HOWS: dict[str, tuple[int, list[str]]] = {
     "ddp": (2, []),

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import CONTEXT, TINY, free_port, made_batch, make_corpus, train_made
-from test_distributed import OBJECTIVES
+from ranks import CONTEXT, OBJECTIVES, TINY, free_port, made_batch, make_corpus, train_made
 
 from trocar.engine import dry_run as dry_run_module
 from trocar.engine.cli import main

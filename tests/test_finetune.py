@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from motion_task import FRAMES, SIDE, motion_table
+from motion_task import FRAMES, SIDE, motion_table, tiny_conversion
 from timm.data import auto_augment
 
 from trocar.bench.backbones import Backbone, FrameAverage, load_backbone
@@ -31,7 +31,7 @@ from trocar.bench.protocol import PROTOCOLS, read_protocol
 from trocar.bench.task import Task, pieces_of
 from trocar.bench.tuning import build_tuned, layer_groups
 from trocar.engine.config_error import ConfigError
-from trocar.engine.convert import Conversion, EncoderSettings, save_encoder
+from trocar.engine.convert import save_encoder
 from trocar.engine.encoder_sources import ClipShape
 from trocar.engine.run_encoder import weights_digest
 from trocar.ssl.encoder import VideoEncoder
@@ -48,14 +48,6 @@ def video_backbone(width: int = 48, depth: int = 1) -> Backbone:
     return Backbone(
         "video", encoder, "videomae", width, depth, ClipShape(FRAMES, 1, None, SIDE), weights_digest(encoder), "random"
     )
-
-
-def tiny_conversion() -> Conversion:
-    """What `trocar convert` would make of a tiny encoder."""
-    settings = EncoderSettings(16, 1, 1, FRAMES, SIDE, 2, 8, "axes")
-    torch.manual_seed(0)
-    state = {name: value.clone() for name, value in settings.build().state_dict().items()}
-    return Conversion("videomae", "VideoMAE", settings, state, len(state), [], [], [], [])
 
 
 def image_backbone() -> Backbone:

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ranks import TINY, make_corpus, train_made
-from test_distributed import OBJECTIVES
+from ranks import OBJECTIVES, TINY, make_corpus, train_made
 
 from trocar.engine import housekeeping, profiler
 from trocar.engine.build import build_model

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clips import write_numbered
-from motion_task import FPS, FRAMES, motion_table
-from test_finetune import tiny_conversion
+from motion_task import FPS, FRAMES, motion_table, tiny_conversion
 
 from trocar.bench.dataset import write_table
 from trocar.engine.cli import main

@@ -13,10 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from clips import write_numbered
 
-from trocar.engine.checkpoint import load_checkpoint
+from runs import TINY, assert_same_run
 from trocar.engine.checkpoint_folder import CheckpointError, checkpoints
 from trocar.engine.config import ConfigError
 from trocar.engine.config_file import load_config
@@ -26,24 +25,6 @@ from trocar.engine.pretrain import pretrain
 from trocar.loaders.corpus_folder import CorpusError
 from trocar.loaders.index import index_corpus
 from trocar.loaders.video import VideoError
-
-TINY = [
-    "data.frames=4",
-    "data.stride=2",
-    "data.resolution=32",
-    "model.patch=8",
-    "model.width=24",
-    "model.heads=2",
-    "model.depth=2",
-    "model.decoder_depth=1",
-    "model.decoder_width=24",
-    "model.decoder_heads=2",
-    "optim.batch=4",
-    "optim.clip_gradient=1.0",
-    "run.threads=1",
-    "run.tensorboard=false",
-]
-TIMINGS = {"clips_per_second", "spans_per_second", "data_wait_percent"}
 
 
 @pytest.fixture(scope="module")
@@ -57,21 +38,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(corpus: Path, run_dir: Path, *more: str) -> list[str]:
     return [f"data.corpus={corpus}", f"run.dir={run_dir}", *TINY, *more]
-
-
-def without_timings(run_dir: Path) -> list[dict]:
-    return [{key: value for key, value in row.items() if key not in TIMINGS} for row in read_metrics(run_dir)]
-
-
-def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(checkpoints(run_dir)[-1]).model
-
-
-def assert_same_run(run_dir: Path, expected: Path) -> None:
-    assert without_timings(run_dir) == without_timings(expected)
-    actual, wanted = weights(run_dir), weights(expected)
-    assert actual.keys() == wanted.keys()
-    assert all(torch.equal(actual[name], wanted[name]) for name in wanted)
 
 
 @pytest.mark.parametrize("accumulation", [2, pytest.param(1, marks=pytest.mark.slow)])

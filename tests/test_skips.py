@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import TINY, make_corpus, run_ranks, train_made
-from test_distributed import OBJECTIVES
+from ranks import OBJECTIVES, TINY, make_corpus, run_ranks, train_made
 from torch import nn
 
 from trocar.engine.checkpoint import load_checkpoint

@@ -9,7 +9,7 @@ import av
 import clips
 import numpy as np
 import pytest
-from test_window import Source, check_numbers, check_windows, from_packets, random_clips, rgb
+from windows import Source, check_numbers, check_windows, from_packets, random_clips, rgb
 
 from trocar.loaders.clip_loader import clip_loader
 from trocar.loaders.decode import DecodeCount, WindowDecoder

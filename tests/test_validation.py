@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from clips import write_numbered
-from ranks import TINY
-from test_distributed import OBJECTIVES
+from ranks import OBJECTIVES, TINY
 
 from trocar.engine.build import build_held_out_sampler, build_masks, build_model, build_sampler, held_out
 from trocar.engine.checkpoint import load_checkpoint

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from motion_task import tiny_conversion
 from ranks import TINY, make_corpus
 from safetensors.torch import save_file
-from test_finetune import tiny_conversion
 
 from trocar.bench.training_state import restore_state, save_state
 from trocar.engine.checkpoint_folder import checkpoints
