@@ -29,16 +29,16 @@ QUICK_PYTHONS = ("3.12", "3.13")
 NEWEST, LOWEST, QUICK = "newest", "lowest", "quick"
 TORCH_FAMILY = ("torch", "torchvision", "triton", "timm")
 CHECKS = {
-    "index": "tests/test_index.py tests/test_probe.py",
-    "window": "tests/test_window.py",
-    "CPU loader": "tests/test_clip_loader.py tests/test_unusual_streams.py",
-    "sampler": "tests/test_sampler.py tests/test_order.py",
-    "DALI on a CPU": "tests/test_dali_pipeline.py",
-    "kernels, interpreted": "tests/test_pixel_loss.py tests/test_mask_sampler.py tests/test_ema.py",
-    "MAE": "tests/test_mae.py",
-    "JEPA": "tests/test_jepa.py",
-    "checkpoint, resume": "tests/test_checkpoint.py",
-    "commands": "tests/test_cli.py",
+    "index": "tests/loaders/corpus/test_index.py tests/loaders/video/test_probe.py",
+    "window": "tests/loaders/video/test_window.py",
+    "CPU loader": "tests/loaders/test_clip_loader.py tests/loaders/video/test_unusual_streams.py",
+    "sampler": "tests/loaders/draw/test_sampler.py tests/loaders/draw/test_order.py",
+    "DALI on a CPU": "tests/loaders/decode/test_dali_pipeline.py",
+    "kernels, interpreted": "tests/kernels/test_pixel_loss.py tests/kernels/test_mask_sampler.py tests/kernels/test_ema.py",
+    "MAE": "tests/ssl/test_mae.py",
+    "JEPA": "tests/ssl/test_jepa.py",
+    "checkpoint, resume": "tests/engine/checkpoint/test_checkpoint.py",
+    "commands": "tests/engine/test_cli.py",
 }
 TYPES = "types"  # as the newest packages' stubs have them
 DEMO = "two training steps"  # from made videos, indexed, decoded on the CPU; and their pictures

@@ -16,9 +16,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from .cli_curation import add_commands, parse_levels
 from .cli_downstream import add_downstream, add_weights_arguments
-from .config_error import ConfigError
-from .config_file import CONFIGS
-from .options import COUNT, ENOUGH_STEPS, FROM_ZERO, QUALITY, TOTAL, VIEWS
+from .config.error import ConfigError
+from .config.file import CONFIGS
+from .console.options import COUNT, ENOUGH_STEPS, FROM_ZERO, QUALITY, TOTAL, VIEWS
 
 # Errors that end a command with their message alone.
 EXPECTED_ERRORS = {
@@ -344,10 +344,10 @@ def add_training(training: argparse.ArgumentParser) -> None:
 
 
 def run_index(options: argparse.Namespace) -> int:
-    from ..loaders.sources import check_sources
+    from ..loaders.corpus.sources import check_sources
 
     check_sources(options.sources)
-    from ..loaders.index import index_corpus
+    from ..loaders.corpus.index import index_corpus
 
     summary = index_corpus(
         options.sources,
@@ -364,11 +364,11 @@ def run_index(options: argparse.Namespace) -> int:
 
 
 def run_pack(options: argparse.Namespace) -> int:
-    from ..loaders.corpus_folder import corpus_folder
+    from ..loaders.corpus.folder import corpus_folder
 
     corpus_folder(options.corpus)
-    from ..loaders.pack import pack_corpus
-    from ..loaders.pack_settings import PackSettings
+    from ..loaders.pack.pack import pack_corpus
+    from ..loaders.pack.settings import PackSettings
 
     given = {name: getattr(options, name) for name in ("short_side", "stride", "gop", "codec", "quality")}
     try:
@@ -378,7 +378,7 @@ def run_pack(options: argparse.Namespace) -> int:
     summary = pack_corpus(options.corpus, options.out, settings, workers=options.workers)
     print("\n".join(summary.lines()), flush=True)
     if options.compare:
-        from ..bench.packed import compare_loading, missing_originals, table
+        from ..bench.loading.packed import compare_loading, missing_originals, table
 
         if missing := missing_originals(options.corpus):
             print(f"not compared: {missing:,} of the originals are not there any more")
@@ -389,11 +389,11 @@ def run_pack(options: argparse.Namespace) -> int:
 
 
 def run_convert(options: argparse.Namespace) -> int:
-    from .inputs import encoder_source
+    from .inputs.folders import encoder_source
 
     encoder_source(options.weights)
-    from .convert import save_encoder
-    from .encoder_sources import convert_encoder
+    from .weights.convert import save_encoder
+    from .weights.encoder_sources import convert_encoder
 
     names = ("part", "frames", "resolution", "heads", "kind", "positions", "minimum")
     found = convert_encoder(options.weights, **{name: getattr(options, name) for name in names})
@@ -403,31 +403,31 @@ def run_convert(options: argparse.Namespace) -> int:
 
 
 def run_pretrain(options: argparse.Namespace) -> int:
-    from .config_file import load_config
-    from .inputs import checked_config
+    from .config.file import load_config
+    from .inputs.folders import checked_config
 
     if options.dry_run is not None:
         config, ranks = load_config(options.config, options.overrides), options.dry_run
-        from .dry_run import dry_run
+        from .step.dry_run import dry_run
 
         if config.optim.accumulation == "auto":  # for ranks that have this machine's GPU, or its memory
-            from .build import choose_device
-            from .distributed import World
-            from .micro_batch import fewest_parts, with_parts
+            from .ranks.distributed import World
+            from .step.build import choose_device
+            from .step.micro_batch import fewest_parts, with_parts
 
             world = World(choose_device(config), 0, ranks, 0, min(8, ranks))
             config = with_parts(config, fewest_parts(config, world))
         print("\n".join(dry_run(config, ranks).lines()))
         return 0
     config = checked_config(options.config, options.overrides)
-    from .finished import finished_run
+    from .inputs.finished import finished_run
 
     if (last := finished_run(config)) is not None:
         if os.environ.get("RANK", "0") == "0":
             print(f"all steps of this run are done; checkpoint: {last}")
         return 0
     from .pretrain import pretrain
-    from .stop import INTERRUPTED_STATUS, REQUEUE_STATUS
+    from .ranks.stop import INTERRUPTED_STATUS, REQUEUE_STATUS
 
     result = pretrain(config)
     resumed = f" (resumed at step {result.resumed_from})" if result.resumed_from else ""
@@ -439,14 +439,14 @@ def run_pretrain(options: argparse.Namespace) -> int:
 
 
 def run_profile(options: argparse.Namespace) -> int:
-    from .inputs import checked_config
+    from .inputs.folders import checked_config
 
     if not options.ncu:  # a command that is printed may be for another machine
         checked_config(options.config, options.overrides)
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # read with PyTorch: torch.profiler complains where there is no GPU
-    from ..bench.profile_run import Request, capture, profile_steps
-    from ..bench.profile_table import table
-    from ..bench.report import write_rows
+    from ..bench.profile.run import Request, capture, profile_steps
+    from ..bench.profile.table import table
+    from ..bench.rows.row import write_rows
 
     request = Request.parse(options.config, options.overrides, options.steps, options.ranks, options.out)
     if options.ncu:
@@ -466,19 +466,19 @@ def run_profile(options: argparse.Namespace) -> int:
 def run_plan(options: argparse.Namespace) -> int:
     import json
 
-    from ..bench.plan_cluster import load_cluster
-    from ..bench.report import read_rows
-    from ..loaders.corpus_folder import corpus_folder
-    from .config_file import load_config
+    from ..bench.plan.cluster import load_cluster
+    from ..bench.rows.row import read_rows
+    from ..loaders.corpus.folder import corpus_folder
+    from .config.file import load_config
 
     own = [f"data.corpus={options.corpus}"] if options.corpus else []
     config, cluster = load_config(options.config, [*options.overrides, *own]), load_cluster(options.cluster)
     given = [row for path in options.rates or () for row in read_rows(path)]
     places = [corpus_folder(path) if path else None for path in (options.corpus, options.packed)]
-    from ..bench.plan_corpus import measure_corpora
-    from ..bench.plan_rates import shipped_rows
-    from ..bench.plan_report import corpus_size, make_plan, rows_of, table
-    from ..loaders.corpus import Corpus
+    from ..bench.plan.corpus import measure_corpora
+    from ..bench.plan.rates import shipped_rows
+    from ..bench.plan.report import corpus_size, make_plan, rows_of, table
+    from ..loaders.corpus.corpus import Corpus
 
     originals, proxies = (place and Corpus.open(place) for place in places)
     rows = given if options.rates else shipped_rows()
@@ -492,41 +492,41 @@ def run_plan(options: argparse.Namespace) -> int:
 
 
 def run_export(options: argparse.Namespace) -> int:
-    from .inputs import run_with_checkpoint
+    from .inputs.folders import run_with_checkpoint
 
     run_with_checkpoint(options.run_dir)
-    from .export import export_weights
+    from .weights.export import export_weights
 
     print(export_weights(options.run_dir, options.out, whole=options.whole))
     return 0
 
 
 def run_view_recon(options: argparse.Namespace) -> int:
-    from ..loaders.corpus_folder import corpus_folder
-    from .inputs import run_with_checkpoint
+    from ..loaders.corpus.folder import corpus_folder
+    from .inputs.folders import run_with_checkpoint
 
     run_with_checkpoint(options.run_dir)
     if options.corpus:
         corpus_folder(options.corpus)
-    from .view import view_reconstruction
+    from .view.run import view_reconstruction
 
     print(view_reconstruction(options.run_dir, options.out, clips=options.clips, corpus=options.corpus))
     return 0
 
 
 def run_view_curve(options: argparse.Namespace) -> int:
-    from .inputs import run_with_metrics
+    from .inputs.folders import run_with_metrics
 
     run_with_metrics(options.run_dir)
-    from .view import view_curve
+    from .view.run import view_curve
 
     print(view_curve(options.run_dir, options.out))
     return 0
 
 
 def run_demo(options: argparse.Namespace) -> int:
-    from ..loaders.sources import check_sources
-    from .config_file import load_config
+    from ..loaders.corpus.sources import check_sources
+    from .config.file import load_config
 
     load_config("demo_cpu", options.overrides)
     if options.videos:
@@ -539,11 +539,11 @@ def run_demo(options: argparse.Namespace) -> int:
 
 
 def run_bench_kernels(options: argparse.Namespace) -> int:
-    from ..bench.gpu_steps import OPERATORS
+    from ..bench.gpu.steps import OPERATORS
 
     if unknown := [name for name in options.operators if name not in OPERATORS]:
         raise ConfigError(f"{', '.join(unknown)}: no such operator; there are {', '.join(OPERATORS)}")
-    from ..bench.kernels import bench_kernels, table
+    from ..bench.kernels.kernels import bench_kernels, table
 
     rows = bench_kernels(options.operators, size=options.size, out=options.out)
     print(table(rows))
@@ -551,12 +551,12 @@ def run_bench_kernels(options: argparse.Namespace) -> int:
 
 
 def run_bench_proxies(options: argparse.Namespace) -> int:
-    from ..loaders.video import is_remote
+    from ..loaders.video.video import is_remote
 
     for video in options.videos:
         if not is_remote(video) and not os.path.isfile(video):
             raise ConfigError(f"{video}: no such video; correct the path")
-    from ..bench.proxies import HEADER, bench_proxies
+    from ..bench.loading.proxies import HEADER, bench_proxies
 
     def tell(line: str) -> None:
         print(line, flush=True)
@@ -571,18 +571,18 @@ def run_bench_proxies(options: argparse.Namespace) -> int:
 
 
 def run_bench_loading(options: argparse.Namespace) -> int:
-    from ..loaders.corpus_folder import corpus_folder
+    from ..loaders.corpus.folder import corpus_folder
 
     if options.packed and not (options.corpus or options.make_1080p):
         raise ConfigError("--packed: proxies need their originals beside them; give CORPUS too")
     for given in (options.corpus, options.packed):
         if given:
             corpus_folder(given)
-    from ..bench.loading import ARMS, bench_loading
-    from ..bench.loading_case import make_1080p
-    from ..bench.loading_table import table
-    from ..bench.report import write_rows
-    from ..bench.training_corpus import MADE_CLIPS, make_corpora
+    from ..bench.loading.case import make_1080p
+    from ..bench.loading.loading import ARMS, bench_loading
+    from ..bench.loading.table import table
+    from ..bench.rows.row import write_rows
+    from ..bench.training.corpus import MADE_CLIPS, make_corpora
 
     with tempfile.TemporaryDirectory(prefix="trocar_loading_") as folder:
         corpus, packed, clips = options.corpus, options.packed, 32
@@ -608,8 +608,8 @@ def run_bench_loading(options: argparse.Namespace) -> int:
 def run_bench_decode(options: argparse.Namespace) -> int:
     import torch
 
-    from ..bench.decode import QUICK, bench_decode, table
-    from ..bench.report import write_rows
+    from ..bench.loading.decode import QUICK, bench_decode, table
+    from ..bench.rows.row import write_rows
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cpu":
@@ -621,12 +621,12 @@ def run_bench_decode(options: argparse.Namespace) -> int:
 
 
 def run_bench_feed(options: argparse.Namespace) -> int:
-    from ..loaders.corpus_folder import corpus_folder
+    from ..loaders.corpus.folder import corpus_folder
 
     corpus = corpus_folder(options.corpus)
     import torch
 
-    from ..bench.feed import bench_feed, table
+    from ..bench.training.feed import bench_feed, table
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     print(table(bench_feed(corpus, device=device, stride=options.stride, rounds=options.rounds, out=options.out)))
@@ -634,8 +634,8 @@ def run_bench_feed(options: argparse.Namespace) -> int:
 
 
 def run_bench_data_wait(options: argparse.Namespace) -> int:
-    from ..loaders.corpus_folder import corpus_folder
-    from .config_file import load_config
+    from ..loaders.corpus.folder import corpus_folder
+    from .config.file import load_config
 
     pairs = [text.partition("=") for text in options.corpora]
     if any(not (name and path) for name, _, path in pairs):
@@ -644,8 +644,8 @@ def run_bench_data_wait(options: argparse.Namespace) -> int:
     load_config(options.config, options.set)
     import torch
 
-    from ..bench.data_wait import bench_data_wait, table
-    from ..bench.report import write_rows
+    from ..bench.loading.data_wait import bench_data_wait, table
+    from ..bench.rows.row import write_rows
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     numbers = {"views_per_span": options.views, "steps": options.steps}
@@ -656,8 +656,8 @@ def run_bench_data_wait(options: argparse.Namespace) -> int:
 
 
 def run_bench_training(options: argparse.Namespace) -> int:
-    from ..loaders.corpus_folder import corpus_folder
-    from .config_file import load_config
+    from ..loaders.corpus.folder import corpus_folder
+    from .config.file import load_config
 
     if options.packed and not options.corpus:
         raise ConfigError("--packed: proxies need their originals beside them; give --corpus too")
@@ -673,8 +673,8 @@ def run_bench_training(options: argparse.Namespace) -> int:
         load_config(config, overrides)
     import torch
 
-    from ..bench.training_command import bench_training
-    from ..bench.training_table import table
+    from ..bench.training.command import bench_training
+    from ..bench.training.table import table
 
     rows = bench_training(
         options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
@@ -693,8 +693,8 @@ def run_bench_training(options: argparse.Namespace) -> int:
 
 
 def run_bench_balance(options: argparse.Namespace) -> int:
-    from ..bench.balance import bench_balance, table
-    from ..bench.report import write_rows
+    from ..bench.curation.balance import bench_balance, table
+    from ..bench.rows.row import write_rows
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -706,8 +706,8 @@ def run_bench_balance(options: argparse.Namespace) -> int:
 
 
 def run_bench_plan(options: argparse.Namespace) -> int:
-    from ..bench.plan_check import bench_plan, table
-    from ..bench.report import write_rows
+    from ..bench.plan.check import bench_plan, table
+    from ..bench.rows.row import write_rows
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -719,12 +719,12 @@ def run_bench_plan(options: argparse.Namespace) -> int:
 
 
 def run_bench_gpu(options: argparse.Namespace) -> int:
-    from ..bench.gpu_steps import check_stages
+    from ..bench.gpu.steps import check_stages
 
     check_stages(options.stages)
     if options.videos and not options.videos.is_dir():
         raise ConfigError(f"--videos {options.videos}: no such folder; correct the path")
-    from ..bench.gpu import is_success, run_stages, summary
+    from ..bench.gpu.run import is_success, run_stages, summary
 
     outcomes = run_stages(options.stages, videos=options.videos, again=options.again)
     print(summary(outcomes))
@@ -734,8 +734,8 @@ def run_bench_gpu(options: argparse.Namespace) -> int:
 def run_bench_report(options: argparse.Namespace) -> int:
     if not (options.root / "bench" / "results").is_dir():
         raise ConfigError(f"--root {options.root}: has no bench/results; name the folder of a checkout")
-    from ..bench.render import all_rows, misquoted, render_pages
-    from ..bench.roofline import plot_rooflines
+    from ..bench.report.render import all_rows, misquoted, render_pages
+    from ..bench.report.roofline import plot_rooflines
 
     pages = [page for page in render_pages(options.root) if not page.is_current]
     if options.rooflines:
@@ -756,8 +756,8 @@ def run_bench_clustering(options: argparse.Namespace) -> int:
     levels = parse_levels(options.levels) or ()
     import torch
 
-    from ..bench.clustering import bench_clustering, bench_level, table
-    from ..bench.report import write_rows
+    from ..bench.curation.clustering import bench_clustering, bench_level, table
+    from ..bench.rows.row import write_rows
 
     device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
     if options.level_only and device != "cuda":

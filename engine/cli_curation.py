@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .config_error import ConfigError
-from .options import COUNT, FROM_ZERO, INDEX, PASSES, SEED
+from .config.error import ConfigError
+from .console.options import COUNT, FROM_ZERO, INDEX, PASSES, SEED
 
 GROUP_TIMEOUT = 24 * 3600.0  # seconds that processes wait for the first, which clusters in memory alone
 
@@ -100,11 +100,11 @@ def parse_levels(text: str | None) -> tuple[int, ...] | None:
 
 
 def run_corpus_report(options: argparse.Namespace) -> int:
-    from ..loaders.corpus_folder import corpus_folder
+    from ..loaders.corpus.folder import corpus_folder
 
     corpus_folder(options.corpus)
-    from ..loaders.corpus import Corpus
-    from .corpus_report import corpus_report
+    from ..loaders.corpus.corpus import Corpus
+    from .curate.corpus_report import corpus_report
 
     print(corpus_report(Corpus.open(options.corpus)))
     return 0
@@ -113,28 +113,28 @@ def run_corpus_report(options: argparse.Namespace) -> int:
 def run_corpus_sources(options: argparse.Namespace) -> int:
     if options.file is not None and not options.file.is_file():
         raise ConfigError(f"--file {options.file}: no such file; see configs/corpus/surgrec.yaml")
-    from .corpus_report import load_sources, sources_table
+    from .curate.corpus_report import load_sources, sources_table
 
     print(sources_table(load_sources(options.file)))
     return 0
 
 
 def run_embed(options: argparse.Namespace) -> int:
-    from ..loaders.corpus_folder import corpus_folder
-    from .inputs import embedder_source
+    from ..loaders.corpus.folder import corpus_folder
+    from .inputs.folders import embedder_source
 
     part, separator, parts = options.part.partition("/")
     if not (separator and part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
         raise ConfigError(f"--part {options.part}: give I/N with 0 <= I < N, for example 0/4")
     corpus_folder(options.corpus)
     embedder_source(options.model)
-    from .finished import finished_embeddings
+    from .inputs.finished import finished_embeddings
 
     names = ("model", "frames", "stride", "rows_per_shard")
     wanted = {**{name: getattr(options, name) for name in names}, "part": (int(part), int(parts))}
     summary = finished_embeddings(options.corpus, Path(options.out), **wanted)
     if summary is None:
-        from .embed import embed_corpus
+        from .curate.embed import embed_corpus
 
         more = {name: getattr(options, name) for name in ("workers", "threads", "device")}
         summary = embed_corpus(options.corpus, options.out, **wanted, **more)
@@ -143,14 +143,14 @@ def run_embed(options: argparse.Namespace) -> int:
 
 
 def run_cluster(options: argparse.Namespace) -> int:
-    from ..loaders.corpus_folder import corpus_folder, embeddings_folder
+    from ..loaders.corpus.folder import corpus_folder, embeddings_folder
 
     embeddings_folder(options.embeddings)
     if options.corpus is not None:
         corpus_folder(options.corpus)
-    from ..loaders.cluster_settings import ClusterSettings, finished_tree
-    from ..loaders.corpus import Corpus
-    from .finished import current_report
+    from ..loaders.corpus.corpus import Corpus
+    from ..loaders.curate.settings import ClusterSettings, finished_tree
+    from .inputs.finished import current_report
 
     names = ("resampling", "restarts", "passes", "sample_per_cluster", "seed")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
@@ -164,9 +164,9 @@ def run_cluster(options: argparse.Namespace) -> int:
         return 0
     import torch
 
-    from ..loaders.cluster import cluster_embeddings
-    from .cluster_report import write_report
-    from .distributed import open_world
+    from ..loaders.curate.cluster import cluster_embeddings
+    from .curate.cluster_report import write_report
+    from .ranks.distributed import open_world
 
     has_gpu = torch.cuda.is_available()
     if options.device == "cuda" and not has_gpu:
@@ -183,20 +183,20 @@ def run_cluster(options: argparse.Namespace) -> int:
 
 
 def run_export(options: argparse.Namespace) -> int:
-    from .inputs import checked_config
+    from .inputs.folders import checked_config
 
     checked_config(options.config, options.overrides)
-    from .draws import export_draws, plan
+    from .curate.draws import export_draws, plan
 
     print("\n".join(export_draws(plan(options.config, options.overrides), options.first, options.draws, options.out)))
     return 0
 
 
 def run_view_draws(options: argparse.Namespace) -> int:
-    from .inputs import checked_config
+    from .inputs.folders import checked_config
 
     checked_config(options.config, options.overrides)
-    from .draws import plan, view_draws
+    from .curate.draws import plan, view_draws
 
     planned = plan(options.config, options.overrides)
     print("\n".join(view_draws(planned, options.first, options.draws, options.out, options.clips)))
@@ -204,15 +204,15 @@ def run_view_draws(options: argparse.Namespace) -> int:
 
 
 def run_view_tree(options: argparse.Namespace) -> int:
-    from ..loaders.corpus_folder import corpus_folder, tree_file
+    from ..loaders.corpus.folder import corpus_folder, tree_file
 
     tree_file(options.tree)
     if options.corpus is not None:
         corpus_folder(options.corpus)
-    from ..loaders.corpus import Corpus
+    from ..loaders.corpus.corpus import Corpus
 
     corpus = None if options.corpus is None else Corpus.open(options.corpus)
-    from .view_tree import view_tree
+    from .view.tree import view_tree
 
     print("\n".join(view_tree(options.tree, corpus, options.out or options.tree / "tree.html", options.most)))
     return 0

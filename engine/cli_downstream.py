@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .config_error import ConfigError
-from .options import COSINE, COUNT, POSITIVE, SEED, SHARE
+from .config.error import ConfigError
+from .console.options import COSINE, COUNT, POSITIVE, SEED, SHARE
 
 
 def add_downstream(commands: Any, benches: Any) -> None:
@@ -164,14 +164,14 @@ def add_audit(audit: argparse.ArgumentParser) -> None:
 
 
 def run_finetune(options: argparse.Namespace) -> int:
-    from ..bench.dataset import check_dataset
+    from ..bench.labels.dataset import check_dataset
 
     if options.table is None and options.csv is None:
         check_dataset(options.dataset, options.root)
-    from .inputs import backbone_source
+    from .inputs.folders import backbone_source
 
     backbone_source(options.model)
-    from ..bench.finetune_command import finetune_command, lines
+    from ..bench.downstream.finetune_command import finetune_command, lines
 
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -189,17 +189,17 @@ def run_finetune(options: argparse.Namespace) -> int:
 
 
 def run_predict(options: argparse.Namespace) -> int:
-    from ..bench.dataset import placed, read_table
-    from ..bench.predictor import read_record
-    from .inputs import backbone_source
+    from ..bench.downstream.predictor import read_record
+    from ..bench.labels.dataset import placed, read_table
+    from .inputs.folders import backbone_source
 
     record = read_record(options.cell)
     backbone_source(options.model or record.model)
     rows = [] if options.table is None else placed(read_table(options.table, "none"), options.table.parent)
     if not (options.sources or rows):
         raise ConfigError("trocar predict: name videos, or pieces of them by --table")
-    from ..bench.finetune_command import choose_device
-    from ..bench.predict import load_predictor, predict
+    from ..bench.downstream.finetune_command import choose_device
+    from ..bench.downstream.predict import load_predictor, predict
 
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -213,15 +213,15 @@ def run_predict(options: argparse.Namespace) -> int:
 
 
 def run_bench_downstream(options: argparse.Namespace) -> int:
-    from ..bench.matrix import Places, load_matrix
+    from ..bench.downstream.matrix import Places, load_matrix
 
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     matrix = load_matrix(options.config)
     places = Places(options.out, options.data, options.weights)
-    from ..bench.downstream import bench_downstream
-    from ..bench.downstream_report import write_report
+    from ..bench.downstream.downstream import bench_downstream
+    from ..bench.downstream.report import write_report
 
     failures = []
     if not options.report_only:
@@ -231,11 +231,11 @@ def run_bench_downstream(options: argparse.Namespace) -> int:
 
 
 def run_bench_audit(options: argparse.Namespace) -> int:
-    from ..bench.dataset import check_dataset
+    from ..bench.labels.dataset import check_dataset
 
     if options.table is None and options.csv is None:
         check_dataset(options.dataset, options.root)
-    from ..bench.audit_command import audit_dataset
+    from ..bench.labels.audit_command import audit_dataset
 
     names = ("split", "csv", "table", "corpus", "duplicates", "likeness", "similar", "seed", "unlabelled", "out")
     given = {name: getattr(options, name) for name in names}

@@ -15,10 +15,10 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from ..loaders.index import index_corpus
-from .config_file import load_config
+from ..loaders.corpus.index import index_corpus
+from .config.file import load_config
 from .pretrain import pretrain
-from .view import view_curve, view_reconstruction
+from .view.run import view_curve, view_reconstruction
 
 NUM_VIDEOS, SECONDS, FPS, WIDTH, HEIGHT = 12, 24, 25, 320, 240
 

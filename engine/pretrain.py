@@ -22,10 +22,26 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from ..loaders.batch import ClipBatch, LoaderCount
-from ..loaders.corpus import Corpus
+from ..loaders.corpus.corpus import Corpus
+from ..loaders.decode.batch import ClipBatch, LoaderCount
 from ..ssl.objective import MaskSource, Objective
-from .build import (
+from .checkpoint.checkpoint import remove_unfinished, restore, run_tensors
+from .checkpoint.saver import CheckpointSaver
+from .config.file import CONFIG_FILE
+from .config.settings import Config
+from .inputs.checkpoints import checkpoint_path, newest_step
+from .ranks.distributed import World, check_shares, distribute, gradients_exchanged, open_world, whole
+from .ranks.housekeeping import collect_garbage_seldom, pin_to_cores, snapshot_when_out_of_memory
+from .ranks.stop import StoppedBetweenPartsError, StopRequest, StopVote
+from .ranks.watch import RankWatch
+from .record.device_time import DeviceTime
+from .record.metrics import MetricsLog, QuarantineLog, read_metrics
+from .record.profiler import name_decoding, name_modules, stage
+from .record.progress import StepProgress
+from .record.readback import ReadBack, StepReport, StepSums
+from .record.run_record import record_start
+from .record.skips import SkipLog
+from .step.build import (
     autocast,
     build_model,
     choose_device,
@@ -34,31 +50,15 @@ from .build import (
     samplers_by_clip,
     selection_notes,
 )
-from .changes import check_changes, check_same_corpus, check_same_draws, config_before, tell_changes
-from .checkpoint import remove_unfinished, restore, run_tensors
-from .checkpoint_folder import checkpoint_path, newest_step
-from .checkpoint_saver import CheckpointSaver
-from .config import Config
-from .config_file import CONFIG_FILE
-from .device_time import DeviceTime
-from .distributed import World, check_shares, distribute, gradients_exchanged, open_world, whole
-from .guard import StepGuard
-from .housekeeping import collect_garbage_seldom, pin_to_cores, snapshot_when_out_of_memory
-from .initial import initialize_encoder, record_init
-from .loading import build_loader, build_order
-from .metrics import MetricsLog, QuarantineLog, read_metrics
-from .micro_batch import PEAK_STEPS, fit_batch, measured_peak
-from .online_probe import OnlineProbe
-from .optim import Schedule, build_optimizer, build_schedule, set_schedule, step_unless
-from .profiler import name_decoding, name_modules, stage
-from .progress import StepProgress
-from .readback import ReadBack, StepReport, StepSums
-from .run_record import record_start
-from .signals import CollapseWatch
-from .skips import SkipLog
-from .stop import StoppedBetweenPartsError, StopRequest, StopVote
-from .validation import Validation
-from .watch import RankWatch
+from .step.changes import check_changes, check_same_corpus, check_same_draws, config_before, tell_changes
+from .step.guard import StepGuard
+from .step.loading import build_loader, build_order
+from .step.micro_batch import PEAK_STEPS, fit_batch, measured_peak
+from .step.online_probe import OnlineProbe
+from .step.optim import Schedule, build_optimizer, build_schedule, set_schedule, step_unless
+from .step.signals import CollapseWatch
+from .step.validation import Validation
+from .weights.initial import initialize_encoder, record_init
 
 
 @dataclass(frozen=True)

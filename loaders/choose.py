@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .corpus import Corpus
-from .loader import BaseClipLoader
-from .span import ClipSource, CropSource, VideoSource
-from .threads import LoaderError
-from .video import VideoError, VideoFacts
+from .corpus.corpus import Corpus
+from .decode.loader import BaseClipLoader
+from .decode.span import ClipSource, CropSource, VideoSource
+from .decode.threads import LoaderError
+from .video.video import VideoError, VideoFacts
 
 DRAWS_LOOKED_AT = 2048
 CLIPS_PER_KIND = 16

@@ -19,16 +19,16 @@ from typing import Any
 
 import torch
 
-from .augment import CropRecipe
 from .choose import DALI_OPTIONS, Loader, choose_loader, may_be_dali
-from .clip_list import ClipList, check_proxies
-from .corpus import Corpus
+from .corpus.corpus import Corpus
+from .corpus.video_files import VideoFiles
+from .decode.span import CropSource, check_side
+from .draw.augment import CropRecipe
+from .draw.clip_list import ClipList, check_proxies
+from .draw.evaluation_crops import EvaluationCrops
+from .draw.order import ClipOrder
+from .draw.sampler import MAX_SPARES, Sampler
 from .epochs import EpochLoader
-from .evaluation_crops import EvaluationCrops
-from .order import ClipOrder
-from .sampler import MAX_SPARES, Sampler
-from .span import CropSource, check_side
-from .video_files import VideoFiles
 
 
 def clip_loader(

@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .augment import Resize
-from .batch_memory import BatchMemory
-from .job_board import Job
-from .loader import BaseClipLoader, Span
-from .order import ClipOrder
-from .span import ClipSource, CropSource, Recipe, SpanResult, VideoSource
-from .threads import NICENESS, Threads
-from .uploads import Upload, Uploader
-from .workers import Workers
+from .decode.batch_memory import BatchMemory
+from .decode.job_board import Job
+from .decode.loader import BaseClipLoader, Span
+from .decode.span import ClipSource, CropSource, Recipe, SpanResult, VideoSource
+from .decode.threads import NICENESS, Threads
+from .decode.uploads import Upload, Uploader
+from .decode.workers import Workers
+from .draw.augment import Resize
+from .draw.order import ClipOrder
 
 
 @dataclass

@@ -24,19 +24,19 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .augment import Resize
-from .batch import LoaderCount
 from .choose import Kind
 from .cpu import _lower_priority
-from .dali_codecs import DECODABLE, can_decode, is_refusal
-from .dali_decoder import AheadDecoder, Clips, DecodingPipeline
-from .dali_pipeline import Sample, ViewCut, clip_pipeline, color_correction, view_cut
-from .loader import BaseClipLoader, Span
-from .order import ClipOrder
-from .sampler import Clip
-from .span import ClipSource, CropSource, Cut, Recipe, SpanReader, SpanResult, VideoSource
-from .threads import Threads
-from .video import VideoError
+from .decode.batch import LoaderCount
+from .decode.dali_codecs import DECODABLE, can_decode, is_refusal
+from .decode.dali_decoder import AheadDecoder, Clips, DecodingPipeline
+from .decode.dali_pipeline import Sample, ViewCut, clip_pipeline, color_correction, view_cut
+from .decode.loader import BaseClipLoader, Span
+from .decode.span import ClipSource, CropSource, Cut, Recipe, SpanReader, SpanResult, VideoSource
+from .decode.threads import Threads
+from .draw.augment import Resize
+from .draw.order import ClipOrder
+from .draw.sampler import Clip
+from .video.video import VideoError
 
 # Decoder sessions on a GPU: about two for each of its engines, as a session waits for the end of every picture.
 SESSIONS = 16

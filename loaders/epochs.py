@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
-from .batch import ClipBatch, LoaderCount
 from .choose import LoaderChoice
-from .loader import BaseClipLoader
-from .order import ClipOrder
-from .threads import LoaderError
+from .decode.batch import ClipBatch, LoaderCount
+from .decode.loader import BaseClipLoader
+from .decode.threads import LoaderError
+from .draw.order import ClipOrder
 
 
 class EpochLoader:

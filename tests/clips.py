@@ -17,7 +17,7 @@ import av
 import numpy as np
 
 if TYPE_CHECKING:
-    from trocar.loaders.corpus import Corpus
+    from trocar.loaders.corpus.corpus import Corpus
 
 ROWS, COLUMNS = 4, 6
 DARK, LIGHT = 24, 232

@@ -30,14 +30,14 @@ import clips
 import numpy as np
 from numpy.typing import NDArray
 
-from trocar.loaders.augment import CropRecipe
-from trocar.loaders.batch import ClipBatch, LoaderCount
-from trocar.loaders.corpus import Corpus, CorpusError, Video
+from trocar.loaders.corpus.corpus import Corpus, CorpusError, Video
+from trocar.loaders.corpus.index import index_corpus
 from trocar.loaders.cpu import ClipLoader
-from trocar.loaders.index import index_corpus
-from trocar.loaders.sampler import Sampler
-from trocar.loaders.video import GopTable, VideoError
-from trocar.loaders.window import WindowReader
+from trocar.loaders.decode.batch import ClipBatch, LoaderCount
+from trocar.loaders.draw.augment import CropRecipe
+from trocar.loaders.draw.sampler import Sampler
+from trocar.loaders.video.video import GopTable, VideoError
+from trocar.loaders.video.window import WindowReader
 
 FRAMES, STRIDE, LENGTH, DRAWS = 6, 3, 72, 16
 # Any two differ in at least 4 bits, as do the frames' numbers, so that no damaged block makes one of the other.

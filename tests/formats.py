@@ -21,11 +21,11 @@ import numpy as np
 from av.error import FFmpegError
 from numpy.typing import NDArray
 
-from trocar.loaders.clean_start import picture_digest
-from trocar.loaders.decode import DecodeCount, WindowDecoder
-from trocar.loaders.probe import probe_video
-from trocar.loaders.video import GopTable, VideoError, VideoFacts, open_video
-from trocar.loaders.window import WindowReader
+from trocar.loaders.video.clean_start import picture_digest
+from trocar.loaders.video.decode import DecodeCount, WindowDecoder
+from trocar.loaders.video.probe import probe_video
+from trocar.loaders.video.video import GopTable, VideoError, VideoFacts, open_video
+from trocar.loaders.video.window import WindowReader
 
 FRAMES, GOP = 26, 8
 # fmt: off

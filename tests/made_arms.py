@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from clips import number_picture
 
-from trocar.bench.loading_arms import Arm, Job, Request, UnavailableError
+from trocar.bench.loading.arms import Arm, Job, Request, UnavailableError
 
 
 class Painted(Arm):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trocar.loaders.embeddings import Manifest, write_shard, write_spans
+from trocar.loaders.curate.embeddings import Manifest, write_shard, write_spans
 
 SPAN_FRAMES, SPANS_PER_VIDEO = 61, 20
 

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from clips import write_numbered
 
-from trocar.engine import checkpoint_storage
 from trocar.engine import pretrain as pretrain_module
-from trocar.engine.config_file import load_config
-from trocar.loaders.batch import ClipBatch, LoaderCount
-from trocar.loaders.index import index_corpus
+from trocar.engine.checkpoint import storage as checkpoint_storage
+from trocar.engine.config.file import load_config
+from trocar.loaders.corpus.index import index_corpus
+from trocar.loaders.decode.batch import ClipBatch, LoaderCount
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["ranks"])

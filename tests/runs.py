@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from trocar.engine.checkpoint import load_checkpoint
-from trocar.engine.checkpoint_folder import checkpoints
-from trocar.engine.metrics import read_metrics
+from trocar.engine.checkpoint.checkpoint import load_checkpoint
+from trocar.engine.inputs.checkpoints import checkpoints
+from trocar.engine.record.metrics import read_metrics
 
 TINY = [
     "data.frames=4",

@@ -7,9 +7,9 @@ import signal
 import time
 from typing import Any
 
-from trocar.loaders.augment import Box, Crop, CropRecipe
-from trocar.loaders.corpus import Corpus
-from trocar.loaders.video import GopTable
+from trocar.loaders.corpus.corpus import Corpus
+from trocar.loaders.draw.augment import Box, Crop, CropRecipe
+from trocar.loaders.video.video import GopTable
 
 
 class DeadlyVideo(Corpus):

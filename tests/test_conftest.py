@@ -17,8 +17,8 @@ TESTS = """
 import os
 import pytest
 import torch
-from trocar.engine.build import choose_device
-from trocar.engine.config_file import load_config
+from trocar.engine.step.build import choose_device
+from trocar.engine.config.file import load_config
 
 @pytest.fixture(scope="module")
 def of_the_module():

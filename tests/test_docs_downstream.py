@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from dataset_fixtures import FIXTURES
 
-from trocar.bench.matrix import load_matrix
-from trocar.bench.protocol import Protocol, read_protocol
+from trocar.bench.downstream.matrix import load_matrix
+from trocar.bench.downstream.protocol import Protocol, read_protocol
 from trocar.engine.cli import build_parser, main
 
 TEXT = (Path(__file__).resolve().parent.parent / "docs" / "downstream.md").read_text(encoding="utf-8")

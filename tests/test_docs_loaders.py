@@ -13,9 +13,9 @@ import pytest
 import torch
 from clips import write_numbered
 
-from trocar.loaders.batch import ClipBatch
 from trocar.loaders.clip_loader import clip_loader
-from trocar.loaders.index import index_corpus
+from trocar.loaders.corpus.index import index_corpus
+from trocar.loaders.decode.batch import ClipBatch
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("bench", "configs", "engine", "kernels", "loaders", "ssl")
-INNER_FOLDERS = ("bench/datasets", "configs/corpus", "configs/datasets", "configs/downstream", "configs/published")
+INNER_FOLDERS = sorted(
+    {
+        path.parent.relative_to(ROOT).as_posix()
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".yaml") and path.parent.parent != ROOT
+    }
+)
 MAY_IMPORT = {
     "kernels": set(),
     "loaders": {"kernels"},
@@ -46,7 +55,7 @@ def test_folders_shadow_nothing() -> None:
 
 
 def test_editable_install_maps_every_folder(tmp_path: Path) -> None:
-    folders = [*FOLDERS, "bench/datasets"]
+    folders = [*FOLDERS, *INNER_FOLDERS]
     names = [f"trocar.{folder.replace('/', '.')}" for folder in folders]
     code = f"import importlib; [print(importlib.import_module(name).__path__[0]) for name in {names}]"
     assert run(sys.executable, "-c", code, cwd=tmp_path).split() == [str(ROOT / folder) for folder in folders]
@@ -76,33 +85,75 @@ def test_wheel_holds_everything_inside_trocar(wheel: Path) -> None:
 def test_wheel_runs_without_the_source(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = (
-        "import trocar.engine.config_file as config; print(config.__file__); "
+        "import trocar.engine.config.file as config; print(config.__file__); "
         "print(config.load_config('demo_cpu').model.encoder); "
         "import trocar.engine.pretrain, trocar.loaders.cpu, ssl; print(trocar.loaders.cpu.__file__)"
     )
     imported, encoder, loader = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site")).split()
-    assert imported == str(tmp_path / "site/trocar/engine/config_file.py")
+    assert imported == str(tmp_path / "site/trocar/engine/config/file.py")
     assert loader == str(tmp_path / "site/trocar/loaders/cpu.py")
     assert encoder == "tiny"
 
 
-@pytest.mark.parametrize("folder", sorted(MAY_IMPORT))
-def test_arrows_point_one_way(folder: str) -> None:
-    """kernels <- {loaders, ssl} <- engine: relative imports between folders follow the architecture."""
-    checked = 0
-    for path in sorted((ROOT / folder).glob("*.py")):
+def inner_arrows() -> dict[str, set[str]]:
+    """The table of docs/architecture.md: folder to the folders beside it that it imports."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition("## Arrows inside a folder")[2].partition("\n## ")[0]
+    rows = [re.findall(r"`([^`]+)`", line) for line in table.splitlines() if line.startswith("| `")]
+    return {folder: {f"{folder.partition('/')[0]}/{name}" for name in names} for folder, *names in rows}
+
+
+def imports(path: Path) -> Iterator[tuple[ast.ImportFrom, Path]]:
+    """Each relative import of a file, with the module that it names."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            target = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            if target.with_suffix(".py").is_file():
+                yield node, target
+            else:
+                yield from ((node, target / name.name) for name in node.names)
+
+
+@pytest.mark.parametrize("root", sorted(MAY_IMPORT))
+def test_arrows_point_one_way(root: str) -> None:
+    """Between the folders at the root as the picture says, between those inside of them as the table says."""
+    arrows, checked = inner_arrows(), 0
+    for path in sorted((ROOT / root).rglob("*.py")):
+        folder = path.parent.relative_to(ROOT).as_posix()
+        for node, target in imports(path):
+            place = f"{path}: line {node.lineno}"
+            assert target.with_suffix(".py").is_file(), place
+            there = target.parent.relative_to(ROOT).as_posix()
+            if there.partition("/")[0] != root:
+                allowed = MAY_IMPORT[root] | ({"bench"} if path.name in ("cli.py", "cli_downstream.py") else set())
+                assert there.partition("/")[0] in allowed, place
+            elif "/" in folder:
+                assert there == folder or there in arrows[folder], f"{place}: not in docs/architecture.md"
+            checked += 1
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.level == 2:
-                allowed = MAY_IMPORT[folder] | ({"bench"} if path.name in ("cli.py", "cli_downstream.py") else set())
-                assert (node.module or "").split(".")[0] in allowed, f"{path}: line {node.lineno}"
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 assert not (node.module or "").startswith("trocar"), f"{path}: line {node.lineno}: import relatively"
-            checked += 1
     assert checked
 
 
+def test_the_table_of_arrows_is_whole_and_has_no_circle() -> None:
+    arrows = inner_arrows()
+    inner = {folder for folder in INNER_FOLDERS if not folder.startswith("configs/")}
+    assert arrows.keys() == inner
+    done: set[str] = set()
+    while ready := {folder for folder in arrows.keys() - done if arrows[folder] <= done}:
+        done |= ready
+    assert done == inner
+
+
+def test_folders_are_no_corridors() -> None:
+    """Some 20 files a folder at most; bench/labels/datasets has one a data set."""
+    crowded = {folder: len(list((ROOT / folder).glob("*.py"))) for folder in (*FOLDERS, *INNER_FOLDERS)}
+    assert not {folder: files for folder, files in crowded.items() if files > 20}
+
+
 def test_readers_import_what_readers_share_alone() -> None:
-    for path in sorted((ROOT / "bench" / "datasets").glob("*.py")):
+    for path in sorted((ROOT / "bench" / "labels" / "datasets").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.level:
                 assert (node.level, node.module) in {(2, "annotations"), (2, "dataset")}, f"{path}: line {node.lineno}"
@@ -110,13 +161,13 @@ def test_readers_import_what_readers_share_alone() -> None:
 
 @pytest.mark.parametrize("blocked", ["timm", "torchvision", "sklearn", "tensorboard", "matplotlib"])
 def test_loaders_alone_need_neither_model_nor_plots(blocked: str, tmp_path: Path) -> None:
-    code = f"import sys; sys.modules[{blocked!r}] = None; import trocar.loaders.cpu, trocar.loaders.index"
+    code = f"import sys; sys.modules[{blocked!r}] = None; import trocar.loaders.cpu, trocar.loaders.corpus.index"
     run(sys.executable, "-c", code, cwd=tmp_path)
 
 
 def test_no_module_of_bench_imports_dali_at_the_top() -> None:
     """Nor anything of ours that does: tables, plans and made videos need none."""
-    user = ROOT / "loaders" / "dali_pipeline.py"
+    user = ROOT / "loaders" / "decode" / "dali_pipeline.py"
     assert 'import_module("nvidia.dali")' in user.read_text(encoding="utf-8")
 
     @functools.cache
@@ -132,8 +183,8 @@ def test_no_module_of_bench_imports_dali_at_the_top() -> None:
                 found |= {folder.with_suffix(".py"), *(folder / f"{name.name}.py" for name in node.names)}
         return {place for place in found if place.is_file()}
 
-    assert user in imported(ROOT / "loaders" / "dali_decoder.py")
-    for start in sorted((ROOT / "bench").glob("*.py")):
+    assert user in imported(ROOT / "loaders" / "decode" / "dali_decoder.py")
+    for start in sorted((ROOT / "bench").rglob("*.py")):
         seen, pending = {start}, [start]
         while pending:
             new = imported(pending.pop()) - seen
@@ -146,7 +197,7 @@ def test_what_differs_between_versions_of_pyav_stands_in_one_place() -> None:
     """No option that one of 17.1, 18 and 19 lacks, no rate or aspect that is taken for a Fraction, no question for the version."""
     strays = []
     for path in sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
-        if path == ROOT / "loaders" / "pyav.py":
+        if path == ROOT / "loaders" / "video" / "pyav.py":
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
@@ -178,10 +229,22 @@ def test_what_differs_between_versions_of_pyav_stands_in_one_place() -> None:
 
 def test_architecture_page_names_every_file() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    sections = dict.fromkeys(("", *FOLDERS, *INNER_FOLDERS), "")
+    section = ""
+    for line in page.splitlines():
+        section = line.split()[1].rstrip(":") if line.startswith("##") else section
+        sections[section] = sections.get(section, "") + line + "\n"
     missing = [
         f"{folder}/{path.name}"
-        for folder in FOLDERS
+        for folder in (*FOLDERS, *INNER_FOLDERS)
         for path in (*(ROOT / folder).glob("*.py"), *(ROOT / folder).glob("*.yaml"))
-        if path.name not in page
+        if f"{path.name}`" not in (page if folder.startswith("configs") else sections[folder])
     ]
     assert not missing
+    stale = [
+        f"{folder}/{name}"
+        for folder in (*FOLDERS, *INNER_FOLDERS)
+        for name in re.findall(r"^\| `([\w]+\.py)` \|", sections.get(folder, ""), re.MULTILINE)
+        if not (ROOT / folder / name).is_file()
+    ]
+    assert not stale

@@ -21,21 +21,21 @@ import timm
 import torch
 from clips import write_numbered
 
-from trocar.bench.dataset import DatasetError, load_card, read_table
-from trocar.engine.checkpoint_folder import CheckpointError
-from trocar.engine.config import ConfigError
-from trocar.engine.config_file import load_config
-from trocar.engine.convert import convert, read_encoder
-from trocar.engine.teacher import load_teacher
-from trocar.engine.weight_files import WeightsError, read_weights
-from trocar.loaders.cluster_state import ClusterState
-from trocar.loaders.cluster_tree import ClusterTree
-from trocar.loaders.corpus import Corpus
-from trocar.loaders.corpus_folder import CorpusError
-from trocar.loaders.embeddings import EmbeddingRows, Manifest, write_shard
-from trocar.loaders.index import index_corpus
-from trocar.loaders.selection import read_list
-from trocar.loaders.sources import list_videos
+from trocar.bench.labels.dataset import DatasetError, load_card, read_table
+from trocar.engine.config.file import load_config
+from trocar.engine.config.settings import ConfigError
+from trocar.engine.inputs.checkpoints import CheckpointError
+from trocar.engine.step.teacher import load_teacher
+from trocar.engine.weights.convert import convert, read_encoder
+from trocar.engine.weights.files import WeightsError, read_weights
+from trocar.loaders.corpus.corpus import Corpus
+from trocar.loaders.corpus.folder import CorpusError
+from trocar.loaders.corpus.index import index_corpus
+from trocar.loaders.corpus.selection import read_list
+from trocar.loaders.corpus.sources import list_videos
+from trocar.loaders.curate.embeddings import EmbeddingRows, Manifest, write_shard
+from trocar.loaders.curate.state import ClusterState
+from trocar.loaders.draw.tree import ClusterTree
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("bench", "engine", "kernels", "loaders", "ssl")
@@ -234,20 +234,20 @@ def test_a_teacher_that_is_no_run(tmp_path: Path, mark: Path) -> None:
 
 # Everything that could run what a file says, and where it may stand.
 ALLOWED = {
-    ("engine/weight_files.py", "torch.load"),  # weights_only
-    ("loaders/cluster_state.py", "np.load"),  # its default: no pickles
-    ("bench/datasets/multibypass140.py", "pickletools.genops"),  # reads the text, runs nothing
-    ("engine/embedders.py", "timm.create_model"),  # reads with weights_only, tried above
-    ("bench/backbones.py", "timm.create_model"),  # published weights alone; a file's go through weight_files
-    ("bench/features.py", "np.load"),
+    ("engine/weights/files.py", "torch.load"),  # weights_only
+    ("loaders/curate/state.py", "np.load"),  # its default: no pickles
+    ("bench/labels/datasets/multibypass140.py", "pickletools.genops"),  # reads the text, runs nothing
+    ("engine/curate/embedders.py", "timm.create_model"),  # reads with weights_only, tried above
+    ("bench/downstream/backbones.py", "timm.create_model"),  # published weights alone; a file's go through weight_files
+    ("bench/downstream/features.py", "np.load"),
     # Between a loader and its own processes, by descriptors that nobody else has.
-    ("loaders/worker.py", "pickle.loads"),
-    ("loaders/worker.py", "pickle.dumps"),
-    ("loaders/workers.py", "pickle.dumps"),
-    ("loaders/messages.py", "pickle.loads"),
-    ("loaders/messages.py", "pickle.dumps"),
-    ("bench/finetune.py", "np.load"),
-    ("bench/downstream_results.py", "np.load"),
+    ("loaders/decode/worker.py", "pickle.loads"),
+    ("loaders/decode/worker.py", "pickle.dumps"),
+    ("loaders/decode/workers.py", "pickle.dumps"),
+    ("loaders/decode/messages.py", "pickle.loads"),
+    ("loaders/decode/messages.py", "pickle.dumps"),
+    ("bench/downstream/finetune.py", "np.load"),
+    ("bench/downstream/results.py", "np.load"),
 }
 DANGEROUS = {
     "torch": {"load", "jit.load", "package.PackageImporter", "hub.load", "hub.load_state_dict_from_url"},

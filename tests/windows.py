@@ -13,10 +13,10 @@ import pytest
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from trocar.loaders.decode import DecodeCount, WindowDecoder
-from trocar.loaders.pyav import TOLD
-from trocar.loaders.video import GopTable, VideoFacts
-from trocar.loaders.window import Window, WindowReader
+from trocar.loaders.video.decode import DecodeCount, WindowDecoder
+from trocar.loaders.video.pyav import TOLD
+from trocar.loaders.video.video import GopTable, VideoFacts
+from trocar.loaders.video.window import Window, WindowReader
 
 
 @dataclass

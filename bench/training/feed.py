@@ -1,0 +1,276 @@
+"""`trocar bench feed`: is training fed? What decoding takes from the thread that launches kernels, and what it delivers.
+
+contention: a thread on the first core issues small operators, as a step's launching does, while clips are decoded on the second
+core, by threads of the same process or by processes. rates: clips/s by threads and by processes, and how much of the training
+thread a clip takes. trained, on a GPU: clips/s of the step on resident data, behind threads and behind processes.
+
+Arms take turns, so that what else a machine does meets all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...engine.config.file import load_config
+from ...engine.console.table import Table
+from ...engine.step.build import samplers_by_clip
+from ...engine.step.loading import build_loader
+from ...loaders.corpus.corpus import Corpus
+from ...loaders.cpu import ClipLoader
+from ...loaders.decode.loader import clip_numbers
+from ...loaders.draw.augment import CropRecipe
+from ...loaders.draw.sampler import Sampler
+from ..profile.stage_clock import account_of_this_thread
+from ..rows.row import row, write_rows
+from .clock import spread, time_steps
+from .run import clip_numbers as run_numbers
+from .run import made_clips, open_run, resident
+
+OPERATORS = 1200
+ISSUING_SECONDS = 1.0
+DEEP = 40  # batches ahead: decoding goes on while nobody takes any
+BATCH, AHEAD = 8, 4
+SECONDS = 3.0
+ALONE, RESIDENT = "alone", "resident"
+Arm = tuple[str, dict[str, int]]
+BESIDE: tuple[Arm, ...] = (
+    ("1 decoding thread", {"threads": 1}),
+    ("4 decoding threads", {"threads": 4}),
+    ("2 decoding processes", {"workers": 2}),
+)
+
+
+def bench_feed(
+    corpus: Path, *, device: torch.device, stride: int = 4, rounds: int = 5, out: Path | None = None
+) -> list[dict[str, Any]]:
+    """All that a machine can show; a row for each. corpus: of proxies, or of originals. out: gets the rows, part by part.
+
+    Raises ConfigError, CorpusError.
+    """
+    opened, cores = Corpus.open(corpus), len(os.sched_getaffinity(0))
+    parts: dict[str, Callable[[], list[dict[str, Any]]]] = {}
+    if device.type == "cuda":
+        parts["trained"] = partial(trained, corpus, stride)
+    parts["rates"] = partial(decoding_rates, opened, stride, rounds)
+    if cores > 1:
+        parts["contention"] = partial(contention, opened, stride, rounds)
+    rows: list[dict[str, Any]] = []
+    for part, measure in parts.items():
+        rows += [row("feed", device, {"part": part, **figures, "cores": cores}) for figures in measure()]
+        if out is not None:
+            write_rows(out, rows)
+    return rows
+
+
+def _load(corpus: Corpus, stride: int, prefetch: int, first: int, how: dict[str, Any]) -> ClipLoader:
+    sampler = Sampler.of(corpus, num_frames=16, stride=stride, seed=0)
+    numbers = clip_numbers(BATCH, first)
+    return ClipLoader(corpus, sampler, CropRecipe(), numbers, resolution=224, prefetch=prefetch, **how)
+
+
+def rate_arms(cores: int) -> list[Arm]:
+    """One, two, and as many as the cores allow, of each."""
+    numbers = sorted({1, 2, max(1, cores - 1)})
+    threads: list[Arm] = [(f"{number} thread{'s' * (number > 1)}", {"threads": number}) for number in numbers]
+    return threads + [(f"{number} process{'es' * (number > 1)}", {"workers": number}) for number in numbers]
+
+
+@contextmanager
+def _on(core: int) -> Iterator[None]:
+    """Inside, this thread, and all that it starts, are on one of the cores that it may use."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(before)[core]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def contention(corpus: Corpus, stride: int, rounds: int) -> list[dict[str, Any]]:
+    """Milliseconds of OPERATORS small operators on the first core, alone and beside decoding on the second one.
+
+    least: where nothing else of the machine came between. operators_ms: means of a second each, see `_issue`.
+    """
+    threads_before, milliseconds = torch.get_num_threads(), defaultdict[str, list[float]](list)
+    least = defaultdict[str, list[float]](list)
+
+    def issue(name: str) -> None:
+        mean, shortest = _issue()
+        milliseconds[name].append(mean)
+        least[name].append(shortest)
+
+    torch.set_num_threads(1)
+    for number in range(rounds):
+        issue(ALONE)
+        for name, how in BESIDE:
+            with _on(1):
+                loader = _load(corpus, stride, DEEP, number * 10_000, how)
+            with loader:
+                loader.wait_until_ready()
+                next(loader)
+                issue(name)
+    torch.set_num_threads(threads_before)
+    alone = milliseconds[ALONE]
+    return [
+        {
+            "arm": name,
+            "operators_ms": spread(values),
+            "least_ms": spread(least[name]),
+            "against_alone": spread([value / before for value, before in zip(values, alone, strict=True)]),
+        }
+        for name, values in milliseconds.items()
+    ]
+
+
+def _issue() -> tuple[float, float]:
+    """Milliseconds of OPERATORS operators: their mean, less the time in which the thread was ready and had no core, which is other
+    work's fault; and the least that they took."""
+    x, taken = torch.ones(64), []
+    with _on(0):
+        queued, start = account_of_this_thread()[1], time.perf_counter()
+        while (began := time.perf_counter()) < start + ISSUING_SECONDS:
+            y = x
+            for _ in range(OPERATORS):
+                y = torch.add(y, 1.0)
+            taken.append(1000 * (time.perf_counter() - began))
+        waited = account_of_this_thread()[1] - queued
+    return statistics.fmean(taken) - 1000 * waited / len(taken), min(taken)
+
+
+def decoding_rates(corpus: Corpus, stride: int, rounds: int) -> list[dict[str, Any]]:
+    """Clips/s that are delivered, and milliseconds of the training thread for each clip of a batch that is there already."""
+    arms = rate_arms(len(os.sched_getaffinity(0)))
+    speeds, host = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
+    for number in range(rounds):
+        turn = number % len(arms)
+        for name, how in (*arms[turn:], *arms[:turn]):
+            with _load(corpus, stride, AHEAD, number * 10_000, how) as loader:
+                loader.wait_until_ready()
+                for _ in range(AHEAD + 2):  # what was decoded ahead must not look as if it had cost nothing
+                    next(loader)
+                began, clips = time.perf_counter(), 0
+                while time.perf_counter() - began < SECONDS:
+                    clips += len(next(loader).numbers)
+                speeds[name].append(clips / (time.perf_counter() - began))
+                time.sleep(SECONDS)  # until batches wait for the training, as they should
+                busy = time.thread_time()
+                clips = sum(len(next(loader).numbers) for _ in range(AHEAD))
+                host[name].append(1000 * (time.thread_time() - busy) / clips)
+    first = speeds[arms[0][0]]
+    return [
+        {
+            "arm": name,
+            "clips_per_second": spread(values),
+            "against_the_first": spread([value / one for value, one in zip(values, first, strict=True)]),
+            "training_thread_ms_per_clip": spread(host[name]),
+        }
+        for name, values in speeds.items()
+    ]
+
+
+def trained(corpus: Path, stride: int) -> list[dict[str, Any]]:
+    """Trained clips/s of the recipe's step: on resident data, behind decoding threads, behind decoding processes."""
+    opened, found = Corpus.open(corpus), list[dict[str, Any]]()
+    for encoder, views in (("base", 1), ("base", 4), ("large", 1)):
+        settings = [
+            *(f"data.corpus={corpus}", f"data.stride={stride}", f"data.views_per_span={views}", "data.loader=cpu"),
+            *("run.device=cuda", "run.dir=none", "run.compile=auto", f"model.encoder={encoder}"),
+            *("optim.accumulation=1", "optim.batch=64"),
+        ]
+        config = load_config("surgrec_mae_unbalanced", settings)
+        with open_run(config) as run:
+            speed = 0.0
+            for number, (arm, how) in enumerate(
+                ((RESIDENT, None), ("processes", ()), ("threads", ("data.workers=0",)))
+            ):
+                numbers = run_numbers(run, first_step=1000 * number)
+                if how is None:
+                    frames = made_clips(config, config.optim.clips_at_once, 0)
+                    times = time_steps(run, resident(run, frames, numbers), 20, warmup=8, first_step=1000 * number)
+                    speed = times.clips_per_second
+                else:
+                    loading = load_config("surgrec_mae_unbalanced", [*settings, *how])
+                    sampler = samplers_by_clip(loading, opened)(0)
+                    with build_loader(loading, opened, sampler, numbers, run.world.device) as loader:
+                        warmup = config.data.prefetch + 2
+                        times = time_steps(run, iter(loader), 12, warmup=warmup, first_step=1000 * number)
+                found.append(
+                    {
+                        "arm": arm,
+                        "encoder": encoder,
+                        "views_per_span": views,
+                        "batch": config.optim.batch,
+                        "clips_per_second": times.clips_per_second,
+                        "of_resident": times.clips_per_second / speed,
+                        "data_wait_percent": times.data_wait_percent,
+                        "step_ms": spread([1000 * seconds for seconds in times.seconds]),
+                    }
+                )
+    return found
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """As docs/performance.md has them."""
+    parts = [_rates_table(rows), _contention_table(rows), _trained_table(rows)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _of(rows: Sequence[dict[str, Any]], part: str) -> list[dict[str, Any]]:
+    return [entry for entry in rows if entry["part"] == part]
+
+
+def _rates_table(rows: Sequence[dict[str, Any]]) -> str:
+    names = ("decoding", "clips/s", "against 1 thread", "training thread, ms a clip")
+    cells = [
+        (
+            entry["arm"],
+            _spread(entry["clips_per_second"], 1),
+            _spread(entry["against_the_first"], 2),
+            f"{entry['training_thread_ms_per_clip']['median']:.3f}",
+        )
+        for entry in _of(rows, "rates")
+    ]
+    return Table(names, cells).markdown() if cells else ""
+
+
+def _contention_table(rows: Sequence[dict[str, Any]]) -> str:
+    cells = [
+        (
+            entry["arm"],
+            _spread(entry["operators_ms"], 2),
+            _spread(entry["against_alone"], 2),
+            f"{entry['least_ms']['low']:.2f}",
+        )
+        for entry in _of(rows, "contention")
+    ]
+    names = (f"{OPERATORS:,} operators on a core, beside", "ms", "against alone", "least ms")
+    return Table(names, cells).markdown() if cells else ""
+
+
+def _trained_table(rows: Sequence[dict[str, Any]]) -> str:
+    cells = [
+        (
+            f"ViT-{entry['encoder'][0].upper()}, {entry['views_per_span']} views a span",
+            entry["arm"],
+            f"{entry['clips_per_second']:.0f}",
+            f"{100 * entry['of_resident']:.0f} %",
+            f"{entry['data_wait_percent']:.0f} %",
+        )
+        for entry in _of(rows, "trained")
+    ]
+    names = ("step", "clips from", "trained clips/s", "of resident", "data wait")
+    return Table(names, cells).markdown() if cells else ""
+
+
+def _spread(figures: dict[str, float], digits: int) -> str:
+    return f"{figures['median']:.{digits}f} ({figures['low']:.{digits}f} to {figures['high']:.{digits}f})"

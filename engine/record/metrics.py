@@ -1,0 +1,199 @@
+"""What a run writes down: metrics.jsonl, one JSON object per step, the same numbers for TensorBoard, and the clips that failed."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import importlib
+import io
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from ...loaders.decode.batch import Failure
+from ..config.error import ConfigError
+from ..inputs.folders import METRICS_FILE
+
+QUARANTINE_FILE = "quarantine.csv"
+WANDB_ID = "wandb_id.txt"
+NAMED_VIDEOS = 10  # on the console
+
+
+class MetricsLog:
+    """Appends rows to RUN/metrics.jsonl and RUN/tensorboard, and to Weights & Biases where a project is named.
+
+    Rows of steps after `last_step`, written by a run that died before its next checkpoint, are cut off first. every: how many
+    rows are written at once. write: False on all ranks but one. While the disk is full, rows wait in memory.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        last_step: int,
+        tensorboard: bool,
+        *,
+        every: int = 1,
+        write: bool = True,
+        wandb: str | None = None,
+    ) -> None:
+        self.path, self.every = run_dir / METRICS_FILE, every
+        self._file: io.FileIO | None = None
+        self._writer = self._wandb = None
+        self._unwritten: list[bytes] = []
+        self._lock = threading.Lock()
+        if not write:
+            return
+        if wandb is not None:
+            self._wandb = _open_wandb(wandb, run_dir, last_step)
+        _cut(self.path, last_step)
+        self._file = self.path.open("ab", buffering=0)
+        if tensorboard:
+            from torch.utils.tensorboard.writer import SummaryWriter  # slow to import: only when asked for
+
+            self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=last_step + 1)
+
+    def write(self, row: dict[str, Any]) -> None:
+        if self._file is None:
+            return
+        with self._lock:
+            self._unwritten.append(json.dumps(row).encode() + b"\n")
+            try:
+                if len(self._unwritten) >= self.every:
+                    self._append()
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+        if self._writer is not None:
+            for name, value in row.items():
+                if name != "step":
+                    self._writer.add_scalar(name, value, row["step"])
+        if self._wandb is not None:
+            self._wandb.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
+
+    def flush(self) -> None:
+        """After this, the rows survive the process and the machine. Raises OSError where they do not, e.g. on a full disk."""
+        if self._file is None:
+            return
+        with self._lock:
+            self._append()
+            os.fsync(self._file.fileno())
+        if self._writer is not None:
+            self._writer.flush()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            with self._lock:
+                self._append()
+            self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def _append(self) -> None:
+        """Writes whole rows or none: what a full disk cut in two is taken back."""
+        if not self._unwritten or self._file is None:
+            return
+        rows, size = b"".join(self._unwritten), os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(rows) != len(rows):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        except OSError:
+            self._file.truncate(size)
+            raise
+        self._unwritten.clear()
+
+
+def _open_wandb(project: str, run_dir: Path, last_step: int) -> Any:
+    """A Weights & Biases run that goes on where the run directory's went.
+
+    Its id stands in RUN/wandb_id.txt: folders of one name are no rare thing among those who share a project, and theirs must not
+    flow into each other. Runs that began without that file had their folder's name for an id.
+    """
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError as error:
+        raise ConfigError(
+            f"run.wandb: {project!r} needs Weights & Biases; pip install wandb, or set run.wandb=null"
+        ) from error
+    name, known = run_dir.resolve().name, run_dir / WANDB_ID
+    if not known.exists():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        known.write_text(name if last_step else uuid4().hex[:12], encoding="utf-8")
+    identity = known.read_text(encoding="utf-8").strip()
+    return wandb.init(project=project, name=name, id=identity, dir=str(run_dir), resume="allow")
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows of a run; an incomplete last line, left by a crash, does not count."""
+    path = run_dir / METRICS_FILE
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def _cut(path: Path, last_step: int) -> None:
+    if not path.exists():
+        return
+    rows = [row for row in read_metrics(path.parent) if row["step"] <= last_step]
+    shortened = path.with_suffix(".tmp")
+    shortened.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    shortened.replace(path)
+
+
+class QuarantineLog:
+    """Appends the clips that failed to RUN/quarantine.csv: at every update, and on the way out, whatever the reason.
+
+    failures: the list that the loader keeps appending to. rank: further ranks have a file of their own, quarantine_1.csv and so on.
+    tell: name each video on stderr when it fails first, and how many clips failed on the way out.
+    """
+
+    def __init__(self, run_dir: Path, failures: list[Failure], rank: int = 0, *, tell: bool = False) -> None:
+        name = QUARANTINE_FILE if rank == 0 else f"{Path(QUARANTINE_FILE).stem}_{rank}.csv"
+        self.path, self.failures, self._written, self._tell = run_dir / name, failures, 0, tell
+        self._told: set[str] = set()
+
+    def __enter__(self) -> QuarantineLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.update()
+        if self._tell and self.failures:
+            videos = len({failure.path for failure in self.failures})
+            print(
+                f"{len(self.failures):,} clips of {videos:,} videos could not be read; {self.path} lists them",
+                file=sys.stderr,
+            )
+
+    def update(self) -> None:
+        fresh = self.failures[self._written :]
+        if not fresh:
+            return
+        if self._tell:
+            self._name(fresh)
+        is_new = not self.path.exists()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if is_new:
+                writer.writerow(["draw", "spare", "path", "reason"])
+            writer.writerows([failure.draw, failure.spare, failure.path, failure.reason] for failure in fresh)
+        self._written += len(fresh)
+
+    def _name(self, failures: list[Failure]) -> None:
+        for failure in failures:
+            if failure.path in self._told or len(self._told) > NAMED_VIDEOS:
+                continue
+            self._told.add(failure.path)
+            if len(self._told) > NAMED_VIDEOS:
+                print(f"trocar: further videos that cannot be read stand in {self.path} alone", file=sys.stderr)
+            else:
+                print(f"trocar: another clip replaces draw {failure.draw:,}: {failure.reason}", file=sys.stderr)

@@ -1,0 +1,136 @@
+"""Which loader feeds a run, and how it is built.
+
+With data.loader "auto" on a GPU it is measured once, at the run's start, on every rank; the ranks agree, and what they agreed on is
+kept in RUN/loader.json: a run that goes on neither waits for a measurement nor decodes otherwise than it did.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...loaders.choose import Choice, agree, choose_loader
+from ...loaders.corpus.corpus import Corpus
+from ...loaders.decode.loader import BaseClipLoader
+from ...loaders.draw.augment import CropRecipe
+from ...loaders.draw.order import ClipOrder
+from ...loaders.draw.sampler import Sampler
+from ..config.settings import Config, ConfigError
+from ..ranks.distributed import World
+from .build import build_sampler
+from .sizes import PhasedLoader, phases
+
+CHOICES_FILE = "loader.json"
+Numbers = Iterable[NDArray[np.int64]]
+
+
+def build_loader(
+    config: Config,
+    corpus: Corpus,
+    sampler: Sampler,
+    numbers: Numbers,
+    device: torch.device,
+    *,
+    report: bool = False,
+    world: World | None = None,
+) -> BaseClipLoader[Any] | PhasedLoader:
+    """The loader of the clips `numbers`, a batch each. report: say on stderr what was chosen and why. world: of the ranks that
+    choose together and keep their choice in the run's folder; None chooses for this process, for this time.
+
+    data.loader "auto" takes the CPU where there is no GPU or no DALI; else it measures every kind of video in the corpus both ways.
+    Raises ConfigError where DALI is asked for by name and is not installed.
+    """
+    if config.data.sizes:
+
+        def open_loader(phase: Config, numbers: Numbers) -> BaseClipLoader[Any]:
+            return _open(phase, corpus, build_sampler(phase, corpus), numbers, device, report, world)
+
+        return PhasedLoader(phases(config), numbers, open_loader)
+    return _open(config, corpus, sampler, numbers, device, report, world)
+
+
+def build_order(config: Config) -> ClipOrder:
+    return ClipOrder(config.data.views_per_span, config.data.pool_spans, config.data.lanes, config.run.seed)
+
+
+def _open(
+    config: Config,
+    corpus: Corpus,
+    sampler: Sampler,
+    numbers: Numbers,
+    device: torch.device,
+    report: bool,
+    world: World | None,
+) -> BaseClipLoader[Any]:
+    """The loader of clips of one size."""
+    data = config.data
+    options: dict[str, Any] = {
+        "resolution": data.resolution,
+        "resize": data.resize,
+        "content_box": data.content_box,
+        "square_pixels": data.square_pixels,
+        "threads": data.threads,
+        "prefetch": data.prefetch,
+        "failure_budget": data.failure_budget,
+        "clip_timeout": data.clip_timeout,
+        # On a CPU the training shares the cores: its steps are barriers of many threads, which one decoding thread in the way
+        # holds up, while decoding runs ahead and can wait.
+        "background": device.type == "cpu",
+    }
+    crops = CropRecipe(data.crop_scale, data.crop_ratio, data.flip)
+    dali_options = {"decoders": data.decoders}
+    try:
+        choice = choose_loader(
+            data.loader,
+            corpus,
+            sampler,
+            crops,
+            device=device,
+            options=options,
+            dali_options=dali_options,
+            settle=partial(_settle, config, world) if world else lambda measure: measure(),
+            workers=data.workers,
+            cores=_cores(config, world),
+        )
+    except ImportError as error:
+        raise ConfigError(f"data.loader: {error}") from error
+    if report:
+        print(f"loader: {choice}", file=sys.stderr)
+    return choice.open(numbers, order=build_order(config))
+
+
+def _cores(config: Config, world: World | None) -> int:
+    """Of this rank: those that it was given, or its part of what all ranks of the node may use."""
+    ranks = 1 if world is None or config.run.pin_cores else world.local_size
+    return max(1, len(os.sched_getaffinity(0)) // ranks)
+
+
+def _settle(config: Config, world: World, measure: Callable[[], list[Choice]]) -> list[Choice]:
+    """The run's choices for clips of this size: those that it began with, or measured on all ranks and agreed on."""
+    path, data = Path(config.run.dir) / CHOICES_FILE, config.data
+    clips = f"{data.frames} x {data.resolution}"
+    # The first rank's folder counts: others may see the file later than it is written.
+    kept = world.gather(_read(path) if world.is_first else {})[0]
+    if clips in kept:
+        return [Choice.parse(row) for row in kept[clips]]
+    choices = agree(world.gather(measure()))
+    if world.is_first:
+        kept[clips] = [asdict(choice) for choice in choices]
+        unfinished = path.with_name(f"unfinished_{CHOICES_FILE}")
+        unfinished.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+        unfinished.replace(path)
+    return choices
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -1,0 +1,167 @@
+"""AdamW, and one schedule for learning rate, weight decay and the target encoder's momentum."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.cuda import is_available as has_cuda
+
+from ..config.settings import ConfigError, OptimConfig
+
+ScheduleShape = Literal["cosine", "constant", "linear"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The values of a step; step 0 is the first.
+
+    Calling it gives the learning rate: linear warm-up from `start` to `peak` over `warmup_steps`, then a half cosine or a line down
+    to `final` at `steps`, or `peak` until a line leads down to `final` over the last `cooldown_steps`. scale: how far schedules are
+    stretched beyond `steps`, so that they are cut off before their end, as V-JEPA 1 does (its ipe_scale). ema: the target encoder's
+    momentum, from first to last, along a line.
+    """
+
+    peak: float
+    final: float
+    warmup_steps: int
+    steps: int
+    shape: ScheduleShape = "cosine"
+    scale: float = 1.0
+    start: float = 0.0
+    cooldown_steps: int = 0
+    first_weight_decay: float = 0.0
+    final_weight_decay: float | None = None
+    ema: tuple[float, float] = (1.0, 1.0)
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return self.start + (self.peak - self.start) * (step + 1) / self.warmup_steps
+        if self.shape == "constant":
+            cooled = max(step + self.cooldown_steps - self.steps, 0) / max(self.cooldown_steps, 1)
+            return self.peak + (self.final - self.peak) * min(cooled, 1.0)
+        progress = (step - self.warmup_steps) / max(self.scale * self.steps - self.warmup_steps, 1)
+        if self.shape == "linear":
+            return self.peak + (self.final - self.peak) * min(progress, 1.0)
+        return _half_cosine(self.peak, self.final, progress)
+
+    def weight_decay(self, step: int) -> float:
+        """Along a half cosine over all steps where a final value is given; else constant."""
+        if self.final_weight_decay is None:
+            return self.first_weight_decay
+        return _half_cosine(self.first_weight_decay, self.final_weight_decay, step / (self.scale * self.steps))
+
+    def momentum(self, step: int) -> float:
+        first, last = self.ema
+        return first + (last - first) * min(step / (self.scale * self.steps), 1.0)
+
+
+def _half_cosine(first: float, last: float, progress: float) -> float:
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def build_schedule(config: OptimConfig, steps: int) -> Schedule:
+    return Schedule(
+        peak=config.base_learning_rate * config.batch / 256,
+        final=config.final_learning_rate,
+        warmup_steps=round(config.warmup * steps),
+        steps=steps,
+        shape=config.schedule,
+        scale=config.schedule_scale,
+        start=config.start_learning_rate * config.batch / 256,
+        cooldown_steps=round(config.cooldown * steps),
+        first_weight_decay=config.weight_decay,
+        final_weight_decay=config.final_weight_decay,
+        ema=config.ema,
+    )
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW over what is trained; vectors (biases, norms, the mask token) are not decayed, as in VideoMAE.
+
+    Raises ConfigError where optim.optimizer asks for NVIDIA apex and it is not there.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay, "is_decayed": True},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, "is_decayed": False},
+    ]
+    if config.optimizer == "apex":
+        fused_adam, problem = find_apex()
+        if fused_adam is None:
+            raise ConfigError(f"optim.optimizer: 'apex' is asked for, but {problem}; set optim.optimizer=adamw")
+        return ApexAdam(fused_adam, groups, config)
+    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)
+
+
+def set_schedule(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> None:
+    """Puts the step's learning rate and weight decay into the optimizer."""
+    learning_rate, weight_decay = schedule(step), schedule.weight_decay(step)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+        if group["is_decayed"]:
+            group["weight_decay"] = weight_decay
+
+
+def step_unless(optimizer: torch.optim.Optimizer, found_inf: torch.Tensor) -> None:
+    """Steps where found_inf, () float32 on the parameters' device, is 0; leaves all state as it is where it is 1. No host sync."""
+    optimizer.found_inf = found_inf  # pyright: ignore[reportAttributeAccessIssue]  (what fused AdamW looks for)
+    optimizer.step()
+    del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def find_apex() -> tuple[Any | None, str]:
+    """(NVIDIA's FusedAdam, "") where it can run, else (None, why not).
+
+    The package `apex` on PyPI is an unrelated web toolkit; NVIDIA's is known by what it offers.
+    """
+    if find_spec("apex") is None:
+        return None, "no apex is installed (NVIDIA's is built from its repository with APEX_CPP_EXT=1 APEX_CUDA_EXT=1)"
+    try:
+        applier = importlib.import_module("apex.multi_tensor_apply").multi_tensor_applier
+        fused_adam = importlib.import_module("apex.optimizers").FusedAdam
+    except (ImportError, AttributeError):
+        return None, "the installed apex is PyPI's, an unrelated web toolkit (pip uninstall apex)"
+    if not applier.available:
+        return None, "the installed NVIDIA apex was built without its CUDA extension (APEX_CPP_EXT=1 APEX_CUDA_EXT=1)"
+    if not has_cuda():
+        return None, "NVIDIA apex's FusedAdam needs a CUDA device and there is none"
+    return fused_adam, ""
+
+
+class ApexAdam(torch.optim.Optimizer):
+    """NVIDIA apex's FusedAdam in its capturable form, with what fused AdamW offers: `found_inf`, and a step count for every tensor.
+
+    FusedAdam asks a gradient scaler whether to skip; this object answers as one, of scale 1. Its own count of a group's steps looks
+    at the skip of the step before, which a checkpoint between the two would lose: the count is kept here.
+    """
+
+    def __init__(self, fused_adam: Any, groups: list[dict[str, Any]], config: OptimConfig) -> None:
+        self._inner = fused_adam(groups, lr=0.0, betas=config.betas, adam_w_mode=True, capturable=True)
+        super().__init__(self._inner.param_groups, {})
+        self.param_groups, self.state = self._inner.param_groups, self._inner.state
+        self._device = self.param_groups[0]["params"][0].device
+
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        found_inf: torch.Tensor = self.found_inf  # pyright: ignore[reportAttributeAccessIssue]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        done = self.state[parameters[0]].get("step", torch.zeros((), device=self._device))
+        for group in self.param_groups:
+            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=self._device)
+            group["step"] = done.to(torch.int32).reshape(1).clone()
+        self._inner._dummy_overflow_buf.zero_()
+        self._inner.step(grad_scaler=self)
+        done = done + (1 - found_inf)
+        for parameter in parameters:
+            self.state[parameter]["step"] = done
+
+    def _check_inf_per_device(self, _: torch.optim.Optimizer) -> dict[torch.device, torch.Tensor]:
+        return {self._device: self.found_inf.reshape(1)}  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _get_scale_async(self) -> torch.Tensor:
+        return torch.ones(1, device=self._device)

@@ -1,0 +1,267 @@
+"""One span -> its clips, on the CPU: window, decoder, crop and resize, for one thread.
+
+A span is what one draw of the sampler asks for: the frames of one or several views, read with one window and decoded once.
+
+Shapes: V views, T frames, R x R pixels; F distinct frames of the window.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from numbers import Integral
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+from av.error import FFmpegError
+from numpy.typing import ArrayLike, NDArray
+
+from ..corpus.corpus import Video
+from ..draw.augment import Box, Crop, Resize, with_square_pixels, with_stored_pixels
+from ..draw.sampler import Clip
+from ..video.decode import DecodeCount, WindowDecoder
+from ..video.video import GopTable, VideoError, VideoFacts
+from ..video.window import Window, WindowReader
+from .batch import Failure, LoaderCount
+from .resize import Resizer
+
+OPEN_VIDEOS_PER_THREAD = 8
+KEPT_RESIZERS = 8
+
+
+class VideoSource(Protocol):
+    """Videos by row, as a `Corpus` has them."""
+
+    def __len__(self) -> int: ...
+    def video_path(self, row: int) -> str: ...
+    def video(self, row: int) -> Video: ...
+    def gops(self, row: int) -> GopTable: ...
+
+
+class ClipSource(Protocol):
+    """Clips by draw, as a `Sampler` draws them. max_spares: how many replacements a draw has."""
+
+    num_frames: int
+    seed: int
+    max_spares: int
+
+    @property
+    def num_videos(self) -> int: ...
+
+    def clips(self, draws: ArrayLike, *, view: int = 0, spare: int = 0) -> list[Clip]: ...
+
+
+class CropSource(Protocol):
+    """Crops by draw and view, as a `CropRecipe` draws them."""
+
+    def crop(self, content: Box, *, seed: int, draw: int, view: int = 0) -> Crop: ...
+
+
+def check_side(resolution: object) -> None:
+    """Raises ValueError where `resolution` is not one number of pixels."""
+    if not isinstance(resolution, Integral) or resolution < 1:
+        raise ValueError(f"resolution must be one positive number of pixels, as clips are square; got {resolution!r}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a loader makes clips of draws. resolution: R. content_box: crop inside the black border. square_pixels: crops are drawn
+    on the picture as players show it, whatever the aspect of its pixels."""
+
+    videos: VideoSource
+    sampler: ClipSource
+    crops: CropSource
+    resolution: int
+    resize: Resize = "fast"
+    content_box: bool = True
+    square_pixels: bool = True
+
+    def __post_init__(self) -> None:
+        check_side(self.resolution)
+
+    def clips(self, draw: int, views: tuple[int, ...], spare: int) -> list[Clip]:
+        """The clips of some views of a draw, or of its replacement `spare`; all of one video."""
+        return [self.sampler.clips([draw], view=view, spare=spare)[0] for view in views]
+
+    def crop(self, clip: Clip, video: VideoFacts) -> Crop:
+        """The clip's crop, in pixels of the picture turned by `video.rotation` and not mirrored."""
+        content = Box(video.box_left, video.box_top, video.box_width, video.box_height)
+        if not self.content_box:
+            content = Box(0, 0, *video.upright_size)
+        aspect = video.pixel_aspect if self.square_pixels else 1.0
+        shown = content if aspect == 1 else with_square_pixels(content, aspect)
+        crop = self.crops.crop(shown, seed=self.sampler.seed, draw=clip.draw, view=clip.view)
+        if aspect != 1:
+            crop = Crop(with_stored_pixels(crop.box, content, aspect), crop.flip)
+        return crop.unmirrored(video.upright_size[0]) if video.mirrored else crop
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A span read, not yet decoded. clips, crops: V of them, as `Recipe.crop` has them. places: (V, T), where each clip's frames
+    stand in window.frames."""
+
+    clips: list[Clip]
+    crops: list[Crop]
+    window: Window
+    places: NDArray[np.int64]
+
+    def pts_seconds(self) -> NDArray[np.float64]:
+        """(V, T) seconds as a player shows them; see `timeline.py`."""
+        video = self.window.video
+        ticks = (self.window.pts - video.zero_pts).astype(np.float64)
+        return (ticks * (video.time_base_numerator / video.time_base_denominator))[self.places]
+
+
+@dataclass
+class SpanResult:
+    """What became of a span.
+
+    clips: the V clips that were read, in the end. pts_seconds: (V, T). is_lost: it and all its replacements failed.
+    """
+
+    clips: list[Clip]
+    pts_seconds: NDArray[np.float64]
+    count: LoaderCount = field(default_factory=LoaderCount)
+    is_lost: bool = False
+
+
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+Opened = TypeVar("Opened", bound=Closable)
+
+
+@dataclass(frozen=True)
+class _OpenVideo:
+    """What is kept of a video while it is among the latest: looking it up in the index takes as long as reading a clip's bytes."""
+
+    facts: VideoFacts
+    gops: GopTable
+    windows: WindowReader
+
+    def close(self) -> None:
+        self.windows.close()
+
+
+class _Latest(Generic[Opened]):
+    """Opened things by row of the corpus; the least recently used is closed."""
+
+    def __init__(self) -> None:
+        self._opened: OrderedDict[int, Opened] = OrderedDict()
+
+    def get(self, row: int) -> Opened | None:
+        opened = self._opened.get(row)
+        if opened is not None:
+            self._opened.move_to_end(row)
+        return opened
+
+    def add(self, row: int, opened: Opened) -> Opened:
+        self._opened[row] = opened
+        if len(self._opened) > OPEN_VIDEOS_PER_THREAD:
+            self._opened.popitem(last=False)[1].close()
+        return opened
+
+    def drop(self, row: int) -> None:
+        opened = self._opened.pop(row, None)
+        if opened is not None:
+            opened.close()
+
+    def close(self) -> None:
+        while self._opened:
+            self._opened.popitem()[1].close()
+
+
+class SpanReader:
+    """Reads spans. Keeps a few videos open. Not thread-safe: one thread at a time.
+
+    reading: the path of the video that is being read right now, "" between two. clip: the one it is at. thread: the name of the
+    one that made it.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.reading, self.thread = "", threading.current_thread().name
+        self.clip: Clip | None = None
+        self._videos: _Latest[_OpenVideo] = _Latest()
+        self._decoders: _Latest[WindowDecoder] = _Latest()
+        # Whole pictures are cut alike from clip to clip; building a graph of filters takes as long as some frames.
+        resizer = partial(Resizer, resolution=recipe.resolution, resize=recipe.resize)
+        self._resizer = lru_cache(KEPT_RESIZERS)(resizer)
+
+    def close(self) -> None:
+        self._videos.close()
+        self._decoders.close()
+
+    def read(self, draw: int, views: tuple[int, ...], output: NDArray[np.uint8], first_spare: int = 0) -> SpanResult:
+        """Reads a span, or its first replacement that can be read, into output, (V, T, R, R, 3)."""
+        result = SpanResult([], np.zeros((len(views), 0)), LoaderCount(spans=1))
+        for spare in range(first_spare, self.recipe.sampler.max_spares + 1):
+            result.clips = self.recipe.clips(draw, views, spare)
+            try:
+                cut = self.cut(result.clips, result.count)
+                self.decode(cut, output, result.count)
+            except VideoError as error:
+                self.note_failure(result.clips[0], error, result.count)
+            else:
+                result.pts_seconds = cut.pts_seconds()
+                return result
+        result.is_lost = True
+        return result
+
+    def cut(self, clips: list[Clip], count: LoaderCount) -> Cut:
+        """The window of some clips of one video, with their crops. Raises VideoError."""
+        self.clip = clips[0]
+        for clip in clips:
+            if clip.problem:
+                raise VideoError(clip.problem)
+        numbers, places = np.unique(np.stack([clip.frames for clip in clips]), return_inverse=True)
+        try:
+            video = self._videos.get(clips[0].video) or self._open(clips[0].video)
+            self.reading = video.facts.path
+            window = video.windows.window(numbers, video.gops)
+        finally:
+            self.reading = ""
+        count.bytes_read += window.bytes_read
+        crops = [self.recipe.crop(clip, video.facts) for clip in clips]
+        return Cut(clips, crops, window, places.reshape(len(clips), -1))
+
+    def _open(self, row: int) -> _OpenVideo:
+        facts = self.recipe.videos.video(row).facts
+        self.reading = facts.path
+        return self._videos.add(row, _OpenVideo(facts, self.recipe.videos.gops(row), WindowReader(facts)))
+
+    def decode(self, cut: Cut, output: NDArray[np.uint8], count: LoaderCount) -> None:
+        """Decodes a window and cuts its views into output, (V, T, R, R, 3). Adds to the count. Raises VideoError."""
+        video, window = cut.window.video, cut.window
+        row = cut.clips[0].video
+        decoder = self._decoders.get(row) or self._decoders.add(row, WindowDecoder(video))
+        resizers = [self._resizer(crop, video.rotation) for crop in cut.crops]
+        first_places = [np.searchsorted(places, np.arange(len(window.frames) + 1)) for places in cut.places]
+        decoded = DecodeCount()
+        try:
+            for index, frame in decoder.frames(window, decoded):
+                for view, resizer in enumerate(resizers):
+                    first, stop = first_places[view][index], first_places[view][index + 1]
+                    if first < stop:
+                        output[view, first:stop] = resizer(frame)
+        except FFmpegError as error:
+            self._resizer.cache_clear()
+            raise VideoError(
+                f"{video.path}: frame {window.frames[0]} cannot be cropped to {cut.crops[0].box}: {error}"
+            ) from error
+        finally:
+            count.packets_decoded += decoded.packets
+            count.frames_decoded += decoded.frames
+        count.frames_used += len(window.frames)
+        count.repeated_frames += sum(clip.repeated for clip in cut.clips)
+
+    def note_failure(self, clip: Clip, error: VideoError, count: LoaderCount) -> None:
+        """Adds a failure to the count and closes the video: the file may have changed under it."""
+        path = self.recipe.videos.video_path(clip.video)
+        count.failures.append(Failure(clip.draw, clip.spare, path, str(error)))
+        self._videos.drop(clip.video)
+        self._decoders.drop(clip.video)

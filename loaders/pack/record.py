@@ -1,0 +1,74 @@
+"""What is remembered of a proxy, beside it: what it was made of, so that nobody makes it again, and what it is.
+
+The record is written after the proxy is in its place, and both appear whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..corpus.corpus import Video
+from .proxy import Proxy
+from .settings import PackSettings
+
+VIDEOS_FOLDER = "videos"
+# Counted up when proxies of the same settings come out otherwise.
+PROXY_VERSION = 1
+
+
+def proxy_path(out: Path, video_id: str) -> Path:
+    """Where a proxy stands, in one of 256 subfolders."""
+    return out / VIDEOS_FOLDER / video_id[:2] / f"{video_id}.mp4"
+
+
+def write_record(out: Path, video: Video, settings: PackSettings, proxy: Proxy) -> None:
+    path = _record_path(out, video)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # The same proxy has the same record, however long it took.
+    kept = {name: value for name, value in asdict(proxy).items() if name != "core_seconds"}
+    record = {"made_of": _made_of(video, settings), "proxy": kept}
+    temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def remove_record(out: Path, video: Video) -> None:
+    _record_path(out, video).unlink(missing_ok=True)
+
+
+def finished_proxy(out: Path, video: Video, settings: PackSettings) -> Proxy | None:
+    """The proxy that stands there, if it would come out the same again."""
+    try:
+        record = json.loads(_record_path(out, video).read_text(encoding="utf-8"))
+        size_bytes = proxy_path(out, video.id).stat().st_size
+    except (FileNotFoundError, ValueError):
+        return None
+    if record["made_of"] != _made_of(video, settings) or record["proxy"]["size_bytes"] != size_bytes:
+        return None
+    return Proxy(**record["proxy"])
+
+
+def _record_path(out: Path, video: Video) -> Path:
+    return proxy_path(out, video.id).with_suffix(".json")
+
+
+def _made_of(video: Video, settings: PackSettings) -> dict[str, Any]:
+    """All that decides what a proxy comes out like."""
+    facts = video.facts
+    return {
+        "version": PROXY_VERSION,
+        **asdict(settings),
+        "quality": settings.encoder_quality,
+        "path": facts.path,
+        "size_bytes": facts.size_bytes,
+        "mtime_ns": facts.mtime_ns,
+        "frames": facts.frames,
+        "box": [facts.box_left, facts.box_top, facts.box_width, facts.box_height],
+        # Named only where they are not as usual, so that the proxies of most videos need not be made again for them.
+        **({"mirrored": True} if facts.mirrored else {}),
+        **({"pixel_aspect": facts.pixel_aspect} if facts.pixel_aspect != 1 else {}),
+        **({"track": video.track} if video.track is not None else {}),
+    }
