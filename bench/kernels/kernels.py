@@ -29,6 +29,7 @@ from ...kernels.mask_sampler import tube_mask
 from ...kernels.patch_embed import patch_embed
 from ...kernels.pixel_loss import patch_targets, pixel_loss
 from ...kernels.rope3d import rope3d, rope3d_reference
+from ...loaders.video.error import TrocarError
 from ..rows.row import row, write_rows
 from ..rows.timing import Ceilings, measure_ceilings, time_call
 
@@ -36,7 +37,7 @@ TESTS = Path(__file__).resolve().parents[2] / "tests" / "kernels"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class BenchError(Exception):
+class BenchError(TrocarError):
     """A measurement that cannot be made, or must not be."""
 
 

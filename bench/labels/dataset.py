@@ -21,6 +21,7 @@ from typing import Literal, TextIO
 from ...engine.config.error import ConfigError, require
 from ...engine.config.file import CONFIGS, load_settings
 from ...loaders.corpus.names import as_stored, cleaned
+from ...loaders.video.error import TrocarError
 from ...loaders.video.video import is_remote
 
 READERS = Path(__file__).parent / "datasets"
@@ -32,7 +33,7 @@ NAMED = 10  # lines in a message
 MANY = "|"  # between the labels of one segment, where it may have several
 
 
-class DatasetError(Exception):
+class DatasetError(TrocarError):
     """A data set that is not as its reader expects; the message names what was looked for and where to get it."""
 
 

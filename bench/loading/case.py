@@ -13,6 +13,7 @@ import av
 from av.video.frame import PictureType
 
 from ...loaders.corpus.index import index_corpus
+from ...loaders.video.error import TrocarError
 from ...loaders.video.pyav import as_fraction
 from ...loaders.video.video import open_video
 
@@ -21,7 +22,7 @@ GOP = 250
 SECONDS = 60
 
 
-class CaseError(Exception):
+class CaseError(TrocarError):
     """A clip of which the case cannot be made."""
 
 

@@ -14,12 +14,13 @@ import numpy as np
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.cpu import ClipLoader
 from ...loaders.draw.sampler import Sampler
+from ...loaders.video.error import TrocarError
 from .arms import Job, Request
 from .check import Frames, Reference
 from .ours import ListedClips, WholePicture
 
 
-class LoadingBenchError(Exception):
+class LoadingBenchError(TrocarError):
     """A comparison that cannot be made."""
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ...loaders.video.error import TrocarError
+
 PREFIX = "trocar/"  # of stage names, engine/record/profiler.py
 # CUDA calls that keep the host waiting for the device, by the beginning of their names.
 WAITING_CALLS = (
@@ -15,7 +17,7 @@ WAITING_CALLS = (
 )  # fmt: skip
 
 
-class TraceError(Exception):
+class TraceError(TrocarError):
     """A trace that cannot be read, or holds no steps."""
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...loaders.video.error import TrocarError
 from ..rows.row import read_rows
 from .tables import TABLES
 
@@ -25,7 +26,7 @@ FIGURE = re.compile(r"[~+-]?\d[\d,]*(\.\d+)?( ?(%|x|[a-zA-Z]{1,4}(/[a-z]+)?))?( 
 MEASURED_CELLS = 3
 
 
-class ReportError(Exception):
+class ReportError(TrocarError):
     """A page that cannot be rendered; the message names it."""
 
 

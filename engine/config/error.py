@@ -5,8 +5,10 @@ The command line needs it at once, and so does every process that `trocar index`
 
 from __future__ import annotations
 
+from ...loaders.video.error import UsageError
 
-class ConfigError(Exception):
+
+class ConfigError(UsageError):
     """A setting that cannot be used; the message names the key, the value, what is accepted and the fix."""
 
 

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ...loaders.video.error import TrocarError
+
 PREFIX = "step_"
 UNFINISHED = "unfinished_"
 MANIFEST = "manifest.json"
 
 
-class CheckpointError(Exception):
+class CheckpointError(TrocarError):
     """A checkpoint that cannot be written or read; the message names the path and the fix."""
 
 

@@ -19,6 +19,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
+from ...loaders.video.error import TrocarError
 from .distributed import World
 
 EXIT_STATUS = 1
@@ -26,7 +27,7 @@ BEATS_PER_TIMEOUT = 10
 VERDICT, ENDED = "verdict", "its end"
 
 
-class RankError(Exception):
+class RankError(TrocarError):
     """A rank is gone, stands still or failed; the message names it."""
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.decode.span import ClipSource
 from ...loaders.draw.order import ClipOrder
+from ...loaders.video.error import TrocarError
 from .readback import StepReport
 
 SKIPPED_FILE = "skipped.csv"
@@ -20,7 +21,7 @@ WINDOW_STEPS = 1000
 NAMED_CLIPS = 8
 
 
-class SkipError(Exception):
+class SkipError(TrocarError):
     """More steps were left out than optim.skip_budget allows; the message names the latest and their clips."""
 
 

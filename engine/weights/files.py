@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ...loaders.corpus.whole_file import check_readable, unreadable
+from ...loaders.video.error import TrocarError
 
 Tensors = dict[str, torch.Tensor]
 
@@ -34,7 +35,7 @@ CONTAINERS = (
 )
 
 
-class WeightsError(Exception):
+class WeightsError(TrocarError):
     """Weights that cannot be used; the message names the file, what was found and the fix."""
 
 

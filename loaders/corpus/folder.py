@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..video.error import TrocarError
+
 VIDEOS_NAME, GOPS_NAME, PACKETS_NAME = "videos.parquet", "gops.parquet", "packets.arrow"
 QUARANTINE_NAME = "quarantine.csv"
 TREE_NAME = "tree.parquet"
@@ -13,7 +15,7 @@ MANIFEST_NAME = "manifest.json"  # of embeddings
 DESCRIPTION = ("source", "domain", "procedure", "subject", "centre", "origin", "licence")
 
 
-class CorpusError(Exception):
+class CorpusError(TrocarError):
     """A corpus that cannot be built or opened; the message names the path and the fix."""
 
 

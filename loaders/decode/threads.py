@@ -17,6 +17,8 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from ..video.error import TrocarError
+
 Result = TypeVar("Result")
 # What a thread is at, given its name.
 Account = Callable[[str], str]
@@ -24,7 +26,7 @@ PATIENCE_AT_EXIT = 5.0
 NICENESS = 5  # of decoding that stands back
 
 
-class LoaderError(Exception):
+class LoaderError(TrocarError):
     """A thread of a loader died, or is at one clip for too long; the message names the clip."""
 
 

@@ -19,12 +19,13 @@ import fsspec.core
 import numpy as np
 from av.container import InputContainer
 
+from .error import TrocarError
 from .pyav import LENIENT_METADATA
 
 NEARLY_SQUARE = 0.01
 
 
-class VideoError(Exception):
+class VideoError(TrocarError):
     """A video that cannot be used; the message names the path, what was found and the fix."""
 
 

@@ -18,9 +18,9 @@ from ranks import CONTEXT, TINY, free_port, made_batch
 
 from trocar.bench.rows.row import read_rows, row
 from trocar.bench.rows.timing import Ceilings
-from trocar.bench.training import command as training_command
+from trocar.bench.training import parts as training_command
 from trocar.bench.training.clock import StepTimes, time_steps
-from trocar.bench.training.command import bench_training, sweep_points
+from trocar.bench.training.parts import bench_training, sweep_points
 from trocar.bench.training.ranks import account, bench_ranks, efficiency, measure_rank
 from trocar.bench.training.table import table
 from trocar.bench.training.training import Effort, bench_steps

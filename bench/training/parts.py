@@ -13,8 +13,8 @@ import torch
 
 from ...engine.config.file import load_config
 from ...engine.config.settings import ConfigError
+from ..loading.corpora import make_corpora
 from ..rows.row import row, write_rows
-from .corpus import make_corpora
 from .end_to_end import bench_end_to_end
 from .peer_models import Attention
 from .peers import OURS, PEERS, bench_peers

@@ -1,26 +1,31 @@
-"""The subcommands around labelled data sets: finetune, `bench audit` and `bench downstream`."""
+"""`trocar finetune`, `predict` and `bench downstream`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
-from .config.error import ConfigError
-from .console.options import COSINE, COUNT, POSITIVE, SEED, SHARE
+from ...engine.commands import add_weights_arguments
+from ...engine.config.error import ConfigError
+from ...loaders.options import COUNT, POSITIVE, SEED, Commands
+from ..labels.commands import add_unlabelled
 
 
-def add_downstream(commands: Any, benches: Any) -> None:
-    """Adds them to the parsers of `trocar` and `trocar bench`."""
+def add_commands(commands: Commands) -> None:
     add_finetune(
-        commands.add_parser("finetune", help="judge an encoder on a labelled data set: probes, or full fine-tuning")
+        commands.add(
+            "finetune", task="encoders", text="judge an encoder on a labelled data set: probes, or full fine-tuning"
+        )
     )
     add_predict(
-        commands.add_parser("predict", help="what a fine-tuned encoder or a probe says of other videos, as a CSV")
+        commands.add(
+            "predict", task="encoders", text="what a fine-tuned encoder or a probe says of other videos, as a CSV"
+        )
     )
-    add_audit(benches.add_parser("audit", help="what is wrong with a labelled data set and its splits"))
-    downstream = benches.add_parser("downstream", help="encoders x data sets x protocols x seeds, and their report")
+    downstream = commands.benches.add_parser(
+        "downstream", help="encoders x data sets x protocols x seeds, and their report"
+    )
     downstream.add_argument("config", metavar="CONFIG", help="a YAML of the matrix, or table2: the paper's table")
     downstream.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="of cells and report; goes on with what is there"
@@ -35,21 +40,6 @@ def add_downstream(commands: Any, benches: Any) -> None:
         "--report-only", action="store_true", help="train nothing; write the report of what is there"
     )
     downstream.set_defaults(run=run_bench_downstream)
-
-
-def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
-    """What published weights do not always say of themselves."""
-    parser.add_argument(
-        "--kind",
-        choices=("videomae", "vjepa1", "vjepa2", "image"),
-        help="whose weights they are, where the file does not tell (default: as the file tells)",
-    )
-    parser.add_argument(
-        "--positions", choices=("flat", "axes", "rope"), help="of their tokens (default: as their kind has them)"
-    )
-    parser.add_argument(
-        "--minimum", type=SHARE, default=1.0, metavar="SHARE", help="of tensors that must match (default: 1)"
-    )
 
 
 def add_finetune(finetune: argparse.ArgumentParser) -> None:
@@ -72,7 +62,7 @@ def add_finetune(finetune: argparse.ArgumentParser) -> None:
         "--csv", type=Path, metavar="DIR", help="take the split from DIR/{train,val,test}.csv as released"
     )
     finetune.add_argument("--table", type=Path, metavar="CSV", help="take the table from this file instead")
-    _add_unlabelled(finetune)
+    add_unlabelled(finetune)
     finetune.add_argument("--split-seed", type=SEED, default=0, help="of subjects that are shared out (default: 0)")
     finetune.add_argument(
         "--pieces", type=POSITIVE, metavar="SECONDS", help="cut segments into pieces of at most so long"
@@ -120,58 +110,15 @@ def add_predict(predict: argparse.ArgumentParser) -> None:
     predict.set_defaults(run=run_predict)
 
 
-def _add_unlabelled(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--unlabelled",
-        default="refuse",
-        choices=("refuse", "drop", "none"),
-        help="rows of table.csv without a label: none is for tables whose rows may have several (default: refuse)",
-    )
-
-
-def add_audit(audit: argparse.ArgumentParser) -> None:
-    audit.add_argument(
-        "dataset", metavar="DATASET", help="a data set that trocar knows, the path of a card, or a table.csv"
-    )
-    audit.add_argument(
-        "root", type=Path, metavar="ROOT", help="folder of the data set as downloaded; a table's paths begin there"
-    )
-    audit.add_argument(
-        "--split",
-        default="leak-free",
-        metavar="NAME",
-        help="leak-free, official, as-is, paper, or CENTRE-left-out (default: leak-free)",
-    )
-    audit.add_argument(
-        "--csv", type=Path, metavar="DIR", help="take the split from DIR/{train,val,test}.csv as released"
-    )
-    audit.add_argument("--table", type=Path, metavar="CSV", help="take the table from this file instead")
-    audit.add_argument("--corpus", metavar="CORPUS", help="also look for videos that stand in this corpus")
-    audit.add_argument(
-        "--duplicates", action="store_true", help="also compare what clips look like; decodes all of them"
-    )
-    audit.add_argument(
-        "--likeness", default="thumbnails", metavar="MODEL", help="by which: thumbnails, descriptor, RUN or timm:MODEL"
-    )
-    audit.add_argument(
-        "--similar", type=COSINE, default=0.99, metavar="COSINE", help="of clips that are the same (default: 0.99)"
-    )
-    audit.add_argument("--seed", type=SEED, default=0, help="of subjects that are shared out (default: 0)")
-    _add_unlabelled(audit)
-    audit.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
-    audit.add_argument("--out", type=Path, metavar="CSV", help="write the table with its split there")
-    audit.set_defaults(run=run_bench_audit)
-
-
 def run_finetune(options: argparse.Namespace) -> int:
-    from ..bench.labels.dataset import check_dataset
+    from ..labels.dataset import check_dataset
 
     if options.table is None and options.csv is None:
         check_dataset(options.dataset, options.root)
-    from .inputs.folders import backbone_source
+    from ...engine.inputs.folders import backbone_source
 
     backbone_source(options.model)
-    from ..bench.downstream.finetune_command import finetune_command, lines
+    from .finetune_command import finetune_command, lines
 
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -189,17 +136,17 @@ def run_finetune(options: argparse.Namespace) -> int:
 
 
 def run_predict(options: argparse.Namespace) -> int:
-    from ..bench.downstream.predictor import read_record
-    from ..bench.labels.dataset import placed, read_table
-    from .inputs.folders import backbone_source
+    from ...engine.inputs.folders import backbone_source
+    from ..labels.dataset import placed, read_table
+    from .predictor import read_record
 
     record = read_record(options.cell)
     backbone_source(options.model or record.model)
     rows = [] if options.table is None else placed(read_table(options.table, "none"), options.table.parent)
     if not (options.sources or rows):
         raise ConfigError("trocar predict: name videos, or pieces of them by --table")
-    from ..bench.downstream.finetune_command import choose_device
-    from ..bench.downstream.predict import load_predictor, predict
+    from .finetune_command import choose_device
+    from .predict import load_predictor, predict
 
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -213,32 +160,18 @@ def run_predict(options: argparse.Namespace) -> int:
 
 
 def run_bench_downstream(options: argparse.Namespace) -> int:
-    from ..bench.downstream.matrix import Places, load_matrix
+    from .matrix import Places, load_matrix
 
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     matrix = load_matrix(options.config)
     places = Places(options.out, options.data, options.weights)
-    from ..bench.downstream.downstream import bench_downstream
-    from ..bench.downstream.report import write_report
+    from .downstream import bench_downstream
+    from .report import write_report
 
     failures = []
     if not options.report_only:
         failures = bench_downstream(matrix, places, device=options.device, workers=options.workers, tell=tell)
     print("\n".join(map(str, write_report(matrix, places))))
     return int(bool(failures))
-
-
-def run_bench_audit(options: argparse.Namespace) -> int:
-    from ..bench.labels.dataset import check_dataset
-
-    if options.table is None and options.csv is None:
-        check_dataset(options.dataset, options.root)
-    from ..bench.labels.audit_command import audit_dataset
-
-    names = ("split", "csv", "table", "corpus", "duplicates", "likeness", "similar", "seed", "unlabelled", "out")
-    given = {name: getattr(options, name) for name in names}
-    result = audit_dataset(options.dataset, options.root, json_file=options.json, **given)
-    print("\n".join(result.lines()))
-    return int(bool(result.findings))

@@ -1,21 +1,19 @@
-"""The subcommands of curation: corpus, embed, cluster, `view draws` and `view tree`."""
+"""The commands of curation: corpus, embed, cluster, and `view draws`."""
 
 from __future__ import annotations
 
 import argparse
 import os
 from pathlib import Path
-from typing import Any
 
-from .config.error import ConfigError
-from .console.options import COUNT, FROM_ZERO, INDEX, PASSES, SEED
+from ...loaders.options import COUNT, FROM_ZERO, INDEX, PASSES, SEED, Commands
+from ..config.error import ConfigError
 
 GROUP_TIMEOUT = 24 * 3600.0  # seconds that processes wait for the first, which clusters in memory alone
 
 
-def add_commands(commands: Any, views: Any) -> None:
-    """Adds them to the parsers of `trocar` and `trocar view`."""
-    corpus = commands.add_parser("corpus", help="what a corpus holds")
+def add_commands(commands: Commands) -> None:
+    corpus = commands.add("corpus", task="corpus", text="what a corpus holds")
     reports = corpus.add_subparsers(required=True, metavar="WHAT")
     report = reports.add_parser("report", help="videos, frames and hours by source and domain, beside the paper's")
     report.add_argument("corpus", metavar="CORPUS", help="folder that `trocar index` wrote")
@@ -24,7 +22,7 @@ def add_commands(commands: Any, views: Any) -> None:
     sources.add_argument("--file", type=Path, metavar="YAML", help="default: ours, configs/corpus/surgrec.yaml")
     sources.set_defaults(run=run_corpus_sources)
 
-    embed = commands.add_parser("embed", help="one vector for every span of a corpus; resumable")
+    embed = commands.add("embed", task="corpus", text="one vector for every span of a corpus; resumable")
     embed.add_argument("corpus", metavar="CORPUS")
     embed.add_argument("--out", required=True, metavar="EMBEDDINGS")
     embed.add_argument("--model", default="descriptor", metavar="MODEL", help="descriptor, timm:MODEL[@FILE], or a run")
@@ -39,8 +37,10 @@ def add_commands(commands: Any, views: Any) -> None:
     embed.add_argument("--rows-per-shard", type=COUNT, default=4096, help="default: 4096")
     embed.set_defaults(run=run_embed)
 
-    cluster = commands.add_parser(
-        "cluster", help="embeddings to a tree of clusters, and a report; resumable; torchrun splits it over GPUs"
+    cluster = commands.add(
+        "cluster",
+        task="corpus",
+        text="embeddings to a tree of clusters, and a report; torchrun splits it over GPUs",
     )
     cluster.add_argument("embeddings", metavar="EMBEDDINGS", help="folder that `trocar embed` wrote")
     cluster.add_argument("--out", required=True, metavar="TREE")
@@ -67,20 +67,11 @@ def add_commands(commands: Any, views: Any) -> None:
     export.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .csv or .parquet file")
     export.set_defaults(run=run_export)
 
-    draws = views.add_parser("draws", help="what a config draws: shares, and a contact sheet")
+    draws = commands.views.add_parser("draws", help="what a config draws: shares, and a contact sheet")
     _add_draws(draws)
     draws.add_argument("--out", type=Path, default=Path("draws.png"), metavar="PNG", help="default: draws.png")
     draws.add_argument("--clips", type=COUNT, default=48, help="of the contact sheet (default: 48)")
     draws.set_defaults(run=run_view_draws)
-
-    tree = views.add_parser("tree", help="the clusters of a tree with their exemplars")
-    tree.add_argument("tree", type=Path, metavar="TREE", help="folder that `trocar cluster` wrote")
-    tree.add_argument("--corpus", metavar="CORPUS", help="show exemplars and sources")
-    tree.add_argument(
-        "--most", type=COUNT, help="clusters shown of every one above (default: all on a page, 4 in a picture)"
-    )
-    tree.add_argument("--out", type=Path, metavar="FILE", help="a .html or .png file (default: TREE/tree.html)")
-    tree.set_defaults(run=run_view_tree)
 
 
 def _add_draws(parser: argparse.ArgumentParser) -> None:
@@ -100,11 +91,11 @@ def parse_levels(text: str | None) -> tuple[int, ...] | None:
 
 
 def run_corpus_report(options: argparse.Namespace) -> int:
-    from ..loaders.corpus.folder import corpus_folder
+    from ...loaders.corpus.folder import corpus_folder
 
     corpus_folder(options.corpus)
-    from ..loaders.corpus.corpus import Corpus
-    from .curate.corpus_report import corpus_report
+    from ...loaders.corpus.corpus import Corpus
+    from .corpus_report import corpus_report
 
     print(corpus_report(Corpus.open(options.corpus)))
     return 0
@@ -113,28 +104,28 @@ def run_corpus_report(options: argparse.Namespace) -> int:
 def run_corpus_sources(options: argparse.Namespace) -> int:
     if options.file is not None and not options.file.is_file():
         raise ConfigError(f"--file {options.file}: no such file; see configs/corpus/surgrec.yaml")
-    from .curate.corpus_report import load_sources, sources_table
+    from .corpus_report import load_sources, sources_table
 
     print(sources_table(load_sources(options.file)))
     return 0
 
 
 def run_embed(options: argparse.Namespace) -> int:
-    from ..loaders.corpus.folder import corpus_folder
-    from .inputs.folders import embedder_source
+    from ...loaders.corpus.folder import corpus_folder
+    from ..inputs.folders import embedder_source
 
     part, separator, parts = options.part.partition("/")
     if not (separator and part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
         raise ConfigError(f"--part {options.part}: give I/N with 0 <= I < N, for example 0/4")
     corpus_folder(options.corpus)
     embedder_source(options.model)
-    from .inputs.finished import finished_embeddings
+    from ..inputs.finished import finished_embeddings
 
     names = ("model", "frames", "stride", "rows_per_shard")
     wanted = {**{name: getattr(options, name) for name in names}, "part": (int(part), int(parts))}
     summary = finished_embeddings(options.corpus, Path(options.out), **wanted)
     if summary is None:
-        from .curate.embed import embed_corpus
+        from .embed import embed_corpus
 
         more = {name: getattr(options, name) for name in ("workers", "threads", "device")}
         summary = embed_corpus(options.corpus, options.out, **wanted, **more)
@@ -143,14 +134,14 @@ def run_embed(options: argparse.Namespace) -> int:
 
 
 def run_cluster(options: argparse.Namespace) -> int:
-    from ..loaders.corpus.folder import corpus_folder, embeddings_folder
+    from ...loaders.corpus.folder import corpus_folder, embeddings_folder
 
     embeddings_folder(options.embeddings)
     if options.corpus is not None:
         corpus_folder(options.corpus)
-    from ..loaders.corpus.corpus import Corpus
-    from ..loaders.curate.settings import ClusterSettings, finished_tree
-    from .inputs.finished import current_report
+    from ...loaders.corpus.corpus import Corpus
+    from ...loaders.curate.settings import ClusterSettings, finished_tree
+    from ..inputs.finished import current_report
 
     names = ("resampling", "restarts", "passes", "sample_per_cluster", "seed")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
@@ -164,9 +155,9 @@ def run_cluster(options: argparse.Namespace) -> int:
         return 0
     import torch
 
-    from ..loaders.curate.cluster import cluster_embeddings
-    from .curate.cluster_report import write_report
-    from .ranks.distributed import open_world
+    from ...loaders.curate.cluster import cluster_embeddings
+    from ..ranks.distributed import open_world
+    from .cluster_report import write_report
 
     has_gpu = torch.cuda.is_available()
     if options.device == "cuda" and not has_gpu:
@@ -183,36 +174,21 @@ def run_cluster(options: argparse.Namespace) -> int:
 
 
 def run_export(options: argparse.Namespace) -> int:
-    from .inputs.folders import checked_config
+    from ..inputs.folders import checked_config
 
     checked_config(options.config, options.overrides)
-    from .curate.draws import export_draws, plan
+    from .draws import export_draws, plan
 
     print("\n".join(export_draws(plan(options.config, options.overrides), options.first, options.draws, options.out)))
     return 0
 
 
 def run_view_draws(options: argparse.Namespace) -> int:
-    from .inputs.folders import checked_config
+    from ..inputs.folders import checked_config
 
     checked_config(options.config, options.overrides)
-    from .curate.draws import plan, view_draws
+    from .draws import plan, view_draws
 
     planned = plan(options.config, options.overrides)
     print("\n".join(view_draws(planned, options.first, options.draws, options.out, options.clips)))
-    return 0
-
-
-def run_view_tree(options: argparse.Namespace) -> int:
-    from ..loaders.corpus.folder import corpus_folder, tree_file
-
-    tree_file(options.tree)
-    if options.corpus is not None:
-        corpus_folder(options.corpus)
-    from ..loaders.corpus.corpus import Corpus
-
-    corpus = None if options.corpus is None else Corpus.open(options.corpus)
-    from .view.tree import view_tree
-
-    print("\n".join(view_tree(options.tree, corpus, options.out or options.tree / "tree.html", options.most)))
     return 0

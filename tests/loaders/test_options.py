@@ -12,7 +12,7 @@ from trocar.bench.downstream.backbones import load_backbone
 from trocar.bench.downstream.finetune_command import choose_device
 from trocar.engine.cli import build_parser, main
 from trocar.engine.config.error import ConfigError
-from trocar.engine.console.options import COUNT, POSITIVE, SHARE, VIEWS, Number
+from trocar.loaders.options import COUNT, POSITIVE, SHARE, VIEWS, Number
 
 
 def commands(parser: argparse.ArgumentParser, name: str = "trocar") -> Iterator[tuple[str, argparse.Action]]:

@@ -1,0 +1,78 @@
+"""The commands of the loaders: index and pack."""
+
+from __future__ import annotations
+
+import argparse
+
+from .options import COUNT, FROM_ZERO, QUALITY, Commands
+from .video.error import UsageError
+
+
+def add_commands(commands: Commands) -> None:
+    index = commands.add("index", task="corpus", text="probe videos once and write the corpus tables")
+    index.add_argument("sources", nargs="+", metavar="DIR|FILE|CSV|GLOB")
+    index.add_argument("--out", required=True, metavar="CORPUS", help="folder of the tables; videos in it stay")
+    index.add_argument("--workers", type=COUNT, help="probing processes (default: one per core)")
+    index.add_argument("--no-content-box", action="store_true", help="do not look for it; crops may hold black border")
+    index.add_argument("--checksum", action="store_true", help="a CRC-32 for every GOP, so that damage shows when read")
+    index.add_argument(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        help="compare random pictures of every video with plain decoding, and refuse videos where they differ "
+        "(default: near the beginning of rare kinds of video alone)",
+    )
+    index.add_argument(
+        "--track", type=FROM_ZERO, metavar="N", help="video track of every file, from 0 (default: the largest pictures)"
+    )
+    index.add_argument("--replace", action="store_true", help="leave out what these sources do not name (default: add)")
+    index.set_defaults(run=run_index)
+
+    pack = commands.add(
+        "pack", task="corpus", text="make small proxies of a corpus, from which training reads at full speed"
+    )
+    pack.add_argument("corpus", metavar="CORPUS", help="folder that `trocar index` wrote")
+    pack.add_argument("--out", required=True, metavar="PACKED", help="folder of the proxies and their tables")
+    pack.add_argument("--short-side", type=COUNT, metavar="PIXELS", help="of a proxy's shorter side (default: 256)")
+    pack.add_argument("--stride", type=COUNT, metavar="FRAMES", help="every how many frames one is kept (default: 4)")
+    pack.add_argument("--gop", type=COUNT, metavar="FRAMES", help="from keyframe to keyframe (default: 8)")
+    pack.add_argument("--codec", help="h264, hevc, vp9 or mjpeg (default: h264)")
+    pack.add_argument("--quality", type=QUALITY, help="of the encoder, lower is better (default: the codec's)")
+    pack.add_argument("--workers", type=COUNT, help="packing processes (default: one per core)")
+    pack.set_defaults(run=run_pack)
+
+
+def run_index(options: argparse.Namespace) -> int:
+    from .corpus.sources import check_sources
+
+    check_sources(options.sources)
+    from .corpus.index import index_corpus
+
+    summary = index_corpus(
+        options.sources,
+        options.out,
+        workers=options.workers,
+        content_box=not options.no_content_box,
+        checksum=options.checksum,
+        verify=options.verify,
+        replace=options.replace,
+        track=options.track,
+    )
+    print("\n".join(summary.lines()))
+    return 0
+
+
+def run_pack(options: argparse.Namespace) -> int:
+    from .corpus.folder import corpus_folder
+
+    corpus_folder(options.corpus)
+    from .pack.pack import pack_corpus
+    from .pack.settings import PackSettings
+
+    given = {name: getattr(options, name) for name in ("short_side", "stride", "gop", "codec", "quality")}
+    try:
+        settings = PackSettings(**{name: value for name, value in given.items() if value is not None})
+    except ValueError as error:
+        raise UsageError(f"trocar pack: {error}") from error
+    summary = pack_corpus(options.corpus, options.out, settings, workers=options.workers)
+    print("\n".join(summary.lines()), flush=True)
+    return 0

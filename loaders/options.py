@@ -1,0 +1,98 @@
+"""What commands share: the parsers that they add theirs to, and what numbers their options accept.
+
+The numbers are types for argparse, in one place, so that none is refused late or by a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number within least .. most; whole ones where `is_whole`. is_open: `least` itself is not accepted."""
+
+    least: float
+    most: float = math.inf
+    is_whole: bool = True
+    is_open: bool = False
+
+    def __call__(self, text: str) -> int | float:
+        """Raises ArgumentTypeError, which argparse turns into a message that names the option, and status 2."""
+        try:
+            value = int(text) if self.is_whole else float(text)
+        except ValueError:
+            value = math.nan
+        fits = self.least < value <= self.most if self.is_open else self.least <= value <= self.most
+        if not (fits and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"{text} is not accepted; give {self}")
+        return value
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.is_whole else "a number"
+        if self.most == math.inf:
+            return f"{kind} above {self.least:g}" if self.is_open else f"{kind}, {self.least:g} or more"
+        if self.is_open:
+            return f"{kind} above {self.least:g}, at most {self.most:g}"
+        return f"{kind}, {self.least:g} .. {int(self.most) if self.is_whole else self.most}"
+
+
+TASKS = ("corpus", "training", "encoders", "pictures", "measurements", "this machine")
+
+COUNT = Number(1, 2**31 - 1)
+FROM_ZERO = Number(0, 2**31 - 1)
+TOTAL = Number(1, 2**63 - 1)
+INDEX = Number(0, 2**63 - 1)
+SEED = Number(0, 2**32 - 1)
+VIEWS = Number(1, 64)
+PASSES = Number(2, 5)
+ENOUGH_STEPS = Number(2, 2**31 - 1)  # the first half of a measurement does not count
+POSITIVE = Number(0, is_whole=False, is_open=True)
+QUALITY = Number(0, is_whole=False)
+SHARE = Number(0, 1, is_whole=False, is_open=True)
+COSINE = Number(-1, 1, is_whole=False)
+
+
+class Commands:
+    """The parsers of `trocar`, `trocar bench` and `trocar view`, to which folders add theirs."""
+
+    def __init__(self, description: str) -> None:
+        self.parser = _Parser(prog="trocar", usage="trocar [-h] [--version] COMMAND ...", description=description)
+        self._parsers = self.parser.add_subparsers(
+            title="commands", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser
+        )
+        view = self.add("view", task="pictures", text="pictures of a run, of its draws and of a tree")
+        bench = self.add("bench", task="measurements", text="measure speeds, and judge encoders")
+        self.views = view.add_subparsers(required=True, metavar="VIEW")
+        self.benches = bench.add_subparsers(required=True, metavar="WHAT")
+
+    def add(self, name: str, *, task: str, text: str) -> argparse.ArgumentParser:
+        """A command's parser; task: one of TASKS, under which `trocar --help` lists it with its text."""
+        self.parser.tasks[task][name] = text
+        return self._parsers.add_parser(name, description=text, help=text)
+
+    def __getitem__(self, name: str) -> argparse.ArgumentParser:
+        return self._parsers.choices[name]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its help lists the commands by what they are for."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.tasks: dict[str, dict[str, str]] = {task: {} for task in TASKS}
+
+    def format_help(self) -> str:
+        lines = [self.format_usage(), self.description or "", ""]
+        for task, commands in self.tasks.items():
+            lines.append(f"{task}:")
+            for name, text in commands.items():
+                lines.append(textwrap.fill(text, 100, initial_indent=f"  {name:<10}", subsequent_indent=" " * 12))
+            lines.append("")
+        return "\n".join(
+            [*lines, "More of each: trocar COMMAND --help. Completions: trocar --print-completion bash, or zsh.", ""]
+        )
