@@ -85,10 +85,10 @@ def run_pretrain(options: argparse.Namespace) -> int:
 
         if config.optim.accumulation == "auto":  # for ranks that have this machine's GPU, or its memory
             from .ranks.distributed import World
-            from .step.build import choose_device
+            from .step.device import choose_device
             from .step.micro_batch import fewest_parts, with_parts
 
-            world = World(choose_device(config), 0, ranks, 0, min(8, ranks))
+            world = World(choose_device(config.run.device, "run.device"), 0, ranks, 0, min(8, ranks))
             config = with_parts(config, fewest_parts(config, world))
         print("\n".join(dry_run(config, ranks).lines()))
         return 0

@@ -44,13 +44,13 @@ from .record.skips import SkipLog
 from .step.build import (
     autocast,
     build_model,
-    choose_device,
     describe,
     draws_fingerprints,
     samplers_by_clip,
     selection_notes,
 )
 from .step.changes import check_changes, check_same_corpus, check_same_draws, config_before, tell_changes
+from .step.device import choose_device
 from .step.guard import StepGuard
 from .step.loading import build_loader, build_order
 from .step.micro_batch import PEAK_STEPS, fit_batch, measured_peak
@@ -115,7 +115,7 @@ def pretrain(
     """
     settings = config.run
     with (
-        open_world(choose_device(config), settings.rank_timeout) as world,
+        open_world(choose_device(config.run.device, "run.device"), settings.rank_timeout) as world,
         RankWatch(world, settings.heartbeat_timeout, settings.rank_timeout) as watch,
         StopRequest(listen) as stop,
         snapshot_when_out_of_memory(Path(settings.dir), world),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import textwrap
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,17 @@ POSITIVE = Number(0, is_whole=False, is_open=True)
 QUALITY = Number(0, is_whole=False)
 SHARE = Number(0, 1, is_whole=False, is_open=True)
 COSINE = Number(-1, 1, is_whole=False)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: cuda where there is one"
+    )
+
+
+def tell(text: str) -> None:
+    """What is said while a command runs, apart from its result."""
+    print(text, file=sys.stderr, flush=True)
 
 
 class Commands:

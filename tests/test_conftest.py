@@ -17,7 +17,7 @@ TESTS = """
 import os
 import pytest
 import torch
-from trocar.engine.step.build import choose_device
+from trocar.engine.step.device import choose_device
 from trocar.engine.config.file import load_config
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def of_the_module():
 
 def test_means_the_cpu(of_the_module):
     assert of_the_module == (False, "")
-    assert choose_device(load_config("demo_cpu", ["run.device=auto"])).type == "cpu"
+    assert choose_device(load_config("demo_cpu", ["run.device=auto"]).run.device).type == "cpu"
     assert torch.cuda.device_count() == 0
 
 @pytest.mark.gpu

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from ...engine.config.error import ConfigError
 from ...engine.curate.commands import parse_levels
-from ...loaders.options import COUNT, Commands
+from ...loaders.options import COUNT, Commands, add_device, tell
 
 
 def add_commands(commands: Commands) -> None:
@@ -25,7 +24,7 @@ def add_commands(commands: Commands) -> None:
     clustering.add_argument("--rows", type=COUNT, nargs="+", default=[200_000], help="default: 200000")
     clustering.add_argument("--width", type=COUNT, default=384, help="default: 384")
     clustering.add_argument("--levels", default="2000,200,20", metavar="N,N,...", help="default: 2000,200,20")
-    clustering.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    add_device(clustering)
     clustering.add_argument("--level-only", action="store_true", help="no tree, only one level at 10 M x 768 on a GPU")
     clustering.add_argument("--out", type=Path, default=Path("bench/results/clustering.jsonl"), metavar="FILE")
     clustering.set_defaults(run=run_bench_clustering)
@@ -34,9 +33,6 @@ def add_commands(commands: Commands) -> None:
 def run_bench_balance(options: argparse.Namespace) -> int:
     from ..rows.row import write_rows
     from .balance import bench_balance, table
-
-    def tell(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
 
     rows = bench_balance(seeds=options.seeds, steps=options.steps, spans=options.spans, tell=tell)
     write_rows(options.out, rows)
@@ -48,10 +44,11 @@ def run_bench_clustering(options: argparse.Namespace) -> int:
     levels = parse_levels(options.levels) or ()
     import torch
 
+    from ...engine.step.device import choose_device
     from ..rows.row import write_rows
     from .clustering import bench_clustering, bench_level, table
 
-    device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = choose_device(options.device).type
     if options.level_only and device != "cuda":
         raise ConfigError("--level-only: one level of k-means is measured on a GPU, and PyTorch finds none")
     counts = [] if options.level_only else options.rows

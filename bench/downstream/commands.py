@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from ...engine.commands import add_weights_arguments
 from ...engine.config.error import ConfigError
-from ...loaders.options import COUNT, POSITIVE, SEED, Commands
+from ...loaders.options import COUNT, POSITIVE, SEED, Commands, tell
 from ..labels.commands import add_unlabelled
 
 
@@ -120,9 +119,6 @@ def run_finetune(options: argparse.Namespace) -> int:
     backbone_source(options.model)
     from .finetune_command import finetune_command, lines
 
-    def tell(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
     clips = {
         name: getattr(options, name)
         for name in ("frames", "resolution", "stride", "sample_fps", "kind", "positions", "minimum")
@@ -145,11 +141,8 @@ def run_predict(options: argparse.Namespace) -> int:
     rows = [] if options.table is None else placed(read_table(options.table, "none"), options.table.parent)
     if not (options.sources or rows):
         raise ConfigError("trocar predict: name videos, or pieces of them by --table")
-    from .finetune_command import choose_device
+    from ...engine.step.device import choose_device
     from .predict import load_predictor, predict
-
-    def tell(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
 
     predictor = load_predictor(options.cell, choose_device(options.device), options.model)
     problems = predict(predictor, options.sources, options.out, rows=rows, every=options.every, tell=tell)
@@ -161,9 +154,6 @@ def run_predict(options: argparse.Namespace) -> int:
 
 def run_bench_downstream(options: argparse.Namespace) -> int:
     from .matrix import Places, load_matrix
-
-    def tell(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
 
     matrix = load_matrix(options.config)
     places = Places(options.out, options.data, options.weights)

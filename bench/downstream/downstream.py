@@ -16,6 +16,7 @@ import torch
 from ...engine.config.error import ConfigError
 from ...engine.inputs.checkpoints import CheckpointError
 from ...engine.inputs.folders import RANDOM, TIMM
+from ...engine.step.device import choose_device
 from ...engine.weights.files import WeightsError
 from ...loaders.corpus.folder import CorpusError
 from ...loaders.pack.isolated import run_isolated, worker_number
@@ -24,7 +25,7 @@ from ...ssl.choices import SIZES
 from ..labels.dataset import DatasetError
 from .backbones import load_backbone
 from .finetune import ROW, finetune
-from .finetune_command import choose_device, open_task
+from .finetune_command import open_task
 from .matrix import DatasetEntry, Matrix, ModelEntry, Places, ProtocolEntry, folder_name
 from .pretraining import compare_pretraining, find_pretraining
 from .task import write_json

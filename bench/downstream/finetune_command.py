@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
-from ...engine.config.error import ConfigError
 from ...engine.inputs.folders import backbone_source
 from ...loaders.corpus.folder import corpus_folder
 from ..labels.audit_command import labelled
@@ -43,26 +42,6 @@ def open_task(
     return Task(Path(dataset).stem, card, rows, cache=cache or Path(root) / CACHE, pieces=pieces)
 
 
-def choose_device(name: str) -> torch.device:
-    """ "auto", "cpu", "cuda" or "cuda:1". Raises ConfigError."""
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"--device {name}: PyTorch finds no CUDA device; run `trocar doctor`, or give --device cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"--device {name}: is not accepted; give auto, cpu, cuda or cuda:1") from error
-    count = torch.cuda.device_count()
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= count):
-        raise ConfigError(
-            f"--device {name}: not here; give auto or cpu{f' or cuda:0 .. cuda:{count - 1}' * bool(count)}"
-        )
-    return device
-
-
 def finetune_command(
     dataset: str,
     root: Path,
@@ -94,6 +73,8 @@ def finetune_command(
     tell(backbone.account)
     pretraining = compare_pretraining(task, find_pretraining(model, corpus))
     extras = {"split": of_task.get("split")}
+    from ...engine.step.device import choose_device
+
     where = choose_device(device)
     more = {"extras": extras, "pretraining": pretraining}
     return finetune(task, backbone, chosen, out, seed=seed, device=where, tell=tell, progress=True, **more)

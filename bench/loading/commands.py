@@ -45,7 +45,9 @@ def add_commands(commands: Commands) -> None:
         "--stride", type=COUNT, default=4, help="frames from one frame of a clip to the next (default: 4)"
     )
     loading.add_argument("--arms", nargs="+", metavar="ARM", help="default: all that run here")
-    loading.add_argument("--json", type=Path, default=Path("bench/results/loading.jsonl"), metavar="FILE")
+    loading.add_argument(
+        "--out", "--json", dest="out", type=Path, default=Path("bench/results/loading.jsonl"), metavar="FILE"
+    )
     loading.set_defaults(run=run_bench_loading)
 
     proxies = commands.benches.add_parser("proxies", help="bytes, speed and likeness of proxies; on any machine")
@@ -118,7 +120,7 @@ def run_bench_loading(options: argparse.Namespace) -> int:
             stride=options.stride,
             arms=options.arms or tuple(ARMS),
         )
-    write_rows(options.json, rows)
+    write_rows(options.out, rows)
     print(table(rows))
     return 0
 
@@ -144,12 +146,11 @@ def run_bench_proxies(options: argparse.Namespace) -> int:
 
 
 def run_bench_decode(options: argparse.Namespace) -> int:
-    import torch
-
+    from ...engine.step.device import choose_device
     from ..rows.row import write_rows
     from .decode import QUICK, bench_decode, table
 
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    device = choose_device("auto")
     if device.type == "cpu":
         print("no NVIDIA GPU: a small run on DALI's CPU backend, which says nothing about one", file=sys.stderr)
     rows = bench_decode(device, QUICK if options.quick and device.type == "cuda" else None)
@@ -167,12 +168,11 @@ def run_bench_data_wait(options: argparse.Namespace) -> int:
         raise ConfigError(f"trocar bench data-wait: {' '.join(options.corpora)}: give each corpus as NAME=FOLDER")
     corpora = {name: corpus_folder(path) for name, _, path in pairs}
     load_config(options.config, options.set)
-    import torch
-
+    from ...engine.step.device import choose_device
     from ..rows.row import write_rows
     from .data_wait import bench_data_wait, table
 
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    device = choose_device("auto")
     numbers = {"views_per_span": options.views, "steps": options.steps}
     rows = bench_data_wait(device, corpora, config=options.config, overrides=options.set, **numbers)
     write_rows(options.out, rows)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from ...loaders.options import COUNT, TOTAL, VIEWS, Commands
+from ...loaders.options import COUNT, TOTAL, VIEWS, Commands, tell
 
 
 def add_commands(commands: Commands) -> None:
@@ -63,9 +62,6 @@ def run_plan(options: argparse.Namespace) -> int:
 def run_bench_plan(options: argparse.Namespace) -> int:
     from ..rows.row import write_rows
     from .check import bench_plan, table
-
-    def tell(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
 
     rows = bench_plan(rounds=options.rounds, steps=options.steps, tell=tell)
     write_rows(options.out, rows)

@@ -24,7 +24,7 @@ from ...engine.config.settings import Config, ConfigError
 from ...engine.pretrain import pretrain
 from ...engine.record.metrics import read_metrics
 from ...engine.record.profiler import recorded_by
-from ...engine.step.build import choose_device
+from ...engine.step.device import choose_device
 from ..rows.row import row, write_rows
 from .row import figures
 from .stage_clock import ProcessorClock
@@ -86,7 +86,7 @@ class Request:
 def capture(request: Request) -> None:
     """The run itself, its steps marked by cudaProfilerStart and cudaProfilerStop. Raises ConfigError without a GPU."""
     config = request.load()
-    if choose_device(config).type != "cuda":
+    if choose_device(config.run.device, "run.device").type != "cuda":
         raise ConfigError(
             "--capture marks steps for a profiler of CUDA; without a GPU leave it out: torch.profiler records then"
         )
@@ -107,7 +107,7 @@ def profile_steps(request: Request) -> tuple[StepProfile, dict[str, Any], Trace]
     if rank not in request.ranks:
         pretrain(config, progress=False, listen=False)
         return None
-    device, nsys = choose_device(config), find_nsys()
+    device, nsys = choose_device(config.run.device, "run.device"), find_nsys()
     processor = None
     try:
         if device.type == "cuda" and nsys is not None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ...engine.config.error import ConfigError
-from ...loaders.options import COUNT, Commands
+from ...loaders.options import COUNT, Commands, add_device
 
 
 def add_commands(commands: Commands) -> None:
@@ -31,7 +31,7 @@ def add_commands(commands: Commands) -> None:
 def add_training(training: argparse.ArgumentParser) -> None:
     training.add_argument("config", nargs="?", metavar="CONFIG", help="default: an MAE and a JEPA, small ones on a CPU")
     training.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
-    training.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    add_device(training)
     training.add_argument("--corpus", type=Path, help="an index of original videos (default: 1080p videos are made)")
     training.add_argument("--packed", type=Path, metavar="CORPUS", help="an index of their proxies")
     training.add_argument(
@@ -54,11 +54,10 @@ def run_bench_feed(options: argparse.Namespace) -> int:
     from ...loaders.corpus.folder import corpus_folder
 
     corpus = corpus_folder(options.corpus)
-    import torch
-
+    from ...engine.step.device import choose_device
     from .feed import bench_feed, table
 
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    device = choose_device("auto")
     print(table(bench_feed(corpus, device=device, stride=options.stride, rounds=options.rounds, out=options.out)))
     return 0
 
@@ -79,13 +78,12 @@ def run_bench_training(options: argparse.Namespace) -> int:
         config, overrides = None, [config, *overrides]
     if config:
         load_config(config, overrides)
-    import torch
-
+    from ...engine.step.device import choose_device
     from .parts import bench_training
     from .table import table
 
     rows = bench_training(
-        options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        choose_device(options.device).type,
         config=config,
         overrides=overrides,
         corpora=corpora or None,

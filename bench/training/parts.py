@@ -13,6 +13,7 @@ import torch
 
 from ...engine.config.file import load_config
 from ...engine.config.settings import ConfigError
+from ...engine.step.device import choose_device
 from ..loading.corpora import make_corpora
 from ..rows.row import row, write_rows
 from .end_to_end import bench_end_to_end
@@ -73,14 +74,12 @@ def bench_training(
     sweep, None is none. ranks: numbers of ranks; where empty, 1, 2, 4 .. as many as there are GPUs. peers: names of peers.PEERS;
     where None all, on a CPU CPU_PEERS. Raises ConfigError and what the parts raise.
     """
-    is_cpu = device == "cpu"
+    is_cpu = choose_device(device).type == "cpu"  # refused where it is not here
     parts = parts or (CPU_PARTS if is_cpu else PARTS)
     if unknown := [part for part in parts if part not in PARTS]:
         raise ConfigError(f"--parts: {', '.join(unknown)} is not accepted; there are {', '.join(PARTS)}")
     if unknown := [name for name in peers or () if name not in PEERS]:
         raise ConfigError(f"--peers: {', '.join(unknown)} is not accepted; there are {', '.join(PEERS)}")
-    if not is_cpu and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: PyTorch finds no CUDA device; run `trocar doctor`, or give --device cpu")
     cases = _cases(is_cpu, config, overrides)
     if is_cpu and config is None:
         _say("on a CPU: small models, 1 or 2 clips a step; this says nothing about a GPU")

@@ -22,7 +22,8 @@ from ...engine.ranks.distributed import distribute, open_world
 from ...engine.ranks.housekeeping import pin_to_cores
 from ...engine.ranks.stop import StopRequest, StopVote
 from ...engine.ranks.watch import RankWatch
-from ...engine.step.build import build_model, choose_device
+from ...engine.step.build import build_model
+from ...engine.step.device import choose_device
 from ...engine.step.guard import StepGuard
 from ...engine.step.loading import build_order
 from ...engine.step.optim import build_optimizer, build_schedule
@@ -37,7 +38,7 @@ def open_run(config: Config) -> Iterator[Run]:
     """What `pretrain` builds before its loop, on all ranks that were started. Raises ConfigError."""
     settings = config.run
     with (
-        open_world(choose_device(config), settings.rank_timeout) as world,
+        open_world(choose_device(config.run.device, "run.device"), settings.rank_timeout) as world,
         RankWatch(world, settings.heartbeat_timeout, PATIENCE_SECONDS) as watch,
     ):
         if settings.pin_cores:

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from ...loaders.options import COUNT, FROM_ZERO, INDEX, PASSES, SEED, Commands
+from ...loaders.options import COUNT, FROM_ZERO, INDEX, PASSES, SEED, Commands, add_device
 from ..config.error import ConfigError
 
 GROUP_TIMEOUT = 24 * 3600.0  # seconds that processes wait for the first, which clusters in memory alone
@@ -32,7 +32,7 @@ def add_commands(commands: Commands) -> None:
         "--workers", type=COUNT, default=1, help="processes, each on a GPU of its own where there are several"
     )
     embed.add_argument("--threads", type=COUNT, help="decoding threads of each (default: as the cores allow)")
-    embed.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    add_device(embed)
     embed.add_argument("--part", default="0/1", metavar="I/N", help="every N-th shard from the I-th on, for N machines")
     embed.add_argument("--rows-per-shard", type=COUNT, default=4096, help="default: 4096")
     embed.set_defaults(run=run_embed)
@@ -55,7 +55,7 @@ def add_commands(commands: Commands) -> None:
         ("seed", SEED, "default: 0"),
     ):
         cluster.add_argument(f"--{name}", type=kind, help=text)
-    cluster.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    add_device(cluster)
     cluster.add_argument(
         "--duplicates", action="store_true", help="measure near-duplicates in all leaves: for data.thin"
     )
@@ -153,17 +153,12 @@ def run_cluster(options: argparse.Namespace) -> int:
         if os.environ.get("RANK", "0") == "0":
             print("\n".join([*done.lines(), str(report)]))
         return 0
-    import torch
-
     from ...loaders.curate.cluster import cluster_embeddings
     from ..ranks.distributed import open_world
+    from ..step.device import choose_device
     from .cluster_report import write_report
 
-    has_gpu = torch.cuda.is_available()
-    if options.device == "cuda" and not has_gpu:
-        raise ConfigError("--device cuda: PyTorch finds no CUDA device; run `trocar doctor`, or give --device cpu")
-    device = torch.device("cuda" if has_gpu and options.device != "cpu" else "cpu")
-    with open_world(device, GROUP_TIMEOUT) as world:
+    with open_world(choose_device(options.device), GROUP_TIMEOUT) as world:
         summary = cluster_embeddings(
             options.embeddings, options.out, settings, device=world.device, all_duplicates=options.duplicates
         )

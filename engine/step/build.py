@@ -82,16 +82,6 @@ def repeats_line(order: object) -> str:
     return line
 
 
-def choose_device(config: Config) -> torch.device:
-    if config.run.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "run.device: 'cuda' is asked for, but PyTorch finds no CUDA device; run `trocar doctor`, or set run.device=cpu"
-        )
-    if config.run.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.run.device)
-
-
 def build_model(config: Config) -> tuple[Objective, MaskSource]:
     """The objective, freshly initialised from PyTorch's generator, and its masks. Raises ConfigError where sizes do not fit."""
     found = phases(config)

@@ -185,6 +185,7 @@ def test_expected_errors_end_a_command_with_their_message(
 ANSWERS = {
     "ArmError",
     "PeerError",
+    "ProcessDied",
     "RecipeError",
     "StoppedBetweenPartsError",
     "TrocarError",
