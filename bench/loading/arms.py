@@ -1,6 +1,6 @@
 """What an arm of `trocar bench loading` is: one library that delivers given clips, the way its users would have it.
 
-An arm lives in a process of its own (`loading_worker.py`), which imports little beside NumPy and the arm's library: decord, PyAV
+An arm lives in a process of its own (`worker.py`), which imports little beside NumPy and the arm's library: decord, PyAV
 and torchcodec bring an FFmpeg each, and do not all bear each other.
 
 Shapes: B clips, T frames, R x R pixels.

@@ -12,7 +12,7 @@ pass computes. So a step takes as long as the slowest of these, one rank's share
 
 No time is lost to chance in it: a step whose sides are equally long takes longer than it says.
 
-Pure: numbers in, numbers out. Where they come from: `plan_rates`. b clips of a rank's step, v views a span.
+Pure: numbers in, numbers out. Where they come from: `rates`. b clips of a rank's step, v views a span.
 """
 
 from __future__ import annotations

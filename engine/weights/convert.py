@@ -98,7 +98,7 @@ def convert(
 
     part: where in the file, see `read_parts`. frames, resolution: of the clips that it will see; positions follow from them,
     those of image weights are resized. heads: by the width where None. kind, positions: where the file does not tell, see
-    `weight_names`. minimum: share of the encoder's tensors that have to be there. Raises WeightsError, with the lists, below it,
+    `names`. minimum: share of the encoder's tensors that have to be there. Raises WeightsError, with the lists, below it,
     where shapes differ, or where it stays open what the file is.
     """
     state, beside = read_parts(path, part)

@@ -1,4 +1,4 @@
-"""What a run is asked to draw, phase by phase -> the order of its draws (`cluster_draws.py`)."""
+"""What a run is asked to draw, phase by phase -> the order of its draws (`tree_draws.py`)."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def permute(
 
 
 class SpanOrder(Protocol):
-    """Another order than `Sampler`'s own, as `cluster_draws.TreeOrder` is one."""
+    """Another order than `Sampler`'s own, as `tree_draws.TreeOrder` is one."""
 
     @property
     def num_spans(self) -> int: ...

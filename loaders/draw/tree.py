@@ -2,7 +2,7 @@
 
 Columns: video (id), first_frame and span_frames (in frames of the original, also where a proxy was embedded), leaf, path (the
 clusters from the top level down to the leaf, "3/17/204"), distance (Euclidean, to the leaf's centroid), duplicate_distance (to
-the nearest span of the leaf that is farther from its centroid; see `cluster_duplicates.py`; missing where not measured). A span
+the nearest span of the leaf that is farther from its centroid; see `curate/duplicates.py`; missing where not measured). A span
 that could not be clustered has neither leaf nor path.
 
 Shapes: N spans, V videos, L leaves, K levels.

@@ -1,11 +1,11 @@
 """(tree, seed, draw number) -> span: draws from a cluster tree, a pure function of the draw's number and the list of phases.
 
 A phase has a tree, quotas and a first draw. Draw n of a phase lies in epoch n // E; a keyed permutation of the epoch's E places
-leads it to a leaf, and to a position in the leaf that counts on over all epochs (`cluster_shares.py`). position // size keys the
+leads it to a leaf, and to a position in the leaf that counts on over all epochs (`shares.py`). position // size keys the
 leaf's own permutation, position % size enters it: a leaf is exhausted before any of its spans comes again. A leaf whose spans
 are the same in the next phase goes on where it was.
 
-Where a phase limits how often a span comes in an epoch, a leaf gets at most that many draws a span (`cluster_limits.py`), and keeps
+Where a phase limits how often a span comes in an epoch, a leaf gets at most that many draws a span (`limits.py`), and keeps
 its permutation throughout: of consecutive places in one circle none comes more than once a round, wherever an epoch begins.
 Places in the epoch are still permuted anew, so the order of draws is not that of the epoch before.
 
