@@ -15,9 +15,16 @@ from ...engine.config.error import ConfigError
 STAGE_SECONDS = 470
 DALI = ("nvidia.dali",)
 KERNEL_TESTS = (
-    "patch_embed", "pixel_loss", "decoder_tokens", "row_sums", "feature_loss", "ema", "mask_sampler", "rope3d", "kmeans_assign",
-    "launch", "kernel_compile",
-)  # fmt: skip
+    *(
+        "kernels/patch_embed",
+        "kernels/pixel_loss",
+        "kernels/decoder_tokens",
+        "kernels/row_sums",
+        "kernels/feature_loss",
+    ),
+    *("kernels/ema", "kernels/mask_sampler", "kernels/rope3d", "kernels/kmeans_assign", "kernels/launch"),
+    "kernels/kernel_compile",
+)
 OPERATORS = (
     "patch_embed",
     "pixel_loss",
@@ -45,7 +52,8 @@ class GpuStep:
 
 
 def _tests(name: str, files: tuple[str, ...], seconds: int, needs: tuple[str, ...] = ()) -> GpuStep:
-    paths = tuple(f"tests/test_{file}.py" for file in files)
+    places = [file.rpartition("/") for file in files]
+    paths = tuple(f"tests/{folder}/test_{name}.py" for folder, _, name in places)
     return GpuStep(name, ("-m", "not slow", *paths), seconds, needs, "pytest")
 
 
@@ -60,16 +68,16 @@ PACK = _bench("pack", "pack {work}/corpus --out {work}/packed", 60, ("av",))
 STAGES: dict[str, tuple[GpuStep, ...]] = {
     "tests": (
         _tests("kernels", KERNEL_TESTS, 240),
-        _tests("models", ("mae_kernels", "jepa_kernels"), 90),
-        _tests("clustering", ("kmeans",), 40, ("av",)),
-        _tests("decoding", ("dali", "dali_pipeline"), 100, ("av", *DALI)),
+        _tests("models", ("kernels/mae_kernels", "kernels/jepa_kernels"), 90),
+        _tests("clustering", ("loaders/curate/kmeans",), 40, ("av",)),
+        _tests("decoding", ("loaders/dali", "loaders/decode/dali_pipeline"), 100, ("av", *DALI)),
     ),
     # Trained clips/s behind decoding threads and processes against the same step on resident data: what all else depends on.
     "feed": (
         VIDEOS,
         INDEX,
         PACK,
-        _tests("workers", ("workers", "device_time"), 90, ("av",)),
+        _tests("workers", ("loaders/decode/workers", "engine/record/device_time"), 90, ("av",)),
         _bench("feed", "bench feed {work}/packed --rounds 2 --out {out}", 230, ("av",)),
     ),
     "kernels": tuple(_bench(name, f"bench kernels {name} --out {{out}}", 58) for name in OPERATORS),

@@ -20,7 +20,7 @@ from .tables import TABLES
 
 BLOCK = re.compile(r"<!-- rows: (?P<name>[a-z0-9-]+) -->\n(?P<body>.*?)<!-- end of rows -->", re.DOTALL)
 NO_ROWS = re.compile(r"<!-- no rows: \S.* -->")
-NAMES_A_TEST = re.compile(r"tests/test_\w+\.py")
+NAMES_A_TEST = re.compile(r"tests/(\w+/)*test_\w+\.py")
 # A cell that is a number, perhaps with a unit, a spread or a second number.
 FIGURE = re.compile(r"[~+-]?\d[\d,]*(\.\d+)?( ?(%|x|[a-zA-Z]{1,4}(/[a-z]+)?))?( ?(\(|\+-|/|to|\.\.|,).*)?")
 MEASURED_CELLS = 3

@@ -21,9 +21,9 @@ INDEX_NEEDS = {"av", "fsspec", "numpy", "pyarrow", "rich"}
 # Modules that stand or fall with a package of an extra.
 NEED_AN_EXTRA = {
     "dali": "nvidia.dali",
-    "dali_decoder": "nvidia.dali",
-    "dali_pipeline": "nvidia.dali",
-    "cluster": "sklearn",
+    "decode.dali_decoder": "nvidia.dali",
+    "decode.dali_pipeline": "nvidia.dali",
+    "curate.cluster": "sklearn",
 }
 
 HOOK = f"""
@@ -58,10 +58,11 @@ def test_the_hook_blocks(tmp_path):
 
 
 def test_every_module_imports(tmp_path):
-    names = sorted(path.stem for path in (ROOT / "loaders").glob("*.py"))
+    folder = ROOT / "loaders"
+    names = sorted(".".join(path.relative_to(folder).with_suffix("").parts) for path in folder.rglob("*.py"))
     missing = [name for name, package in NEED_AN_EXTRA.items() if package in BLOCKED or not has(package)]
     wanted = [name for name in names if name not in missing]
-    assert {"cpu", "clip_loader", "clip_list", "index"} <= set(wanted)
+    assert {"cpu", "clip_loader", "draw.clip_list", "corpus.index"} <= set(wanted)
     code = f"""
 import importlib
 for name in {wanted}:
