@@ -125,11 +125,11 @@ class Plain:
         shown: dict[float, torch.Tensor] = {}
         with av.open(path) as container:
             stream = next(stream for stream in container.streams.video if stream.index == stream_index)
-            zero = (container.start_time or 0) / av.time_base
             for frame in container.decode(stream):
                 assert frame.time is not None
-                shown[frame.time - zero] = torch.from_numpy(frame.to_ndarray(format="rgb24")).float().mean(dim=2)
+                shown[frame.time] = torch.from_numpy(frame.to_ndarray(format="rgb24")).float().mean(dim=2)
             aspect = float(stream.codec_context.sample_aspect_ratio or stream.sample_aspect_ratio or 1)
+            zero = (container.start_time or 0) / av.time_base  # without one, players take timestamps as they are
         pictures = torch.stack([shown[moment] for moment in sorted(shown)])
         (height, width), ratio = pictures.shape[1:], WHOLE.ratio[0]
         if aspect != 1:
@@ -142,7 +142,7 @@ class Plain:
 
         views = {share: cut(min(width, height), min(width, height), share) for share in (0.0, 0.5, 1.0)}
         whole = cut(min(width, round(height * ratio)), min(height, round(width / ratio)), 0.5)
-        return cls(np.array(sorted(shown)), {None: whole, **views})
+        return cls(np.array(sorted(shown)) - zero, {None: whole, **views})
 
 
 def resized(pictures: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -156,7 +156,7 @@ def check_clip(
     np.testing.assert_allclose(seconds, plain.moments[frames], rtol=0, atol=0.001)
     shown = plain.views[share].flatten(1).float()
     distances = torch.cdist(pictures.float().mean(dim=3).flatten(1), shown, p=1)
-    assert distances.argmin(dim=1).tolist() == frames.tolist()
+    assert (distances[torch.arange(len(frames)), torch.from_numpy(frames)] <= distances.amin(dim=1)).all()
     return len(frames)
 
 
@@ -175,6 +175,9 @@ def test_rows_draws_proxies_dali_and_fine_tuning_agree_on_frame_and_time(tmp_pat
     plain = {facts.path: Plain.of(facts.path, facts.stream_index) for facts in videos}
     assert [len(plain[facts.path].moments) for facts in videos] == [formats.FRAMES] * len(videos)
     assert len(videos) > 300
+    # MS-RLE in WMV comes without its colours; of all others no two pictures are alike.
+    alike = [path for path, each in plain.items() if len(each.views[None].flatten(1).unique(dim=0)) < formats.FRAMES]
+    assert [Path(path).name for path in alike] in ([], ["msrle pal8 wmv.wmv"])
 
     rows = [(path, each.moments[frame], (path, frame)) for path, each in plain.items() for frame in (3, 17, 9)]
     options: dict[str, Any] = dict(batch=8, num_frames=2, stride=2, resolution=SIDE, training=False, content_box=False)
