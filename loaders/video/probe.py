@@ -256,8 +256,8 @@ def choose_track(path: str, container: InputContainer, track: int | None = None)
 
 def _zero_pts(container: InputContainer, time_base: Fraction, start_pts: int) -> int:
     """`VideoFacts.zero_pts`: where the first of the file's streams starts, in ticks of this one."""
-    if container.start_time is None:
-        return start_pts
+    if container.start_time is None:  # as of B-frames in WMV and NUT; players then take timestamps as they are
+        return min(start_pts, 0)
     microtick = Fraction(1, av.time_base) / time_base
     zero = round(container.start_time * microtick)
     # FFmpeg rounds to microseconds, in which this stream's own start may not be whole.

@@ -42,6 +42,7 @@ VIDEOS: list[tuple[str, int, dict[str, Any]]] = [
     ("6_pause.mp4", 120, {"gop": 12, "b_frames": 2, "gaps": PAUSE}),
     ("7_slow_half.mkv", 120, {"gop": 12, "gaps": SLOW}),
     ("8_late_and_uneven.mkv", 90, {"gop": 12, "first_tick": 50, "audio": True, "variable_rate": True}),
+    ("9_untold_start.wmv", 90, {"codec": "mpeg4", "gop": 12, "b_frames": 2}),
 ]
 NAMES = [name for name, *_ in VIDEOS]
 PAUSED, UNEVEN = 6, (6, 7, 8)
@@ -95,6 +96,7 @@ def read(pictures: Any) -> list[tuple[int, int]]:
 def test_zero_is_where_the_first_stream_starts(begins: list[np.ndarray]) -> None:
     starts = dict(zip(NAMES, [table[0] for table in begins], strict=True))
     assert starts["0_alone.mp4"] == starts["4_clock_time.ts"] == starts["5_hidden_start.mp4"] == 0
+    assert starts["9_untold_start.wmv"] == pytest.approx(0.04), "timestamps from 0, the first picture behind B-frames"
     for name in ("1_late.mp4", "2_late.mkv", "3_late.ts"):
         assert starts[name] == pytest.approx(2, abs=0.15), (
             "two seconds of sound first, but for what encoders put before it"
