@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def test_nothing_is_said_of_keys_that_no_config_has() -> None:
     ],
 )
 def test_what_is_unsaid_is_refused(change: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tree = published()
+    tree = deepcopy(published())
     change(tree["recipes"]["surgrec_mae"])
     monkeypatch.setattr(recipes, "published", lambda: tree)
     with pytest.raises(RecipeError, match=message):
