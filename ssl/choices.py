@@ -38,8 +38,9 @@ class BlockRecipe:
     """One kind of mask.
 
     blocks: how many, K. scale: least and largest share of the frame's cells that a block covers. aspect: least and largest
-    height / width. temporal_scale: least and largest share of the time steps that it spans. Raises ValueError on values out of
-    range.
+    height / width. temporal_scale: least and largest share of the time steps that it spans.
+
+    Raises ValueError on values out of range.
     """
 
     blocks: int

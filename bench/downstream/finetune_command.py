@@ -70,7 +70,7 @@ def finetune_command(
     for note in task.notes:
         tell(note)
     backbone = load_backbone(model, seed=seed, **clips)
-    tell(backbone.account)
+    tell(f"{backbone.name}: {backbone.account}")
     pretraining = compare_pretraining(task, find_pretraining(model, corpus))
     extras = {"split": of_task.get("split")}
     from ...engine.step.device import choose_device

@@ -140,7 +140,7 @@ def predict(
                     found = pieces_of_video(videos, path, every) if pieces is None else pieces
                     writer.writerows(_lines(predictor, found, predictor.scores(found, videos)))
                     done += 1
-                    tell(f"{path}: {len(found)} rows")
+                    tell(f"{path}: {len(found)} row{'s' if len(found) > 1 else ''}")
                 except (VideoError, OSError) as error:
                     problems.append(Problem(path, str(error)))
         if not done:

@@ -6,6 +6,7 @@ row, and neither has one that says nothing beside the others, as a predictor's o
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import yaml
@@ -30,6 +31,7 @@ class RecipeError(Exception):
     """What the published side does not say, or says without need; the message names config and key."""
 
 
+@cache  # a second to parse, and asked for once a config
 def published() -> dict[str, Any]:
     return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
 

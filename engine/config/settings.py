@@ -96,7 +96,8 @@ class SizePhase:
 
     def __post_init__(self) -> None:
         for key, value in vars(self).items():
-            require(value is None or value > 0, f"data.sizes: {key}", value, "a positive number or null")
+            accepted = "a positive number" if key == "from_step" else "a positive number or null"
+            require(value is None or value > 0, f"data.sizes: {key}", value, accepted)
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ class DataConfig:
             self.sample_fps is not None or (self.stride or 0) > 0,
             "data.stride",
             self.stride,
-            "a positive number of frames",
+            "a positive number of frames, or null with data.sample_fps",
         )
         require(self.sample_fps is None or self.sample_fps > 0, "data.sample_fps", self.sample_fps, "a positive rate")
         for key in ("frames", "resolution", "prefetch", "decoders"):
@@ -400,12 +401,12 @@ class OptimConfig:
     batch: clips per optimizer step, over all ranks and accumulation steps. accumulation: parts that a batch is computed in, one
     after the other; "auto" is as few as fit in memory. steps: optimizer steps; counted by epochs where null. epochs: passes over
     the corpus's spans, where steps is null. base_learning_rate: of 256 clips; the peak is this times batch / 256 (linear rule,
-    Goyal et al. 2017). start_learning_rate, final_learning_rate: where the warmup begins and the schedule ends, of 256 clips too.
-    warmup: share of the steps over which the rate rises to its peak. schedule: what follows it. cooldown: share of the steps at the
-    end over which a constant rate falls to final_learning_rate along a line. schedule_scale: schedules are laid out for so many
-    times the steps, and cut off. weight_decay: of matrices, decoupled (AdamW). final_weight_decay: where the weight decay ends,
-    along a cosine; constant where null. ema: the target encoder's momentum at the first and at the last step. betas: AdamW's.
-    clip_gradient: largest gradient norm, unbounded where null.
+    Goyal et al. 2017). start_learning_rate: where the warmup begins, of 256 clips too. final_learning_rate: where the schedule
+    ends, of 256 clips too. warmup: share of the steps over which the rate rises to its peak. schedule: what follows it. cooldown:
+    share of the steps at the end over which a constant rate falls to final_learning_rate along a line. schedule_scale: schedules
+    are laid out for so many times the steps, and cut off. weight_decay: of matrices, decoupled (AdamW). final_weight_decay: where
+    the weight decay ends, along a cosine; constant where null. ema: the target encoder's momentum at the first and at the last
+    step. betas: AdamW's. clip_gradient: largest gradient norm, unbounded where null.
 
     outlier_sigmas: a step whose loss or gradient norm is beyond the running mean by so many standard deviations is left out, on all
     ranks alike, as is one that is not finite; null leaves out the latter alone. skip_budget: so many of the last 1,000 steps may be

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_BY_DEFAULT = 100_000
-TITLE_GAP = 6  # pixels between two titles
+TITLE_GAP = 14  # pixels between two titles
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,10 @@ def shares_table(planned: Planned, draws: NDArray[np.int64]) -> str:
                 chosen = names == name
                 corpus_share, share = spans[chosen].sum() / spans.sum(), chosen[videos].mean()
                 cells.append((column, name, f"{corpus_share:.2%}", f"{share:.2%}"))
-    lines = [Table(("", "", "corpus", "draws"), cells).markdown()]
+    if cells:
+        lines = [Table(("", "", "corpus", "draws"), cells).markdown()]
+    else:
+        lines = ["no video has a source, domain or procedure; name them in the table that `trocar index` reads"]
     order = planned.sampler.order
     if isinstance(order, TreeOrder):
         leaves = np.bincount(order.leaves(draws))

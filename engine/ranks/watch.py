@@ -119,7 +119,10 @@ class RankWatch:
         while not self._closing.wait(self.interval):
             progress, beats = self._progress, beats + 1 if progress == self._progress else 0
             if beats * self.interval > self.rank_timeout:
-                self._verdict = f"nothing came on for {self.rank_timeout:g} s (run.rank_timeout): in {self._stage}"
+                self._verdict = (
+                    f"nothing came on for {self.rank_timeout:g} s (run.rank_timeout): in {self._stage}; raise it where a part "
+                    "of a step takes longer, or let parts be smaller (optim.batch, optim.accumulation)"
+                )
                 self._end()
 
     def _look(self, seen: dict[int, tuple[str, float]], moved: dict[int, tuple[int, float]]) -> str:

@@ -34,6 +34,11 @@ from .sizes import Phase, PhasedMasks, phase_at, phases
 from .teacher import load_teacher
 
 MANY_REPEATS = 10  # of a span an epoch: the default of data.max_repeats
+PARAMETER_CLIPS_OF_A_CPU = 1e10  # of a step; demo_cpu has 3e7, surgrec_mae 1e11
+SLOW_ON_CPU = (
+    "\nwarning: a step of this size takes a CPU minutes to hours; it is meant for GPUs (demo_cpu for a CPU), or set a smaller "
+    "model.encoder, data.resolution or optim.batch"
+)
 
 
 def describe(
@@ -58,6 +63,7 @@ def describe(
         f"{steps:,} steps of {config.optim.batch:,} clips{resumed}: {clips / sampler.num_spans:.1f} passes over "
         f"{sampler.num_spans:,} spans of {len(corpus) - num_held:,} videos{beside}"
         + (f"\n{repeats}" if (repeats := repeats_line(sampler.order)) else "")
+        + (SLOW_ON_CPU if device.type == "cpu" and whole * 1e6 * config.optim.batch > PARAMETER_CLIPS_OF_A_CPU else "")
     )
 
 

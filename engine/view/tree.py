@@ -25,6 +25,7 @@ from ..config.error import ConfigError
 from .exemplars import Exemplar, exemplar_pictures
 
 PICTURES, SIDE, NAMED_SOURCES = 4, 96, 3
+LETTER_WIDTH = 0.085  # of the text beside a picture's exemplars, in the sides of these
 PICTURED, DRAWN_BELOW = 1000, 4  # clusters of a page that have pictures, and of a picture that stand below one
 UNNAMED = "(not given)"
 STYLE = (
@@ -65,6 +66,11 @@ class ShownCluster:
     def title(self) -> str:
         return f"{self.name}: {self.spans:,} spans ({self.share:.1%})"
 
+    @property
+    def rest(self) -> str:
+        """How much of what is below it is not shown; nothing where all is."""
+        return f"{self.left_out:,} smaller left out, {self.left_out_spans:,} spans" if self.left_out else ""
+
 
 def view_tree(folder: Path, corpus: Corpus | None, out: Path, most: int | None = None) -> list[str]:
     """Draws the tree in `folder`, a .png or .html file; with a corpus pictures and sources too. most: clusters shown of every one
@@ -86,8 +92,9 @@ def view_tree(folder: Path, corpus: Corpus | None, out: Path, most: int | None =
     if out.suffix == ".html":
         out.write_text(_page(top, pictures), encoding="utf-8")
     else:
-        _draw(top.title, rows, pictures, out)
-    lines = [f"{len(rows):,} clusters, {len(pictures):,} pictures: {out}"]
+        _draw("\n".join(filter(None, (top.title, top.rest))), rows, pictures, out)
+    all_clusters = pq.read_table(folder / NODES_NAME, columns=["spans"])["spans"].to_numpy()
+    lines = [f"{len(rows):,} of {np.count_nonzero(all_clusters):,} clusters, {len(pictures):,} pictures: {out}"]
     if corpus is None:
         lines.append("no pictures and no names of files without the corpus that was embedded: add --corpus CORPUS")
     elif not pictures:
@@ -168,11 +175,7 @@ def _figure(span: int, exemplar: Exemplar) -> str:
 
 
 def _left_out(cluster: ShownCluster) -> str:
-    return f"<p><small>{_rest(cluster)}</small></p>" if cluster.left_out else ""
-
-
-def _rest(cluster: ShownCluster) -> str:
-    return f"{cluster.left_out:,} smaller left out, {cluster.left_out_spans:,} spans"
+    return f"<p><small>{cluster.rest}</small></p>" if cluster.rest else ""
 
 
 def _png(picture: NDArray[np.uint8]) -> str:
@@ -187,8 +190,8 @@ def _draw(title: str, rows: list[tuple[int, ShownCluster]], pictures: Pictures, 
     """A row a cluster, children under and to the right of their parent, then its exemplars."""
     from matplotlib.figure import Figure
 
-    deepest = max(depth for depth, _ in rows)
-    first_picture = deepest + 6.0
+    texts = [(depth, [cluster.title, *filter(None, (cluster.sources, cluster.rest))]) for depth, cluster in rows]
+    first_picture = max(depth + LETTER_WIDTH * len(line) for depth, lines in texts for line in lines) + 0.3
     width = first_picture + PICTURES
     figure = Figure(figsize=(0.6 * width, 0.6 * len(rows) + 0.5), layout="constrained")
     axis = figure.subplots()
@@ -201,8 +204,7 @@ def _draw(title: str, rows: list[tuple[int, ShownCluster]], pictures: Pictures, 
             axis.plot(
                 [depth - 0.8, depth - 0.8, depth - 0.1], [above[depth - 1] + 0.75, row + 0.5, row + 0.5], color="0.7"
             )
-        more = f"\n{_rest(cluster)}" if cluster.left_out else ""
-        axis.text(depth, row + 0.5, f"{cluster.title}\n{cluster.sources}{more}", va="center", fontsize=6)
+        axis.text(depth, row + 0.5, "\n".join(texts[row][1]), va="center", fontsize=6)
         for place, span in enumerate(span for span in cluster.exemplars if span in pictures):
             left = first_picture + place
             axis.imshow(pictures[span].picture, extent=(left, left + 0.95, row + 0.95, row), aspect="equal")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 from yaml import safe_load
 
-from trocar.bench.report import recipes
 from trocar.bench.report.recipes import RecipeError, keys_of, published, recipe
 from trocar.bench.report.tables import RECIPES, TABLES
+from trocar.bench.rows.row import recipes
 from trocar.engine.config.file import CONFIGS, load_config
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "recipes.md"
@@ -56,7 +57,7 @@ def test_nothing_is_said_of_keys_that_no_config_has() -> None:
     ],
 )
 def test_what_is_unsaid_is_refused(change: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tree = published()
+    tree = deepcopy(published())
     change(tree["recipes"]["surgrec_mae"])
     monkeypatch.setattr(recipes, "published", lambda: tree)
     with pytest.raises(RecipeError, match=message):

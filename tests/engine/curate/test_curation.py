@@ -14,13 +14,14 @@ import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from clips import write_numbered
 
 from trocar.bench.curation.balance_corpus import DOMAINS, SHARES, make_corpus, span_counts
 from trocar.engine.cli import build_parser, main
 from trocar.engine.config.error import ConfigError
 from trocar.engine.config.file import CONFIGS, load_config
 from trocar.engine.curate.corpus_report import corpus_report, load_sources, sources_table
-from trocar.engine.curate.draws import effective_number, keep_titles_apart, plan
+from trocar.engine.curate.draws import draw_numbers, effective_number, keep_titles_apart, plan, shares_table
 from trocar.engine.step.build import build_sampler
 from trocar.engine.view.exemplars import exemplar_pictures
 from trocar.loaders.corpus.corpus import Corpus, CorpusError
@@ -266,6 +267,8 @@ def test_the_tree_is_shown(made: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "made_laparoscopy 100%" in text
     assert main(["view", "tree", str(made / "tree"), *corpus, "--out", str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+    total_clusters = sum(node["spans"] > 0 for node in nodes)
+    assert f" of {total_clusters:,} clusters, " in capsys.readouterr().out
     captions = re.findall(r"<figcaption>(.*?) (\d+:\d\d:\d\d)</figcaption>", text)
     assert len(captions) == len(shown)
     opened = Corpus.open(made / "corpus")
@@ -372,3 +375,11 @@ def test_the_commands_of_the_page_are_understood() -> None:
         assert callable(options.run)
         if "config" in options:
             load_config(options.config, options.overrides)
+
+
+def test_shares_where_no_video_is_described(tmp_path: Path) -> None:
+    write_numbered(tmp_path / "a.mp4", 80)
+    index_corpus([tmp_path / "a.mp4"], tmp_path / "corpus", workers=1, content_box=False, progress=False)
+    planned = plan("demo_cpu", [f"data.corpus={tmp_path / 'corpus'}"])
+    told = shares_table(planned, draw_numbers(planned, 0, 4))
+    assert told == "no video has a source, domain or procedure; name them in the table that `trocar index` reads"

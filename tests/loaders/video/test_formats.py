@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from trocar.bench.downstream import features, tuning
 from trocar.bench.downstream.backbones import Backbone
-from trocar.bench.downstream.downstream import features, tuning
 from trocar.bench.downstream.features import ViewPlan
 from trocar.bench.downstream.finetune import finetune
 from trocar.bench.downstream.protocol import read_protocol
