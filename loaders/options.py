@@ -75,7 +75,7 @@ class Commands:
     def __init__(self, description: str) -> None:
         self.parser = _Parser(prog="trocar", usage="trocar [-h] [--version] COMMAND ...", description=description)
         self._parsers = self.parser.add_subparsers(
-            title="commands", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser
+            prog="trocar", title="commands", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser
         )
         view = self.add("view", task="pictures", text="pictures of a run, of its draws and of a tree")
         bench = self.add("bench", task="measurements", text="measure speeds, and judge encoders")

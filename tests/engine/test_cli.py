@@ -224,6 +224,9 @@ def test_help_lists_every_command_once(capsys: pytest.CaptureFixture[str]) -> No
     shown = re.findall(r"^  (\w+) ", capsys.readouterr().out, re.MULTILINE)
     assert len(shown) == len(set(shown)) == 16
     assert {"index", "pretrain", "finetune", "view", "bench", "doctor"} <= set(shown)
+    with pytest.raises(SystemExit, match="0"):
+        main(["view", "tree", "--help"])
+    assert capsys.readouterr().out.startswith("usage: trocar view tree [-h]")
 
 
 def test_module_and_script_are_the_same_program(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from yaml import safe_load
 
+from trocar.bench.report import recipes
 from trocar.bench.report.recipes import RecipeError, keys_of, published, recipe
 from trocar.bench.report.tables import RECIPES, TABLES
-from trocar.bench.rows.row import recipes
 from trocar.engine.config.file import CONFIGS, load_config
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "recipes.md"
