@@ -28,7 +28,12 @@ WIDE = [
 
 
 @pytest.mark.parametrize(
-    ("objective", "sharding"), [("mae", "none"), pytest.param("mae", "full", marks=pytest.mark.slow), ("jepa", "full")]
+    ("objective", "sharding"),
+    [
+        pytest.param("mae", "none", marks=pytest.mark.slow),
+        pytest.param("mae", "full", marks=pytest.mark.slow),
+        ("jepa", "full"),
+    ],
 )
 def test_two_ranks_hold_and_send_what_it_says(tmp_path: Path, objective: str, sharding: str) -> None:
     settings = [*WIDE, *OBJECTIVES[objective], f"run.sharding={sharding}", "optim.accumulation=2"]

@@ -391,6 +391,7 @@ def peak_bytes(count: int, folder: Path) -> int:
     return peak
 
 
+@pytest.mark.slow
 def test_memory_is_flat_from_10_to_10000_entries(tmp_path, monkeypatch):
     monkeypatch.setattr(probers, "probe_video", cheap_probe)
     monkeypatch.setattr(index, "list_videos", index.list_videos)

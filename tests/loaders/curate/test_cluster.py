@@ -112,6 +112,7 @@ def in_memory_tree(rows: np.ndarray, levels: tuple[int, ...]) -> tuple[ClusterTr
     return tree, inertia, start.astype(np.float32)
 
 
+@pytest.mark.slow
 def test_inertia_and_evenness_against_scikit_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Out of core: a sample of a tenth, three passes that refine, one that assigns."""
     monkeypatch.setattr("trocar.loaders.curate.cluster.LEAST_SAMPLE", 2000)
