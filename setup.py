@@ -1,5 +1,4 @@
-"""Maps the root to the package `trocar`, and the folders there, and those inside them, to its subpackages; everything else stands in
-pyproject.toml."""
+"""Maps the root to the package `trocar`, the folders in it to subpackages; everything else stands in pyproject.toml."""
 
 from pathlib import Path
 

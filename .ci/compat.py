@@ -1,7 +1,7 @@
 """`make compat`: does it run on what people have? Environments for the Pythons that are here, a set of tests in each, a table.
 
-    .ci/compat.py            newest packages for every Python; the lower bounds of pyproject.toml too for the oldest and the newest one
-    .ci/compat.py --quick    Python 3.12 and 3.13 on the newest packages: index -> CPU loader -> two training steps; what `.ci/run` asks
+    .ci/compat.py            newest packages for every Python; the lower bounds of pyproject.toml for the oldest and newest too
+    .ci/compat.py --quick    Python 3.12 and 3.13 on the newest packages: index -> CPU loader -> two training steps; for `.ci/run`
 
 Environments stay under build/compat and serve again until pyproject.toml changes. Every cell is written to build/compat/cells.json
 as it ends, so that an interrupted run goes on; `--again` runs all. Needs the network for what pip has not kept, and of the project
