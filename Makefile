@@ -33,7 +33,7 @@ compat:
 docs: setup-docs
 	@rm -rf build/docs && mkdir -p build/docs/trocar
 	@cp -r bench engine kernels loaders ssl build/docs/trocar
-	$(BIN)/mkdocs build --strict --quiet --config-file .ci/mkdocs.yml
+	$(BIN)/mkdocs build --strict --config-file .ci/mkdocs.yml
 
 # On a machine with an NVIDIA GPU, which needs no network: STAGE=tests, feed, kernels, loading, training, compiled or cluster; all of them where unset.
 gpu:
