@@ -1,4 +1,4 @@
-"""Maps the folders at the root, and those inside them, to subpackages of `trocar`; everything else stands in pyproject.toml."""
+"""Maps the root to the package `trocar`, the folders in it to subpackages; everything else stands in pyproject.toml."""
 
 from pathlib import Path
 
@@ -10,7 +10,12 @@ FILES = [path for root in ROOTS for path in (ROOT / root).rglob("*") if path.suf
 FOLDERS = sorted({*ROOTS, *(path.parent.relative_to(ROOT).as_posix() for path in FILES)})
 
 setup(
-    packages=[f"trocar.{folder.replace('/', '.')}" for folder in FOLDERS],
-    package_dir={f"trocar.{folder.replace('/', '.')}": folder for folder in FOLDERS},
-    package_data={"trocar.bench": ["results/*.jsonl", "results/*/*.jsonl"], "": ["*.yaml"]},
+    script_name="setup.py",  # pip calls it otherwise, and what is not known as the script would count as a module of trocar
+    packages=["trocar", *(f"trocar.{folder.replace('/', '.')}" for folder in FOLDERS)],
+    package_dir={"trocar": ".", **{f"trocar.{folder.replace('/', '.')}": folder for folder in FOLDERS}},
+    package_data={
+        "trocar": ["py.typed"],
+        "trocar.bench": ["results/*.jsonl", "results/*/*.jsonl"],
+        "": ["*.yaml"],
+    },
 )

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes or completes the virtual environment: setup.sh '' for running, setup.sh '[dev]' for testing as well.
+# Makes or completes the virtual environment: setup.sh '' for running, setup.sh '[dev]' for testing as well, '[dev,docs]' for the
+# site of the pages too.
 # A stamp inside it says that it is ours and what it was made from; an interrupted or outdated one is completed, another interpreter
 # starts anew. What has no stamp is somebody's own, and left alone.
 set -euo pipefail
@@ -22,10 +23,11 @@ base=$("$PYTHON" -c "$whose")
 wanted="$base $(cat pyproject.toml setup.py | cksum) "
 stamp=$VENV/trocar-stamp
 found=$(cat "$stamp" 2>/dev/null || true)
-# What was made for testing serves for running too.
-if [ "$found" = "$wanted$extra" ] || [ "$found" = "$wanted[dev]" ]; then
-    exit 0
-fi
+# What was made for testing serves for running too, what was made for the pages for both.
+case $found in
+    "$wanted$extra" | "${wanted}[dev,docs]") exit 0 ;;
+    "${wanted}[dev]") [ "$extra" = "[dev,docs]" ] || exit 0 ;;
+esac
 
 if [ -e "$VENV" ] && [ ! -e "$stamp" ]; then
     fail "$VENV was not made by setup.sh and stays as it is; move it, or name another place: make VENV=.venv-trocar"

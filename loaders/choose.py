@@ -142,6 +142,8 @@ def choose_loader(
         more = {**(dali_options if name == "dali" else {"workers": workers}), **more}
         return kind(videos, sampler, crops, numbers, device=device, **options, **more)
 
+    if wanted not in ("auto", "cpu"):
+        return LoaderChoice(wanted, reason, partial(make, wanted))
     choices: tuple[Choice, ...] = ()
     if wanted == "auto" and device.type == "cuda" and not (is_dali and is_own):
 
@@ -153,8 +155,6 @@ def choose_loader(
         threads = options.get("threads") or len(os.sched_getaffinity(0))
         where = f"in {workers} decoding process{'es' * (workers > 1)}" if workers else f"on {threads} threads"
         return LoaderChoice("cpu", f"{where}, {reason}", partial(make, "cpu"))
-    if wanted == "dali":
-        return LoaderChoice("dali", reason, partial(make, "dali"))
     if is_own:
         return LoaderChoice("dali", "as the graph or its inputs are the caller's own", partial(make, "dali"))
     reason = "\n".join(["as measured:", *(f"  {choice}" for choice in choices)])

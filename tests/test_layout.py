@@ -64,7 +64,7 @@ def test_editable_install_maps_every_folder(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("source")
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "__init__.py", "py.typed"):
         shutil.copy(ROOT / name, source)
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -76,6 +76,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_everything_inside_trocar(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"trocar", wheel.name.rpartition("-py3")[0] + ".dist-info"}
+    assert {name for name in names if name.startswith("trocar/") and name.count("/") == 1} == {
+        "trocar/__init__.py",
+        "trocar/py.typed",  # without which type checkers take nothing from an installed package
+    }
     for folder in (*FOLDERS, *INNER_FOLDERS):
         for path in (*(ROOT / folder).glob("*.py"), *(ROOT / folder).glob("*.yaml")):
             assert f"trocar/{folder}/{path.name}" in names
@@ -93,6 +97,21 @@ def test_wheel_runs_without_the_source(wheel: Path, tmp_path: Path) -> None:
     assert imported == str(tmp_path / "site/trocar/engine/config/file.py")
     assert loader == str(tmp_path / "site/trocar/loaders/cpu.py")
     assert encoder == "tiny"
+
+
+def test_version_is_that_of_the_metadata_and_costs_nothing_until_asked_for(wheel: Path, tmp_path: Path) -> None:
+    """The wheel's, which says another one than the source that runs these tests."""
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    (metadata,) = site.glob("*.dist-info/METADATA")
+    metadata.write_text(re.sub(r"^Version: .*$", "Version: 7.8.9", metadata.read_text(), flags=re.MULTILINE))
+    code = (
+        "import sys, trocar; print('importlib.metadata' in sys.modules, trocar.__version__, "
+        "hasattr(trocar, 'version'), hasattr(trocar, 'kernels')); from trocar import kernels; print(kernels.__name__)"
+    )
+    # -S: environments whose .pth files import something have importlib.metadata already.
+    printed = run(sys.executable, "-S", "-c", code, cwd=tmp_path, PYTHONPATH=str(site)).split()
+    assert printed == ["False", "7.8.9", "False", "False", "trocar.kernels"]
 
 
 def inner_arrows() -> dict[str, set[str]]:

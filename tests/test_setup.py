@@ -80,6 +80,14 @@ def test_an_environment_for_testing_serves_for_running(house: House) -> None:
     assert house.installs == 1
 
 
+def test_an_environment_for_the_pages_serves_for_all_else(house: House) -> None:
+    house.set_up("[dev]")
+    for extra in ("[dev,docs]", "[dev]", "", "[dev,docs]"):
+        assert house.set_up(extra).returncode == 0
+        assert house.installs == 2
+    assert "--editable .[dev,docs]" in house.log.read_text()
+
+
 def test_an_environment_for_running_is_completed_for_testing(house: House) -> None:
     house.set_up("")
     house.set_up("[dev]")

@@ -92,7 +92,7 @@ def build_model(config: Config) -> tuple[Objective, MaskSource]:
     """The objective, freshly initialised from PyTorch's generator, and its masks. Raises ConfigError where sizes do not fit."""
     found = phases(config)
     try:
-        return _build_jepa(config, found) if config.objective.kind == "jepa" else _build_mae(config, found)
+        return OBJECTIVES[config.objective.kind](config, found)
     except ValueError as error:
         raise ConfigError(f"model, data and objective do not fit together: {error}") from error
 
@@ -133,6 +133,9 @@ def _build_jepa(config: Config, found: list[Phase]) -> tuple[Objective, MaskSour
     masks = [build_masks(phase.config, encoder) for phase in found]
     model = JointEmbedding(encoder, predictor, distance=objective.distance, teacher=teacher)
     return model, DrawnAhead(masks[0] if len(masks) == 1 else PhasedMasks(found, masks))
+
+
+OBJECTIVES = {"mae": _build_mae, "jepa": _build_jepa}
 
 
 def build_masks(config: Config, encoder: VideoEncoder) -> Any:

@@ -1,7 +1,7 @@
 """`make compat`: does it run on what people have? Environments for the Pythons that are here, a set of tests in each, a table.
 
-    compat.py            newest packages for every Python; the lower bounds of pyproject.toml too for the oldest and the newest one
-    compat.py --quick    Python 3.12 and 3.13 on the newest packages: index -> CPU loader -> two training steps; what `.ci/run` asks
+    .ci/compat.py            newest packages for every Python; the lower bounds of pyproject.toml for the oldest and newest too
+    .ci/compat.py --quick    Python 3.12 and 3.13 on the newest packages: index -> CPU loader -> two training steps; for `.ci/run`
 
 Environments stay under build/compat and serve again until pyproject.toml changes. Every cell is written to build/compat/cells.json
 as it ends, so that an interrupted run goes on; `--again` runs all. Needs the network for what pip has not kept, and of the project
@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / "build" / "compat"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 QUICK_PYTHONS = ("3.12", "3.13")
@@ -103,7 +103,7 @@ def name_of(requirement: str) -> str:
 
 def make(environment: Environment, python: str) -> str:
     """Installs what the environment wants, unless it stands already. Returns why it could not be made, "" where it was."""
-    sources = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "setup.py", "compat.py"))
+    sources = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "setup.py", ".ci/compat.py"))
     wanted = f"{python} {hashlib.sha256(sources).hexdigest()}"
     stamp = environment.folder / "trocar-stamp"
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
