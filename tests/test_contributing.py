@@ -126,7 +126,7 @@ def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
         return modules
 
     yield write
-    for name in set(sys.modules) - before:
+    for name in sorted(set(sys.modules) - before, reverse=True):  # children before their parents
         if ".toy" in name:
             parent, _, child = name.rpartition(".")
             vars(sys.modules[parent]).pop(child, None)
