@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import av
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..loaders.corpus.index import index_corpus
+from ..loaders.corpus.whole_file import write_whole
 from .config.file import load_config
 from .pretrain import pretrain
 from .view.run import view_curve, view_reconstruction
@@ -48,18 +50,18 @@ def make_videos(folder: Path, *, num_videos: int = NUM_VIDEOS, seconds: float = 
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"synthetic_{number:02d}.mp4" for number in range(num_videos)]
     for number, path in enumerate(paths):
-        if path.exists():
-            continue
-        unfinished = path.with_suffix(".part")
-        with av.open(str(unfinished), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=FPS, options={"crf": "23", "preset": "veryfast", "g": "50"})
-            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-            scene = Scene(number)
-            for frame in range(round(seconds * FPS)):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(scene.render(frame / FPS), format="rgb24")))
-            container.mux(stream.encode(None))
-        unfinished.rename(path)
+        if not path.exists():
+            write_whole(path, partial(_write_video, Scene(number), round(seconds * FPS)))
     return paths
+
+
+def _write_video(scene: Scene, frames: int, path: Path) -> None:
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"crf": "23", "preset": "veryfast", "g": "50"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for frame in range(frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(scene.render(frame / FPS), format="rgb24")))
+        container.mux(stream.encode(None))
 
 
 class Scene:

@@ -21,12 +21,13 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from .corpus.corpus import Corpus
-from .decode.loader import BaseClipLoader
+from .decode.loader import BaseClipLoader, LoaderOptions
 from .decode.span import ClipSource, CropSource, VideoSource
 from .decode.threads import LoaderError
+from .draw.sampler import Clip
 from .video.video import VideoError, VideoFacts
 
 DRAWS_LOOKED_AT = 2048
@@ -37,8 +38,6 @@ LARGEST_DIFFERENCE = 4.0
 
 # Which loader is asked for.
 Loader = Literal["auto", "cpu", "dali"]
-# What DALI's ClipLoader takes beside the CPU's options.
-DALI_OPTIONS = ("pipeline", "inputs", "decoders", "spans_per_run", "on_cpu")
 MakeLoader = Callable[[Iterable[NDArray[np.int64]]], BaseClipLoader[Any]]
 # Given how to measure, what is chosen: measured, agreed on with others, or remembered.
 Settle = Callable[[Callable[[], "list[Choice]"]], "list[Choice]"]
@@ -59,6 +58,16 @@ class Kind:
 
     def __str__(self) -> str:
         return f"{self.codec} {self.pix_fmt} {self.width}x{self.height}"
+
+
+class DaliOptions(LoaderOptions, total=False):
+    """What DALI's ClipLoader takes besides; it says what that means."""
+
+    pipeline: Callable[..., Any]
+    inputs: Callable[[Clip], Mapping[str, ArrayLike]] | None
+    decoders: int | None
+    spans_per_run: int
+    on_cpu: Iterable[Kind]
 
 
 @dataclass(frozen=True)
@@ -119,28 +128,32 @@ def choose_loader(
     sampler: ClipSource,
     crops: CropSource,
     *,
+    resolution: int,
     device: torch.device,
-    options: Mapping[str, Any],
-    dali_options: Mapping[str, Any],
+    options: DaliOptions,
     settle: Settle = lambda measure: measure(),
     workers: int | None = None,
     cores: int | None = None,
 ) -> LoaderChoice:
     """Decides and, with "auto" where a GPU and DALI are present, measures every kind of video both ways, which takes seconds.
 
-    device: where batches are wanted. options: of both ClipLoaders. dali_options: of DALI's alone; a graph or inputs of one's own
+    device: where batches are wanted. options: of both ClipLoaders, and of DALI's alone, where a graph or inputs of one's own
     settle it, since no other loader has them. settle: is called with "auto" on a GPU, also where DALI is not installed and what it
     is given measures nothing: so processes that agree in it all call it. workers, cores: see `decoding_processes`. Raises what
     `may_be_dali` raises.
     """
     workers = decoding_processes(workers, device, (videos, sampler, crops), cores)
     is_dali, reason = may_be_dali(wanted, device)
-    is_own = not dali_options.keys().isdisjoint(("pipeline", "inputs"))
+    is_own = not options.keys().isdisjoint(("pipeline", "inputs"))
 
     def make(name: str, numbers: Any, **more: Any) -> BaseClipLoader[Any]:
         kind = import_module(f".{name}", __package__).ClipLoader
-        more = {**(dali_options if name == "dali" else {"workers": workers}), **more}
-        return kind(videos, sampler, crops, numbers, device=device, **options, **more)
+        if name == "dali":
+            more = {**options, **more}
+        else:
+            shared = {key: value for key, value in options.items() if key in LoaderOptions.__optional_keys__}
+            more = {"workers": workers, **shared, **more}
+        return kind(videos, sampler, crops, numbers, resolution=resolution, device=device, **more)
 
     if wanted not in ("auto", "cpu"):
         return LoaderChoice(wanted, reason, partial(make, wanted))
@@ -160,7 +173,7 @@ def choose_loader(
     reason = "\n".join(["as measured:", *(f"  {choice}" for choice in choices)])
     if not any(choice.uses_dali for choice in choices):
         return LoaderChoice("cpu", reason, partial(make, "cpu"), choices)
-    on_cpu = {choice.kind for choice in choices if not choice.uses_dali}.union(dali_options.get("on_cpu", ()))
+    on_cpu = {choice.kind for choice in choices if not choice.uses_dali}.union(options.get("on_cpu", ()))
     return LoaderChoice("dali", reason, partial(make, "dali", on_cpu=on_cpu), choices)
 
 

@@ -11,17 +11,16 @@ It puts together what can be had one by one: which clips (`sampler.py`, `clip_li
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Sequence
 from functools import partial
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .choose import DALI_OPTIONS, Loader, choose_loader, may_be_dali
+from .choose import DaliOptions, Loader, choose_loader, may_be_dali
 from .corpus.corpus import Corpus
 from .corpus.video_files import VideoFiles
+from .decode.loader import LoaderOptions
 from .decode.span import CropSource, check_side
 from .draw.augment import CropRecipe
 from .draw.clip_list import ClipList, check_proxies
@@ -29,6 +28,9 @@ from .draw.evaluation_crops import EvaluationCrops
 from .draw.order import ClipOrder
 from .draw.sampler import MAX_SPARES, Sampler
 from .epochs import EpochLoader
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def clip_loader(
@@ -42,9 +44,7 @@ def clip_loader(
     training: bool = True,
     segments: int = 1,
     crops: CropSource | int | None = None,
-    order: ClipOrder | None = None,
     videos: Corpus | VideoFiles | None = None,
-    content_box: bool = True,
     track: int | None = None,
     seed: int = 0,
     shuffle: bool | None = None,
@@ -56,7 +56,7 @@ def clip_loader(
     loader: Loader = "auto",
     device: torch.device | str | None = None,
     workers: int | None = None,
-    **options: Any,
+    **options: Unpack[DaliOptions],
 ) -> EpochLoader:
     """Batches of clips, `ClipBatch`, for training or for evaluation.
 
@@ -74,16 +74,19 @@ def clip_loader(
     or "auto": the CPU's without a GPU or DALI; else what decodes these videos faster, measured here and now, which takes seconds.
     `EpochLoader.choice` says which and why. device: where batches are; None: the current GPU if there is one. workers: processes in
     which the CPU decodes, 0 for threads of this one; None: processes beside a GPU, where the videos are a corpus, else threads.
-    content_box: cut the black border off. track: of files that nobody indexed, see `VideoFiles`. options: of the ClipLoader, as
-    threads, prefetch, resize, square_pixels, failure_budget.
+    track: of files that nobody indexed, see `VideoFiles`. options: see BaseClipLoader, and where it may be DALI's, its ClipLoader.
 
     Raises ValueError and TypeError on what cannot be, ImportError where DALI is asked for and missing.
     """
     check_side(resolution)
     device = _device(device)
     is_dali, _ = may_be_dali(loader, device)
-    kind = import_module(".dali" if is_dali else ".cpu", __package__).ClipLoader
-    inspect.signature(kind).bind(None, None, None, None, resolution=resolution, **options)
+    order = options.pop("order", None)
+    known = (DaliOptions if is_dali else LoaderOptions).__optional_keys__
+    for unknown in options.keys() - known:
+        raise TypeError(
+            f"clip_loader() got an unexpected keyword argument {unknown!r}; its options are {sorted(known)}"
+        )
     timing: dict[str, Any] = {"num_frames": num_frames, "stride": stride, "sample_fps": sample_fps, "seed": seed}
     if workers is not None and workers < 0:
         raise ValueError(f"workers must be at least 0, or None, got {workers}")
@@ -118,16 +121,14 @@ def clip_loader(
             segments=0 if training else segments,
             shuffle=bool(shuffle),
             max_spares=MAX_SPARES if training else 0,
-            content_box=content_box,
+            content_box=options.get("content_box", True),
             track=track,
             **timing,
         )
         videos, draws = source.videos, source.num_draws
 
-    common = {"resolution": resolution, "content_box": content_box, **options}
-    dali_options = {name: common.pop(name) for name in DALI_OPTIONS if name in common}
     choice = choose_loader(
-        loader, videos, source, chosen, device=device, options=common, dali_options=dali_options, workers=workers
+        loader, videos, source, chosen, resolution=resolution, device=device, options=options, workers=workers
     )
     rank, ranks = _place(rank, ranks)
     return EpochLoader(

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,13 +24,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from .decode.batch_memory import BatchMemory
 from .decode.job_board import Job
-from .decode.loader import BaseClipLoader, Span
-from .decode.span import ClipSource, CropSource, Recipe, SpanResult, VideoSource
+from .decode.loader import BaseClipLoader, LoaderOptions, Span
+from .decode.span import ClipSource, CropSource, SpanResult, VideoSource
 from .decode.threads import NICENESS, Threads
 from .decode.uploads import Upload, Uploader
 from .decode.workers import Workers
-from .draw.augment import Resize
-from .draw.order import ClipOrder
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass
@@ -48,12 +50,8 @@ class _CpuBlock:
 class ClipLoader(BaseClipLoader[_CpuBlock]):
     """Iterates over batches of clips, `ClipBatch`.
 
-    corpus, sampler, crops: where from, which, how cut; the sampler must be of this corpus. draws: one array of clip numbers per
-    batch, in the order wanted; may be endless. content_box, square_pixels: see `Recipe`. order: which draw and view of it a number
-    is; where None, number n is draw n. resolution: R. resize: "fast" (swscale's bilinear, antialiased) or "exact" (DALI's
-    antialiased bilinear). background: let decoding stand back where training shares the cores. workers: decoding processes; 0
-    decodes in `threads` of this one. For everything else see BaseClipLoader. Raises LoaderError where what is to be loaded cannot
-    be sent to processes.
+    workers: decoding processes; 0 decodes in `threads` of this one. For everything else, options too, see BaseClipLoader. Raises
+    LoaderError where what is to be loaded cannot be sent to processes.
     """
 
     def __init__(
@@ -64,45 +62,23 @@ class ClipLoader(BaseClipLoader[_CpuBlock]):
         draws: Iterable[ArrayLike],
         *,
         resolution: int,
-        resize: Resize = "fast",
-        content_box: bool = True,
-        square_pixels: bool = True,
-        order: ClipOrder | None = None,
-        threads: int | None = None,
-        prefetch: int = 2,
         device: torch.device | str = "cpu",
-        failure_budget: float = 0.1,
-        failure_floor: int = 20,
-        stall_seconds: float = 60.0,
-        clip_timeout: float | None = 300.0,
-        background: bool = False,
         workers: int = 0,
+        **options: Unpack[LoaderOptions],
     ) -> None:
-        super().__init__(
-            Recipe(corpus, sampler, crops, resolution, resize, content_box, square_pixels),
-            draws,
-            order=order,
-            threads=threads,
-            prefetch=prefetch,
-            device=device,
-            failure_budget=failure_budget,
-            failure_floor=failure_floor,
-            stall_seconds=stall_seconds,
-            clip_timeout=clip_timeout,
-        )
+        super().__init__(corpus, sampler, crops, draws, resolution=resolution, device=device, **options)
         if workers < 0:
             raise ValueError(f"workers must be at least 0, got {workers}")
-        self._clip_shape = (sampler.num_frames, resolution, resolution, 3)
         is_cuda = self.device.type == "cuda"
         self._uploader = Uploader(self.device) if is_cuda else None
         self._workers: Workers | None = None
         if workers:
-            self._memory = BatchMemory(prefetch + 1, self._clip_shape, is_pinned=is_cuda)
+            self._memory = BatchMemory(self.prefetch + 1, self._clip_shape, is_pinned=is_cuda)
             views, buffers = self.order.views_per_span, self._memory.descriptors
-            self._workers = Workers(self.recipe, workers, views=views, buffers=buffers, is_background=background)
+            self._workers = Workers(self.recipe, workers, views=views, buffers=buffers, is_background=self.background)
             self._crews = [self._workers]
         else:
-            self._pool = Threads(self.threads, "decode", _lower_priority if background else None)
+            self._pool = Threads(self.threads, "decode", _lower_priority if self.background else None)
             self._crews = [self._pool]
 
     def wait_until_ready(self) -> None:

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,13 +30,14 @@ from .decode.batch import LoaderCount
 from .decode.dali_codecs import DECODABLE, can_decode, is_refusal
 from .decode.dali_decoder import AheadDecoder, Clips, DecodingPipeline
 from .decode.dali_pipeline import Sample, ViewCut, clip_pipeline, color_correction, view_cut
-from .decode.loader import BaseClipLoader, Span
-from .decode.span import ClipSource, CropSource, Cut, Recipe, SpanReader, SpanResult, VideoSource
+from .decode.loader import BaseClipLoader, LoaderOptions, Span
+from .decode.span import ClipSource, CropSource, Cut, SpanReader, SpanResult, VideoSource
 from .decode.threads import Threads
-from .draw.augment import Resize
-from .draw.order import ClipOrder
 from .draw.sampler import Clip
 from .video.video import VideoError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # Decoder sessions on a GPU: about two for each of its engines, as a session waits for the end of every picture.
 SESSIONS = 16
@@ -62,12 +63,11 @@ class _Block:
 class ClipLoader(BaseClipLoader[_Block]):
     """Iterates over batches of clips, `ClipBatch`.
 
-    corpus, sampler, crops, draws, order, resolution, content_box, square_pixels, background: as for the CPU's ClipLoader. device:
-    where spans are decoded and batches are. resize: how the CPU resizes what it has to decode; DALI's way is "exact". pipeline:
-    the graph, `clip_pipeline` or one of one's own; inputs: what that is fed besides for a clip, by name. decoders: spans decoded
-    at the same time, each by a decoder session of its own; None: 16 on a GPU, else as many as threads. spans_per_run: how many
-    DALI is given at once; its memory grows with this, by 8 pictures of full size for each and one more for each frame. on_cpu:
-    kinds of video that the CPU is to decode. For everything else see BaseClipLoader.
+    device: where spans are decoded and batches are. resize: how the CPU resizes what it has to decode; DALI's way is "exact".
+    pipeline: the graph, `clip_pipeline` or one of one's own; inputs: what that is fed besides for a clip, by name. decoders: spans
+    decoded at the same time, each by a decoder session of its own; None: 16 on a GPU, else as many as threads. spans_per_run: how
+    many DALI is given at once; its memory grows with this, by 8 pictures of full size for each and one more for each frame.
+    on_cpu: kinds of video that the CPU is to decode. For everything else, options too, see BaseClipLoader.
     """
 
     def __init__(
@@ -78,35 +78,16 @@ class ClipLoader(BaseClipLoader[_Block]):
         draws: Iterable[ArrayLike],
         *,
         resolution: int,
-        resize: Resize = "fast",
-        content_box: bool = True,
-        square_pixels: bool = True,
-        order: ClipOrder | None = None,
-        threads: int | None = None,
-        prefetch: int = 2,
         device: torch.device | str = "cuda",
-        failure_budget: float = 0.1,
-        failure_floor: int = 20,
-        stall_seconds: float = 60.0,
-        clip_timeout: float | None = 300.0,
-        background: bool = False,
         pipeline: Callable[..., Any] = clip_pipeline,
         inputs: Callable[[Clip], Mapping[str, ArrayLike]] | None = None,
         decoders: int | None = None,
         spans_per_run: int = 32,
         on_cpu: Iterable[Kind] = (),
+        **options: Unpack[LoaderOptions],
     ) -> None:
         super().__init__(
-            Recipe(corpus, sampler, crops, resolution, resize, content_box, square_pixels),
-            draws,
-            order=order,
-            threads=threads,
-            prefetch=prefetch,
-            device=_numbered(torch.device(device)),
-            failure_budget=failure_budget,
-            failure_floor=failure_floor,
-            stall_seconds=stall_seconds,
-            clip_timeout=clip_timeout,
+            corpus, sampler, crops, draws, resolution=resolution, device=_numbered(torch.device(device)), **options
         )
         if decoders is None:
             decoders = SESSIONS if self.device.type == "cuda" else self.threads
@@ -120,7 +101,7 @@ class ClipLoader(BaseClipLoader[_Block]):
         self._rescues: Counter[Kind] = Counter()
         # Clips are freed in the order of the stream of the thread that takes them, which is this one.
         self._stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
-        priority = _lower_priority if background else None
+        priority = _lower_priority if self.background else None
         self._pool = Threads(self.threads, "window", priority)
         self._crews = [self._pool]
         try:
@@ -169,10 +150,6 @@ class ClipLoader(BaseClipLoader[_Block]):
     def close(self) -> None:
         super().close()
         self._decoder.close()
-
-    @property
-    def _clip_shape(self) -> tuple[int, int, int, int]:
-        return self.recipe.sampler.num_frames, self.recipe.resolution, self.recipe.resolution, 3
 
     def _prepare(self, span: Span) -> _Prepared:
         """Reads a span, or its first replacement that can be read; in a reading thread."""

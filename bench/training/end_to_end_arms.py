@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from ...engine.config.settings import Config
 from ...engine.pretrain import Run, train_step
 from ...engine.step.build import autocast
-from ...loaders.choose import choose_loader
+from ...loaders.choose import DaliOptions, choose_loader
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.draw.augment import Box, CropRecipe
 from ...loaders.draw.sampler import Clip
@@ -64,8 +64,7 @@ def our_arm(name: str, run: Run, corpus: Corpus, requests: Sequence[Request], st
     config, device = run.config, run.world.device
     data, batch = config.data, config.optim.batch
     crops = _crops(config)
-    options: dict[str, Any] = {
-        "resolution": data.resolution,
+    options: DaliOptions = {
         "content_box": data.content_box,
         "square_pixels": data.square_pixels,
         "threads": data.threads,
@@ -73,10 +72,11 @@ def our_arm(name: str, run: Run, corpus: Corpus, requests: Sequence[Request], st
         "background": device.type == "cpu",
         "failure_budget": 0.0,
         "failure_floor": 0,
+        "decoders": data.decoders,
     }
     source = AnyDraw(corpus, requests)
     choice = choose_loader(
-        data.loader, corpus, source, crops, device=device, options=options, dali_options={"decoders": data.decoders}
+        data.loader, corpus, source, crops, resolution=data.resolution, device=device, options=options
     )
 
     def passage(first_step: int) -> float:

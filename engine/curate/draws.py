@@ -4,9 +4,9 @@ others."""
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...loaders.corpus.corpus import Corpus
+from ...loaders.corpus.whole_file import write_whole
 from ...loaders.draw.sampler import Sampler
 from ...loaders.draw.tree_draws import TreeOrder
 from ..config.error import ConfigError
@@ -105,15 +106,13 @@ def view_draws(planned: Planned, first: int, count: int | None, out: Path, clips
     return [*planned.notes, table, f"contact sheet   {out}"]
 
 
-def contact_sheet(pictures: NDArray[np.uint8], labels: Sequence[str], out: Path, title: str = "") -> None:
+def contact_sheet(pictures: NDArray[np.uint8], labels: Sequence[str], out: Path) -> None:
     """Pictures (n, H, W, 3) with their labels in a grid; PNG."""
     from matplotlib.figure import Figure  # slow to import: only where something is drawn
 
     columns = min(8, len(pictures))
     rows = math.ceil(len(pictures) / columns)
     figure = Figure(figsize=(max(1.4 * columns, 2.8), 1.55 * rows + 0.3), layout="constrained")
-    if title:
-        figure.suptitle(title)
     for index, axis in enumerate(np.atleast_1d(figure.subplots(rows, columns)).flat):
         axis.set_axis_off()
         if index < len(pictures):
@@ -163,11 +162,6 @@ def export_draws(planned: Planned, first: int, count: int | None, out: Path) -> 
         "leaf": order.leaves(draws) if isinstance(order, TreeOrder) else np.full(len(draws), -1),
     }
     table = pa.table(columns)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(out.name + ".tmp")
-    if out.suffix == ".csv":
-        pa_csv.write_csv(table, unfinished)
-    else:
-        pq.write_table(table, unfinished, compression="zstd")
-    os.replace(unfinished, out)
+    write = pa_csv.write_csv if out.suffix == ".csv" else partial(pq.write_table, compression="zstd")
+    write_whole(out, partial(write, table))
     return [*planned.notes, f"{len(draws):,} draws of {len(np.unique(videos)):,} videos: {out}"]

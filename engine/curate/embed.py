@@ -138,16 +138,15 @@ class ShardMaker:
     def __init__(self, corpus: Corpus, out: Path, embedder: Embedder, threads: int, device: torch.device) -> None:
         self.out, self.embedder, self.manifest = out, embedder, Manifest.read(out)
         rows = self.manifest.rows_per_shard
-        common = {"resolution": embedder.resolution, "threads": threads}
         self._choose = partial(
             choose_loader,
             "auto",
             corpus,
             _grid(corpus, embedder),
             WholePicture() if embedder.squeeze else EvaluationCrops(),
+            resolution=embedder.resolution,
             device=device,
-            options={**common, "failure_budget": 1.0, "failure_floor": rows},
-            dali_options={},
+            options={"threads": threads, "failure_budget": 1.0, "failure_floor": rows},
             cores=threads,
         )
         self._choice: LoaderChoice | None = None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from ...loaders.corpus.whole_file import write_text_whole
 from ...loaders.decode.batch import Failure
 from ..config.error import ConfigError
 from ..inputs.folders import METRICS_FILE
@@ -144,9 +145,7 @@ def _cut(path: Path, last_step: int) -> None:
     if not path.exists():
         return
     rows = [row for row in read_metrics(path.parent) if row["step"] <= last_step]
-    shortened = path.with_suffix(".tmp")
-    shortened.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    shortened.replace(path)
+    write_text_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 class QuarantineLog:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ...loaders.corpus.whole_file import write_text_whole
 from ..config.settings import Config
 from ..ranks.distributed import World
 
@@ -64,15 +65,12 @@ def record_start(
             "changes": dict(changes or {}),
         }
     )
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(starts, indent=1), encoding="utf-8")
-    unfinished.replace(path)
+    write_text_whole(path, json.dumps(starts, indent=1))
 
 
 def last_folder(run_dir: Path) -> str:
     """The folder in which a run was started last, where relative paths of its config begin; "" where nobody wrote that down."""
-    path = run_dir / FILE_NAME
-    starts: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    starts = read_starts(run_dir)
     return starts[-1].get("folder", "") if starts else ""
 
 

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...loaders.choose import Choice, agree, choose_loader
+from ...loaders.choose import Choice, DaliOptions, agree, choose_loader
 from ...loaders.corpus.corpus import Corpus
+from ...loaders.corpus.whole_file import write_text_whole
 from ...loaders.decode.loader import BaseClipLoader
 from ...loaders.draw.augment import CropRecipe
 from ...loaders.draw.order import ClipOrder
@@ -74,8 +75,7 @@ def _open(
 ) -> BaseClipLoader[Any]:
     """The loader of clips of one size."""
     data = config.data
-    options: dict[str, Any] = {
-        "resolution": data.resolution,
+    options: DaliOptions = {
         "resize": data.resize,
         "content_box": data.content_box,
         "square_pixels": data.square_pixels,
@@ -86,18 +86,18 @@ def _open(
         # On a CPU the training shares the cores: its steps are barriers of many threads, which one decoding thread in the way
         # holds up, while decoding runs ahead and can wait.
         "background": device.type == "cpu",
+        "decoders": data.decoders,
     }
     crops = CropRecipe(data.crop_scale, data.crop_ratio, data.flip)
-    dali_options = {"decoders": data.decoders}
     try:
         choice = choose_loader(
             data.loader,
             corpus,
             sampler,
             crops,
+            resolution=data.resolution,
             device=device,
             options=options,
-            dali_options=dali_options,
             settle=partial(_settle, config, world) if world else lambda measure: measure(),
             workers=data.workers,
             cores=_cores(config, world),
@@ -126,9 +126,7 @@ def _settle(config: Config, world: World, measure: Callable[[], list[Choice]]) -
     choices = agree(world.gather(measure()))
     if world.is_first:
         kept[clips] = [asdict(choice) for choice in choices]
-        unfinished = path.with_name(f"unfinished_{CHOICES_FILE}")
-        unfinished.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-        unfinished.replace(path)
+        write_text_whole(path, json.dumps(kept, indent=1))
     return choices
 
 

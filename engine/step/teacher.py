@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from uuid import uuid4
 
+from ...loaders.corpus.whole_file import write_text_whole
 from ...ssl.encoder import VideoEncoder
 from ..config.settings import Config, ConfigError
 from ..weights.run_encoder import load_run_encoder, weights_digest
@@ -30,9 +30,6 @@ def load_teacher(config: Config) -> VideoEncoder | None:
             f"objective.teacher: the encoder in {objective.teacher} has the checksum {checksum}, but {where} says {wanted}; "
             "name the teacher that is meant, or set run.dir elsewhere"
         )
-    record.parent.mkdir(parents=True, exist_ok=True)
     # All ranks come here at once, and none may read what another has half written.
-    unfinished = record.with_suffix(f".{uuid4().hex}")
-    unfinished.write_text(json.dumps({"path": objective.teacher, "checksum": checksum}), encoding="utf-8")
-    unfinished.replace(record)
+    write_text_whole(record, json.dumps({"path": objective.teacher, "checksum": checksum}))
     return encoder

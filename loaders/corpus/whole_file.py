@@ -6,29 +6,39 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+from uuid import uuid4
 
 # What the system says of a file that is not there; all else that it says is about permissions or the storage.
 ABSENT = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+Value = TypeVar("Value")
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes `path`: `write` fills a file of another name beside it, which is flushed to the disk and renamed.
+def write_whole(path: Path, write: Callable[[Path], Value]) -> Value:
+    """Writes `path`: `write` fills PATH.*.tmp beside it, which is flushed to the disk and renamed. Returns what `write` returns.
 
     The mode is that of any new file there, as umask and folder have it, also where a library writes by way of a private temporary
-    file: safetensors leaves 0600, which colleagues cannot read. Raises what `write` raises, or OSError.
+    file: safetensors leaves 0600, which colleagues cannot read. Processes of several machines may write the same file at once: the
+    last one's stays. Raises what `write` raises, or OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"unfinished_{os.getpid()}_{path.name}")
+    unfinished = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
     try:
         unfinished.touch()
         mode = unfinished.stat().st_mode & 0o777
-        write(unfinished)
+        written = write(unfinished)
         unfinished.chmod(mode)
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+    return written
+
+
+def write_text_whole(path: Path, text: str) -> None:
+    """`write_whole` of a text, in UTF-8."""
+    write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
 
 
 def check_readable(path: Path) -> None:

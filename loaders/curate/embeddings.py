@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..corpus.folder import MANIFEST_NAME, CorpusError, embeddings_folder
-from ..corpus.whole_file import set_aside, unreadable
+from ..corpus.whole_file import set_aside, unreadable, write_text_whole, write_whole
 
 SPANS_NAME, SHARDS_NAME = "spans.parquet", "shards"
 MANIFEST_VERSION = 1
@@ -59,10 +59,7 @@ class Manifest:
         return min(self.rows_per_shard, self.rows - shard * self.rows_per_shard)
 
     def write(self, folder: Path) -> None:
-        """Whole or not at all."""
-        unfinished = folder / f"{MANIFEST_NAME}.{os.getpid()}.tmp"
-        unfinished.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-        os.replace(unfinished, folder / MANIFEST_NAME)
+        write_text_whole(folder / MANIFEST_NAME, json.dumps(asdict(self), indent=1))
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -87,14 +84,12 @@ def shard_path(folder: Path, shard: int) -> Path:
 
 def write_shard(folder: Path, shard: int, rows: NDArray[np.float16]) -> None:
     """Whole or not at all."""
-    path = shard_path(folder, shard)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with unfinished.open("wb") as file:
-        np.save(file, rows)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+
+    def save(unfinished: Path) -> None:
+        with unfinished.open("wb") as file:
+            np.save(file, rows)
+
+    write_whole(shard_path(folder, shard), save)
 
 
 class EmbeddingRows:
@@ -180,9 +175,8 @@ def write_spans(
     """Whole or not at all."""
     codes = pa.DictionaryArray.from_arrays(pa.array(video, pa.int32()), pa.array(ids, pa.string()))
     columns = [codes, pa.array(first_frame, pa.int64()), pa.array(span_frames, pa.int32())]
-    unfinished = folder / f"{SPANS_NAME}.{os.getpid()}.tmp"
-    pq.write_table(pa.Table.from_arrays(columns, schema=SPANS_SCHEMA), unfinished, compression="zstd")
-    os.replace(unfinished, folder / SPANS_NAME)
+    table = pa.Table.from_arrays(columns, schema=SPANS_SCHEMA)
+    write_whole(folder / SPANS_NAME, lambda unfinished: pq.write_table(table, unfinished, compression="zstd"))
 
 
 def _again(path: Path) -> str:

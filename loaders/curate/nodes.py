@@ -6,7 +6,6 @@ nearest to its centroid; of a node above, the nearest of the leaves that are nea
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ..corpus.whole_file import write_whole
 from .kmeans import Fit, nearest_of_each
 
 NODES_NAME = "nodes.parquet"
@@ -46,9 +46,7 @@ def write_nodes(out: Path, fits: list[Fit], labels: NDArray[np.int32], distances
     table = pa.table(
         {name: pa.array(values, kind) for (name, values), kind in zip(columns.items(), types, strict=True)}
     )
-    unfinished = out / f"{NODES_NAME}.tmp"
-    pq.write_table(table, unfinished, compression="zstd")
-    os.replace(unfinished, out / NODES_NAME)
+    write_whole(out / NODES_NAME, lambda unfinished: pq.write_table(table, unfinished, compression="zstd"))
     return out / NODES_NAME
 
 

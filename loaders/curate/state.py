@@ -6,7 +6,6 @@ Of several processes the first one writes and says what is there; all of them re
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..corpus.folder import CorpusError
+from ..corpus.whole_file import write_text_whole, write_whole
 from .processes import from_first, is_first, wait_for_all
 from .settings import (
     IDENTITY_NAME,
@@ -41,10 +41,9 @@ class ClusterState:
         self.seconds: dict[str, float] = {}
         if is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / IDENTITY_NAME
             if known_identity(out) not in (None, identity):
                 raise CorpusError(f"{out}: holds a tree of other embeddings or settings; choose another --out")
-            _write(path, lambda target: target.write_text(json.dumps(identity, indent=1), encoding="utf-8"))
+            write_text_whole(self.folder / IDENTITY_NAME, json.dumps(identity, indent=1))
         wait_for_all()
 
     def step(self, name: str, make: Callable[[], Arrays], *, by_first: bool = False) -> Arrays:
@@ -59,7 +58,7 @@ class ClusterState:
         made = from_first(make() if is_first() else {}) if by_first else make()
         self.seconds[name] = time.perf_counter() - begun
         if is_first():
-            _write(path, lambda target: _savez(target, made))
+            write_whole(path, lambda unfinished: _savez(unfinished, made))
         return made
 
     def summary(self) -> ClusterSummary | None:
@@ -68,8 +67,7 @@ class ClusterState:
 
     def finish(self, summary: ClusterSummary) -> None:
         """The tree is whole: keeps what it is of, removes the steps. For the first process."""
-        text = json.dumps({**asdict(summary), "out": None}, indent=1)
-        _write(self.out / SUMMARY_NAME, lambda target: target.write_text(text, encoding="utf-8"))
+        write_text_whole(self.out / SUMMARY_NAME, json.dumps({**asdict(summary), "out": None}, indent=1))
         for path in [*self.folder.glob("*.npz"), *self.folder.glob("*.tmp")]:
             path.unlink()
 
@@ -77,10 +75,3 @@ class ClusterState:
 def _savez(target: Path, arrays: Arrays) -> None:
     with target.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.tmp")
-    write(unfinished)
-    os.replace(unfinished, path)

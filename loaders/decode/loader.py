@@ -19,16 +19,17 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypedDict, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from ..draw.augment import Resize
 from ..draw.order import ClipOrder
 from ..video.video import VideoError
 from .batch import ClipBatch, LoaderCount
-from .span import Recipe, SpanReader, SpanResult
+from .span import ClipSource, CropSource, Recipe, SpanReader, SpanResult, VideoSource
 from .threads import LoaderError
 
 LISTED_FAILURES = 20
@@ -37,6 +38,22 @@ STUCK_PATIENCE = 1.0  # seconds for the other threads, once one is known to be s
 Block = TypeVar("Block")
 Value = TypeVar("Value")
 log = logging.getLogger("trocar.loaders")
+
+
+class LoaderOptions(TypedDict, total=False):
+    """What every loader takes besides, by keyword; BaseClipLoader says what it means and what is taken where it is not given."""
+
+    resize: Resize
+    content_box: bool
+    square_pixels: bool
+    order: ClipOrder | None
+    threads: int | None
+    prefetch: int
+    failure_budget: float
+    failure_floor: int
+    stall_seconds: float
+    clip_timeout: float | None
+    background: bool
 
 
 class Crew(Protocol):
@@ -74,45 +91,58 @@ class _Plan(Generic[Block]):
 class BaseClipLoader(ABC, Generic[Block]):
     """Iterates over batches of clips; subclasses say how a block of spans is decoded.
 
-    recipe: what a clip is. numbers: one array of clip numbers per batch, in the order wanted; may be endless. order: which draw and
-    view a number is; where None, number n is draw n. threads: reading threads, all cores where None. prefetch: batches that are
-    decoded while the caller works on one, at least 1. device: where batches and waiting clips are. failure_budget: share of the
+    corpus, sampler, crops: where from, which, how cut; the sampler must be of this corpus. draws: one array of clip numbers per
+    batch, in the order wanted; may be endless. resolution: R. content_box, square_pixels: see `Recipe`. order: which draw and view
+    of it a number is; where None, number n is draw n. device: where batches and waiting clips are.
+
+    resize: how the CPU resizes, "fast" (swscale's bilinear, antialiased) or "exact" (DALI's antialiased bilinear). threads:
+    reading threads, all cores where None. prefetch: batches that are decoded while the caller works on one, at least 1.
+    background: let decoding stand back where training shares the cores. failure_budget: share of the
     spans that may fail; a failed one is replaced and reported in the batch's count. stall_seconds: how long a batch may take
     before a warning names the files that are being read. clip_timeout: how long a thread may be at one span before that is a
-    LoaderError, as is a thread that dies; for ever where None. decoding_range: makes the context in which a span is decoded, for
-    profilers. taken_over: why the CPU decodes a video (its path) instead of what this
-    loader is for. Raises VideoError, listing the failures, once the budget is exceeded
-    (never before `failure_floor` failures), or where all replacements of a draw fail; a clip that has none is left out of its
-    batch. It closes itself at the end and on any error.
+    LoaderError, as is a thread that dies; for ever where None.
+
+    decoding_range: makes the context in which a span is decoded, for profilers. taken_over: why the CPU decodes a video (its path)
+    instead of what this loader is for. Raises VideoError, listing the failures, once the budget is exceeded (never before
+    `failure_floor` failures), or where all replacements of a draw fail; a clip that has none is left out of its batch. It closes
+    itself at the end and on any error.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
-        numbers: Iterable[ArrayLike],
+        corpus: VideoSource,
+        sampler: ClipSource,
+        crops: CropSource,
+        draws: Iterable[ArrayLike],
         *,
-        order: ClipOrder | None,
-        threads: int | None,
-        prefetch: int,
+        resolution: int,
         device: torch.device | str,
-        failure_budget: float,
-        failure_floor: int,
-        stall_seconds: float,
-        clip_timeout: float | None,
+        resize: Resize = "fast",
+        content_box: bool = True,
+        square_pixels: bool = True,
+        order: ClipOrder | None = None,
+        threads: int | None = None,
+        prefetch: int = 2,
+        failure_budget: float = 0.1,
+        failure_floor: int = 20,
+        stall_seconds: float = 60.0,
+        clip_timeout: float | None = 300.0,
+        background: bool = False,
     ) -> None:
         if prefetch < 1 or (threads is not None and threads < 1):
             raise ValueError(f"prefetch and threads must be at least 1, got {prefetch} and {threads}")
-        if recipe.sampler.num_videos != len(recipe.videos):
-            raise ValueError(f"the sampler knows {recipe.sampler.num_videos} videos, the corpus {len(recipe.videos)}")
-        self.recipe, self.order = recipe, order or ClipOrder()
+        self.recipe = Recipe(corpus, sampler, crops, resolution, resize, content_box, square_pixels)
+        if sampler.num_videos != len(corpus):
+            raise ValueError(f"the sampler knows {sampler.num_videos} videos, the corpus {len(corpus)}")
+        self.order = order or ClipOrder()
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.prefetch, self.device = prefetch, torch.device(device)
+        self.prefetch, self.device, self.background = prefetch, torch.device(device), background
         self.failure_budget, self.failure_floor = failure_budget, failure_floor
         self.stall_seconds, self.clip_timeout = stall_seconds, clip_timeout
         self.decoding_range: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.total = LoaderCount()
         self.taken_over: dict[str, str] = {}
-        self._numbers = iter(numbers)
+        self._numbers = iter(draws)
         self._ahead: deque[_Plan[Block]] = deque()
         self._due: dict[int, Span] = {}
         self._local = threading.local()
@@ -128,6 +158,10 @@ class BaseClipLoader(ABC, Generic[Block]):
     @abstractmethod
     def _finish(self, block: Block) -> tuple[torch.Tensor, list[SpanResult]]:
         """Waits for a block: its clips (sum of views, T, R, R, 3) uint8, span by span, and what became of each span."""
+
+    @property
+    def _clip_shape(self) -> tuple[int, int, int, int]:
+        return self.recipe.sampler.num_frames, self.recipe.resolution, self.recipe.resolution, 3
 
     def _look_ahead(self, block: Block) -> None:
         """Does what can be done already for the block that comes next, without waiting."""

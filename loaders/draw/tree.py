@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ..corpus.corpus import Corpus
 from ..corpus.folder import TREE_NAME, CorpusError, tree_file
-from ..corpus.whole_file import unreadable
+from ..corpus.whole_file import unreadable, write_whole
 
 TREE_VERSION = "1"
 TREE_SCHEMA = pa.schema(
@@ -77,10 +77,8 @@ class ClusterTree:
             pa.array(self.duplicate_distance, mask=np.isnan(self.duplicate_distance)),
         ]
         schema = TREE_SCHEMA.with_metadata({"version": TREE_VERSION})
-        path = folder / TREE_NAME
-        unfinished = path.with_suffix(".tmp")
-        pq.write_table(pa.Table.from_arrays(columns, schema=schema), unfinished, compression="zstd")
-        os.replace(unfinished, path)
+        path, table = folder / TREE_NAME, pa.Table.from_arrays(columns, schema=schema)
+        write_whole(path, lambda unfinished: pq.write_table(table, unfinished, compression="zstd"))
         return path
 
     @classmethod

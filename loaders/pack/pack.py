@@ -28,6 +28,7 @@ from ..corpus.corpus import Corpus, Video
 from ..corpus.folder import DESCRIPTION, QUARANTINE_NAME, CorpusError
 from ..corpus.index import index_corpus
 from ..corpus.progress import FileProgress
+from ..corpus.whole_file import write_text_whole, write_whole
 from ..video.storage import stored_version
 from ..video.video import VideoError
 from .gain import expected_gain
@@ -176,9 +177,7 @@ def _write_packing(out: Path, settings: PackSettings, proxies: dict[int, Proxy])
         "original_frames": settings.stride * sum(proxy.frames for proxy in timed),
         "processor": platform.processor() or platform.machine(),
     }
-    temporary = out / f"{PACKING_NAME}.tmp"
-    temporary.write_text(json.dumps(told, indent=1), encoding="utf-8")
-    os.replace(temporary, out / PACKING_NAME)
+    write_text_whole(out / PACKING_NAME, json.dumps(told, indent=1))
 
 
 def pack_video(corpus_path: str, row: int, out: str, settings: PackSettings) -> Proxy:
@@ -234,12 +233,11 @@ def _index(
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    def write(unfinished: Path) -> None:
+        with unfinished.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            csv.writer(file).writerows([header, *rows])
+
+    write_whole(path, write)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ Nothing but pictures and their times is carried over: no sound, no subtitles, no
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -15,6 +14,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
+from ..corpus.whole_file import write_whole
 from ..video.decode import DecodeCount
 from ..video.sequence import read_frames
 from ..video.storage import StoredFile
@@ -46,16 +46,13 @@ def write_proxy(video: VideoFacts, gops: GopTable, path: Path, settings: PackSet
     Raises VideoError where the original cannot be read, has changed since it was indexed or while it was read, or has too few
     frames, and where the proxy is not what went into it; OSError where it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        expected, damage = _encode(video, gops, temporary, settings)
-        check_proxy(temporary, expected, settings)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    def write(unfinished: Path) -> tuple[Expected, str]:
+        expected, damage = _encode(video, gops, unfinished, settings)
+        check_proxy(unfinished, expected, settings)
+        return expected, damage
+
+    expected, damage = write_whole(path, write)
     return Proxy(len(expected.ticks), expected.width, expected.height, path.stat().st_size, damage)
 
 

@@ -6,12 +6,12 @@ The record is written after the proxy is in its place, and both appear whole.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..corpus.corpus import Video
+from ..corpus.whole_file import write_text_whole
 from .proxy import Proxy
 from .settings import PackSettings
 
@@ -26,13 +26,10 @@ def proxy_path(out: Path, video_id: str) -> Path:
 
 
 def write_record(out: Path, video: Video, settings: PackSettings, proxy: Proxy) -> None:
-    path = _record_path(out, video)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     # The same proxy has the same record, however long it took.
     kept = {name: value for name, value in asdict(proxy).items() if name != "core_seconds"}
     record = {"made_of": _made_of(video, settings), "proxy": kept}
-    temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text_whole(_record_path(out, video), json.dumps(record, indent=1))
 
 
 def remove_record(out: Path, video: Video) -> None:

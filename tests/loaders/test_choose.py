@@ -18,7 +18,6 @@ from trocar.engine.config.settings import ConfigError
 from trocar.engine.ranks.distributed import World
 from trocar.engine.step.loading import _settle, build_loader
 from trocar.loaders import choose, cpu
-from trocar.loaders import clip_loader as clip_loader_module
 from trocar.loaders.choose import (
     Choice,
     Kind,
@@ -164,7 +163,7 @@ def test_what_ranks_agree_on_is_asked_of_all_of_them(corpus, opened, monkeypatch
     monkeypatch.setattr(choose, "find_spec", lambda _: None)
     asked = []
     settle: Any = lambda measure: asked.append(measure()) or [Choice(VP9, 1.0, True, "fast")]  # noqa: E731
-    options: dict[str, Any] = {"options": {"threads": 1}, "dali_options": {}, "settle": settle}
+    options: dict[str, Any] = {"resolution": 64, "options": {"threads": 1}, "settle": settle}
     choice = choose_loader("auto", corpus, sampler_of(corpus), CROPS, device=GPU, **options)
     assert (choice.name, asked) == ("cpu", [[]])
 
@@ -225,8 +224,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
 
         return type("Module", (), {"ClipLoader": staticmethod(loader)})
 
-    for module in (choose, clip_loader_module):
-        monkeypatch.setattr(module, "import_module", module_of)
+    monkeypatch.setattr(choose, "import_module", module_of)
     monkeypatch.setattr(choose, "find_spec", lambda _: True)
     return made
 
@@ -243,9 +241,9 @@ def choice_of(
         corpus,
         sampler_of(corpus),
         CROPS,
+        resolution=64,
         device=device,
-        options={"threads": 3},
-        dali_options=dali_options or {"decoders": 5},
+        options={"threads": 3, **(dali_options or {"decoders": 5})},  # pyright: ignore[reportArgumentType]
         workers=workers,
         cores=8,
     )

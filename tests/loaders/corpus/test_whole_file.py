@@ -79,7 +79,7 @@ def test_what_a_run_leaves_has_the_mode_of_the_umask(run: Path, tmp_path: Path) 
     modes = {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in files}
     assert set(modes.values()) == {"0o640"}, modes
     assert {"rank_00000.safetensors", "encoder.safetensors", "converted.safetensors", "probe.safetensors"} <= set(modes)
-    assert not [name for name in modes if name.startswith("unfinished")]
+    assert not [name for name in modes if name.endswith(".tmp")]
 
 
 def test_a_private_temporary_file_of_a_library_is_made_public(tmp_path: Path) -> None:
