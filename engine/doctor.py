@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from typing import Literal
 
+from .console.versions import installed_versions
+
 Verdict = Literal["ok", "absent", "problem"]
 MARKS: dict[Verdict, str] = {"ok": "ok     ", "absent": "absent ", "problem": "PROBLEM"}
 
@@ -84,8 +86,8 @@ def check_extras_match() -> Finding:
     import torch
 
     ours = (torch.version.cuda or "").partition(".")[0]
-    twelve = [name for name in ("nvidia-dali-cuda120", "cupy-cuda12x", "cuml-cu12") if _installed(name)]
-    thirteen = [name for name in ("nvidia-dali-cuda130", "cupy-cuda13x", "cuml-cu13") if _installed(name)]
+    twelve = [*installed_versions(("nvidia-dali-cuda120", "cupy-cuda12x", "cuml-cu12"))]
+    thirteen = [*installed_versions(("nvidia-dali-cuda130", "cupy-cuda13x", "cuml-cu13"))]
     if twelve and thirteen:
         names = ", ".join(twelve + thirteen)
         return Finding(
@@ -129,21 +131,24 @@ def check_triton() -> Finding:
 def check_cuml() -> Finding:
     if util.find_spec("cuml") is None:
         return Finding("cuML", "absent", "clustering runs on scikit-learn, fit for small corpora")
-    return Finding("cuML", "ok", metadata.version("cuml-cu12" if _installed("cuml-cu12") else "cuml-cu13"))
+    return Finding(
+        "cuML", "ok", next(iter(installed_versions(("cuml-cu12", "cuml-cu13")).values()), "of unknown version")
+    )
+
+
+APEX: dict[str, tuple[Verdict, str]] = {
+    "none": ("absent", "not needed: PyTorch's fused AdamW is used"),
+    "another": ("problem", "PyPI's apex, an unrelated web toolkit: pip uninstall apex"),
+    "partial": ("absent", "NVIDIA's, built without its CUDA extension: PyTorch's fused AdamW is used"),
+    "whole": ("ok", "NVIDIA's, with its CUDA extension"),
+}
 
 
 def check_apex() -> Finding:
-    """NVIDIA's apex is known by its fused optimizer; the package of that name on PyPI is a web toolkit."""
-    if util.find_spec("apex") is None:
-        return Finding("apex", "absent", "not needed: PyTorch's fused AdamW is used")
-    try:
-        applier = importlib.import_module("apex.multi_tensor_apply").multi_tensor_applier
-        importlib.import_module("apex.optimizers").FusedAdam  # noqa: B018
-    except (ImportError, AttributeError):
-        return Finding("apex", "problem", "PyPI's apex, an unrelated web toolkit: pip uninstall apex")
-    if not applier.available:
-        return Finding("apex", "absent", "NVIDIA's, built without its CUDA extension: PyTorch's fused AdamW is used")
-    return Finding("apex", "ok", "NVIDIA's, with its CUDA extension")
+    from .step.optim import installed_apex
+
+    kind, _ = installed_apex()
+    return Finding("apex", *APEX[kind])
 
 
 def check_nsys() -> Finding:
@@ -197,11 +202,3 @@ def _cuda_version(name: str) -> str | None:
         return None
     text = str(version)
     return text if "." in text else f"{int(text) // 1000}.{int(text) % 1000 // 10}"
-
-
-def _installed(distribution: str) -> bool:
-    try:
-        metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True

@@ -28,7 +28,7 @@ from ..ssl.objective import MaskSource, Objective
 from .checkpoint.checkpoint import remove_unfinished, restore, run_tensors
 from .checkpoint.saver import CheckpointSaver
 from .config.file import CONFIG_FILE
-from .config.settings import Config
+from .config.settings import Config, OptimConfig, RunConfig
 from .inputs.checkpoints import checkpoint_path, newest_step
 from .ranks.distributed import World, check_shares, distribute, gradients_exchanged, open_world, whole
 from .ranks.housekeeping import collect_garbage_seldom, pin_to_cores, snapshot_when_out_of_memory
@@ -134,21 +134,21 @@ def pretrain(
                 record_init(config, account)
         objective.to(world.device, torch.float64 if settings.precision == "float64" else None)
         name_modules(objective)
-        model = distribute(objective, config, world)
+        model = distribute(objective, config.run, world)
         optimizer, guard = (
             build_optimizer(objective, config.optim),
             StepGuard(config.optim.outlier_sigmas).to(world.device),
         )
         corpus = Corpus.open(config.data.corpus)
-        steps = count_steps(config, samplers_by_clip(config, corpus)(0).num_spans)
+        steps = count_steps(config.optim, samplers_by_clip(config, corpus)(0).num_spans)
         schedule = build_schedule(config.optim, steps)
         vote = StopVote(stop, world.size, config.optim.parts)
         run = Run(config, world, watch, stop, vote, schedule, objective, model, masks, optimizer, guard)
         return train(run, corpus, steps, progress and world.is_first, on_step)
 
 
-def count_steps(config: Config, num_spans: int) -> int:
-    return config.optim.steps or max(1, round((config.optim.epochs or 0) * num_spans / config.optim.batch))
+def count_steps(config: OptimConfig, num_spans: int) -> int:
+    return config.steps or max(1, round((config.epochs or 0) * num_spans / config.batch))
 
 
 def train(
@@ -158,7 +158,7 @@ def train(
     config, world, run_dir = run.config, run.world, Path(run.config.run.dir)
     sampler_at, order = samplers_by_clip(config, corpus), build_order(config)
     sampler = sampler_at(0)
-    check_shares(world, order, config)
+    check_shares(world, order, config.optim)
     run_dir.mkdir(parents=True, exist_ok=True)
     if world.is_first:
         remove_unfinished(run_dir)
@@ -168,7 +168,7 @@ def train(
         before = config_before(run_dir, state)
         check_same_corpus(config, corpus, state["corpus"])
         check_same_draws(config, before, corpus, first_step, state.get("draws"))
-        steps_before = state.get("steps") or (count_steps(before, sampler.num_spans) if before else steps)
+        steps_before = state.get("steps") or (count_steps(before.optim, sampler.num_spans) if before else steps)
         changes = check_changes(config, before, first_step, steps, steps_before)
         if world.is_first:
             tell_changes(before, changes, first_step)
@@ -187,7 +187,7 @@ def train(
     done, is_stopping, read_back = first_step, False, ReadBack(world.device, run.device_time)
     with (
         build_loader(config, corpus, sampler, numbers, world.device, report=progress, world=world) as loader,
-        open_log(config, first_step, world) as log,
+        open_log(config.run, first_step, world) as log,
         QuarantineLog(run_dir, loader.total.failures, world.rank, tell=progress) as quarantine,
         SkipLog(
             run_dir, corpus, sampler_at, order, config.optim.skip_budget, world.is_first, first_step, state
@@ -263,8 +263,7 @@ def clipped_norm(objective: Objective, largest: float | None) -> torch.Tensor:
     return norm
 
 
-def open_log(config: Config, first_step: int, world: World) -> MetricsLog:
-    settings = config.run
+def open_log(settings: RunConfig, first_step: int, world: World) -> MetricsLog:
     more = {"every": settings.log_every, "write": world.is_first, "wandb": settings.wandb}
     return MetricsLog(Path(settings.dir), first_step, settings.tensorboard, **more)
 

@@ -6,9 +6,10 @@ import json
 import platform
 import subprocess
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ...engine.console.versions import installed_versions
 
 if TYPE_CHECKING:
     import torch
@@ -31,13 +32,7 @@ def versions() -> dict[str, str]:
     """The installed ones of the packages that decide a speed, and CUDA's."""
     import torch
 
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {**found, "python": platform.python_version(), "cuda": torch.version.cuda or "none"}
+    return {**installed_versions(PACKAGES), "python": platform.python_version(), "cuda": torch.version.cuda or "none"}
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def open_run(config: Config) -> Iterator[Run]:
         torch.manual_seed(settings.seed)
         objective, masks = build_model(config)
         objective.to(world.device, torch.float64 if settings.precision == "float64" else None)
-        model = distribute(objective, config, world)
+        model = distribute(objective, config.run, world)
         optimizer = build_optimizer(objective, config.optim)
         guard = StepGuard(config.optim.outlier_sigmas).to(world.device)
         schedule = build_schedule(config.optim, SCHEDULE_STEPS)

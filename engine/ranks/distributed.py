@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from ...loaders.draw.order import ClipOrder
-from ..config.settings import Config, ConfigError
+from ..config.settings import ConfigError, OptimConfig, RunConfig
 
 # The watch over the ranks knows who is late; collectives give up after it, with no more than that they did.
 COLLECTIVE_GRACE = 1.5
@@ -112,36 +112,36 @@ def open_world(device: torch.device, rank_timeout: float) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def check_shares(world: World, order: ClipOrder, config: Config) -> None:
+def check_shares(world: World, order: ClipOrder, config: OptimConfig) -> None:
     """Raises ConfigError where a batch leaves a rank without a clip, or a pool's lanes cannot be divided."""
-    clips = config.optim.clips_at_once
+    clips = config.clips_at_once
     try:
         order.share([], 0, world.size)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     units = clips if order.pool_spans else -(-clips // order.views_per_span)
     if units < world.size:
-        least = world.size * (1 if order.pool_spans else order.views_per_span) * config.optim.parts
+        least = world.size * (1 if order.pool_spans else order.views_per_span) * config.parts
         raise ConfigError(
-            f"optim.batch: {config.optim.batch} clips in {config.optim.parts} parts leave some of {world.size} ranks "
+            f"optim.batch: {config.batch} clips in {config.parts} parts leave some of {world.size} ranks "
             f"without a clip (all views of a span stay on one rank); give at least {least}, or less optim.accumulation"
         )
 
 
-def distribute(model: nn.Module, config: Config, world: World, mesh: DeviceMesh | None = None) -> nn.Module:
+def distribute(model: nn.Module, config: RunConfig, world: World, mesh: DeviceMesh | None = None) -> nn.Module:
     """The model as it is called in training; its parameters stay those of `model`, sharded in place where run.sharding says so.
 
     mesh: over which ranks; made where None.
     """
     for block in transformer_blocks(model):
-        if config.run.checkpoint_activations:
+        if config.checkpoint_activations:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-        if config.run.compile != "none":
-            _compile(block, config.run.compile, config.run.cuda_graphs)
-    if config.run.sharding != "none":
+        if config.compile != "none":
+            _compile(block, config.compile, config.cuda_graphs)
+    if config.sharding != "none":
         if world.size == 1:
             raise ConfigError(
-                f"run.sharding: {config.run.sharding!r} needs several ranks; start with torchrun, or set it to none"
+                f"run.sharding: {config.sharding!r} needs several ranks; start with torchrun, or set it to none"
             )
         shard(model, config, mesh or device_mesh(config, world))
         return model
@@ -156,9 +156,9 @@ def distribute(model: nn.Module, config: Config, world: World, mesh: DeviceMesh 
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **unsynced)
 
 
-def shard(model: nn.Module, config: Config, mesh: DeviceMesh) -> None:
+def shard(model: nn.Module, config: RunConfig, mesh: DeviceMesh) -> None:
     """FSDP2: every block is gathered when it is needed; what stands outside the blocks keeps its precision (kernels fold it)."""
-    low = config.run.precision == "bfloat16"
+    low = config.precision == "bfloat16"
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if low else MixedPrecisionPolicy()
     for block in transformer_blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -189,9 +189,9 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def device_mesh(config: Config, world: World) -> DeviceMesh:
+def device_mesh(config: RunConfig, world: World) -> DeviceMesh:
     """All ranks in a row, or nodes by ranks of a node."""
-    if config.run.sharding == "full" or world.size == world.local_size:
+    if config.sharding == "full" or world.size == world.local_size:
         return init_device_mesh(world.device.type, (world.size,))
     shape = (world.size // world.local_size, world.local_size)
     return init_device_mesh(world.device.type, shape, mesh_dim_names=("nodes", "gpus"))

@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import nn
 
@@ -28,7 +28,6 @@ Stage = Literal[
     "wait", "decode", "masks", "forward", "patch_embed", "encoder", "target", "decoder", "loss", "backward", "guard", "optimizer",
     "ema", "save", "step",
 ]  # fmt: skip
-STAGES: tuple[Stage, ...] = get_args(Stage)
 # Submodules of an objective and their stages, by name; those that an objective lacks are passed over.
 MODULES: dict[str, Stage] = {
     "encoder": "encoder",

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 
 from ...loaders.corpus.whole_file import write_text_whole
 from ..config.settings import Config
+from ..console.versions import installed_versions
 from ..ranks.distributed import World
 
 FILE_NAME = "run.json"
@@ -57,7 +57,7 @@ def record_start(
             "ranks": world.size,
             "command": sys.argv,
             "folder": os.getcwd(),  # where the config's relative paths begin
-            "versions": {"python": platform.python_version(), **_versions()},
+            "versions": {"python": platform.python_version(), **installed_versions(PACKAGES)},
             "git": _git_state(),
             "machine": _machine(world),
             "environment": {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT)},
@@ -72,16 +72,6 @@ def last_folder(run_dir: Path) -> str:
     """The folder in which a run was started last, where relative paths of its config begin; "" where nobody wrote that down."""
     starts = read_starts(run_dir)
     return starts[-1].get("folder", "") if starts else ""
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _machine(world: World) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.corpus.folder import CorpusError
 from ...loaders.corpus.selection import Selection, hold_out, select_videos
+from ...loaders.draw.clip_list import check_proxies
 from ...loaders.draw.order import ClipOrder
 from ...loaders.draw.phases import DrawSettings, PlannedOrder, plan_order, uniform_order
 from ...loaders.draw.sampler import Sampler
@@ -28,7 +29,7 @@ from ...ssl.mae import MaskedAutoencoder
 from ...ssl.masks import TubeMask
 from ...ssl.objective import MaskSource, Objective
 from ...ssl.predictor import MeanOfContext, Predictor
-from ..config.settings import Config, ConfigError
+from ..config.settings import Config, ConfigError, DataConfig
 from ..weights.run_encoder import build_encoder
 from .sizes import Phase, PhasedMasks, phase_at, phases
 from .teacher import load_teacher
@@ -140,15 +141,15 @@ OBJECTIVES = {"mae": _build_mae, "jepa": _build_jepa}
 
 def build_masks(config: Config, encoder: VideoEncoder) -> Any:
     """The masks of clips of one size, that of `config`."""
-    objective, grid = config.objective, _grid(config, encoder)
+    objective, grid = config.objective, _grid(config.data, encoder)
     if objective.kind == "jepa":
         cut_batch = objective.truncate_batch if objective.truncate == "batch" else 0
         return MultiBlockMask(grid, tuple(mask.recipe() for mask in objective.masks), objective.bucket, cut_batch)
     return TubeMask(grid, objective.mask_ratio, objective.decoder_mask_ratio)
 
 
-def _grid(config: Config, encoder: VideoEncoder) -> tuple[int, int, int]:
-    frames, side = config.data.frames, config.data.resolution
+def _grid(data: DataConfig, encoder: VideoEncoder) -> tuple[int, int, int]:
+    frames, side = data.frames, data.resolution
     if frames % encoder.tubelet or side % encoder.patch:
         patch = f"{encoder.tubelet} x {encoder.patch} x {encoder.patch}"
         raise ValueError(f"{frames} frames at {side} px are not divisible into {patch} patches")
@@ -178,8 +179,8 @@ def build_sampler(config: Config, corpus: Corpus) -> Sampler:
 
     Raises ConfigError where the proxies hold too few frames or pixels for what is asked.
     """
-    _check_proxies(config, corpus)
-    make = _sampler_of(config, corpus)
+    _check_proxies(config.data, corpus)
+    make = _sampler_of(config.data, corpus)
     plan = plan_draws(config, corpus, make())
     return make(seed=config.run.seed, order=None if plan is None else plan.order)
 
@@ -188,12 +189,11 @@ def build_held_out_sampler(config: Config, corpus: Corpus) -> Sampler:
     """Draws from the held-out videos, all their spans alike. Raises ConfigError where there are none."""
     held = held_out(config, corpus)
     assert held is not None
-    make, seed = _sampler_of(config, corpus), config.validation.seed
+    make, seed = _sampler_of(config.data, corpus), config.validation.seed
     return make(seed=seed, order=uniform_order(make(), held, seed))
 
 
-def _sampler_of(config: Config, corpus: Corpus) -> Callable[..., Sampler]:
-    data = config.data
+def _sampler_of(data: DataConfig, corpus: Corpus) -> Callable[..., Sampler]:
     return partial(Sampler.of, corpus, num_frames=data.frames, stride=data.stride, sample_fps=data.sample_fps)
 
 
@@ -242,21 +242,11 @@ def plan_draws(config: Config, corpus: Corpus, grid: Sampler) -> PlannedOrder | 
         raise ConfigError(f"data: {error}") from error
 
 
-def _check_proxies(config: Config, corpus: Corpus) -> None:
-    data, packed = config.data, corpus.packed_stride
-    if data.stride is not None and (unfit := packed[data.stride % packed != 0]).size:
-        raise ConfigError(
-            f"data.stride: {data.stride} is not a multiple of {unfit[0]}, the stride with which {corpus.path} was packed; give a "
-            f"multiple, or pack the originals again: trocar pack --stride {data.stride}"
-        )
-    if data.sample_fps is not None:
-        slow = np.flatnonzero((packed > 1) & (corpus.fps < data.sample_fps * 0.999))
-        if slow.size:
-            raise ConfigError(
-                f"data.sample_fps: {data.sample_fps:g} is more than the {corpus.fps[slow].min():g} frames a second that "
-                f"proxies in "
-                f"{corpus.path} hold; give less, or pack the originals again with a smaller trocar pack --stride"
-            )
+def _check_proxies(data: DataConfig, corpus: Corpus) -> None:
+    try:
+        check_proxies(corpus, slice(None), stride=data.stride, sample_fps=data.sample_fps)
+    except ValueError as error:
+        raise ConfigError(f"data.{error}") from error
     sides = [min(v["width"], v["height"]) for v in corpus.scan("original", "width", "height") if v["original"]]
     # Proxies are no larger than their originals, so a few small ones say nothing.
     if sides and max(sides) < data.resolution:

@@ -154,7 +154,7 @@ def dry_run(config: Config, ranks: int) -> DryRun:
     """Plays rank 0 of `ranks`, eight to a node. Raises ConfigError where the config does not fit so many ranks."""
     local_size = min(8, ranks)
     world = World(torch.device("cpu"), 0, ranks, 0, local_size)
-    check_shares(world, build_order(config), config)
+    check_shares(world, build_order(config), config.optim)
     dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
     try:
         return _traced(config, world)
@@ -196,7 +196,7 @@ def _play(config: Config, world: World, steps: int) -> DryRun:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     plain = dataclasses.replace(config, run=dataclasses.replace(config.run, compile="none", cuda_graphs=False))
     is_sharded = config.run.sharding != "none"
-    mesh = device_mesh(config, world) if is_sharded and world.size > 1 else None  # its ranks are values too
+    mesh = device_mesh(config.run, world) if is_sharded and world.size > 1 else None  # its ranks are values too
     objective, masks = build_model(plain)  # initialisation asks for values, so it has some
     drawn = masks(config.run.seed, share, 0, world.device)
     objective.to(torch.float64 if config.run.precision == "float64" else torch.float32)
@@ -207,7 +207,7 @@ def _play(config: Config, world: World, steps: int) -> DryRun:
     with fake:
         parameters = sum(parameter.numel() for parameter in objective.parameters())
         # DDP's reducer is C++ and wants memory: without sharding the bare model is traced, and its one all-reduce added.
-        model = distribute(objective, plain, world if is_sharded else World(world.device), mesh)
+        model = distribute(objective, plain.run, world if is_sharded else World(world.device), mesh)
         optimizer = build_optimizer(objective, config.optim)
         data = config.data
         frames = torch.zeros((len(share), data.frames, data.resolution, data.resolution, 3), dtype=torch.uint8)

@@ -100,7 +100,7 @@ def _open(
             options=options,
             settle=partial(_settle, config, world) if world else lambda measure: measure(),
             workers=data.workers,
-            cores=_cores(config, world),
+            cores=_cores(config.run.pin_cores, world),
         )
     except ImportError as error:
         raise ConfigError(f"data.loader: {error}") from error
@@ -109,9 +109,9 @@ def _open(
     return choice.open(numbers, order=build_order(config))
 
 
-def _cores(config: Config, world: World | None) -> int:
+def _cores(are_pinned: bool, world: World | None) -> int:
     """Of this rank: those that it was given, or its part of what all ranks of the node may use."""
-    ranks = 1 if world is None or config.run.pin_cores else world.local_size
+    ranks = 1 if world is None or are_pinned else world.local_size
     return max(1, len(os.sched_getaffinity(0)) // ranks)
 
 

@@ -79,7 +79,7 @@ def possible_parts(config: Config, world: World) -> list[int]:
     found, reason = [], None
     for parts in (number for number in range(1, config.optim.batch + 1) if config.optim.batch % number == 0):
         try:
-            check_shares(world, build_order(config), with_parts(config, parts))
+            check_shares(world, build_order(config), with_parts(config, parts).optim)
         except ConfigError as error:
             reason = reason or error
         else:

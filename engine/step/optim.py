@@ -14,6 +14,12 @@ from torch.cuda import is_available as has_cuda
 
 from ..config.settings import ConfigError, OptimConfig
 
+BUILT_BY = "APEX_CPP_EXT=1 APEX_CUDA_EXT=1"
+UNFIT_APEX = {
+    "none": f"no apex is installed (NVIDIA's is built from its repository with {BUILT_BY})",
+    "another": "the installed apex is PyPI's, an unrelated web toolkit (pip uninstall apex)",
+    "partial": f"the installed NVIDIA apex was built without its CUDA extension ({BUILT_BY})",
+}
 ScheduleShape = Literal["cosine", "constant", "linear"]
 
 
@@ -115,20 +121,26 @@ def step_unless(optimizer: torch.optim.Optimizer, found_inf: torch.Tensor) -> No
     del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def find_apex() -> tuple[Any | None, str]:
-    """(NVIDIA's FusedAdam, "") where it can run, else (None, why not).
+def installed_apex() -> tuple[Literal["none", "another", "partial", "whole"], Any]:
+    """Which apex is here, and NVIDIA's FusedAdam where it is whole: built with its CUDA extension.
 
-    The package `apex` on PyPI is an unrelated web toolkit; NVIDIA's is known by what it offers.
+    Another is the package `apex` on PyPI, an unrelated web toolkit; NVIDIA's is known by what it offers.
     """
     if find_spec("apex") is None:
-        return None, "no apex is installed (NVIDIA's is built from its repository with APEX_CPP_EXT=1 APEX_CUDA_EXT=1)"
+        return "none", None
     try:
         applier = importlib.import_module("apex.multi_tensor_apply").multi_tensor_applier
         fused_adam = importlib.import_module("apex.optimizers").FusedAdam
     except (ImportError, AttributeError):
-        return None, "the installed apex is PyPI's, an unrelated web toolkit (pip uninstall apex)"
-    if not applier.available:
-        return None, "the installed NVIDIA apex was built without its CUDA extension (APEX_CPP_EXT=1 APEX_CUDA_EXT=1)"
+        return "another", None
+    return ("whole", fused_adam) if applier.available else ("partial", None)
+
+
+def find_apex() -> tuple[Any | None, str]:
+    """(NVIDIA's FusedAdam, "") where it can run, else (None, why not)."""
+    kind, fused_adam = installed_apex()
+    if kind != "whole":
+        return None, UNFIT_APEX[kind]
     if not has_cuda():
         return None, "NVIDIA apex's FusedAdam needs a CUDA device and there is none"
     return fused_adam, ""

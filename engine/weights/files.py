@@ -39,9 +39,9 @@ class WeightsError(TrocarError):
     """Weights that cannot be used; the message names the file, what was found and the fix."""
 
 
-def read_weights(path: Path, part: str | None = None) -> Tensors:
+def read_weights(path: Path) -> Tensors:
     """The tensors of a file, by their names there: see `read_parts`."""
-    return read_parts(path, part)[0]
+    return read_parts(path)[0]
 
 
 def read_parts(path: Path, part: str | None = None) -> tuple[Tensors, dict[str, Tensors]]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -111,11 +110,6 @@ class EmbeddingRows:
             )
         for shard in range(self.manifest.num_shards):
             self._offsets.append(check_shard(self.folder, self.manifest, shard))
-
-    def blocks(self, size: int, first: int = 0) -> Iterator[tuple[int, NDArray[np.float16]]]:
-        """Yields (number of the first row, up to `size` rows (n, D) fp16) from row `first` on; every array is its own."""
-        for start in range(first, self.num_rows, size):
-            yield start, self.read(start, min(start + size, self.num_rows))
 
     def read(self, start: int, stop: int) -> NDArray[np.float16]:
         """Rows start .. stop - 1, (n, D) fp16."""

@@ -5,7 +5,8 @@ Shapes: B clips, T frames, R x R pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from operator import iadd
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,14 +44,8 @@ class LoaderCount:
     failures: list[Failure] = field(default_factory=list)
 
     def add(self, other: LoaderCount) -> None:
-        self.packets_decoded += other.packets_decoded
-        self.frames_decoded += other.frames_decoded
-        self.frames_used += other.frames_used
-        self.repeated_frames += other.repeated_frames
-        self.bytes_read += other.bytes_read
-        self.spans += other.spans
-        self.clips += other.clips
-        self.failures += other.failures
+        for item in fields(self):  # the list grows in place: whoever writes failures down holds it
+            setattr(self, item.name, iadd(getattr(self, item.name), getattr(other, item.name)))
 
     @property
     def amplification(self) -> float:

@@ -329,7 +329,9 @@ def test_doctor_checks_that_the_extras_match_torch(
     torch_cuda: str, installed: list[str], verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.version, "cuda", torch_cuda)
-    monkeypatch.setattr(doctor_module, "_installed", lambda name: name in installed)
+    monkeypatch.setattr(
+        doctor_module, "installed_versions", lambda names: [name for name in names if name in installed]
+    )
     assert doctor_module.check_extras_match().verdict == verdict
 
 

@@ -6,6 +6,8 @@ import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,14 @@ import numpy as np
 import pytest
 import torch
 
+from trocar.loaders.choose import DaliOptions
 from trocar.loaders.clip_loader import clip_loader
 from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.corpus.index import index_corpus
 from trocar.loaders.corpus.video_files import VideoFiles
 from trocar.loaders.cpu import ClipLoader
 from trocar.loaders.decode.batch import ClipBatch
+from trocar.loaders.decode.loader import BaseClipLoader, LoaderOptions
 from trocar.loaders.decode.threads import LoaderError
 from trocar.loaders.draw.augment import CropRecipe
 from trocar.loaders.draw.clip_list import ClipList
@@ -272,11 +276,21 @@ def test_dali_loads_the_same_clips(folder, tmp_path):
             assert (a.frames.float() - b.frames.float()).abs().mean() < 3
 
 
+def test_options_are_the_keywords_of_the_loaders() -> None:
+    base = signature(BaseClipLoader).parameters
+    own = {"corpus", "sampler", "crops", "draws", "resolution", "device"}
+    assert set(base) - own == LoaderOptions.__optional_keys__
+    pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'trocar[dali]'")
+    dali = signature(import_module("trocar.loaders.dali").ClipLoader).parameters
+    assert set(dali) - own - {"options"} == DaliOptions.__optional_keys__ - LoaderOptions.__optional_keys__
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"loader": "gpu"}, ValueError, r'loader must be "auto", "cpu" or "dali", got \'gpu\''),
         ({"thread": 2}, TypeError, "unexpected keyword argument 'thread'"),
+        ({"loader": "cpu", "decoders": 2}, TypeError, "unexpected keyword argument 'decoders'"),
         ({"resolution": (64, 96)}, ValueError, r"one positive number of pixels, as clips are square; got \(64, 96\)"),
         ({"segments": 2}, ValueError, "segments=2 and crops=None are views for evaluation; set training=False"),
         ({"crops": 3}, ValueError, "segments=1 and crops=3 are views for evaluation"),

@@ -166,14 +166,14 @@ def test_a_batch_that_leaves_a_rank_without_clips_is_refused() -> None:
         base = ["data.corpus=none", "run.dir=none", f"optim.batch={batch}", "optim.accumulation=1"]
         config = load_config("demo_cpu", base)
         if fits:
-            check_shares(world, order, config)
+            check_shares(world, order, config.optim)
             for first in range(50):
                 shares = [order.share(np.arange(first * batch, (first + 1) * batch), rank, 4) for rank in range(4)]
                 assert all(map(len, shares))
         else:
             with pytest.raises(ConfigError, match=r"leave some of 4 ranks without a clip.*give at least [48]"):
-                check_shares(world, order, config)
+                check_shares(world, order, config.optim)
     with pytest.raises(ConfigError, match="do not divide the pool's 6 lanes"):
         check_shares(
-            world, ClipOrder(2, pool_spans=6, lanes=6), load_config("demo_cpu", ["data.corpus=n", "run.dir=n"])
+            world, ClipOrder(2, pool_spans=6, lanes=6), load_config("demo_cpu", ["data.corpus=n", "run.dir=n"]).optim
         )

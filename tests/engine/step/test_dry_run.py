@@ -70,7 +70,7 @@ def measure(rank: int, port: int, settings: list[str], found: str) -> None:
 
     with open_world(torch.device("cpu"), 60) as world:
         objective, masks = build_model(config)
-        model, optimizer = distribute(objective, config, world), build_optimizer(objective, config.optim)
+        model, optimizer = distribute(objective, config.run, world), build_optimizer(objective, config.optim)
         numbers = build_order(config).share(range(4), rank, 2)
         frames = made_batch(numbers, config.data.frames, config.data.resolution).frames
         drawn = masks(0, numbers, 0, world.device)

@@ -66,6 +66,28 @@ def test_balanced_accuracy_weighs_classes_alike() -> None:
     assert balanced_accuracy(torch.zeros(10, dtype=torch.long), labels) == 0.5
 
 
+@pytest.mark.parametrize("width", [6, 90])
+def test_the_linear_probe_is_ridge_regression_of_the_other_folds(width: int) -> None:
+    """In closed form, with few features and with more of them than clips; labels that are hard to tell."""
+    generator = torch.Generator().manual_seed(1)
+    labels, videos = torch.arange(80) * 7 % 3, torch.arange(80) // 4
+    features = torch.randn(80, width, generator=generator, dtype=torch.float64)
+    features[:, :3] += 0.4 * torch.nn.functional.one_hot(labels, 3)
+    expected = torch.empty_like(labels)
+    for fold in range(5):
+        held = videos % 5 == fold
+        train, wanted = features[~held], torch.nn.functional.one_hot(labels[~held], 3).double()
+        scaled = (features - train.mean(0)) / (train.std(0) + 1e-6)
+        gram = scaled[~held].T @ scaled[~held] + 0.1 * len(train) * torch.eye(width, dtype=torch.float64)
+        weights = torch.linalg.solve(gram, scaled[~held].T @ (wanted - wanted.mean(0)))
+        expected[held] = (scaled[held] @ weights + wanted.mean(0)).argmax(1)
+    found = linear_predictions(features, labels, videos)
+    assert torch.equal(found, expected)
+    shares = [(found[labels == label] == label).double().mean() for label in range(3)]
+    assert balanced_accuracy(found, labels) == pytest.approx(sum(shares) / 3)
+    assert 0.35 < sum(shares) / 3 < 0.95
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("probe")

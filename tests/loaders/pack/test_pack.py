@@ -120,7 +120,7 @@ def test_stride_counts_frames_of_the_originals(corpus: Path, packed: Path) -> No
     by_rate = ["data.stride=null", "data.sample_fps=6.25"]
     assert build_sampler(config(packed, *fit, *by_rate), small).stride.tolist() == [2, 2, 2]
     for override, message in [
-        ("data.stride=3", r"data.stride: 3 is not a multiple of 2, .*: trocar pack --stride 3"),
+        ("data.stride=3", r"data.stride 3 is not a multiple of 2, .*: trocar pack --stride 3"),
         ("data.resolution=112", r"data.resolution: 112 is more than the 64 pixels .*: trocar pack --short-side 112"),
     ]:
         with pytest.raises(ConfigError, match=message):
