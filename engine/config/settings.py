@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import yaml
@@ -13,6 +14,17 @@ from ...kernels.choices import Distance, Normalization
 from ...loaders.draw.augment import Resize
 from ...ssl.choices import LONG_RANGE, MAX_KINDS, SHORT_RANGE, SIZES, BlockRecipe, Kind, Positions
 from .error import ConfigError, require
+
+
+def _check(section: object, prefix: str, accepted: str, holds: Callable[[Any], bool], *keys: str) -> None:
+    """Raises ConfigError where one of the section's keys is neither null nor such that it `holds`."""
+    for key in keys:
+        value = getattr(section, key)
+        require(value is None or holds(value), f"{prefix}{key}", value, accepted)
+
+
+def positive(value: float) -> bool:
+    return value > 0
 
 
 @dataclass(frozen=True)
@@ -60,18 +72,13 @@ class RunConfig:
     save_timeout: float = 1800.0
 
     def __post_init__(self) -> None:
-        require(0 <= self.seed < 2**63, "run.seed", self.seed, "0 .. 2**63 - 1")
-        require(self.threads is None or self.threads > 0, "run.threads", self.threads, "a positive number or null")
-        for key in (
-            "log_every", "checkpoint_every", "keep_checkpoints", "heartbeat_timeout", "rank_timeout", "save_timeout",
-        ):  # fmt: skip
-            require(getattr(self, key) > 0, f"run.{key}", getattr(self, key), "a positive number")
-        minutes = self.checkpoint_minutes
-        require(
-            minutes is None or minutes > 0, "run.checkpoint_minutes", minutes, "a positive number of minutes or null"
-        )
-        accepted = "a positive number of steps or null"
-        require(self.keep_every is None or self.keep_every > 0, "run.keep_every", self.keep_every, accepted)
+        check = partial(_check, self, "run.")
+        check("0 .. 2**63 - 1", lambda seed: 0 <= seed < 2**63, "seed")
+        check("a positive number or null", positive, "threads")
+        counts = ("log_every", "checkpoint_every", "keep_checkpoints")
+        check("a positive number", positive, *counts, "heartbeat_timeout", "rank_timeout", "save_timeout")
+        check("a positive number of minutes or null", positive, "checkpoint_minutes")
+        check("a positive number of steps or null", positive, "keep_every")
         graphs = not self.cuda_graphs or self.compile in ("auto", "inductor")
         require(
             graphs,
@@ -188,30 +195,23 @@ class DataConfig:
             self.stride,
             "a positive number of frames, or null with data.sample_fps",
         )
-        require(self.sample_fps is None or self.sample_fps > 0, "data.sample_fps", self.sample_fps, "a positive rate")
-        for key in ("frames", "resolution", "prefetch", "decoders"):
-            require(getattr(self, key) > 0, f"data.{key}", getattr(self, key), "a positive number")
-        require(self.threads is None or self.threads > 0, "data.threads", self.threads, "a positive number or null")
-        accepted = "a number of processes, 0 for threads, or null"
-        require(self.workers is None or self.workers >= 0, "data.workers", self.workers, accepted)
-        low, high = self.crop_scale
-        require(
-            0 < low <= high <= 1, "data.crop_scale", self.crop_scale, "[least, largest] with 0 < least <= largest <= 1"
-        )
-        low, high = self.crop_ratio
-        require(0 < low <= high, "data.crop_ratio", self.crop_ratio, "[least, largest] with 0 < least <= largest")
-        require(1 <= self.views_per_span <= 64, "data.views_per_span", self.views_per_span, "1 .. 64")
-        require(self.lanes > 0, "data.lanes", self.lanes, "a positive number")
+        check = partial(_check, self, "data.")
+        check("a positive rate", positive, "sample_fps")
+        check("a positive number", positive, "frames", "resolution", "prefetch", "decoders")
+        check("a positive number or null", positive, "threads")
+        check("a number of processes, 0 for threads, or null", lambda number: number >= 0, "workers")
+        accepted = "[least, largest] with 0 < least <= largest"
+        check(f"{accepted} <= 1", lambda ends: 0 < ends[0] <= ends[1] <= 1, "crop_scale")
+        check(accepted, lambda ends: 0 < ends[0] <= ends[1], "crop_ratio")
+        check("1 .. 64", lambda views: 1 <= views <= 64, "views_per_span")
+        check("a positive number", positive, "lanes")
         accepted = f"0 or a multiple of data.lanes ({self.lanes})"
-        require(
-            self.pool_spans >= 0 and self.pool_spans % self.lanes == 0, "data.pool_spans", self.pool_spans, accepted
-        )
+        check(accepted, lambda spans: spans >= 0 and spans % self.lanes == 0, "pool_spans")
         begin = [phase.from_step for phase in self.sizes]
         require(begin == sorted(set(begin)), "data.sizes: from_step", begin, "steps in ascending order")
-        require(0 <= self.flip <= 1, "data.flip", self.flip, "a probability, 0 .. 1")
-        limit = self.clip_timeout
-        require(limit is None or limit > 0, "data.clip_timeout", limit, "a positive number of seconds or null")
-        require(0 <= self.failure_budget <= 1, "data.failure_budget", self.failure_budget, "a share, 0 .. 1")
+        check("a probability, 0 .. 1", lambda flip: 0 <= flip <= 1, "flip")
+        check("a positive number of seconds or null", positive, "clip_timeout")
+        check("a share, 0 .. 1", lambda share: 0 <= share <= 1, "failure_budget")
         sampled = [self, *self.phases]
         if all(part.tree is None for part in sampled) and any(
             part.balance not in (None, 1.0) or part.thin for part in sampled
@@ -222,15 +222,12 @@ class DataConfig:
 
 
 def _check_sampling(prefix: str, part: DataConfig | SamplingPhase) -> None:
-    def check(key: str, accepted: str, holds: Callable[[Any], bool]) -> None:
-        value = getattr(part, key)
-        require(value is None or holds(value), f"{prefix}{key}", value, accepted)
-
-    check("balance", "0 (the corpus as it is) .. 1 (all branches alike)", lambda value: 0 <= value <= 1)
-    check("max_repeats", "a positive number or null", lambda value: value > 0)
-    check("epoch_draws", "1 .. 2**31 - 1, or null", lambda value: 0 < value < 2**31)
-    check("source_caps", "shares between 0 and 1", lambda caps: all(0 < share <= 1 for share in caps.values()))
-    check("thin", "a positive distance or null", lambda value: value > 0)
+    check = partial(_check, part, prefix)
+    check("0 (the corpus as it is) .. 1 (all branches alike)", lambda value: 0 <= value <= 1, "balance")
+    check("a positive number or null", positive, "max_repeats")
+    check("1 .. 2**31 - 1, or null", lambda value: 0 < value < 2**31, "epoch_draws")
+    check("shares between 0 and 1", lambda caps: all(0 < share <= 1 for share in caps.values()), "source_caps")
+    check("a positive distance or null", positive, "thin")
 
 
 @dataclass(frozen=True)
@@ -330,14 +327,14 @@ class ObjectiveConfig:
     teacher_checksum: str | None = None
 
     def __post_init__(self) -> None:
-        require(0 < self.mask_ratio < 1, "objective.mask_ratio", self.mask_ratio, "a share between 0 and 1")
-        dropped = self.decoder_mask_ratio
-        require(dropped in (0, 0.25, 0.5, 0.75), "objective.decoder_mask_ratio", dropped, "0, 0.25, 0.5 or 0.75")
+        check = partial(_check, self, "objective.")
+        check("a share between 0 and 1", lambda share: 0 < share < 1, "mask_ratio")
+        check("0, 0.25, 0.5 or 0.75", (0, 0.25, 0.5, 0.75).__contains__, "decoder_mask_ratio")
         require(
             1 <= len(self.masks) <= MAX_KINDS, "objective.masks", len(self.masks), f"1 .. {MAX_KINDS} kinds of masks"
         )
-        require(self.bucket > 0, "objective.bucket", self.bucket, "a positive number of tokens")
-        require(self.truncate_batch > 0, "objective.truncate_batch", self.truncate_batch, "a positive number of clips")
+        check("a positive number of tokens", positive, "bucket")
+        check("a positive number of clips", positive, "truncate_batch")
         for number, mask in enumerate(self.masks):
             try:
                 mask.recipe()
@@ -362,8 +359,7 @@ class ProbeConfig:
     batch: int = 8
 
     def __post_init__(self) -> None:
-        for key in ("every", "clips", "neighbours", "batch"):
-            require(getattr(self, key) > 0, f"probe.{key}", getattr(self, key), "a positive number")
+        _check(self, "probe.", "a positive number", positive, "every", "clips", "neighbours", "batch")
 
 
 @dataclass(frozen=True)
@@ -384,10 +380,10 @@ class ValidationConfig:
     batch: int = 16
 
     def __post_init__(self) -> None:
-        require(0 <= self.fraction < 1, "validation.fraction", self.fraction, "a share of the videos, 0 <= share < 1")
-        require(0 <= self.seed < 2**63, "validation.seed", self.seed, "0 .. 2**63 - 1")
-        for key in ("every", "clips", "batch"):
-            require(getattr(self, key) > 0, f"validation.{key}", getattr(self, key), "a positive number")
+        check = partial(_check, self, "validation.")
+        check("a share of the videos, 0 <= share < 1", lambda share: 0 <= share < 1, "fraction")
+        check("0 .. 2**63 - 1", lambda seed: 0 <= seed < 2**63, "seed")
+        check("a positive number", positive, "every", "clips", "batch")
 
     @property
     def is_wanted(self) -> bool:
@@ -434,47 +430,28 @@ class OptimConfig:
     optimizer: Literal["adamw", "apex"] = "adamw"
 
     def __post_init__(self) -> None:
-        require(self.batch > 0, "optim.batch", self.batch, "a positive number of clips")
-        require(
-            self.accumulation == "auto" or (self.accumulation > 0 and self.batch % self.accumulation == 0),
-            "optim.accumulation",
-            self.accumulation,
-            f"auto, or a divisor of optim.batch ({self.batch})",
-        )
-        require(
-            self.steps is not None or self.epochs is not None,
-            "optim.steps",
-            self.steps,
-            "steps, or epochs, or both (steps wins)",
-        )
-        require(self.steps is None or self.steps > 0, "optim.steps", self.steps, "a positive number")
-        require(self.epochs is None or self.epochs > 0, "optim.epochs", self.epochs, "a positive number")
-        require(self.base_learning_rate > 0, "optim.base_learning_rate", self.base_learning_rate, "a positive rate")
-        for key in ("final_learning_rate", "start_learning_rate"):
-            require(getattr(self, key) >= 0, f"optim.{key}", getattr(self, key), "a rate, 0 or more")
-        require(self.schedule_scale >= 1, "optim.schedule_scale", self.schedule_scale, "a factor, 1 or more")
-        require(0 <= self.cooldown < 1, "optim.cooldown", self.cooldown, "a share of the steps, 0 <= share < 1")
-        require(
-            not self.cooldown or self.schedule == "constant",
-            "optim.cooldown",
-            self.cooldown,
-            "0, or optim.schedule=constant",
-        )
-        require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "a share of the steps, 0 <= share < 1")
-        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
-        final = self.final_weight_decay
-        require(final is None or final >= 0, "optim.final_weight_decay", final, "0 or more, or null")
-        require(all(0 <= value <= 1 for value in self.ema), "optim.ema", self.ema, "[first, last], each 0 .. 1")
-        sigmas = self.outlier_sigmas
-        require(sigmas is None or sigmas > 0, "optim.outlier_sigmas", sigmas, "a positive number or null")
-        require(self.skip_budget >= 0, "optim.skip_budget", self.skip_budget, "a number of steps, 0 or more")
-        require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "two numbers, 0 <= beta < 1")
-        require(
-            self.clip_gradient is None or self.clip_gradient > 0,
-            "optim.clip_gradient",
-            self.clip_gradient,
-            "a positive norm or null",
-        )
+        check = partial(_check, self, "optim.")
+        check("a positive number of clips", positive, "batch")
+        accepted = f"auto, or a divisor of optim.batch ({self.batch})"
+        check(accepted, lambda parts: parts == "auto" or (parts > 0 and self.batch % parts == 0), "accumulation")
+        are_given = self.steps is not None or self.epochs is not None
+        require(are_given, "optim.steps", self.steps, "steps, or epochs, or both (steps wins)")
+        check("a positive number", positive, "steps", "epochs")
+        check("a positive rate", positive, "base_learning_rate")
+        check("a rate, 0 or more", lambda rate: rate >= 0, "final_learning_rate", "start_learning_rate")
+        check("a factor, 1 or more", lambda scale: scale >= 1, "schedule_scale")
+        share = "a share of the steps, 0 <= share < 1"
+        check(share, lambda share: 0 <= share < 1, "cooldown")
+        accepted = "0, or optim.schedule=constant"
+        check(accepted, lambda share: not share or self.schedule == "constant", "cooldown")
+        check(share, lambda share: 0 <= share < 1, "warmup")
+        check("0 or more", lambda decay: decay >= 0, "weight_decay")
+        check("0 or more, or null", lambda decay: decay >= 0, "final_weight_decay")
+        check("[first, last], each 0 .. 1", lambda ends: all(0 <= end <= 1 for end in ends), "ema")
+        check("a positive number or null", positive, "outlier_sigmas")
+        check("a number of steps, 0 or more", lambda steps: steps >= 0, "skip_budget")
+        check("two numbers, 0 <= beta < 1", lambda betas: all(0 <= beta < 1 for beta in betas), "betas")
+        check("a positive norm or null", positive, "clip_gradient")
 
     @property
     def parts(self) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from ..video.probe import probe_video
 from ..video.video import GopTable, VideoError, VideoFacts
@@ -22,12 +23,7 @@ class Probers:
         self.limit = 4 * workers
         self.pending = 0
         self._workers = workers
-        self._options: dict[str, Any] = {
-            "content_box": content_box,
-            "checksum": checksum,
-            "verify": verify,
-            "track": track,
-        }
+        self._probe = partial(probe_video, content_box=content_box, checksum=checksum, verify=verify, track=track)
         self._pool: Executor | None = None
         self._alone: Executor | None = None
 
@@ -44,10 +40,10 @@ class Probers:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1) if self._workers == 1 else _process_pool(self._workers)
         try:
-            return self._pool.submit(probe_video, path, **self._options)
+            return self._pool.submit(self._probe, path)
         except BrokenProcessPool:
             self._pool = _process_pool(self._workers)
-            return self._pool.submit(probe_video, path, **self._options)
+            return self._pool.submit(self._probe, path)
 
     def result(self, path: str, future: Probing) -> ProbeResult:
         """Waits for a probe; any failure of it becomes the reason why the file is left out."""
@@ -56,7 +52,7 @@ class Probers:
         if isinstance(error, BrokenProcessPool):
             # The death of one process fails every file in flight: only alone does the guilty one show.
             self._alone = self._alone or _process_pool(1)
-            future = self._alone.submit(probe_video, path, **self._options)
+            future = self._alone.submit(self._probe, path)
             error = future.exception()
             if isinstance(error, BrokenProcessPool):
                 self._alone = None

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def _finish(
     near, measured, shares = duplicate_distances(
         rows, labels, distances, everything=all_duplicates, seed=run.settings.seed
     )
-    tree = ClusterTree(**{**{name: getattr(tree, name) for name in _tree_fields()}, "duplicate_distance": near})
+    tree = replace(tree, duplicate_distance=near)
     inertia = [float((distances[scan.usable].astype(np.float64) ** 2).sum()), *(fit.inertia for fit in fits[1:])]
     for level, fit in enumerate(fits, 1):
         np.save(out / f"centroids_{level}.npy", fit.centroids)
@@ -125,25 +126,18 @@ def _finish(
     return summary
 
 
-def _tree_fields() -> list[str]:
-    return list(ClusterTree.__dataclass_fields__)
-
-
+@dataclass
 class _Run:
     """The steps of one call, each kept when it is finished."""
 
-    def __init__(
-        self,
-        rows: EmbeddingRows,
-        settings: ClusterSettings,
-        levels: Sequence[int],
-        backend: KMeansBackend,
-        device: torch.device,
-        state: ClusterState,
-        progress: bool,
-    ) -> None:
-        self.rows, self.settings, self.levels, self.backend, self.device = rows, settings, levels, backend, device
-        self.state, self.progress, self.passes = state, progress, 0
+    rows: EmbeddingRows
+    settings: ClusterSettings
+    levels: Sequence[int]
+    backend: KMeansBackend
+    device: torch.device
+    state: ClusterState
+    progress: bool
+    passes: int = 0
 
     def _pass(self, what: str, work: Callable[[Callable[[int], None]], Any]) -> Any:
         with FileProgress(self.rows.num_rows // rank_and_size()[1], self.progress, what, "spans") as bar:
