@@ -145,6 +145,7 @@ APEX: dict[str, tuple[Verdict, str]] = {
 
 
 def check_apex() -> Finding:
+    """NVIDIA's, or PyPI's package of that name, which is a web toolkit."""
     from .step.optim import installed_apex
 
     kind, _ = installed_apex()

@@ -60,19 +60,8 @@ def rows(folder: Path) -> list[Any]:
 
 
 def load(rows: Any, **options: Any) -> EpochLoader:
-    return clip_loader(
-        rows,
-        **{
-            "batch": 2,
-            "num_frames": 2,
-            "stride": 2,
-            "resolution": 32,
-            "threads": 2,
-            "loader": "cpu",
-            "device": "cpu",
-            **options,
-        },
-    )
+    usual: dict[str, Any] = {"batch": 2, "num_frames": 2, "stride": 2, "resolution": 32, "threads": 2}
+    return clip_loader(rows, **{**usual, "loader": "cpu", "device": "cpu", **options})
 
 
 def labels(batches: Any) -> list[Any]:
