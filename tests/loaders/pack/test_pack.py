@@ -125,7 +125,7 @@ def test_stride_counts_frames_of_the_originals(corpus: Path, packed: Path) -> No
     ]:
         with pytest.raises(ConfigError, match=message):
             build_sampler(config(packed, *fit, "data.stride=2", override), small)
-    with pytest.raises(ConfigError, match=r"data.sample_fps: 25 is more than the 12.5 frames a second .* --stride"):
+    with pytest.raises(ConfigError, match=r"data.sample_fps 25 is more than the 12.5 frames a second .* --stride"):
         build_sampler(config(packed, *fit, "data.stride=null", "data.sample_fps=25"), small)
 
 
