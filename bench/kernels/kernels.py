@@ -30,6 +30,7 @@ from ...kernels.patch_embed import patch_embed
 from ...kernels.pixel_loss import patch_targets, pixel_loss
 from ...kernels.rope3d import rope3d, rope3d_reference
 from ...loaders.video.error import TrocarError
+from ..rows.cells import known_cell, share_cell
 from ..rows.row import row, write_rows
 from ..rows.timing import Ceilings, measure_ceilings, time_call
 
@@ -329,21 +330,17 @@ def bench_kernels(names: Sequence[str] = (), *, size: str = "base", out: Path | 
     return rows
 
 
-COLUMNS = ("operator", "time", "against eager", "against torch.compile", "GB/s", "TFLOP/s", "of its floor")
+COLUMNS: dict[str, str | Callable[[Any], str]] = {
+    "operator": "{operator}",
+    "time": lambda row: f"{row['seconds'] * 1e6:.0f} us +- {row['spread_percent'] / 2:.0f} %",
+    "against eager": "{times_eager:.1f}x",
+    "against torch.compile": known_cell("times_compiled", "{:.1f}x"),
+    "GB/s": "{gigabytes_per_second:.0f}",
+    "TFLOP/s": "{teraflops_per_second:.0f}",
+    "of its floor": share_cell("of_floor"),
+}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as Markdown, as docs/kernels.md has them."""
-    cells = [
-        (
-            entry["operator"],
-            f"{entry['seconds'] * 1e6:.0f} us +- {entry['spread_percent'] / 2:.0f} %",
-            f"{entry['times_eager']:.1f}x",
-            f"{entry['times_compiled']:.1f}x" if entry["times_compiled"] else "-",
-            f"{entry['gigabytes_per_second']:.0f}",
-            f"{entry['teraflops_per_second']:.0f}",
-            f"{100 * entry['of_floor']:.0f} %",
-        )
-        for entry in rows
-    ]
-    return Table(COLUMNS, cells).markdown()
+    return Table.of(rows, COLUMNS).markdown()

@@ -223,57 +223,39 @@ def _speed(arm: Arm, seconds: list[float]) -> dict[str, Any]:
 
 
 MEANS = ("bytes_per_frame", "amplification", "frames_per_core_second", "psnr_db", "ssim")
-COLUMNS = (
-    "video",
-    "proxy",
-    "KiB a frame",
-    "decoded per used",
-    "frames/s a core",
-    "clips/s a core",
-    "PSNR",
-    "SSIM",
-)
-HEADER = Table(COLUMNS).markdown()
+FIGURES: dict[str, str | Callable[[Any], str]] = {
+    "KiB a frame": lambda row: f"{row['bytes_per_frame'] / 1024:.1f}",
+    "decoded per used": "{amplification:.2f}",
+    "frames/s a core": "{frames_per_core_second:.0f}",
+    "PSNR": "{psnr_db:.1f} dB",
+    "SSIM": "{ssim:.3f}",
+}
+MEASURED = {
+    "video": "{video}",
+    "proxy": "{variant}",
+    **{name: FIGURES[name] for name in ("KiB a frame", "decoded per used", "frames/s a core")},
+    "clips/s a core": lambda row: f"{row['clips_per_core_second']:.0f} +- {row['spread_percent'] / 2:.0f} %",
+    **{name: FIGURES[name] for name in ("PSNR", "SSIM")},
+}
+HEADER = Table(MEASURED).markdown()
 
 
 def table_line(entry: dict[str, Any]) -> str:
     """The row below HEADER, for a table that grows while it is measured."""
-    cells = (
-        entry["video"],
-        entry["variant"],
-        f"{entry['bytes_per_frame'] / 1024:.1f}",
-        f"{entry['amplification']:.2f}",
-        f"{entry['frames_per_core_second']:.0f}",
-        f"{entry['clips_per_core_second']:.0f} +- {entry['spread_percent'] / 2:.0f} %",
-        f"{entry['psnr_db']:.1f} dB",
-        f"{entry['ssim']:.3f}",
-    )
-    return Table(COLUMNS, [cells]).markdown().splitlines()[-1]
+    return Table.of([entry], MEASURED).markdown().splitlines()[-1]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """As docs/performance.md has it: each variant's means over the videos, and what they were measured on."""
-    variants_found = list(dict.fromkeys(entry["variant"] for entry in rows))
     videos = list(dict.fromkeys(f"{entry['video']} ({entry['width']} x {entry['height']})" for entry in rows))
-    lines = []
-    for variant in variants_found:
+    means = []
+    for variant in dict.fromkeys(entry["variant"] for entry in rows):
         found = [entry for entry in rows if entry["variant"] == variant]
-        mean = {key: statistics.mean(entry[key] for entry in found) for key in MEANS}
-        lines.append(
-            (
-                variant,
-                f"{mean['bytes_per_frame'] / 1024:.1f}",
-                f"{mean['amplification']:.2f}",
-                f"{mean['frames_per_core_second']:.0f}",
-                f"{mean['psnr_db']:.1f} dB",
-                f"{mean['ssim']:.3f}",
-            )
-        )
-    header = ("proxy", "KiB a frame", "decoded per used", "frames/s a core", "PSNR", "SSIM")
+        means.append({"variant": variant, **{key: statistics.mean(entry[key] for entry in found) for key in MEANS}})
     entry, spread = rows[0], statistics.median(entry["spread_percent"] for entry in rows)
     versions = ", ".join(f"{name} {entry['versions'][name]}" for name in ("av", "python"))
     return (
-        f"{Table(header, lines).markdown()}\n\n"
+        f"{Table.of(means, {'proxy': '{variant}', **FIGURES}).markdown()}\n\n"
         f"Means over {', '.join(videos)}, every {entry['stride']}th frame; {entry['rounds']} rounds, which lie "
         f"{spread:.0f} % apart (median); {entry['machine']['device']}, {versions}, commit {entry['commit']}."
     )

@@ -31,6 +31,7 @@ from ...loaders.decode.loader import clip_numbers
 from ...loaders.draw.augment import CropRecipe
 from ...loaders.draw.sampler import Sampler
 from ..profile.stage_clock import account_of_this_thread
+from ..rows.cells import share_cell, spread_cell
 from ..rows.row import row, write_rows
 from .clock import spread, time_steps
 from .run import clip_numbers as run_numbers
@@ -219,58 +220,30 @@ def trained(corpus: Path, stride: int) -> list[dict[str, Any]]:
     return found
 
 
+TABLES: dict[str, dict[str, str | Callable[[Any], str]]] = {
+    "rates": {
+        "decoding": "{arm}",
+        "clips/s": spread_cell("clips_per_second", 1, "to"),
+        "against 1 thread": spread_cell("against_the_first", 2, "to"),
+        "training thread, ms a clip": "{training_thread_ms_per_clip[median]:.3f}",
+    },
+    "contention": {
+        f"{OPERATORS:,} operators on a core, beside": "{arm}",
+        "ms": spread_cell("operators_ms", 2, "to"),
+        "against alone": spread_cell("against_alone", 2, "to"),
+        "least ms": "{least_ms[low]:.2f}",
+    },
+    "trained": {
+        "step": lambda row: f"ViT-{row['encoder'][0].upper()}, {row['views_per_span']} views a span",
+        "clips from": "{arm}",
+        "trained clips/s": "{clips_per_second:.0f}",
+        "of resident": share_cell("of_resident"),
+        "data wait": "{data_wait_percent:.0f} %",
+    },
+}
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """As docs/performance.md has them."""
-    parts = [_rates_table(rows), _contention_table(rows), _trained_table(rows)]
-    return "\n\n".join(part for part in parts if part)
-
-
-def _of(rows: Sequence[dict[str, Any]], part: str) -> list[dict[str, Any]]:
-    return [entry for entry in rows if entry["part"] == part]
-
-
-def _rates_table(rows: Sequence[dict[str, Any]]) -> str:
-    names = ("decoding", "clips/s", "against 1 thread", "training thread, ms a clip")
-    cells = [
-        (
-            entry["arm"],
-            _spread(entry["clips_per_second"], 1),
-            _spread(entry["against_the_first"], 2),
-            f"{entry['training_thread_ms_per_clip']['median']:.3f}",
-        )
-        for entry in _of(rows, "rates")
-    ]
-    return Table(names, cells).markdown() if cells else ""
-
-
-def _contention_table(rows: Sequence[dict[str, Any]]) -> str:
-    cells = [
-        (
-            entry["arm"],
-            _spread(entry["operators_ms"], 2),
-            _spread(entry["against_alone"], 2),
-            f"{entry['least_ms']['low']:.2f}",
-        )
-        for entry in _of(rows, "contention")
-    ]
-    names = (f"{OPERATORS:,} operators on a core, beside", "ms", "against alone", "least ms")
-    return Table(names, cells).markdown() if cells else ""
-
-
-def _trained_table(rows: Sequence[dict[str, Any]]) -> str:
-    cells = [
-        (
-            f"ViT-{entry['encoder'][0].upper()}, {entry['views_per_span']} views a span",
-            entry["arm"],
-            f"{entry['clips_per_second']:.0f}",
-            f"{100 * entry['of_resident']:.0f} %",
-            f"{entry['data_wait_percent']:.0f} %",
-        )
-        for entry in _of(rows, "trained")
-    ]
-    names = ("step", "clips from", "trained clips/s", "of resident", "data wait")
-    return Table(names, cells).markdown() if cells else ""
-
-
-def _spread(figures: dict[str, float], digits: int) -> str:
-    return f"{figures['median']:.{digits}f} ({figures['low']:.{digits}f} to {figures['high']:.{digits}f})"
+    parts = [(columns, [entry for entry in rows if entry["part"] == part]) for part, columns in TABLES.items()]
+    return "\n\n".join(Table.of(found, columns).markdown() for columns, found in parts if found)
