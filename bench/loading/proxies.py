@@ -96,7 +96,7 @@ class _RandomClips:
 
 
 @dataclass(frozen=True)
-class Arm:
+class StoredVideo:
     """One way to store a video: what is known of it, its number of clips, and what reads all of these once."""
 
     figures: dict[str, Any]
@@ -142,7 +142,7 @@ def bench_proxies(
 
 def proxy_arm(
     video: VideoFacts, gops: GopTable, original: Pictures, variant: Variant, path: Path, opened: ExitStack
-) -> Arm:
+) -> StoredVideo:
     """Packs one variant into `path` and compares it with `original`, (F, R, R, 3). opened: closes its reader."""
     began = time.process_time()
     proxy = write_proxy(video, gops, path, variant)
@@ -168,10 +168,12 @@ def proxy_arm(
         "packing_cpu_seconds_per_original_frame": packing_seconds / video.frames,
         **likeness(original, pictures(files.video(0).facts, files.gops(0), 1)),
     }
-    return Arm(figures, len(clips.starts), read_all)
+    return StoredVideo(figures, len(clips.starts), read_all)
 
 
-def uncompressed_arm(video: VideoFacts, gops: GopTable, original: Pictures, settings: PackSettings, path: Path) -> Arm:
+def uncompressed_arm(
+    video: VideoFacts, gops: GopTable, original: Pictures, settings: PackSettings, path: Path
+) -> StoredVideo:
     """RGB frames at the proxy's size in a memory-mapped file, cropped and resized by the same filters."""
     scaler = PictureScaler(video, settings)
     wanted = np.arange(0, video.frames, settings.stride)
@@ -197,10 +199,10 @@ def uncompressed_arm(video: VideoFacts, gops: GopTable, original: Pictures, sett
         "packing_cpu_seconds_per_original_frame": None,
         **likeness(original, resized(0, len(stored), Crop(content, False))),
     }
-    return Arm(figures, len(starts), read_all)
+    return StoredVideo(figures, len(starts), read_all)
 
 
-def measure_speeds(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+def measure_speeds(arms: Sequence[StoredVideo]) -> list[dict[str, Any]]:
     """CPU time of reading all clips of each arm. They take turns, so that whatever else the machine does meets all of them."""
     seconds: list[list[float]] = [[] for _ in arms]
     for _ in range(ROUNDS):
@@ -211,7 +213,7 @@ def measure_speeds(arms: Sequence[Arm]) -> list[dict[str, Any]]:
     return [_speed(arm, measured) for arm, measured in zip(arms, seconds, strict=True)]
 
 
-def _speed(arm: Arm, seconds: list[float]) -> dict[str, Any]:
+def _speed(arm: StoredVideo, seconds: list[float]) -> dict[str, Any]:
     median = statistics.median(seconds)
     return {
         "clips": arm.clips,

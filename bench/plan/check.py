@@ -30,6 +30,7 @@ from ..loading.decode import Scale, write_corpus
 from ..profile.row import figures
 from ..profile.stage_clock import clock_stages
 from ..rows.row import row
+from ..rows.turns import in_turns
 from .cluster import Cluster
 from .model import COMPUTE, Demand, Rate, Share, Step, plan_step
 from .rates import compute_rates, video_rates
@@ -108,8 +109,7 @@ def bench_plan(
     with tempfile.TemporaryDirectory(prefix="trocar_plan_") as name:
         corpus = write_corpus(Path(name) / "made", "h264", SIZE, GOP, CORPUS).path
         for number in range(rounds):
-            turn = number % len(settings)
-            for setting in (*settings[turn:], *settings[:turn]):
+            for setting in in_turns(settings, number):
                 config = _config(setting, corpus, Path(name) / f"run_{setting.batch}_{setting.views}", steps, overrides)
                 measured[setting].append(_measure(setting, config, steps))
                 tell(

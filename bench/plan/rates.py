@@ -18,7 +18,7 @@ import torch
 
 from ...engine.config.settings import Config, ConfigError
 from ...engine.step.build import build_model
-from ..rows.row import read_rows
+from ..rows.row import all_rows
 from ..training.flops import step_flops
 from .cluster import Assumed, AssumedVideos, Cluster
 from .model import Compute, Rate, Videos
@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 def shipped_rows() -> list[Row]:
     """All rows that come with trocar, those of GPUs too."""
-    return [row for path in sorted(RESULTS.rglob("*.jsonl")) for row in read_rows(path)]
+    return all_rows(RESULTS)
 
 
 def origin(row: Row) -> str:

@@ -78,7 +78,7 @@ class CorpusSize:
 
 
 @dataclass(frozen=True)
-class Arm:
+class Form:
     """One form of the videos at one number of views: what it takes. money: None where the cluster has no prices."""
 
     name: str
@@ -100,7 +100,7 @@ class Plan:
     corpus: CorpusSize
     compute: Compute
     clips: int
-    arms: list[Arm]
+    arms: list[Form]
     rates: list[tuple[str, Rate]]
 
 
@@ -148,7 +148,7 @@ def make_plan(
             step = plan_step(compute, videos, share, demand)
             others = [known["proxies"]] if name == "originals" and "proxies" in known else []
             found = levers(compute, videos, share, demand, others)
-            arms.append(_arm(name, videos, step, found, cluster, config, corpus, clips, packing, proxy_bytes))
+            arms.append(_form(name, videos, step, found, cluster, config, corpus, clips, packing, proxy_bytes))
     rates: list[tuple[str, Rate]] = []
     if share.interpreter_seconds and interpreter is not None:
         rates.append(("decoding threads, seconds of the interpreter per span", interpreter))
@@ -197,7 +197,7 @@ def _share(cluster: Cluster, config: Config, interpreter: Rate | None) -> Share:
     )
 
 
-def _arm(
+def _form(
     name: str,
     videos: Videos,
     step: Step,
@@ -208,7 +208,7 @@ def _arm(
     clips: int,
     packing: Rate | None,
     proxy_bytes: Rate | None,
-) -> Arm:
+) -> Form:
     hours = clips / step.clips_per_second / HOUR
     is_packed = name == "proxies"
     packing_hours = corpus.frames * packing.value / HOUR if is_packed and packing is not None else 0.0
@@ -228,7 +228,7 @@ def _arm(
     ]
     known = [amount * price for amount, price in costs if price is not None]
     label = f"{name}, {step.demand.views} view{'s' * (step.demand.views > 1)} a span"
-    return Arm(
+    return Form(
         label,
         videos,
         step,
@@ -242,7 +242,7 @@ def _arm(
     )
 
 
-def sentence(arm: Arm, compute: Compute) -> str:
+def sentence(arm: Form, compute: Compute) -> str:
     """The bottleneck of an arm, and what moves it."""
     step = arm.step
     name = step.bottleneck
@@ -261,7 +261,7 @@ def sentence(arm: Arm, compute: Compute) -> str:
     return f"{arm.name}: the bottleneck is {cause}; {moved}. It rests on {rests_on(arm, compute)}."
 
 
-def rests_on(arm: Arm, compute: Compute) -> str:
+def rests_on(arm: Form, compute: Compute) -> str:
     """Whether the rates of the bottleneck were measured."""
     videos = arm.videos
     used = {

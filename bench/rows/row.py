@@ -6,9 +6,10 @@ import json
 import platform
 import subprocess
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ...loaders.corpus.whole_file import write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -31,13 +32,9 @@ def versions() -> dict[str, str]:
     """The installed ones of the packages that decide a speed, and CUDA's."""
     import torch
 
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {**found, "python": platform.python_version(), "cuda": torch.version.cuda or "none"}
+    from ...engine.record.run_record import installed
+
+    return {**installed(PACKAGES), "python": platform.python_version(), "cuda": torch.version.cuda or "none"}
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -87,12 +84,14 @@ def row(benchmark: str, device: torch.device, measured: dict[str, Any]) -> dict[
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """One row a line; replaces the file, as a whole even where the process is ended in the middle."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in rows)
-    unfinished = path.with_name(f"{path.name}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, lambda target: target.write_text(text, encoding="utf-8"))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def all_rows(folder: Path) -> list[dict[str, Any]]:
+    """Of every file below a folder, those of GPUs in folders of their own too."""
+    return [entry for path in sorted(folder.rglob("*.jsonl")) for entry in read_rows(path)]

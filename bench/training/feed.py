@@ -33,6 +33,7 @@ from ...loaders.draw.sampler import Sampler
 from ..profile.stage_clock import account_of_this_thread
 from ..rows.cells import share_cell, spread_cell
 from ..rows.row import row, write_rows
+from ..rows.turns import in_turns
 from .clock import spread, time_steps
 from .run import clip_numbers as run_numbers
 from .run import made_clips, open_run, resident
@@ -43,8 +44,8 @@ DEEP = 40  # batches ahead: decoding goes on while nobody takes any
 BATCH, AHEAD = 8, 4
 SECONDS = 3.0
 ALONE, RESIDENT = "alone", "resident"
-Arm = tuple[str, dict[str, int]]
-BESIDE: tuple[Arm, ...] = (
+Decoding = tuple[str, dict[str, int]]
+BESIDE: tuple[Decoding, ...] = (
     ("1 decoding thread", {"threads": 1}),
     ("4 decoding threads", {"threads": 4}),
     ("2 decoding processes", {"workers": 2}),
@@ -79,10 +80,10 @@ def _load(corpus: Corpus, stride: int, prefetch: int, first: int, how: dict[str,
     return ClipLoader(corpus, sampler, CropRecipe(), numbers, resolution=224, prefetch=prefetch, **how)
 
 
-def rate_arms(cores: int) -> list[Arm]:
+def rate_arms(cores: int) -> list[Decoding]:
     """One, two, and as many as the cores allow, of each."""
     numbers = sorted({1, 2, max(1, cores - 1)})
-    threads: list[Arm] = [(f"{number} thread{'s' * (number > 1)}", {"threads": number}) for number in numbers]
+    threads: list[Decoding] = [(f"{number} thread{'s' * (number > 1)}", {"threads": number}) for number in numbers]
     return threads + [(f"{number} process{'es' * (number > 1)}", {"workers": number}) for number in numbers]
 
 
@@ -153,8 +154,7 @@ def decoding_rates(corpus: Corpus, stride: int, rounds: int) -> list[dict[str, A
     arms = rate_arms(len(os.sched_getaffinity(0)))
     speeds, host = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
     for number in range(rounds):
-        turn = number % len(arms)
-        for name, how in (*arms[turn:], *arms[:turn]):
+        for name, how in in_turns(arms, number):
             with _load(corpus, stride, AHEAD, number * 10_000, how) as loader:
                 loader.wait_until_ready()
                 for _ in range(AHEAD + 2):  # what was decoded ahead must not look as if it had cost nothing

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def record_start(
             "ranks": world.size,
             "command": sys.argv,
             "folder": os.getcwd(),  # where the config's relative paths begin
-            "versions": {"python": platform.python_version(), **_versions()},
+            "versions": {"python": platform.python_version(), **installed(PACKAGES)},
             "git": _git_state(),
             "machine": _machine(world),
             "environment": {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT)},
@@ -76,9 +76,10 @@ def last_folder(run_dir: Path) -> str:
     return starts[-1].get("folder", "") if starts else ""
 
 
-def _versions() -> dict[str, str]:
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those that are installed."""
     found = {}
-    for name in PACKAGES:
+    for name in packages:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
