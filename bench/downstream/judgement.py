@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .metrics import METRICS, Predictions, flags, interval_of, majority, measure, random_baseline, resampled
+from .intervals import flags, interval_of, majority, random_baseline, resampled
+from .metrics import METRICS, Predictions, measure
 from .task import Task
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...engine.console.table import Table
-from ..rows.cells import known_cell, spread_text
+from ..rows.cells import conditions, known_cell, spread_text
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -66,7 +66,5 @@ def _conditions(rows: Sequence[dict[str, Any]]) -> str:
     ]
     if moving:
         lines.append(f"{min(moving):.0%} of the frames move enough to be told from their neighbours.")
-    machine = f"{entry['machine']['device']}, {entry['cores']} cores"
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(entry["versions"].items()))
-    lines.append(f"{machine}; {versions}; commit {entry['commit']}; {entry['time']}.")
+    lines.append(conditions(entry, f"{entry['cores']} cores"))
     return "\n".join(lines)

@@ -14,32 +14,14 @@ from typing import Any
 import torch
 
 from ...engine.config.settings import Config, ConfigError
-from ...engine.console.table import Table
 from ...engine.ranks.distributed import World
 from ...engine.step.build import build_model
 from ...engine.step.micro_batch import fewest_parts, with_parts
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.draw.sampler import Sampler
-from ..profile.stages import NAMES
 from .cluster import Cluster
 from .corpus import Measured
-from .model import (
-    COMPUTE,
-    CORES,
-    DECODE,
-    EXCHANGE,
-    INTERPRETER,
-    STORAGE,
-    Compute,
-    Demand,
-    Lever,
-    Rate,
-    Share,
-    Step,
-    Videos,
-    levers,
-    plan_step,
-)
+from .model import Compute, Demand, Lever, Rate, Share, Step, Videos, levers, plan_step
 from .rates import compute_rates, interpreter_rate, packing_rates, video_rates
 
 FLOAT32_BYTES = 4
@@ -240,107 +222,6 @@ def _form(
         terabytes,
         math.fsum(known) if known else None,
     )
-
-
-def sentence(arm: Form, compute: Compute) -> str:
-    """The bottleneck of an arm, and what moves it."""
-    step = arm.step
-    name = step.bottleneck
-    cause = {
-        COMPUTE: "the step's computation",
-        DECODE: f"the loader: decoding on {'NVDEC' if step.decoder == 'nvdec' else 'CPU cores'}",
-        STORAGE: "the loader: reading from storage",
-        EXCHANGE: "the exchange of gradients",
-        CORES: "the processor cores, which decoding and computing share",
-        INTERPRETER: "the training's interpreter, which decoding threads share",
-    }[name]
-    if name in (COMPUTE, CORES) and compute.stage:
-        cause += f", of which {NAMES.get(compute.stage, compute.stage)} takes {compute.stage_share:.0%}"
-    useful = [f"{lever.name} ({lever.gain:.2f}x)" for lever in arm.levers if lever.gain > 1.02]
-    moved = f"what moves it: {', '.join(useful)}" if useful else "none of the changes looked at moves it alone"
-    return f"{arm.name}: the bottleneck is {cause}; {moved}. It rests on {rests_on(arm, compute)}."
-
-
-def rests_on(arm: Form, compute: Compute) -> str:
-    """Whether the rates of the bottleneck were measured."""
-    videos = arm.videos
-    used = {
-        COMPUTE: [compute.seconds_per_clip],
-        DECODE: [videos.core_seconds_per_span],
-        STORAGE: [videos.bytes_per_span],
-        EXCHANGE: [],
-        CORES: [compute.seconds_per_clip, videos.core_seconds_per_span],
-        INTERPRETER: [compute.seconds_per_clip],
-    }[arm.step.bottleneck]
-    if arm.step.decoder == "nvdec" and arm.step.bottleneck == DECODE and videos.nvdec_pictures_per_second is not None:
-        used = [videos.nvdec_pictures_per_second]
-    if not used:
-        return "the cluster's description"
-    return "measured rates" if all(rate.is_measured for rate in used) else "an assumed rate"
-
-
-def table(plan: Plan) -> str:
-    """Markdown: the arms, their bottlenecks, and the rates, measured and assumed apart."""
-    cluster, prices = plan.cluster, plan.cluster.prices
-    has_money = any(arm.money is not None for arm in plan.arms)
-    header = (
-        "videos",
-        "clips/s",
-        "unique spans/s",
-        "bottleneck",
-        "days",
-        "GPU-hours",
-        "core-hours",
-        "of them packing",
-        "TB",
-        *([prices.currency] if has_money else []),
-    )
-    arms = []
-    lines = [
-        f"{cluster.name}: {plan.corpus.videos:,} videos, {_frames(plan.corpus.frames)}, {plan.corpus.spans:,} spans; "
-        f"{plan.config.model.encoder} {plan.config.objective.kind}, {plan.clips:,} clips in steps of {plan.config.optim.batch:,}",
-        "",
-    ]
-    for arm in plan.arms:
-        cells = [
-            arm.name,
-            _figure(arm.step.clips_per_second),
-            _figure(arm.step.spans_per_second),
-            f"{arm.step.bottleneck} ({arm.step.decoder})" if arm.step.bottleneck == DECODE else arm.step.bottleneck,
-            _figure(arm.days),
-            _figure(arm.gpu_hours),
-            _figure(arm.core_hours),
-            _figure(arm.packing_core_hours),
-            "unknown" if arm.terabytes is None else _figure(arm.terabytes),
-        ]
-        if has_money:
-            cells.append("unknown" if arm.money is None else _money(arm.money))
-        arms.append(cells)
-    lines += [Table(header, arms).markdown(), "", *(f"- {sentence(arm, plan.compute)}" for arm in plan.arms)]
-    for is_measured, title in ((True, "Measured"), (False, "Assumed")):
-        chosen = [
-            (name, rate) for name, rate in plan.rates if rate.is_measured == is_measured and math.isfinite(rate.value)
-        ]
-        if chosen:
-            lines += ["", f"{title}:", ""]
-            lines += [f"- {name}: {_figure(rate.value)} ({rate.origin})" for name, rate in chosen]
-    return "\n".join(lines)
-
-
-def _frames(frames: int) -> str:
-    return f"{frames / 1e6:,.1f} M frames" if frames >= 1e6 else f"{frames:,} frames"
-
-
-def _money(amount: float) -> str:
-    return f"{amount:,.0f}" if amount >= 100 else _figure(amount)
-
-
-def _figure(value: float) -> str:
-    """Three digits that count."""
-    if value == 0 or not math.isfinite(value):
-        return "0" if value == 0 else "never"
-    digits = 2 - math.floor(math.log10(abs(value)))
-    return f"{round(value, digits):,.{max(0, digits)}f}"
 
 
 def rows_of(plan: Plan) -> list[dict[str, Any]]:

@@ -16,9 +16,10 @@ from ..loading import decode, proxies
 from ..loading.loading import ON_PROXIES
 from ..loading.table import ratio_table, speed_table
 from ..plan import check as plan_check
-from ..plan import report as plan_report
+from ..plan import table as plan_table
 from ..plan.cluster import load_cluster
 from ..plan.report import corpus_size, make_plan
+from ..rows.row import rows_of
 from ..training import collapse, feed
 from ..training import table as training_table
 from . import goals, recipes
@@ -32,7 +33,7 @@ OURS = "trocar"
 
 def of(rows: Sequence[Row], benchmark: str, *, gpu: bool = False) -> list[Row]:
     """The rows of a benchmark that were measured on a GPU, or on a CPU."""
-    return [row for row in rows if row["benchmark"] == benchmark and ("capability" in row["machine"]) == gpu]
+    return [row for row in rows_of(rows, benchmark) if ("capability" in row["machine"]) == gpu]
 
 
 def loading_summary(rows: Sequence[Row]) -> str:
@@ -104,7 +105,7 @@ def decoding(rows: Sequence[Row]) -> str:
 
 
 def feeding(rows: Sequence[Row]) -> str:
-    return feed.table([row for row in rows if row["benchmark"] == "feed"]) or f"Decoding beside training: {UNMEASURED}."
+    return feed.table(rows_of(rows, "feed")) or f"Decoding beside training: {UNMEASURED}."
 
 
 def cluster_trees(rows: Sequence[Row]) -> str:
@@ -140,7 +141,7 @@ def paper(config: str, accumulation: int) -> Callable[[Sequence[Row]], str]:
     def text(rows: Sequence[Row]) -> str:
         loaded, cluster = load_config(config, [f"optim.accumulation={accumulation}"]), load_cluster("a100_8")
         corpus = corpus_size(None, PAPER_VIDEOS, PAPER_FRAMES, loaded, cluster)
-        return plan_report.table(make_plan(loaded, cluster, corpus, rows))
+        return plan_table.table(make_plan(loaded, cluster, corpus, rows))
 
     return text
 

@@ -31,3 +31,9 @@ def share_cell(key: str) -> Callable[[Row], str]:
 def known_cell(key: str, form: str, unknown: str = "-") -> Callable[[Row], str]:
     """form: of the value, as "{:.2f}"; `unknown` where it is None or the row does not have it."""
     return lambda row: unknown if row.get(key) is None else form.format(row[key])
+
+
+def conditions(row: Row, with_cores: str) -> str:
+    """On what, with what and when a row was measured. with_cores: how many it had, in words."""
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(row["versions"].items()))
+    return f"{row['machine']['device']}, {with_cores}; {versions}; commit {row['commit']}; {row['time']}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,3 +96,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def all_rows(folder: Path) -> list[dict[str, Any]]:
     """Of every file below a folder, those of GPUs in folders of their own too."""
     return [entry for path in sorted(folder.rglob("*.jsonl")) for entry in read_rows(path)]
+
+
+def rows_of(rows: Iterable[dict[str, Any]], benchmark: str, **wanted: Any) -> list[dict[str, Any]]:
+    """Those of a benchmark that have these values."""
+    return [
+        entry
+        for entry in rows
+        if entry["benchmark"] == benchmark and all(entry.get(key) == value for key, value in wanted.items())
+    ]

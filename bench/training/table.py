@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...engine.console.table import Table
-from ..rows.cells import known_cell, share_cell, spread_cell, spread_text
+from ..rows.cells import conditions, known_cell, share_cell, spread_cell, spread_text
 
 Row = dict[str, Any]
 
@@ -19,7 +19,7 @@ def table(rows: Sequence[Row]) -> str:
         for kind, render in parts.items()
         for group in grouped([entry for entry in rows if entry["part"] == kind])
     ]
-    return "\n\n".join([*told, conditions(rows)]) if rows else "nothing was measured"
+    return "\n\n".join([*told, _conditions(rows)]) if rows else "nothing was measured"
 
 
 def grouped(rows: Sequence[Row]) -> list[list[Row]]:
@@ -153,11 +153,9 @@ def absent(rows: Sequence[Row]) -> str:
     return "\n\n" + "\n".join(lines) if lines else ""
 
 
-def conditions(rows: Sequence[Row]) -> str:
+def _conditions(rows: Sequence[Row]) -> str:
     entry = rows[0]
     intervals = [entry["ours_against_it"] for entry in rows if entry.get("ours_against_it")]
     flat = [ratio for found in intervals for ratio in (found.values() if "median" not in found else [found])]
     said = f"Intervals hold the median with {flat[0]['confidence']:.1%}. " if flat else ""
-    machine = f"{entry['machine']['device']}, {entry['threads']} threads"
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(entry["versions"].items()))
-    return f"{said}{machine}; {versions}; commit {entry['commit']}; {entry['time']}."
+    return said + conditions(entry, f"{entry['threads']} threads")
