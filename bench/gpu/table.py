@@ -7,7 +7,7 @@ from typing import Any
 
 from ...engine.console.table import Table
 from ..rows.cells import known_cell
-from ..rows.row import rows_of
+from ..rows.row import select_rows
 
 Row = dict[str, Any]
 
@@ -43,7 +43,7 @@ BESIDE = {"MAE ViT-B": "{step}", "alone, ms": "{alone:.1f}", "beside it": "{besi
 
 def steps(rows: Sequence[Row]) -> str:
     """The training step on resident data."""
-    mine = rows_of(rows, "gpu_step")
+    mine = select_rows(rows, "gpu_step")
     return _with_conditions(Table.of(mine, STEPS), mine)
 
 
@@ -55,20 +55,20 @@ def peers(rows: Sequence[Row]) -> str:
 
 def kernels(rows: Sequence[Row]) -> str:
     """The GPU's time of a call with its backward pass, and the host's."""
-    mine = rows_of(rows, "gpu_kernel")
+    mine = select_rows(rows, "gpu_kernel")
     return _with_conditions(Table.of(mine, KERNELS), mine)
 
 
 def videos(rows: Sequence[Row]) -> str:
     """From videos to clips, beside what the step would take."""
-    mine = rows_of(rows, "gpu_video")
+    mine = select_rows(rows, "gpu_video")
     cells = [(row["what"], f"{row['clips_per_second']:,.0f}", row["note"]) for row in mine]
     return _with_conditions(Table(("", "clips/s", ""), cells), mine)
 
 
 def beside(rows: Sequence[Row]) -> str:
     """A step's milliseconds alone and while clips are decoded."""
-    mine = rows_of(rows, "gpu_beside")
+    mine = select_rows(rows, "gpu_beside")
     return _with_conditions(Table.of(mine, BESIDE), mine)
 
 
@@ -80,9 +80,9 @@ def short(rows: Sequence[Row]) -> str:
         if row["arm"] == "Hugging Face, SDPA":
             ratios.setdefault(row["objective"], []).append(row["ours_against_it"]["median"])
     said = ", ".join(f"{max(found):.1f} times ({name.upper()})" for name, found in ratios.items())
-    found = rows_of(rows, "gpu_video")
+    found = select_rows(rows, "gpu_video")
     step, run = found[0], next(row for row in found if "pretrain" in row["what"])
-    fastest = max(row["of_matrix_ceiling"] for row in rows_of(rows, "gpu_step"))
+    fastest = max(row["of_matrix_ceiling"] for row in select_rows(rows, "gpu_step"))
     measured = f"{step['machine']['device']} (commit {step['commit']}, {step['time'][:10]})"
     return (
         f"Measured once, on one {measured}. On resident data a step is up to {said} as fast as Hugging Face's with SDPA, not "
@@ -95,7 +95,7 @@ def short(rows: Sequence[Row]) -> str:
 def _peers(rows: Sequence[Row]) -> list[Row]:
     return [
         row
-        for row in rows_of(rows, "training", part="peers")
+        for row in select_rows(rows, "training", part="peers")
         if "capability" in row["machine"] and "clips_per_second" in row and not row["reason"]
     ]
 

@@ -289,13 +289,11 @@ def _load_reader(name: str | Path) -> ModuleType:
     if path.parent == CARDS:
         return importlib.import_module(f".datasets.{path.stem}", __package__)
     # A reader outside of trocar is loaded as if it stood among the others, so that it imports what they import.
-    reader = path.with_suffix(".py")
-    module_name = f"{__package__}.datasets.{path.stem}"
+    reader, module_name = path.with_suffix(".py"), f"{__package__}.datasets.{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, reader)
     if not reader.is_file() or spec is None or spec.loader is None:
         raise ConfigError(f"{reader}: no such file; a card's reader lies beside it under the same name")
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up by its name.
-    sys.modules[module_name] = module
+    sys.modules[module_name] = module  # where dataclasses look it up
     spec.loader.exec_module(module)
     return module

@@ -30,6 +30,7 @@ from ...loaders.draw.augment import Box, Crop, CropRecipe
 from ...loaders.draw.sampler import Sampler
 from ..rows.cells import known_cell, share_cell
 from ..rows.row import row
+from ..rows.timing import wait
 
 ENCODERS = {
     "h264": ("libx264", {"preset": "veryfast"}),
@@ -170,13 +171,11 @@ def _run(
     ) as loader:
         for _ in range(4):
             next(loader)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait(device)
         started = time.perf_counter()
         while time.perf_counter() - started < scale.seconds:
             count.add(next(loader).count)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait(device)
         seconds = time.perf_counter() - started
         if loader.taken_over:
             raise RuntimeError(f"DALI left videos to the CPU: {next(iter(loader.taken_over.values()))}")

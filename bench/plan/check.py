@@ -29,7 +29,7 @@ from ...loaders.decode.span import SpanReader
 from ..loading.decode import Scale, write_corpus
 from ..profile.row import figures
 from ..profile.stage_clock import clock_stages
-from ..rows.row import row, rows_of
+from ..rows.row import row, select_rows
 from ..rows.turns import in_turns
 from .cluster import Cluster
 from .model import COMPUTE, Demand, Rate, Share, Step, plan_step
@@ -206,4 +206,4 @@ COLUMNS = {
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown, of the predicted settings."""
-    return Table.of(rows_of(rows, "plan"), COLUMNS).markdown()
+    return Table.of(select_rows(rows, "plan"), COLUMNS).markdown()

@@ -226,23 +226,17 @@ def _form(
 
 def rows_of(plan: Plan) -> list[dict[str, Any]]:
     """The arms' figures, for JSON."""
+    of_step = ("clips_per_second", "spans_per_second", "bottleneck", "seconds_by_resource")
+    of_form = ("days", "gpu_hours", "core_hours", "packing_core_hours", "terabytes", "money")
     return [
         {
-            "arm": arm.name,
+            "arm": form.name,
             "cluster": plan.cluster.name,
-            "clips_per_second": arm.step.clips_per_second,
-            "spans_per_second": arm.step.spans_per_second,
-            "bottleneck": arm.step.bottleneck,
-            "seconds_by_resource": arm.step.seconds_by_resource,
-            "days": arm.days,
-            "gpu_hours": arm.gpu_hours,
-            "core_hours": arm.core_hours,
-            "packing_core_hours": arm.packing_core_hours,
-            "terabytes": arm.terabytes,
-            "money": arm.money,
-            "levers": {lever.name: lever.gain for lever in arm.levers},
+            **{name: getattr(form.step, name) for name in of_step},
+            **{name: getattr(form, name) for name in of_form},
+            "levers": {lever.name: lever.gain for lever in form.levers},
         }
-        for arm in plan.arms
+        for form in plan.arms
     ]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...engine.console.table import Table
-from ..rows.row import rows_of
+from ..rows.row import select_rows
 
 Row = dict[str, Any]
 Found = tuple[str, Row]  # the figure as text, and the row behind it
@@ -35,7 +35,7 @@ def kernel(operators: Sequence[str], *figures: str) -> Callable[[Sequence[Row]],
     form = "{operator} " * (len(operators) > 1) + ", ".join(texts[figure] for figure in figures)
 
     def find(rows: Sequence[Row]) -> list[Found]:
-        mine = rows_of(rows, "kernels", size="base")
+        mine = select_rows(rows, "kernels", size="base")
         return [(form.format_map(row), row) for row in mine if row["operator"] in operators]
 
     return find
@@ -45,7 +45,7 @@ def training(part: str, objective: str, text: Callable[[Row], str | None]) -> Ca
     """Of `trocar bench training`, one of its parts. text: the figure of a row that has it."""
 
     def find(rows: Sequence[Row]) -> list[Found]:
-        mine = rows_of(rows, "training", part=part, objective=objective)
+        mine = select_rows(rows, "training", part=part, objective=objective)
         return [(found, row) for row in mine if not row.get("changed") and (found := text(row)) is not None]
 
     return find
@@ -78,12 +78,12 @@ def _of_resident(row: Row) -> str | None:
 
 
 def _amplification(rows: Sequence[Row]) -> list[Found]:
-    mine = [row for row in rows_of(rows, "loading") if row["arm"] in ("trocar dali", "trocar packed")]
+    mine = [row for row in select_rows(rows, "loading") if row["arm"] in ("trocar dali", "trocar packed")]
     return [(f"{row['arm']} {row['amplification']:.2f}", row) for row in mine if row.get("amplification")]
 
 
 def _loader(rows: Sequence[Row]) -> list[Found]:
-    peers = [row for row in rows_of(rows, "loading") if row.get("ours_against_it", {}).get("trocar dali")]
+    peers = [row for row in select_rows(rows, "loading") if row.get("ours_against_it", {}).get("trocar dali")]
     best = sorted(peers, key=lambda row: row["ours_against_it"]["trocar dali"]["median"])[:1]
     return [(f"{row['ours_against_it']['trocar dali']['median']:.2f}x {row['arm']}", row) for row in best]
 
@@ -95,7 +95,7 @@ def _level(rows: Sequence[Row]) -> list[Found]:
             ", ".join(f"{row[key] / row['kernel_seconds']:.2f}x {name}" for key, name in others.items() if key in row),
             row,
         )
-        for row in rows_of(rows, "clustering_level", rows=10_000_000, width=768)
+        for row in select_rows(rows, "clustering_level", rows=10_000_000, width=768)
     ]
 
 

@@ -19,7 +19,7 @@ from ..plan import check as plan_check
 from ..plan import table as plan_table
 from ..plan.cluster import load_cluster
 from ..plan.report import corpus_size, make_plan
-from ..rows.row import rows_of
+from ..rows.row import select_rows
 from ..training import collapse, feed
 from ..training import table as training_table
 from . import goals, recipes
@@ -33,7 +33,7 @@ OURS = "trocar"
 
 def of(rows: Sequence[Row], benchmark: str, *, gpu: bool = False) -> list[Row]:
     """The rows of a benchmark that were measured on a GPU, or on a CPU."""
-    return [row for row in rows_of(rows, benchmark) if ("capability" in row["machine"]) == gpu]
+    return [row for row in select_rows(rows, benchmark) if ("capability" in row["machine"]) == gpu]
 
 
 def loading_summary(rows: Sequence[Row]) -> str:
@@ -105,7 +105,7 @@ def decoding(rows: Sequence[Row]) -> str:
 
 
 def feeding(rows: Sequence[Row]) -> str:
-    return feed.table(rows_of(rows, "feed")) or f"Decoding beside training: {UNMEASURED}."
+    return feed.table(select_rows(rows, "feed")) or f"Decoding beside training: {UNMEASURED}."
 
 
 def cluster_trees(rows: Sequence[Row]) -> str:

@@ -27,12 +27,13 @@ from ..loading.check import LARGEST_DIFFERENCE, LEAST_MOTION
 from ..loading.clips import describe_videos, draw_requests, onto_proxies
 from ..rows.ratios import ratio
 from ..rows.row import row
+from ..rows.timing import wait
 from ..rows.turns import in_turns
 from .clock import Clock, spread
 from .end_to_end_arms import USUAL, PassageArm, our_arm, usual_arm
 from .peer_input import LIBRARIES
 from .peer_models import Attention
-from .peers import AlikeMasks, loss_difference, wait
+from .peers import AlikeMasks, loss_difference
 from .run import open_run
 from .training import describe
 

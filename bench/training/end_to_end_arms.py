@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from ...loaders.draw.augment import Box, CropRecipe
 from ...loaders.draw.sampler import Clip
 from ..loading.arms import Request
 from ..loading.ours import ListedClips
-from .clock import Clock, Fed
+from .clock import Fed, Waited
 from .peer_input import UnusableError, UsualPipeline, WantedClip
 from .peer_models import Attention, PeerError, build_peer, normalized
 from .peers import peer_training
@@ -117,7 +117,7 @@ def usual_arm(
         fed = Waited(pipeline.passage(range(first_step * batch, (first_step + steps) * batch)))
         for step, pixels in zip(range(first_step, first_step + steps), fed, strict=True):
             train(step, pixels.to(device, non_blocking=True), masks(step))
-        return fed.seconds
+        return fed.waited
 
     def masks(step: int) -> Any:
         numbers = np.arange(step * batch, (step + 1) * batch)
@@ -133,22 +133,6 @@ def usual_arm(
         "tried_seconds": tried,
     }
     return PassageArm(USUAL, passage, first, facts=facts), pipeline.close
-
-
-class Waited:
-    """Items of an iterator, and the seconds that they were waited for."""
-
-    def __init__(self, items: Iterator[torch.Tensor], clock: Clock = time.perf_counter) -> None:
-        self._items, self._clock, self.seconds = items, clock, 0.0
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        while True:
-            asked = self._clock()
-            item = next(self._items, None)
-            self.seconds += self._clock() - asked
-            if item is None:
-                return
-            yield item
 
 
 def fastest_pipeline(

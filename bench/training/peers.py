@@ -28,6 +28,7 @@ from ...engine.step.build import autocast
 from ...engine.step.optim import build_optimizer, set_schedule
 from ..rows.ratios import ratio
 from ..rows.row import row
+from ..rows.timing import wait
 from ..rows.turns import in_turns
 from .clock import Clock, spread
 from .peer_models import Attention, Peer, PeerError, build_peer, normalized
@@ -207,12 +208,6 @@ def measure(
         told = ", ".join(f"{arm.name} {arm.seconds[-1]:.3f}" for arm in running if arm.seconds)
         print(f"round {number} of {rounds}, seconds: {told or 'not timed'}", file=sys.stderr, flush=True)
         after(number)
-
-
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was asked for."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def judge(arms: Sequence[StepArm], tolerance: float) -> None:

@@ -14,8 +14,9 @@ import torch
 from clips import read_number, write_numbered
 
 from trocar.bench.training import end_to_end, peers
+from trocar.bench.training.clock import Waited
 from trocar.bench.training.end_to_end import OURS, PACKED, bench_end_to_end
-from trocar.bench.training.end_to_end_arms import USUAL, Waited
+from trocar.bench.training.end_to_end_arms import USUAL
 from trocar.bench.training.peer_input import UnusableError, UsualPipeline, VideoClips, WantedClip
 from trocar.bench.training.peer_models import HuggingFaceMAE, PeerError, build_peer
 from trocar.bench.training.peers import StepArm, bench_peers, figures, judge, measure
@@ -240,7 +241,7 @@ def test_waiting_is_the_time_until_an_item_comes() -> None:
     waited = Waited(items(), clock=lambda: now[0])
     for _ in waited:
         now[0] += 10
-    assert waited.seconds == 3.5
+    assert waited.waited == 3.5
 
 
 @pytest.mark.parametrize("library", ["torchcodec", "decord"])
