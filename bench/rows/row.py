@@ -98,7 +98,7 @@ def all_rows(folder: Path) -> list[dict[str, Any]]:
     return [entry for path in sorted(folder.rglob("*.jsonl")) for entry in read_rows(path)]
 
 
-def select_rows(rows: Iterable[dict[str, Any]], benchmark: str, **wanted: Any) -> list[dict[str, Any]]:
+def select_rows(rows: Iterable[dict[str, Any]], benchmark: str, /, **wanted: Any) -> list[dict[str, Any]]:
     """Those of a benchmark that have these values."""
     return [
         entry
