@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 
 from .downstream import FAILURES
 from .finetune import RESAMPLES, ROW
-from .intervals import Interval, interval_of
+from .judgement import Interval, interval_of
 from .matrix import DatasetEntry, Matrix, ModelEntry, Places, ProtocolEntry
 
 

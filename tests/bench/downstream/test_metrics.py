@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from sklearn import metrics as sk
 
 from trocar.bench.downstream import metrics
-from trocar.bench.downstream.intervals import Interval, flags, interval_of, majority, random_baseline, resampled
+from trocar.bench.downstream.judgement import Interval, flags, interval_of, majority, random_baseline, resampled
 from trocar.bench.downstream.metrics import METRICS, Predictions, measure
 
 
