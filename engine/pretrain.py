@@ -120,31 +120,51 @@ def pretrain(
         StopRequest(listen) as stop,
         snapshot_when_out_of_memory(Path(settings.dir), world),
     ):
-        if settings.pin_cores:
-            pin_to_cores(world)
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
+        claim_cores(config, world)
         config = fit_batch(config, world)
-        torch.manual_seed(settings.seed)
-        objective, masks = build_model(config)
-        if not world.from_first(newest_step(Path(settings.dir))):  # a run that goes on has weights of its own
-            account = initialize_encoder(config, objective)
-            if account and world.is_first:
-                print(account, file=sys.stderr)
-                record_init(config, account)
-        objective.to(world.device, torch.float64 if settings.precision == "float64" else None)
-        name_modules(objective)
-        model = distribute(objective, config.run, world)
-        optimizer, guard = (
-            build_optimizer(objective, config.optim),
-            StepGuard(config.optim.outlier_sigmas).to(world.device),
-        )
         corpus = Corpus.open(config.data.corpus)
         steps = count_steps(config.optim, samplers_by_clip(config, corpus)(0).num_spans)
-        schedule = build_schedule(config.optim, steps)
         vote = StopVote(stop, world.size, config.optim.parts)
-        run = Run(config, world, watch, stop, vote, schedule, objective, model, masks, optimizer, guard)
+        run = build_run(config, world, watch, vote, steps, begin=give_first_weights)
         return train(run, corpus, steps, progress and world.is_first, on_step)
+
+
+def give_first_weights(config: Config, world: World, objective: Objective) -> None:
+    """Gives a run that is new the weights of `model.init`, and tells; one that goes on has weights of its own."""
+    if not world.from_first(newest_step(Path(config.run.dir))):
+        account = initialize_encoder(config, objective)
+        if account and world.is_first:
+            print(account, file=sys.stderr)
+            record_init(config, account)
+
+
+def claim_cores(config: Config, world: World) -> None:
+    """The cores and threads of this rank, as the config has them."""
+    if config.run.pin_cores:
+        pin_to_cores(world)
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+
+
+def build_run(
+    config: Config,
+    world: World,
+    watch: RankWatch,
+    vote: StopVote,
+    steps: int,
+    begin: Callable[[Config, World, Objective], None] = lambda config, world, objective: None,
+) -> Run:
+    """What a step needs, on this rank. steps: of the schedule. begin: gives the model other weights than random ones."""
+    torch.manual_seed(config.run.seed)
+    objective, masks = build_model(config)
+    begin(config, world, objective)
+    objective.to(world.device, torch.float64 if config.run.precision == "float64" else None)
+    name_modules(objective)
+    model = distribute(objective, config.run, world)
+    optimizer = build_optimizer(objective, config.optim)
+    guard = StepGuard(config.optim.outlier_sigmas).to(world.device)
+    schedule = build_schedule(config.optim, steps)
+    return Run(config, world, watch, vote.request, vote, schedule, objective, model, masks, optimizer, guard)
 
 
 def count_steps(config: OptimConfig, num_spans: int) -> int:

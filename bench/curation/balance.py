@@ -31,6 +31,7 @@ from ...loaders.cpu import ClipLoader
 from ...loaders.curate.cluster import cluster_embeddings
 from ...loaders.curate.settings import ClusterSettings
 from ...loaders.draw.grid_clips import GridClips, WholePicture
+from ..rows.cells import known_cell
 from ..rows.row import row
 from .balance_corpus import DOMAINS, PROCEDURE_SHARES, make_corpus, span_counts
 
@@ -212,16 +213,15 @@ def _row(name: str, means: dict[str, float], gains: NDArray, facts: dict[str, An
     return row("balance", torch.device("cpu"), {**measured, **facts})
 
 
+COLUMNS = {
+    "domain": "{domain}",
+    "probe, untrained": f"{{{UNTRAINED}:.3f}}",
+    **{arm: f"{{{arm}:.3f}}" for arm in ARMS},
+    "gain (95 % interval)": "{gain:+.3f} ({gain_low:+.3f} to {gain_high:+.3f})",
+    **{f"loss, {arm}": known_cell(f"{arm}_loss", "{:.4f}", "") for arm in ARMS},
+}
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    header = ("domain", "probe, untrained", *ARMS, "gain (95 % interval)", *(f"loss, {arm}" for arm in ARMS))
-    cells = [
-        (
-            entry["domain"],
-            *(f"{entry[arm]:.3f}" for arm in (UNTRAINED, *ARMS)),
-            f"{entry['gain']:+.3f} ({entry['gain_low']:+.3f} to {entry['gain_high']:+.3f})",
-            *(f"{entry[f'{arm}_loss']:.4f}" if f"{arm}_loss" in entry else "" for arm in ARMS),
-        )
-        for entry in rows
-    ]
-    return Table(header, cells).markdown()
+    return Table.of(rows, COLUMNS).markdown()

@@ -132,36 +132,27 @@ def _torch_iteration(values: torch.Tensor, centroids: torch.Tensor) -> float:
     return float(total)
 
 
+def _passes_microseconds(row: dict[str, Any]) -> str:
+    """All but the fit of the sample, which costs the same whatever the rows."""
+    seconds = sum(value for name, value in row["steps"].items() if name != "level_1")
+    return f"{1e6 * seconds / row['rows']:.0f}"
+
+
+COLUMNS = {
+    "rows": "{rows:,} x {width}",
+    "levels": lambda row: " / ".join(map(str, row["levels"])),
+    "seconds": "{seconds:,.0f}",
+    "of processor": "{processor_seconds:,.0f}",
+    "passes": "{passes}",
+    "their microseconds a row": _passes_microseconds,
+    "seconds of the steps": lambda row: ", ".join(f"{name} {value:g}" for name, value in row["steps"].items()),
+    "peak resident": lambda row: f"{row['peak_resident_bytes'] / 1e9:.2f} GB",
+}
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    header = (
-        "rows",
-        "levels",
-        "seconds",
-        "of processor",
-        "passes",
-        "their microseconds a row",
-        "seconds of the steps",
-        "peak resident",
-    )
-    lines = []
-    for entry in rows:
-        steps = ", ".join(f"{name} {value:g}" for name, value in entry["steps"].items())
-        # All but the fit of the sample, which costs the same whatever the rows.
-        in_passes = sum(value for name, value in entry["steps"].items() if name != "level_1")
-        lines.append(
-            (
-                f"{entry['rows']:,} x {entry['width']}",
-                " / ".join(map(str, entry["levels"])),
-                f"{entry['seconds']:,.0f}",
-                f"{entry['processor_seconds']:,.0f}",
-                str(entry["passes"]),
-                f"{1e6 * in_passes / entry['rows']:.0f}",
-                steps,
-                f"{entry['peak_resident_bytes'] / 1e9:.2f} GB",
-            )
-        )
-    return Table(header, lines).markdown()
+    return Table.of(rows, COLUMNS).markdown()
 
 
 def _measure(task: dict[str, Any]) -> dict[str, Any]:

@@ -26,12 +26,13 @@ import torch
 from torch import nn
 
 from ...engine.config.error import ConfigError
+from ...engine.curate.embedders import ImageModel, image_model
 from ...engine.inputs.folders import MINIMUM, RANDOM, TIMM
 from ...engine.weights.encoder_sources import FRAMES, RESOLUTION, STRIDE, ClipShape, find_encoder
 from ...engine.weights.files import WeightsError, read_weights
 from ...engine.weights.run_encoder import weights_digest
 from ...ssl.choices import SIZES, Kind, Positions
-from ...ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, VideoEncoder, initialize
+from ...ssl.encoder import VideoEncoder, initialize
 from .protocol import Protocol
 
 
@@ -62,11 +63,11 @@ class FrameAverage(nn.Module):
     mean: torch.Tensor
     deviation: torch.Tensor
 
-    def __init__(self, image_model: nn.Module, mean: Any, deviation: Any) -> None:
+    def __init__(self, found: ImageModel) -> None:
         super().__init__()
-        self.image_model = image_model
-        for name, values in (("mean", mean), ("deviation", deviation)):
-            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+        self.image_model, self.width = found.model, found.width
+        self.register_buffer("mean", found.mean, persistent=False)
+        self.register_buffer("deviation", found.deviation, persistent=False)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """(B, T, R, R, 3) uint8 -> (B, N, D); N is 1 for models without tokens."""
@@ -129,7 +130,7 @@ def load_backbone(
     model.requires_grad_(False).eval()
     depth = len(getattr(model.image_model if isinstance(model, FrameAverage) else model, "blocks", ()))
     options = {"kind": kind, "positions": positions, "part": part, "minimum": minimum, "seed": seed}
-    return Backbone(name, model, family, _width(model), depth, clips, weights_digest(model), account, options)
+    return Backbone(name, model, family, model.width, depth, clips, weights_digest(model), account, options)
 
 
 def pooled_as(backbone: Backbone, protocol: Protocol) -> Backbone:
@@ -178,29 +179,18 @@ def _video_backbone(
 def _image_backbone(
     source: str, frames: int | None, resolution: int | None, minimum: float, is_random: bool
 ) -> tuple[FrameAverage, ClipShape, Kind, str]:
-    import timm
-    from timm.data.config import resolve_model_data_config
-
-    architecture, _, file = source.removeprefix("timm:").partition("@")
+    architecture, _, file = source.removeprefix(TIMM).partition("@")
     is_published = not file and not is_random
+    size = {"img_size": resolution} if resolution else {}
     try:
-        try:
-            size: dict[str, Any] = {"img_size": resolution} if resolution else {}
-            model = timm.create_model(architecture, pretrained=is_published, num_classes=0, **size)
-        except TypeError:  # of convolutions, which take any size
-            model = timm.create_model(architecture, pretrained=is_published, num_classes=0)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise ConfigError(
-            f"{source}: cannot be made ({error}); name a model that timm.list_models() lists, or its weights as "
-            "timm:MODEL@FILE"
-        ) from error
+        found = image_model(source, pretrained=is_published, **size)
+    except TypeError:  # of convolutions, which take any size
+        found = image_model(source, pretrained=is_published)
     account = f"{architecture}: timm's published weights"
     if file and not is_random:
-        account = _put_image_weights(model, architecture, Path(file), minimum)
-    wanted = resolve_model_data_config(model)
-    mean, deviation = wanted.get("mean", IMAGENET_MEAN), wanted.get("std", IMAGENET_STD)
-    shape = ClipShape(frames or FRAMES, STRIDE, None, resolution or int(wanted["input_size"][-1]))
-    return FrameAverage(model, mean, deviation), shape, "image", account
+        account = _put_image_weights(found.model, architecture, Path(file), minimum)
+    shape = ClipShape(frames or FRAMES, STRIDE, None, resolution or found.resolution)
+    return FrameAverage(found), shape, "image", account
 
 
 def _put_image_weights(model: nn.Module, architecture: str, path: Path, minimum: float) -> str:
@@ -251,10 +241,3 @@ def _forget(model: nn.Module, seed: int) -> None:
                 nn.init.zeros_(parameter)
             elif name.endswith(("cls_token", "reg_token", "pos_embed")):
                 nn.init.trunc_normal_(parameter, std=0.02)
-
-
-def _width(model: nn.Module) -> int:
-    if isinstance(model, VideoEncoder):
-        return model.width
-    assert isinstance(model, FrameAverage)
-    return int(model.image_model.num_features)  # pyright: ignore[reportArgumentType]

@@ -8,7 +8,6 @@ Shapes: N rows of a table, V views of each, S segments, C crops, L tokens (1 whe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +24,13 @@ from ...engine.weights.encoder_sources import ClipShape
 from ...loaders.clip_loader import clip_loader
 from ...loaders.corpus.progress import FileProgress
 from ...loaders.corpus.video_files import VideoFiles
+from ...loaders.corpus.whole_file import write_whole
 from ...loaders.epochs import EpochLoader
 from ...ssl.encoder import VideoEncoder
 from ..labels.segment_clips import ClipRow
 from .backbones import Backbone, FrameAverage
 from .protocol import Protocol
-from .task import Split
+from .task import Split, claim
 
 CLIPS_PER_PART = {True: 256, False: 64}  # averaged, and with all tokens, of which a ViT-L's clip has 3 MB
 MANIFEST = "manifest.json"
@@ -131,7 +131,7 @@ def extract(
         "seed": seed if plan.training else 0,
         "averaged": averaged,
     }
-    _prepare(folder, made_of)
+    claim(folder / MANIFEST, made_of, "features")
     per_part = CLIPS_PER_PART[averaged]
     total = len(split.rows) * plan.views
     parts = -(-total // per_part)
@@ -188,20 +188,4 @@ def _write_part(folder: Path, number: int, rows: list[int], tokens: Sequence[tor
             f"{folder}: the encoder's features are not finite; its weights are broken, or of another model"
         )
     np.save(_path(folder, number, ".rows"), np.array(rows, np.int64))
-    unfinished = folder / f"unfinished_{number:06d}.npy"
-    np.save(unfinished, values)
-    unfinished.rename(_path(folder, number))
-
-
-def _prepare(folder: Path, made_of: dict[str, Any]) -> None:
-    path = folder / MANIFEST
-    if path.exists():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if known != made_of:
-            other = ", ".join(key for key in made_of if known.get(key) != made_of[key])
-            raise ConfigError(f"{folder}: holds features of another {other}; choose another folder")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f"unfinished_{MANIFEST}"
-    unfinished.write_text(json.dumps(made_of), encoding="utf-8")
-    unfinished.rename(path)
+    write_whole(_path(folder, number), lambda target: np.save(target, values))

@@ -23,6 +23,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from numpy.typing import NDArray
 
 from ...engine.config.error import ConfigError
 from ...engine.inputs.folders import RANDOM
+from ...loaders.corpus.whole_file import write_whole
 from ...ssl.encoder import VideoEncoder
 from .backbones import Backbone, pooled_as
 from .features import Features, ViewPlan, extract
@@ -40,7 +42,7 @@ from .metrics import METRICS
 from .predictor import PREDICTOR, ROW, WEIGHTS, PredictorRecord
 from .probing import feature_scores, train_grid
 from .protocol import Protocol
-from .task import SELECTED, Split, Task, digest, write_json
+from .task import SELECTED, Split, Task, claim, digest, write_json
 from .training_state import restore_state, save_state
 from .tuning import build_tuned, clip_scores, train_point
 
@@ -103,7 +105,7 @@ def finetune(
     if "attentive" in protocol.heads and isinstance(backbone.model, VideoEncoder):
         protocol = replace(protocol, attention_heads=protocol.attention_heads or backbone.model.heads)
     cell = Cell(folder, task, backbone, protocol, seed, device, shared, extras or {}, say, progress)
-    _claim(cell)
+    claim(folder / SETTINGS, cell.settings(), "a cell")
     row_path = folder / ROW
     if row_path.exists():
         _leave_predictor(cell)
@@ -184,15 +186,13 @@ def _tune(cell: Cell) -> NDArray[np.float64]:
             model = train_point(
                 backbone, task, protocol, point, path, seed=cell.seed, tell=cell.tell, device=cell.device
             )
-            unfinished = scores.with_name(f"unfinished_{scores.name}")
-            np.save(unfinished, clip_scores(model, task.val.rows, task.val.videos, *sizes, **common))
-            unfinished.rename(scores)
+            found_here = clip_scores(model, task.val.rows, task.val.videos, *sizes, **common)
+            write_whole(scores, partial(np.save, arr=found_here))
         found.append(np.load(scores))
     best = _select(cell, found)
     chosen = folder / STATE / f"{points[best].name}.safetensors"
     if chosen.exists():
-        shutil.copyfile(chosen, folder / f"unfinished_{WEIGHTS}")
-        (folder / f"unfinished_{WEIGHTS}").rename(folder / WEIGHTS)
+        write_whole(folder / WEIGHTS, partial(shutil.copyfile, chosen))
 
     def test() -> NDArray[np.float64]:
         model = build_tuned(backbone, task.num_classes, points[best], protocol, cell.seed)
@@ -237,9 +237,7 @@ def _tested(cell: Cell, test: Callable[[], NDArray[np.float64]]) -> NDArray[np.f
     if not path.exists():
         scores = test()
         truth = cell.task.open_test(cell.folder).truth
-        unfinished = cell.folder / f"unfinished_{PREDICTIONS}"
-        np.savez(unfinished, scores=scores, truth=truth)
-        unfinished.rename(path)
+        write_whole(path, lambda target: np.savez(target, scores=scores, truth=truth))
     with np.load(path) as known:
         return known["scores"]
 
@@ -266,15 +264,3 @@ def negative_log_likelihood(truth: NDArray, scores: NDArray[np.float64]) -> floa
     if truth.ndim == 2:
         return float(-np.where(truth, np.log(clipped), np.log(1 - clipped)).mean())
     return float(-np.log(clipped[np.arange(len(truth)), truth]).mean())
-
-
-def _claim(cell: Cell) -> None:
-    """Makes the folder this cell's. Raises ConfigError where it is another's."""
-    path, settings = cell.folder / SETTINGS, json.loads(json.dumps(cell.settings()))
-    if path.exists():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if known != settings:
-            other = ", ".join(key for key in settings if known.get(key) != settings[key])
-            raise ConfigError(f"{cell.folder}: holds a cell of another {other}; choose another folder")
-        return
-    write_json(path, settings)

@@ -1,11 +1,11 @@
-"""What predictions are worth: scikit-learn's metrics, those of this field, intervals by subject, and what a guess would reach.
+"""What predictions are worth: scikit-learn's metrics, and those of this field.
 
 Shapes: N rows of a test split, K classes, V videos.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -14,10 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-RESAMPLES = 1000
-RANDOM_DRAWS = 20
-# Two-sided 5 %, and found in 80 % of the cases.
-QUANTILES = 1.959964 + 0.841621
 # Of overlaps, whose seconds are sums of frames: 3 frames of 30 are a tenth, also where 0.3 / 3.0 is not.
 ROUNDING = 1e-9
 LEAST_SECONDS = 1e-6
@@ -71,16 +67,14 @@ class Predictions:
         )
 
 
-def accuracy(p: Predictions) -> float:
+def accuracy(p: Predictions, weights: NDArray[np.float64] | None = None) -> float:
     from sklearn.metrics import accuracy_score
 
-    return float(accuracy_score(p.truth, p.predicted))
+    return float(accuracy_score(p.truth, p.predicted, sample_weight=weights))
 
 
 def accuracy_over_seconds(p: Predictions) -> float:
-    from sklearn.metrics import accuracy_score
-
-    return float(accuracy_score(p.truth, p.predicted, sample_weight=p.seconds))
+    return accuracy(p, p.seconds)
 
 
 def balanced_accuracy(p: Predictions) -> float:
@@ -102,10 +96,7 @@ def mean_average_precision(p: Predictions) -> float:
     from sklearn.metrics import average_precision_score
 
     truth = _one_hot(p)
-    occurring = np.flatnonzero(truth.any(axis=0))
-    if not len(occurring):
-        return float("nan")
-    return float(np.mean([average_precision_score(truth[:, k], p.scores[:, k]) for k in occurring]))
+    return _mean(average_precision_score(truth[:, k], p.scores[:, k]) for k in np.flatnonzero(truth.any(axis=0)))
 
 
 def video_mean_average_precision(p: Predictions) -> float:
@@ -115,18 +106,10 @@ def video_mean_average_precision(p: Predictions) -> float:
     """
     from sklearn.metrics import average_precision_score
 
-    truth = _one_hot(p)
-    groups = _rows_of_videos(p)
-    occurring = np.flatnonzero(truth.any(axis=0))
-    if not len(occurring):
-        return float("nan")
-    return float(
-        np.mean(
-            [
-                np.mean([average_precision_score(truth[g, k], p.scores[g, k]) for g in groups if truth[g, k].any()])
-                for k in occurring
-            ]
-        )
+    truth, groups = _one_hot(p), _rows_of_videos(p)
+    return _mean(
+        _mean(average_precision_score(truth[g, k], p.scores[g, k]) for g in groups if truth[g, k].any())
+        for k in np.flatnonzero(truth.any(axis=0))
     )
 
 
@@ -136,9 +119,7 @@ def auroc(p: Predictions) -> float:
 
     truth = _one_hot(p)
     mixed = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
-    if not len(mixed):
-        return float("nan")
-    return float(np.mean([roc_auc_score(truth[:, k], p.scores[:, k]) for k in mixed]))
+    return _mean(roc_auc_score(truth[:, k], p.scores[:, k]) for k in mixed)
 
 
 def phase_jaccard(p: Predictions) -> float:
@@ -235,107 +216,14 @@ def measure(p: Predictions) -> dict[str, float]:
     return {name: metric(p) for name, metric in METRICS.items() if not p.several or name in OF_SEVERAL_LABELS}
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A score, its bootstrap 95 % interval, and the smallest difference to another model that would be found in 80 % of the cases.
-
-    That difference takes the two models' errors as independent. They share the test split, so it is an upper bound.
-    """
-
-    score: float
-    low: float
-    high: float
-    detectable: float
-
-
-def bootstrap(
-    p: Predictions, metric: Callable[[Predictions], float], *, seed: int = 0, resamples: int = RESAMPLES
-) -> Interval:
-    """Percentiles of the metric over resamples of the subjects, with replacement; all rows of a subject go together.
-
-    With one subject alone nothing is known about others: the interval and the difference are NaN.
-    """
-    return interval_of(metric(p), resampled(p, metric, seed=seed, resamples=resamples))
-
-
-def resampled(
-    p: Predictions, metric: Callable[[Predictions], float], *, seed: int = 0, resamples: int = RESAMPLES
-) -> NDArray[np.float64]:
-    """(resamples,) the metric of each resample; none with one subject alone. The same subjects and seed give the same resamples,
-    whatever was predicted, so that those of several models can be averaged or subtracted one by one."""
-    names, index = np.unique(p.subjects, return_inverse=True)
-    if len(names) < 2:
-        return np.empty(0)
-    rows_of = [np.flatnonzero(index == name) for name in range(len(names))]
-    videos = np.unique(p.videos, return_inverse=True)[1]
-    generator = np.random.default_rng(seed)
-    drawn = np.empty(resamples)
-    for sample in range(resamples):
-        groups = [rows_of[name] for name in generator.integers(len(names), size=len(names))]
-        rows = np.concatenate(groups)
-        # A subject that is drawn twice counts as two, and so do its videos.
-        times = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
-        drawn[sample] = metric(p.rows(rows, videos=times * len(p.videos) + videos[rows]))
-    return drawn
-
-
-def interval_of(score: float, drawn: NDArray[np.float64]) -> Interval:
-    """The interval of a score whose resamples are `drawn`; NaN where there are none, or all alike: those tell of no spread."""
-    known = drawn[np.isfinite(drawn)]
-    if not len(known) or np.ptp(known) == 0:
-        return Interval(score, float("nan"), float("nan"), float("nan"))
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return Interval(score, float(low), float(high), float(QUANTILES * np.sqrt(2) * np.nanstd(drawn, ddof=1)))
-
-
-def majority(p: Predictions, training_truth: ArrayLike) -> Predictions:
-    """What a model would say that knows the classes' shares of the training split and nothing else."""
-    shares = _shares(np.asarray(training_truth), p.scores.shape[1])
-    return _with_scores(p, np.tile(shares, (len(p.scores), 1)))
-
-
-def random_baseline(p: Predictions, metric: Callable[[Predictions], float], *, seed: int = 0) -> float:
-    """The metric of scores drawn at random, on average."""
-    generator = np.random.default_rng(seed)
-    return float(np.mean([metric(_with_scores(p, generator.random(p.scores.shape))) for _ in range(RANDOM_DRAWS)]))
-
-
-def flags(p: Predictions, interval: Interval, majority_score: float) -> list[str]:
-    """What speaks against a score.
-
-    "one class": the same class is predicted for every row. "a class's share": the accuracy is exactly the share of one class.
-    "unstable": the interval is wider than the distance to the majority baseline, or unknown. "as majority": the interval, or the
-    score where that is unknown, does not lie above that baseline.
-    """
-    found = []
-    if not p.several:
-        hits = int((p.truth == p.predicted).sum())
-        if len(np.unique(p.predicted)) == 1:
-            found.append("one class")
-        if hits in np.unique(p.truth, return_counts=True)[1]:
-            found.append("a class's share")
-    elif len(np.unique(p.scores, axis=0)) == 1:
-        found.append("one class")
-    if not interval.high - interval.low <= abs(interval.score - majority_score):
-        found.append("unstable")
-    least = interval.low if np.isfinite(interval.low) else interval.score
-    if not least > majority_score:
-        found.append("as majority")
-    return found
+def _mean(values: Iterable[float]) -> float:
+    """NaN where there are none."""
+    found = list(values)
+    return float(np.mean(found)) if found else float("nan")
 
 
 def _one_hot(p: Predictions) -> NDArray[np.bool_]:
     return p.truth.astype(bool) if p.several else p.truth[:, None] == np.arange(p.scores.shape[1])
-
-
-def _shares(truth: NDArray, num_classes: int) -> NDArray[np.float64]:
-    if truth.ndim == 2:
-        return truth.mean(axis=0)
-    return np.bincount(truth, minlength=num_classes) / len(truth)
-
-
-def _with_scores(p: Predictions, scores: NDArray[np.float64]) -> Predictions:
-    return Predictions(p.truth, scores, p.subjects, p.videos, p.starts, p.ends)
 
 
 def _rows_of_videos(p: Predictions) -> list[NDArray[np.int64]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...engine.console.table import Table
@@ -22,19 +22,6 @@ STYLE = """body{font:14px system-ui,sans-serif;margin:2em auto;max-width:80em}ta
 td,th{border:1px solid #bbb;padding:.2em .6em;text-align:right}td:first-child,th:first-child{text-align:left}
 details td{min-width:1.6em;padding:.1em .3em;font-size:12px}"""
 LISTED = 16  # rows of what is not done
-COLUMNS = (
-    "dataset",
-    "domain",
-    "protocol",
-    "model",
-    "seeds",
-    "metric",
-    "score",
-    "low",
-    "high",
-    "deviation",
-    "detectable",
-)
 # Metrics that stand in the table, and what they are called there.
 BESIDE = {
     "accuracy": "accuracy (rows)",
@@ -42,7 +29,6 @@ BESIDE = {
     "macro_f1": "macro F1",
     "balanced_accuracy": "balanced accuracy",
 }
-MORE = ("majority", "random", "paper", "rows", "subjects", "left_out", "flags", "audit", "encoder", *METRICS)
 EXPLAINED = """\
 Scores in percent of the metric that stands above each table. Intervals: bootstrap over subjects of the test split, 95 %, of the
 mean over seeds. Detectable: the smallest difference to another encoder that such a test split would show in 80 % of the cases.
@@ -62,9 +48,9 @@ def write_report(matrix: Matrix, places: Places) -> list[Path]:
     paths[0].write_text(_markdown(sections), encoding="utf-8")
     paths[1].write_text(_page(sections, results), encoding="utf-8")
     with paths[2].open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*COLUMNS, *MORE])
-        writer.writeheader()
-        writer.writerows(_csv_row(result) for result in results)
+        writer = csv.writer(file)
+        writer.writerow(CSV)
+        writer.writerows([cell(result) for cell in CSV.values()] for result in results)
     return paths
 
 
@@ -121,53 +107,41 @@ def _about(own: list[Result]) -> str:
 
 def _scores(dataset: DatasetEntry, own: list[Result]) -> Table:
     row = own[0].rows[0]
-    covered = classes_covered(row)
-    header = (
-        "",
-        "protocol",
-        f"score ({covered})" if covered and row["metric"] in OVER_CLASSES else "score",
-        "95 % interval",
-        "over seeds",
-        "detectable",
-        *(BESIDE[name] + (f" ({covered})" if name in OVER_CLASSES and covered else "") for name in BESIDE),
-        "flags",
-        "paper",
-    )
-    guess = row["majority_metrics"]
-    share = "" if dataset.paper_majority is None else f"{dataset.paper_majority:.2f}"
-    nothing = [""] * len(BESIDE)
-    rows: list[Sequence[str]] = [
-        (
-            "majority baseline",
-            "",
-            percent(row["majority"]),
-            "",
-            "",
-            "",
-            *(percent(guess.get(n)) for n in BESIDE),
-            "",
-            share,
-        ),
-        ("random baseline", "", percent(row["random"]), "", "", "", *nothing, "", ""),
+    covered = f" ({found})" if (found := classes_covered(row)) else ""
+
+    def named(label: str, metric: str) -> str:
+        return label + covered * (metric in OVER_CLASSES)
+
+    score, beside = named("score", row["metric"]), {name: named(label, name) for name, label in BESIDE.items()}
+    header = ("", "protocol", score, "95 % interval", "over seeds", "detectable", *beside.values(), "flags", "paper")
+    rows: list[dict[str, str]] = [
+        {
+            "": "majority baseline",
+            score: percent(row["majority"]),
+            **{label: percent(row["majority_metrics"].get(name)) for name, label in beside.items()},
+            "paper": "" if dataset.paper_majority is None else f"{dataset.paper_majority:.2f}",
+        },
+        {"": "random baseline", score: percent(row["random"])},
     ]
     for result in own:
         interval = result.interval
+        unknown = "one subject" if row["subjects"] == 1 else "no variation"
+        low_to_high = f"{percent(interval.low)} .. {percent(interval.high)}"
+        deviation = f"± {percent(result.deviation)} ({len(result.rows)})"
         rows.append(
-            (
-                result.model.name,
-                result.protocol.name,
-                percent(interval.score),
-                f"{percent(interval.low)} .. {percent(interval.high)}"
-                if math.isfinite(interval.low)
-                else ("one subject" if row["subjects"] == 1 else "no variation"),
-                f"± {percent(result.deviation)} ({len(result.rows)})" if len(result.rows) > 1 else "1 seed",
-                percent(interval.detectable),
-                *(percent(result.mean(name)) for name in BESIDE),
-                ", ".join(result.flags),
-                percent(result.paper),
-            )
+            {
+                "": result.model.name,
+                "protocol": result.protocol.name,
+                score: percent(interval.score),
+                "95 % interval": low_to_high if math.isfinite(interval.low) else unknown,
+                "over seeds": deviation if len(result.rows) > 1 else "1 seed",
+                "detectable": percent(interval.detectable),
+                **{label: percent(result.mean(name)) for name, label in beside.items()},
+                "flags": ", ".join(result.flags),
+                "paper": percent(result.paper),
+            }
         )
-    return Table(header, rows)
+    return Table(header, [[cells.get(name, "") for name in header] for cells in rows])
 
 
 def _ranks(matrix: Matrix, results: list[Result]) -> Table:
@@ -194,29 +168,33 @@ def percent(value: float | None) -> str:
     return "" if value is None or not math.isfinite(value) else f"{100 * value:.2f}"
 
 
-def _csv_row(result: Result) -> dict[str, object]:
-    row, interval = result.rows[0], result.interval
-    numbers = {"score": interval.score, "low": interval.low, "high": interval.high}
-    numbers |= {"deviation": result.deviation, "detectable": interval.detectable}
-    return {
-        "dataset": result.title,
-        "domain": row["domain"],
-        "protocol": result.protocol.name,
-        "model": result.model.name,
-        "seeds": len(result.rows),
-        "metric": row["metric"],
-        **{name: f"{value:.6f}" if math.isfinite(value) else "" for name, value in numbers.items()},
-        "majority": row["majority"],
-        "random": row["random"],
-        "paper": "" if result.paper is None else result.paper,
-        "rows": row["rows"]["test"],
-        "subjects": row["subjects"],
-        "left_out": row["left_out"],
-        "flags": "; ".join(result.flags),
-        "audit": "; ".join(row["audit"]),
-        "encoder": row["encoder"],
-        **{name: f"{value:.6f}" for name in METRICS if math.isfinite(value := result.mean(name))},
-    }
+def _digits(value: float) -> str:
+    return f"{value:.6f}" if math.isfinite(value) else ""
+
+
+CSV: dict[str, Callable[[Result], object]] = {
+    "dataset": lambda result: result.title,
+    "domain": lambda result: result.rows[0]["domain"],
+    "protocol": lambda result: result.protocol.name,
+    "model": lambda result: result.model.name,
+    "seeds": lambda result: len(result.rows),
+    "metric": lambda result: result.rows[0]["metric"],
+    "score": lambda result: _digits(result.interval.score),
+    "low": lambda result: _digits(result.interval.low),
+    "high": lambda result: _digits(result.interval.high),
+    "deviation": lambda result: _digits(result.deviation),
+    "detectable": lambda result: _digits(result.interval.detectable),
+    "majority": lambda result: result.rows[0]["majority"],
+    "random": lambda result: result.rows[0]["random"],
+    "paper": lambda result: "" if result.paper is None else result.paper,
+    "rows": lambda result: result.rows[0]["rows"]["test"],
+    "subjects": lambda result: result.rows[0]["subjects"],
+    "left_out": lambda result: result.rows[0]["left_out"],
+    "flags": lambda result: "; ".join(result.flags),
+    "audit": lambda result: "; ".join(result.rows[0]["audit"]),
+    "encoder": lambda result: result.rows[0]["encoder"],
+    **{name: lambda result, name=name: _digits(result.mean(name)) for name in METRICS},
+}
 
 
 def lost_table(lost: Sequence[dict[str, str]]) -> Table:

@@ -16,8 +16,8 @@ from scipy.stats import rankdata
 
 from .downstream import FAILURES
 from .finetune import RESAMPLES, ROW
+from .judgement import Interval, interval_of
 from .matrix import DatasetEntry, Matrix, ModelEntry, Places, ProtocolEntry
-from .metrics import Interval, interval_of
 
 
 @dataclass(frozen=True)
@@ -74,45 +74,27 @@ def failures(places: Places) -> list[dict[str, str]]:
 
 def ranks(results: Iterable[Result], matrix: Matrix) -> dict[str, dict[str, float]]:
     """protocol -> encoder -> its mean rank, 1 is best, over the data sets on which all encoders have a result."""
-    results = list(results)
+    scores = {(r.protocol.name, r.dataset.name, r.model.name): r.interval.score for r in results}
+    names = [model.name for model in matrix.models]
     table: dict[str, dict[str, float]] = {}
     for protocol in matrix.protocols:
-        columns = []
-        for dataset in matrix.datasets:
-            scores = [
-                next(
-                    (
-                        r.interval.score
-                        for r in results
-                        if (r.dataset, r.protocol, r.model) == (dataset, protocol, model)
-                    ),
-                    None,
-                )
-                for model in matrix.models
-            ]
-            if None not in scores:
-                columns.append(rankdata(-np.array(scores, float)))
+        own = [[scores.get((protocol.name, dataset.name, name)) for name in names] for dataset in matrix.datasets]
+        columns = [rankdata(-np.array(values, float)) for values in own if None not in values]
         if columns:
-            means = np.mean(columns, axis=0)
-            table[protocol.name] = {m.name: float(rank) for m, rank in zip(matrix.models, means, strict=True)}
+            table[protocol.name] = dict(zip(names, np.mean(columns, axis=0).tolist(), strict=True))
     return table
 
 
 def domain_means(results: Iterable[Result], matrix: Matrix) -> dict[tuple[str, str], dict[str, float]]:
     """(protocol, encoder) -> domain -> the mean of the main metrics of its data sets; "mean" over all of them."""
-    table: dict[tuple[str, str], dict[str, float]] = {}
-    results = list(results)
-    for protocol in matrix.protocols:
-        for model in matrix.models:
-            own = [r for r in results if r.protocol == protocol and r.model == model]
-            if own:
-                domains = sorted({r.rows[0]["domain"] for r in own})
-                means = {
-                    d: float(np.mean([r.interval.score for r in own if r.rows[0]["domain"] == d])) for d in domains
-                }
-                means["mean"] = float(np.mean([r.interval.score for r in own]))
-                table[protocol.name, model.name] = means
-    return table
+    scores: dict[tuple[str, str], dict[str, list[float]]] = {
+        (protocol.name, model.name): {} for protocol in matrix.protocols for model in matrix.models
+    }
+    for result in results:
+        own = scores[result.protocol.name, result.model.name]
+        for name in (result.rows[0]["domain"], "mean"):
+            own.setdefault(name, []).append(result.interval.score)
+    return {key: {name: float(np.mean(values)) for name, values in own.items()} for key, own in scores.items() if own}
 
 
 def _result(dataset: DatasetEntry, model: ModelEntry, protocol: ProtocolEntry, folders: list[Path]) -> Result:

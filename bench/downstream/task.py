@@ -17,11 +17,14 @@ from dataclasses import astuple, dataclass, replace
 from datetime import datetime, timezone
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...engine.config.error import ConfigError
 from ...loaders.corpus.video_files import VideoFiles
+from ...loaders.corpus.whole_file import write_whole
 from ...loaders.video.video import is_remote
 from ..labels.audit import audit
 from ..labels.corpus_overlap import KnownVideo, Overlap, overlap
@@ -176,7 +179,16 @@ def digest(texts: Iterable[str]) -> str:
 
 def write_json(path: Path, value: object) -> None:
     """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"unfinished_{path.name}")
-    unfinished.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    unfinished.rename(path)
+    text = json.dumps(value, indent=1)
+    write_whole(path, lambda target: target.write_text(text, encoding="utf-8"))
+
+
+def claim(path: Path, made_of: dict[str, Any], what: str) -> None:
+    """Makes a folder the caller's: `path` in it says of what it is made. Raises ConfigError where it holds `what` of another."""
+    made_of = json.loads(json.dumps(made_of))
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if known is None:
+        write_json(path, made_of)
+    elif known != made_of:
+        other = ", ".join(key for key in made_of if known.get(key) != made_of[key])
+        raise ConfigError(f"{path.parent}: holds {what} of another {other}; choose another folder")

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from ...engine.config.error import ConfigError
+from ...loaders.corpus.whole_file import write_whole
 from ..rows.row import read_rows, write_rows
 from .steps import STAGES, GpuStep, check_stages
 
@@ -195,9 +196,7 @@ def _read_state(results: Path) -> dict[tuple[str, str], Outcome]:
 def _remember(results: Path, outcome: Outcome) -> None:
     state = _read_state(results) | {(outcome.stage, outcome.step): outcome}
     text = json.dumps([asdict(entry) for entry in state.values()], indent=1)
-    unfinished = results / f"{STATE}.tmp"
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(results / STATE)
+    write_whole(results / STATE, lambda target: target.write_text(text, encoding="utf-8"))
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:

@@ -6,69 +6,70 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...engine.console.table import Table
+from ..rows.cells import known_cell
+from ..rows.row import select_rows
 
 Row = dict[str, Any]
 
 
+STEPS = {
+    "step": "{model}",
+    "clips": "{clips}",
+    "compile": lambda row: row["compile"] + f", graphs of {row['cuda_graphs']}" * bool(row["cuda_graphs"]),
+    "clips/s": "{clips_per_second:,.0f}",
+    "of the matrix ceiling": "{of_matrix_ceiling:.0%}",
+    "GPU busy of ms": "{gpu_busy_milliseconds:.0f} / {milliseconds:.0f}",
+    "host alone, ms": "{host_milliseconds:.0f}",
+    "memory": "{memory_gigabytes:.1f} GB",
+}
+PEERS = {
+    "step": lambda row: (
+        f"{row['objective'].upper()}, {row['encoder']}, {row['batch']} clips, ours with compile {row['compile']}"
+    ),
+    "arm": "{arm}",
+    "clips/s": "{clips_per_second[median]:,.0f}",
+    "ours is so many times as fast": known_cell("ours_against_it", "{[median]:.1f}", "1"),
+    "loss differs by at most": known_cell("largest_loss_difference", "{:.1e}"),
+}
+KERNELS = {
+    "operator": "{operator}",
+    "GPU us": "{fused_gpu_us:,.0f}",
+    "against eager": lambda row: f"{row['eager_gpu_us'] / row['fused_gpu_us']:.1f}x",
+    "of its floor": lambda row: f"{row['floor_us'] / row['fused_gpu_us']:.0%}",
+    "host us (eager's)": "{fused_host_us:,.0f} ({eager_host_us:,.0f})",
+}
+BESIDE = {"MAE ViT-B": "{step}", "alone, ms": "{alone:.1f}", "beside it": "{beside}", "then, ms": "{then:,.1f}"}
+
+
 def steps(rows: Sequence[Row]) -> str:
     """The training step on resident data."""
-    header = (
-        "step", "clips", "compile", "clips/s", "of the matrix ceiling", "GPU busy of ms", "host alone, ms", "memory",
-    )  # fmt: skip
-    mine = _of(rows, "gpu_step")
-    cells = []
-    for row in mine:
-        compiled = f"{row['compile']}, graphs of {row['cuda_graphs']}" if row["cuda_graphs"] else row["compile"]
-        busy = f"{row['gpu_busy_milliseconds']:.0f} / {row['milliseconds']:.0f}"
-        speed, host = f"{row['clips_per_second']:,.0f}", f"{row['host_milliseconds']:.0f}"
-        share, memory = f"{row['of_matrix_ceiling']:.0%}", f"{row['memory_gigabytes']:.1f} GB"
-        cells.append((row["model"], f"{row['clips']}", compiled, speed, share, busy, host, memory))
-    return _with_conditions(Table(header, cells), mine)
+    mine = select_rows(rows, "gpu_step")
+    return _with_conditions(Table.of(mine, STEPS), mine)
 
 
 def peers(rows: Sequence[Row]) -> str:
     """The same in a process with Hugging Face's models: equal losses first."""
-    header = ("step", "arm", "clips/s", "ours is so many times as fast", "loss differs by at most")
     mine = _peers(rows)
-    cells = []
-    for row in mine:
-        step = f"{row['objective'].upper()}, {row['encoder']}, {row['batch']} clips, ours with compile {row['compile']}"
-        ratio, apart = "1", "-"
-        if "ours_against_it" in row:
-            ratio, apart = f"{row['ours_against_it']['median']:.1f}", f"{row['largest_loss_difference']:.1e}"
-        cells.append((step, row["arm"], f"{row['clips_per_second']['median']:,.0f}", ratio, apart))
-    return _with_conditions(Table(header, cells), mine)
+    return _with_conditions(Table.of(mine, PEERS), mine)
 
 
 def kernels(rows: Sequence[Row]) -> str:
     """The GPU's time of a call with its backward pass, and the host's."""
-    mine = _of(rows, "gpu_kernel")
-    cells = [
-        (
-            row["operator"],
-            f"{row['fused_gpu_us']:,.0f}",
-            f"{row['eager_gpu_us'] / row['fused_gpu_us']:.1f}x",
-            f"{row['floor_us'] / row['fused_gpu_us']:.0%}",
-            f"{row['fused_host_us']:,.0f} ({row['eager_host_us']:,.0f})",
-        )
-        for row in mine
-    ]
-    header = ("operator", "GPU us", "against eager", "of its floor", "host us (eager's)")
-    return _with_conditions(Table(header, cells), mine)
+    mine = select_rows(rows, "gpu_kernel")
+    return _with_conditions(Table.of(mine, KERNELS), mine)
 
 
 def videos(rows: Sequence[Row]) -> str:
     """From videos to clips, beside what the step would take."""
-    mine = _of(rows, "gpu_video")
+    mine = select_rows(rows, "gpu_video")
     cells = [(row["what"], f"{row['clips_per_second']:,.0f}", row["note"]) for row in mine]
     return _with_conditions(Table(("", "clips/s", ""), cells), mine)
 
 
 def beside(rows: Sequence[Row]) -> str:
     """A step's milliseconds alone and while clips are decoded."""
-    mine = _of(rows, "gpu_beside")
-    cells = [(row["step"], f"{row['alone']:.1f}", row["beside"], f"{row['then']:,.1f}") for row in mine]
-    return _with_conditions(Table(("MAE ViT-B", "alone, ms", "beside it", "then, ms"), cells), mine)
+    mine = select_rows(rows, "gpu_beside")
+    return _with_conditions(Table.of(mine, BESIDE), mine)
 
 
 def short(rows: Sequence[Row]) -> str:
@@ -79,9 +80,9 @@ def short(rows: Sequence[Row]) -> str:
         if row["arm"] == "Hugging Face, SDPA":
             ratios.setdefault(row["objective"], []).append(row["ours_against_it"]["median"])
     said = ", ".join(f"{max(found):.1f} times ({name.upper()})" for name, found in ratios.items())
-    found = _of(rows, "gpu_video")
+    found = select_rows(rows, "gpu_video")
     step, run = found[0], next(row for row in found if "pretrain" in row["what"])
-    fastest = max(row["of_matrix_ceiling"] for row in _of(rows, "gpu_step"))
+    fastest = max(row["of_matrix_ceiling"] for row in select_rows(rows, "gpu_step"))
     measured = f"{step['machine']['device']} (commit {step['commit']}, {step['time'][:10]})"
     return (
         f"Measured once, on one {measured}. On resident data a step is up to {said} as fast as Hugging Face's with SDPA, not "
@@ -91,15 +92,11 @@ def short(rows: Sequence[Row]) -> str:
     )
 
 
-def _of(rows: Sequence[Row], benchmark: str) -> list[Row]:
-    return [row for row in rows if row["benchmark"] == benchmark]
-
-
 def _peers(rows: Sequence[Row]) -> list[Row]:
     return [
         row
-        for row in _of(rows, "training")
-        if row["part"] == "peers" and "capability" in row["machine"] and "clips_per_second" in row and not row["reason"]
+        for row in select_rows(rows, "training", part="peers")
+        if "capability" in row["machine"] and "clips_per_second" in row and not row["reason"]
     ]
 
 

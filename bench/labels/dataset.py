@@ -13,10 +13,10 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, TextIO
+from typing import Literal
 
 from ...engine.config.error import ConfigError, require
 from ...engine.config.file import CONFIGS, load_settings
@@ -146,18 +146,14 @@ def check_dataset(dataset: str, root: str | os.PathLike[str]) -> None:
     """Whether a data set can be in `root`, before it is read. dataset: one of `dataset_names()`, the path of a card, or a table's
     (.csv). Raises DatasetError and ConfigError."""
     if dataset.endswith(".csv"):
-        _open_table(Path(dataset)).close()
+        try:
+            Path(dataset).open(encoding="utf-8-sig").close()
+        except OSError as error:
+            raise DatasetError(f"{dataset}: not a readable CSV file in UTF-8 ({error})") from error
         return
     card, folder = load_card(dataset), Path(root).absolute()
     if not folder.is_dir():
         raise DatasetError(f"{card.title}: {folder}: no such folder; it comes from {card.source}")
-
-
-def _open_table(path: Path) -> TextIO:
-    try:
-        return path.open(newline="", encoding="utf-8-sig")
-    except OSError as error:
-        raise DatasetError(f"{path}: not a readable CSV file in UTF-8 ({error})") from error
 
 
 def read_dataset(name: str | Path, root: str | os.PathLike[str]) -> list[Segment]:
@@ -213,14 +209,11 @@ def labels_of(segment: Segment, card: Card) -> list[str]:
 
 def write_table(path: Path, table: Sequence[Segment]) -> None:
     """A table as CSV with a header; `read_table` reads it again."""
-    names = [field.name for field in fields(Segment)]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(names)
-        for segment in table:
-            values = [getattr(segment, name) for name in names]
-            writer.writerow(["" if value is None else value for value in values])
+        writer.writerow([field.name for field in fields(Segment)])
+        writer.writerows(map(astuple, table))
 
 
 def read_table(path: Path, unlabelled: Unlabelled = "refuse") -> list[Segment]:
@@ -232,7 +225,7 @@ def read_table(path: Path, unlabelled: Unlabelled = "refuse") -> list[Segment]:
     """
     names = [field.name for field in fields(Segment)]
     try:
-        with _open_table(path) as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             header = reader.fieldnames or []
             if not {"video", "label"} <= set(header) or set(header) - set(names):
@@ -241,18 +234,16 @@ def read_table(path: Path, unlabelled: Unlabelled = "refuse") -> list[Segment]:
                 )
             table, empty = [], []
             for row in reader:
-                if None in row or None in row.values():
-                    raise DatasetError(f"{path}, line {reader.line_num}: not {len(header)} values, as the header has")
-                text = {name: cleaned(row.get(name) or "") for name in names}
                 where = f"{path}, line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise DatasetError(f"{where}: not {len(header)} values, as the header has")
+                text = {name: cleaned(row.get(name) or "") for name in names}
                 if not text["video"]:
                     raise DatasetError(f"{where}: names no video; fill it in or take the line out")
                 try:
                     start, end = (float(text[name]) if text[name] else None for name in ("start", "end"))
                 except ValueError as error:
-                    raise DatasetError(
-                        f"{path}, line {reader.line_num}: start and end are seconds ({error})"
-                    ) from error
+                    raise DatasetError(f"{where}: start and end are seconds ({error})") from error
                 _check_seconds(start, end, where)
                 text["label"] = MANY.join(map(cleaned, text["label"].split(MANY)))
                 empty += [] if text["label"] else [reader.line_num]
@@ -298,13 +289,11 @@ def _load_reader(name: str | Path) -> ModuleType:
     if path.parent == CARDS:
         return importlib.import_module(f".datasets.{path.stem}", __package__)
     # A reader outside of trocar is loaded as if it stood among the others, so that it imports what they import.
-    reader = path.with_suffix(".py")
-    module_name = f"{__package__}.datasets.{path.stem}"
+    reader, module_name = path.with_suffix(".py"), f"{__package__}.datasets.{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, reader)
     if not reader.is_file() or spec is None or spec.loader is None:
         raise ConfigError(f"{reader}: no such file; a card's reader lies beside it under the same name")
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up by its name.
-    sys.modules[module_name] = module
+    sys.modules[module_name] = module  # where dataclasses look it up
     spec.loader.exec_module(module)
     return module

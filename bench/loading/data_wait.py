@@ -54,16 +54,15 @@ def bench_data_wait(
     return rows
 
 
+COLUMNS = {
+    "videos": "{corpus}",
+    "data wait": "{data_wait_percent:.0f} %",
+    "clips/s": "{clips_per_second:.1f}",
+    "spans/s": "{spans_per_second:.1f}",
+    "amplification": "{amplification:.2f}",
+}
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as Markdown, as docs/performance.md has them."""
-    cells = [
-        (
-            entry["corpus"],
-            f"{entry['data_wait_percent']:.0f} %",
-            f"{entry['clips_per_second']:.1f}",
-            f"{entry['spans_per_second']:.1f}",
-            f"{entry['amplification']:.2f}",
-        )
-        for entry in rows
-    ]
-    return Table(("videos", "data wait", "clips/s", "spans/s", "amplification"), cells).markdown()
+    return Table.of(rows, COLUMNS).markdown()

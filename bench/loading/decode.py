@@ -28,7 +28,9 @@ from ...loaders.decode.loader import clip_numbers
 from ...loaders.decode.span import CropSource
 from ...loaders.draw.augment import Box, Crop, CropRecipe
 from ...loaders.draw.sampler import Sampler
+from ..rows.cells import known_cell, share_cell
 from ..rows.row import row
+from ..rows.timing import wait
 
 ENCODERS = {
     "h264": ("libx264", {"preset": "veryfast"}),
@@ -169,13 +171,11 @@ def _run(
     ) as loader:
         for _ in range(4):
             next(loader)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait(device)
         started = time.perf_counter()
         while time.perf_counter() - started < scale.seconds:
             count.add(next(loader).count)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait(device)
         seconds = time.perf_counter() - started
         if loader.taken_over:
             raise RuntimeError(f"DALI left videos to the CPU: {next(iter(loader.taken_over.values()))}")
@@ -220,20 +220,18 @@ class Utilization:
             self.decoder_percent, self.sm_percent = (float(value) for value in values[10:].mean(axis=0))
 
 
+COLUMNS = {
+    "video": "{codec} {width}x{height} GOP {gop}",
+    "ceiling, frames/s (sessions)": "{ceiling_frames_per_second:.0f} ({sessions})",
+    "windows, frames/s": "{decoded_frames_per_second:.0f}",
+    "of the ceiling": share_cell("of_ceiling"),
+    "clips/s": "{clips_per_second:.0f}",
+    "amplification": "{amplification:.1f}",
+    "NVDEC busy": known_cell("nvdec_busy_percent", "{:.0f} %"),
+    "SM busy": known_cell("sm_busy_percent", "{:.0f} %"),
+}
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as Markdown, as docs/performance.md has them."""
-    names = ("video", "ceiling, frames/s (sessions)", "windows, frames/s", "of the ceiling", "clips/s", "amplification")
-    lines = []
-    for entry in rows:
-        cells = [
-            f"{entry['codec']} {entry['width']}x{entry['height']} GOP {entry['gop']}",
-            f"{entry['ceiling_frames_per_second']:.0f} ({entry['sessions']})",
-            f"{entry['decoded_frames_per_second']:.0f}",
-            f"{100 * entry['of_ceiling']:.0f} %",
-            f"{entry['clips_per_second']:.0f}",
-            f"{entry['amplification']:.1f}",
-        ]
-        busy = (entry["nvdec_busy_percent"], entry["sm_busy_percent"])
-        cells += ["-" if percent is None else f"{percent:.0f} %" for percent in busy]
-        lines.append(cells)
-    return Table((*names, "NVDEC busy", "SM busy"), lines).markdown()
+    return Table.of(rows, COLUMNS).markdown()

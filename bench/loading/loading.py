@@ -22,8 +22,9 @@ from typing import Any
 import torch
 
 from ...loaders.corpus.corpus import Corpus
-from ..rows.ratios import median_interval
+from ..rows.ratios import ratio
 from ..rows.row import row
+from ..rows.turns import in_turns
 from .arms import Arm, Job, Request
 from .check import Reference, Verdict, judge
 from .clips import LoadingBenchError, describe_videos, draw_requests, packed_job, reference
@@ -156,8 +157,7 @@ def _prepare(entry: _Entry) -> None:
 def _measure(entries: Sequence[_Entry], rounds: int) -> None:
     for number in range(rounds):
         running = [entry for entry in entries if not entry.reason]
-        turn = number % max(len(running), 1)
-        for entry in running[turn:] + running[:turn]:
+        for entry in in_turns(running, number):
             try:
                 entry.deliveries.append(entry.worker.deliver())
             except ArmError as error:
@@ -192,7 +192,7 @@ def _row(entry: _Entry, entries: Sequence[_Entry], facts: dict[str, Any]) -> dic
             "amplification": entry.deliveries[-1].cost.get("amplification"),
             "bytes_per_clip": entry.deliveries[-1].cost.get("bytes_per_clip"),
             "ours_against_it": {
-                ours.name: vars(median_interval([a / b for a, b in zip(ours.clips_per_second, speeds, strict=True)]))
+                ours.name: ratio(ours.clips_per_second, speeds)
                 for ours in entries
                 if ours.name.startswith(OURS) and ours.deliveries and not entry.name.startswith(OURS)
                 # A peer on proxies is held against us on the same ones.

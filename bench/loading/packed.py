@@ -77,19 +77,18 @@ def compare_loading(
     ]
 
 
+COLUMNS = {
+    "": lambda row: row.name,
+    "MB": lambda row: f"{row.bytes / 1e6:,.1f}",
+    "KiB/frame": lambda row: f"{row.bytes / row.frames / 1024:.1f}",
+    "amplification": lambda row: f"{row.amplification:.2f}",
+    "clips/s": lambda row: f"{row.clips_per_second:.1f}",
+}
+
+
 def table(rows: Sequence[Loading]) -> str:
     """The rows as text, and what was measured how."""
-    cells = [
-        (
-            row.name,
-            f"{row.bytes / 1e6:,.1f}",
-            f"{row.bytes / row.frames / 1024:.1f}",
-            f"{row.amplification:.2f}",
-            f"{row.clips_per_second:.1f}",
-        )
-        for row in rows
-    ]
     passes = " and ".join(f"{row.passes} x {row.clips}" for row in rows)
     cores = len(os.sched_getaffinity(0))
     told = f"({passes} clips of {CLIP_FRAMES} frames at {RESOLUTION} px, CPU loader, {cores} cores)"
-    return f"{Table(('', 'MB', 'KiB/frame', 'amplification', 'clips/s'), cells).text()}\n{told}"
+    return f"{Table.of(rows, COLUMNS).text()}\n{told}"

@@ -96,7 +96,7 @@ class _RandomClips:
 
 
 @dataclass(frozen=True)
-class Arm:
+class StoredVideo:
     """One way to store a video: what is known of it, its number of clips, and what reads all of these once."""
 
     figures: dict[str, Any]
@@ -142,7 +142,7 @@ def bench_proxies(
 
 def proxy_arm(
     video: VideoFacts, gops: GopTable, original: Pictures, variant: Variant, path: Path, opened: ExitStack
-) -> Arm:
+) -> StoredVideo:
     """Packs one variant into `path` and compares it with `original`, (F, R, R, 3). opened: closes its reader."""
     began = time.process_time()
     proxy = write_proxy(video, gops, path, variant)
@@ -168,10 +168,12 @@ def proxy_arm(
         "packing_cpu_seconds_per_original_frame": packing_seconds / video.frames,
         **likeness(original, pictures(files.video(0).facts, files.gops(0), 1)),
     }
-    return Arm(figures, len(clips.starts), read_all)
+    return StoredVideo(figures, len(clips.starts), read_all)
 
 
-def uncompressed_arm(video: VideoFacts, gops: GopTable, original: Pictures, settings: PackSettings, path: Path) -> Arm:
+def uncompressed_arm(
+    video: VideoFacts, gops: GopTable, original: Pictures, settings: PackSettings, path: Path
+) -> StoredVideo:
     """RGB frames at the proxy's size in a memory-mapped file, cropped and resized by the same filters."""
     scaler = PictureScaler(video, settings)
     wanted = np.arange(0, video.frames, settings.stride)
@@ -197,10 +199,10 @@ def uncompressed_arm(video: VideoFacts, gops: GopTable, original: Pictures, sett
         "packing_cpu_seconds_per_original_frame": None,
         **likeness(original, resized(0, len(stored), Crop(content, False))),
     }
-    return Arm(figures, len(starts), read_all)
+    return StoredVideo(figures, len(starts), read_all)
 
 
-def measure_speeds(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+def measure_speeds(arms: Sequence[StoredVideo]) -> list[dict[str, Any]]:
     """CPU time of reading all clips of each arm. They take turns, so that whatever else the machine does meets all of them."""
     seconds: list[list[float]] = [[] for _ in arms]
     for _ in range(ROUNDS):
@@ -211,7 +213,7 @@ def measure_speeds(arms: Sequence[Arm]) -> list[dict[str, Any]]:
     return [_speed(arm, measured) for arm, measured in zip(arms, seconds, strict=True)]
 
 
-def _speed(arm: Arm, seconds: list[float]) -> dict[str, Any]:
+def _speed(arm: StoredVideo, seconds: list[float]) -> dict[str, Any]:
     median = statistics.median(seconds)
     return {
         "clips": arm.clips,
@@ -223,57 +225,39 @@ def _speed(arm: Arm, seconds: list[float]) -> dict[str, Any]:
 
 
 MEANS = ("bytes_per_frame", "amplification", "frames_per_core_second", "psnr_db", "ssim")
-COLUMNS = (
-    "video",
-    "proxy",
-    "KiB a frame",
-    "decoded per used",
-    "frames/s a core",
-    "clips/s a core",
-    "PSNR",
-    "SSIM",
-)
-HEADER = Table(COLUMNS).markdown()
+FIGURES: dict[str, str | Callable[[Any], str]] = {
+    "KiB a frame": lambda row: f"{row['bytes_per_frame'] / 1024:.1f}",
+    "decoded per used": "{amplification:.2f}",
+    "frames/s a core": "{frames_per_core_second:.0f}",
+    "PSNR": "{psnr_db:.1f} dB",
+    "SSIM": "{ssim:.3f}",
+}
+MEASURED = {
+    "video": "{video}",
+    "proxy": "{variant}",
+    **{name: FIGURES[name] for name in ("KiB a frame", "decoded per used", "frames/s a core")},
+    "clips/s a core": lambda row: f"{row['clips_per_core_second']:.0f} +- {row['spread_percent'] / 2:.0f} %",
+    **{name: FIGURES[name] for name in ("PSNR", "SSIM")},
+}
+HEADER = Table(MEASURED).markdown()
 
 
 def table_line(entry: dict[str, Any]) -> str:
     """The row below HEADER, for a table that grows while it is measured."""
-    cells = (
-        entry["video"],
-        entry["variant"],
-        f"{entry['bytes_per_frame'] / 1024:.1f}",
-        f"{entry['amplification']:.2f}",
-        f"{entry['frames_per_core_second']:.0f}",
-        f"{entry['clips_per_core_second']:.0f} +- {entry['spread_percent'] / 2:.0f} %",
-        f"{entry['psnr_db']:.1f} dB",
-        f"{entry['ssim']:.3f}",
-    )
-    return Table(COLUMNS, [cells]).markdown().splitlines()[-1]
+    return Table.of([entry], MEASURED).markdown().splitlines()[-1]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """As docs/performance.md has it: each variant's means over the videos, and what they were measured on."""
-    variants_found = list(dict.fromkeys(entry["variant"] for entry in rows))
     videos = list(dict.fromkeys(f"{entry['video']} ({entry['width']} x {entry['height']})" for entry in rows))
-    lines = []
-    for variant in variants_found:
+    means = []
+    for variant in dict.fromkeys(entry["variant"] for entry in rows):
         found = [entry for entry in rows if entry["variant"] == variant]
-        mean = {key: statistics.mean(entry[key] for entry in found) for key in MEANS}
-        lines.append(
-            (
-                variant,
-                f"{mean['bytes_per_frame'] / 1024:.1f}",
-                f"{mean['amplification']:.2f}",
-                f"{mean['frames_per_core_second']:.0f}",
-                f"{mean['psnr_db']:.1f} dB",
-                f"{mean['ssim']:.3f}",
-            )
-        )
-    header = ("proxy", "KiB a frame", "decoded per used", "frames/s a core", "PSNR", "SSIM")
+        means.append({"variant": variant, **{key: statistics.mean(entry[key] for entry in found) for key in MEANS}})
     entry, spread = rows[0], statistics.median(entry["spread_percent"] for entry in rows)
     versions = ", ".join(f"{name} {entry['versions'][name]}" for name in ("av", "python"))
     return (
-        f"{Table(header, lines).markdown()}\n\n"
+        f"{Table.of(means, {'proxy': '{variant}', **FIGURES}).markdown()}\n\n"
         f"Means over {', '.join(videos)}, every {entry['stride']}th frame; {entry['rounds']} rounds, which lie "
         f"{spread:.0f} % apart (median); {entry['machine']['device']}, {versions}, commit {entry['commit']}."
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...engine.console.table import Table
+from ..rows.cells import conditions, known_cell, spread_text
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -16,52 +17,37 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def ratio_table(rows: Sequence[dict[str, Any]]) -> str:
     """Ours against every peer; "" where there is none."""
-    measured = [entry for entry in rows if "clips_per_second" in entry]
-    peers = [entry for entry in measured if entry["ours_against_it"]]
+    peers = [entry for entry in _measured(rows) if entry["ours_against_it"]]
     names = list(dict.fromkeys(name for entry in peers for name in entry["ours_against_it"]))
-    if not peers:
-        return ""
-    lines = []
-    for entry in peers:
-        ratios = [entry["ours_against_it"].get(name) for name in names]
-        cells = ["" if r is None else f"{r['median']:.2f} ({r['low']:.2f} .. {r['high']:.2f})" for r in ratios]
-        lines.append((entry["arm"], *cells))
-    return Table(("times as many clips/s as", *names), lines).markdown()
+    lines = [
+        (entry["arm"], *(spread_text(ratios[name]) if name in ratios else "" for name in names))
+        for entry in peers
+        for ratios in [entry["ours_against_it"]]
+    ]
+    return Table(("times as many clips/s as", *names), lines).markdown() if peers else ""
+
+
+SPEEDS = {
+    "arm": "{arm}",
+    "clips/s": "{clips_per_second:.2f}",
+    "core seconds a clip": "{cpu_seconds_per_clip:.3f}",
+    "amplification": known_cell("amplification", "{:.2f}", "not reported"),
+    "MB read a clip": lambda row: (
+        f"{row['bytes_per_clip'] / 1e6:.2f}" if row["bytes_per_clip"] is not None else "not reported"
+    ),
+    "difference (to neighbours)": "{difference:.2f} ({to_neighbours:.2f})",
+    "used as": lambda row: "; ".join(filter(None, (row["library"], row["way"]))),
+}
 
 
 def speed_table(rows: Sequence[dict[str, Any]]) -> str:
     """What every arm reached and cost; "" where none was measured."""
-    measured = [entry for entry in rows if "clips_per_second" in entry]
-    if not measured:
-        return ""
-    header = (
-        "arm",
-        "clips/s",
-        "core seconds a clip",
-        "amplification",
-        "MB read a clip",
-        "difference (to neighbours)",
-        "used as",
-    )
-    lines = []
-    for entry in measured:
-        bytes_per_clip = entry["bytes_per_clip"]
-        lines.append(
-            (
-                entry["arm"],
-                f"{entry['clips_per_second']:.2f}",
-                f"{entry['cpu_seconds_per_clip']:.3f}",
-                _or_unknown(entry["amplification"]),
-                _or_unknown(None if bytes_per_clip is None else bytes_per_clip / 1e6),
-                f"{entry['difference']:.2f} ({entry['to_neighbours']:.2f})",
-                f"{entry['library']}{'; ' + entry['way'] if entry['way'] else ''}",
-            )
-        )
-    return Table(header, lines).markdown()
+    measured = _measured(rows)
+    return Table.of(measured, SPEEDS).markdown() if measured else ""
 
 
-def _or_unknown(value: float | None) -> str:
-    return "not reported" if value is None else f"{value:.2f}"
+def _measured(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [entry for entry in rows if "clips_per_second" in entry]
 
 
 def _absent(rows: Sequence[dict[str, Any]]) -> str:
@@ -80,7 +66,5 @@ def _conditions(rows: Sequence[dict[str, Any]]) -> str:
     ]
     if moving:
         lines.append(f"{min(moving):.0%} of the frames move enough to be told from their neighbours.")
-    machine = f"{entry['machine']['device']}, {entry['cores']} cores"
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(entry["versions"].items()))
-    lines.append(f"{machine}; {versions}; commit {entry['commit']}; {entry['time']}.")
+    lines.append(conditions(entry, f"{entry['cores']} cores"))
     return "\n".join(lines)

@@ -29,7 +29,8 @@ from ...loaders.decode.span import SpanReader
 from ..loading.decode import Scale, write_corpus
 from ..profile.row import figures
 from ..profile.stage_clock import clock_stages
-from ..rows.row import row
+from ..rows.row import row, select_rows
+from ..rows.turns import in_turns
 from .cluster import Cluster
 from .model import COMPUTE, Demand, Rate, Share, Step, plan_step
 from .rates import compute_rates, video_rates
@@ -108,8 +109,7 @@ def bench_plan(
     with tempfile.TemporaryDirectory(prefix="trocar_plan_") as name:
         corpus = write_corpus(Path(name) / "made", "h264", SIZE, GOP, CORPUS).path
         for number in range(rounds):
-            turn = number % len(settings)
-            for setting in (*settings[turn:], *settings[:turn]):
+            for setting in in_turns(settings, number):
                 config = _config(setting, corpus, Path(name) / f"run_{setting.batch}_{setting.views}", steps, overrides)
                 measured[setting].append(_measure(setting, config, steps))
                 tell(
@@ -193,28 +193,17 @@ def _without_other_work(entry: dict[str, Any], bottleneck: str) -> float:
     return entry["seconds_per_step"] - entry["training_queue_seconds_per_step"] - min(wait, decode)
 
 
+COLUMNS = {
+    "setting": "{setting}",
+    "clips/s, predicted": "{predicted_clips_per_second:.1f}",
+    "measured": "{measured_clips_per_second:.1f}",
+    "off by": lambda row: f"{100 * (row['predicted_clips_per_second'] / row['measured_clips_per_second'] - 1):+.0f} %",
+    "with the other work": "{clips_per_second_with_other_work:.1f}",
+    "bottleneck, predicted": "{bottleneck}",
+    "data wait, measured": "{measured_data_wait_percent:.0f} %",
+}
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown, of the predicted settings."""
-    header = (
-        "setting",
-        "clips/s, predicted",
-        "measured",
-        "off by",
-        "with the other work",
-        "bottleneck, predicted",
-        "data wait, measured",
-    )
-    cells = [
-        (
-            entry["setting"],
-            f"{entry['predicted_clips_per_second']:.1f}",
-            f"{entry['measured_clips_per_second']:.1f}",
-            f"{100 * (entry['predicted_clips_per_second'] / entry['measured_clips_per_second'] - 1):+.0f} %",
-            f"{entry['clips_per_second_with_other_work']:.1f}",
-            entry["bottleneck"],
-            f"{entry['measured_data_wait_percent']:.0f} %",
-        )
-        for entry in rows
-        if entry["benchmark"] == "plan"
-    ]
-    return Table(header, cells).markdown()
+    return Table.of(select_rows(rows, "plan"), COLUMNS).markdown()

@@ -46,7 +46,8 @@ def run_plan(options: argparse.Namespace) -> int:
     from ...loaders.corpus.corpus import Corpus
     from .corpus import measure_corpora
     from .rates import shipped_rows
-    from .report import corpus_size, make_plan, rows_of, table
+    from .report import corpus_size, make_plan, rows_of
+    from .table import table
 
     originals, proxies = (place and Corpus.open(place) for place in places)
     rows = given if options.rates else shipped_rows()

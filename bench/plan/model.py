@@ -17,8 +17,8 @@ Pure: numbers in, numbers out. Where they come from: `rates`. b clips of a rank'
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 COMPUTE, DECODE, STORAGE, EXCHANGE, CORES = "compute", "decode", "storage", "exchange", "cores"
 INTERPRETER = "interpreter"
@@ -146,44 +146,32 @@ class Lever:
 
 def levers(compute: Compute, videos: Videos, share: Share, demand: Demand, others: list[Videos]) -> list[Lever]:
     """What each change alone would bring, most first. others: the corpus in other forms."""
-    now = plan_step(compute, videos, share, demand).clips_per_second
-    per_clip = compute.seconds_per_clip
+    now: dict[str, Any] = {"compute": compute, "videos": videos, "share": share, "demand": demand}
+    per_clip, fixed = compute.seconds_per_clip, compute.fixed_seconds
     half = replace(
         compute,
-        fixed_seconds=replace(compute.fixed_seconds, value=compute.fixed_seconds.value / 2),
+        fixed_seconds=replace(fixed, value=fixed.value / 2),
         seconds_per_clip=replace(per_clip, value=per_clip.value / 2),
     )
-    changes: dict[str, Callable[[], Step]] = {
-        other.name: lambda other=other: plan_step(compute, other, share, demand) for other in others
-    }
-    changes |= {
-        f"{2 * demand.views} views a span": lambda: plan_step(
-            compute, videos, share, replace(demand, views=2 * demand.views)
-        ),
-        "twice the cores": lambda: plan_step(
-            compute, videos, replace(share, cores=2 * share.cores, threads=2 * share.threads), demand
-        ),
-        "twice the storage bandwidth": lambda: plan_step(
-            compute, videos, replace(share, storage=2 * share.storage), demand
-        ),
-        "a step twice as fast": lambda: plan_step(half, videos, share, demand),
+    changes: dict[str, dict[str, Any]] = {
+        **{other.name: {"videos": other} for other in others},
+        f"{2 * demand.views} views a span": {"demand": replace(demand, views=2 * demand.views)},
+        "twice the cores": {"share": replace(share, cores=2 * share.cores, threads=2 * share.threads)},
+        "twice the storage bandwidth": {"share": replace(share, storage=2 * share.storage)},
+        "a step twice as fast": {"compute": half},
     }
     if share.interpreter_seconds:
-        changes["decoding processes (data.workers)"] = lambda: plan_step(
-            compute, videos, replace(share, interpreter_seconds=0.0), demand
-        )
+        changes["decoding processes (data.workers)"] = {"share": replace(share, interpreter_seconds=0.0)}
     if share.ranks > 1:
-        changes["twice the exchange bandwidth"] = lambda: plan_step(
-            compute, videos, replace(share, exchange=2 * share.exchange), demand
-        )
+        changes["twice the exchange bandwidth"] = {"share": replace(share, exchange=2 * share.exchange)}
     if (nvdec := videos.nvdec_pictures_per_second) is not None and share.has_nvdec:
         faster = replace(videos, nvdec_pictures_per_second=replace(nvdec, value=2 * nvdec.value))
-        changes["twice the NVDEC engines"] = lambda: plan_step(compute, faster, share, demand)
+        changes["twice the NVDEC engines"] = {"videos": faster}
     if demand.parts > 1:
         fewer = max(n for n in range(1, demand.parts) if demand.parts % n == 0)
         times = demand.parts / fewer
         larger = replace(demand, clips=times * demand.clips, gradient_bytes=times * demand.gradient_bytes, parts=fewer)
-        name = f"optim.accumulation={fewer}, {larger.clips:g} clips at a time"
-        changes[name] = lambda: plan_step(compute, videos, share, larger)
-    found = [Lever(name, change().clips_per_second / now) for name, change in changes.items()]
+        changes[f"optim.accumulation={fewer}, {larger.clips:g} clips at a time"] = {"demand": larger}
+    speed = plan_step(**now).clips_per_second
+    found = [Lever(name, plan_step(**{**now, **change}).clips_per_second / speed) for name, change in changes.items()]
     return sorted(found, key=lambda lever: -lever.gain)

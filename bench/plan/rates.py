@@ -18,7 +18,7 @@ import torch
 
 from ...engine.config.settings import Config, ConfigError
 from ...engine.step.build import build_model
-from ..rows.row import read_rows
+from ..rows.row import all_rows, select_rows
 from ..training.flops import step_flops
 from .cluster import Assumed, AssumedVideos, Cluster
 from .model import Compute, Rate, Videos
@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 def shipped_rows() -> list[Row]:
     """All rows that come with trocar, those of GPUs too."""
-    return [row for path in sorted(RESULTS.rglob("*.jsonl")) for row in read_rows(path)]
+    return all_rows(RESULTS)
 
 
 def origin(row: Row) -> str:
@@ -145,12 +145,11 @@ def video_rates(
 
 def _profiled(rows: Iterable[Row], config: Config, name: str) -> dict[str, Rate]:
     data = config.data
+    wanted = {"videos": name, "frames": data.frames, "resolution": data.resolution}
     mine = [
         row
-        for row in rows
-        if row["benchmark"] == "profile"
-        and (row["videos"], row["frames"], row["resolution"]) == (name, data.frames, data.resolution)
-        and row["decode_threads"]
+        for row in select_rows(rows, "profile", **wanted)
+        if row["decode_threads"]
         and "capability" not in row["machine"]  # beside a GPU it may be DALI that a thread waits for
         and row["spans_per_step"]
         and "amplification" in row
@@ -179,27 +178,22 @@ def _profiled(rows: Iterable[Row], config: Config, name: str) -> dict[str, Rate]
 
 def _loaded(rows: Iterable[Row], config: Config, name: str) -> dict[str, Rate]:
     data = config.data
-    for row in rows:
-        facts = (row.get("arm"), row.get("frames_a_clip"), row.get("stride"), row.get("resolution"))
-        wanted = (ARMS[name], data.frames, data.stride, data.resolution)
-        if row["benchmark"] == "loading" and facts == wanted and "clips_per_second" in row:
-            source = f"{origin(row)}, {'; '.join(row['videos'])}"
-            return {
-                "core_seconds_per_span": Rate(row["cpu_seconds_per_clip"], source),
-                "bytes_per_span": Rate(row["bytes_per_clip"], source),
-                "pictures_per_span": Rate(row["amplification"] * data.frames, source),
-            }
-    return {}
+    wanted = {"arm": ARMS[name], "frames_a_clip": data.frames, "stride": data.stride, "resolution": data.resolution}
+    row = next((row for row in select_rows(rows, "loading", **wanted) if "clips_per_second" in row), None)
+    if row is None:
+        return {}
+    source = f"{origin(row)}, {'; '.join(row['videos'])}"
+    return {
+        "core_seconds_per_span": Rate(row["cpu_seconds_per_clip"], source),
+        "bytes_per_span": Rate(row["bytes_per_clip"], source),
+        "pictures_per_span": Rate(row["amplification"] * data.frames, source),
+    }
 
 
 def _nvdec(rows: Iterable[Row], cluster: Cluster, name: str) -> Rate | None:
     """Pictures a second in windows, of H.264 about as tall as these videos."""
     height = 1080 if name == "originals" else 256
-    mine = [
-        row
-        for row in rows
-        if row["benchmark"] == "decode" and row["codec"] == "h264" and cluster.device in row["machine"]["device"]
-    ]
+    mine = [row for row in select_rows(rows, "decode", codec="h264") if cluster.device in row["machine"]["device"]]
     if not mine:
         return None
     nearest = min(mine, key=lambda row: abs(row["height"] - height))
@@ -209,13 +203,13 @@ def _nvdec(rows: Iterable[Row], cluster: Cluster, name: str) -> Rate | None:
 
 def interpreter_rate(rows: Iterable[Row]) -> Rate | None:
     """Seconds of Python that a span takes in the threads of one process."""
-    row = next((row for row in rows if row["benchmark"] == "gpu_video" and row["what"] == THREADS_ALONE), None)
+    row = next(iter(select_rows(rows, "gpu_video", what=THREADS_ALONE)), None)
     return None if row is None else Rate(1 / row["clips_per_second"], f"{THREADS_ALONE}; {origin(row)}")
 
 
 def packing_rates(rows: Iterable[Row], cluster: Cluster) -> tuple[Rate | None, Rate | None]:
     """(core seconds an original frame, bytes a proxy's frame) of `trocar pack` as it is by default."""
-    mine = [row for row in rows if row["benchmark"] == "proxies" and row["variant"] == PROXY]
+    mine = select_rows(rows, "proxies", variant=PROXY)
     if mine:
         source = f"{origin(mine[0])}, mean over {len(mine)} videos"
         mean = [

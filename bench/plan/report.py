@@ -14,32 +14,14 @@ from typing import Any
 import torch
 
 from ...engine.config.settings import Config, ConfigError
-from ...engine.console.table import Table
 from ...engine.ranks.distributed import World
 from ...engine.step.build import build_model
 from ...engine.step.micro_batch import fewest_parts, with_parts
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.draw.sampler import Sampler
-from ..profile.stages import NAMES
 from .cluster import Cluster
 from .corpus import Measured
-from .model import (
-    COMPUTE,
-    CORES,
-    DECODE,
-    EXCHANGE,
-    INTERPRETER,
-    STORAGE,
-    Compute,
-    Demand,
-    Lever,
-    Rate,
-    Share,
-    Step,
-    Videos,
-    levers,
-    plan_step,
-)
+from .model import Compute, Demand, Lever, Rate, Share, Step, Videos, levers, plan_step
 from .rates import compute_rates, interpreter_rate, packing_rates, video_rates
 
 FLOAT32_BYTES = 4
@@ -78,7 +60,7 @@ class CorpusSize:
 
 
 @dataclass(frozen=True)
-class Arm:
+class Form:
     """One form of the videos at one number of views: what it takes. money: None where the cluster has no prices."""
 
     name: str
@@ -100,7 +82,7 @@ class Plan:
     corpus: CorpusSize
     compute: Compute
     clips: int
-    arms: list[Arm]
+    arms: list[Form]
     rates: list[tuple[str, Rate]]
 
 
@@ -148,7 +130,7 @@ def make_plan(
             step = plan_step(compute, videos, share, demand)
             others = [known["proxies"]] if name == "originals" and "proxies" in known else []
             found = levers(compute, videos, share, demand, others)
-            arms.append(_arm(name, videos, step, found, cluster, config, corpus, clips, packing, proxy_bytes))
+            arms.append(_form(name, videos, step, found, cluster, config, corpus, clips, packing, proxy_bytes))
     rates: list[tuple[str, Rate]] = []
     if share.interpreter_seconds and interpreter is not None:
         rates.append(("decoding threads, seconds of the interpreter per span", interpreter))
@@ -197,7 +179,7 @@ def _share(cluster: Cluster, config: Config, interpreter: Rate | None) -> Share:
     )
 
 
-def _arm(
+def _form(
     name: str,
     videos: Videos,
     step: Step,
@@ -208,7 +190,7 @@ def _arm(
     clips: int,
     packing: Rate | None,
     proxy_bytes: Rate | None,
-) -> Arm:
+) -> Form:
     hours = clips / step.clips_per_second / HOUR
     is_packed = name == "proxies"
     packing_hours = corpus.frames * packing.value / HOUR if is_packed and packing is not None else 0.0
@@ -228,7 +210,7 @@ def _arm(
     ]
     known = [amount * price for amount, price in costs if price is not None]
     label = f"{name}, {step.demand.views} view{'s' * (step.demand.views > 1)} a span"
-    return Arm(
+    return Form(
         label,
         videos,
         step,
@@ -242,126 +224,19 @@ def _arm(
     )
 
 
-def sentence(arm: Arm, compute: Compute) -> str:
-    """The bottleneck of an arm, and what moves it."""
-    step = arm.step
-    name = step.bottleneck
-    cause = {
-        COMPUTE: "the step's computation",
-        DECODE: f"the loader: decoding on {'NVDEC' if step.decoder == 'nvdec' else 'CPU cores'}",
-        STORAGE: "the loader: reading from storage",
-        EXCHANGE: "the exchange of gradients",
-        CORES: "the processor cores, which decoding and computing share",
-        INTERPRETER: "the training's interpreter, which decoding threads share",
-    }[name]
-    if name in (COMPUTE, CORES) and compute.stage:
-        cause += f", of which {NAMES.get(compute.stage, compute.stage)} takes {compute.stage_share:.0%}"
-    useful = [f"{lever.name} ({lever.gain:.2f}x)" for lever in arm.levers if lever.gain > 1.02]
-    moved = f"what moves it: {', '.join(useful)}" if useful else "none of the changes looked at moves it alone"
-    return f"{arm.name}: the bottleneck is {cause}; {moved}. It rests on {rests_on(arm, compute)}."
-
-
-def rests_on(arm: Arm, compute: Compute) -> str:
-    """Whether the rates of the bottleneck were measured."""
-    videos = arm.videos
-    used = {
-        COMPUTE: [compute.seconds_per_clip],
-        DECODE: [videos.core_seconds_per_span],
-        STORAGE: [videos.bytes_per_span],
-        EXCHANGE: [],
-        CORES: [compute.seconds_per_clip, videos.core_seconds_per_span],
-        INTERPRETER: [compute.seconds_per_clip],
-    }[arm.step.bottleneck]
-    if arm.step.decoder == "nvdec" and arm.step.bottleneck == DECODE and videos.nvdec_pictures_per_second is not None:
-        used = [videos.nvdec_pictures_per_second]
-    if not used:
-        return "the cluster's description"
-    return "measured rates" if all(rate.is_measured for rate in used) else "an assumed rate"
-
-
-def table(plan: Plan) -> str:
-    """Markdown: the arms, their bottlenecks, and the rates, measured and assumed apart."""
-    cluster, prices = plan.cluster, plan.cluster.prices
-    has_money = any(arm.money is not None for arm in plan.arms)
-    header = (
-        "videos",
-        "clips/s",
-        "unique spans/s",
-        "bottleneck",
-        "days",
-        "GPU-hours",
-        "core-hours",
-        "of them packing",
-        "TB",
-        *([prices.currency] if has_money else []),
-    )
-    arms = []
-    lines = [
-        f"{cluster.name}: {plan.corpus.videos:,} videos, {_frames(plan.corpus.frames)}, {plan.corpus.spans:,} spans; "
-        f"{plan.config.model.encoder} {plan.config.objective.kind}, {plan.clips:,} clips in steps of {plan.config.optim.batch:,}",
-        "",
-    ]
-    for arm in plan.arms:
-        cells = [
-            arm.name,
-            _figure(arm.step.clips_per_second),
-            _figure(arm.step.spans_per_second),
-            f"{arm.step.bottleneck} ({arm.step.decoder})" if arm.step.bottleneck == DECODE else arm.step.bottleneck,
-            _figure(arm.days),
-            _figure(arm.gpu_hours),
-            _figure(arm.core_hours),
-            _figure(arm.packing_core_hours),
-            "unknown" if arm.terabytes is None else _figure(arm.terabytes),
-        ]
-        if has_money:
-            cells.append("unknown" if arm.money is None else _money(arm.money))
-        arms.append(cells)
-    lines += [Table(header, arms).markdown(), "", *(f"- {sentence(arm, plan.compute)}" for arm in plan.arms)]
-    for is_measured, title in ((True, "Measured"), (False, "Assumed")):
-        chosen = [
-            (name, rate) for name, rate in plan.rates if rate.is_measured == is_measured and math.isfinite(rate.value)
-        ]
-        if chosen:
-            lines += ["", f"{title}:", ""]
-            lines += [f"- {name}: {_figure(rate.value)} ({rate.origin})" for name, rate in chosen]
-    return "\n".join(lines)
-
-
-def _frames(frames: int) -> str:
-    return f"{frames / 1e6:,.1f} M frames" if frames >= 1e6 else f"{frames:,} frames"
-
-
-def _money(amount: float) -> str:
-    return f"{amount:,.0f}" if amount >= 100 else _figure(amount)
-
-
-def _figure(value: float) -> str:
-    """Three digits that count."""
-    if value == 0 or not math.isfinite(value):
-        return "0" if value == 0 else "never"
-    digits = 2 - math.floor(math.log10(abs(value)))
-    return f"{round(value, digits):,.{max(0, digits)}f}"
-
-
 def rows_of(plan: Plan) -> list[dict[str, Any]]:
     """The arms' figures, for JSON."""
+    of_step = ("clips_per_second", "spans_per_second", "bottleneck", "seconds_by_resource")
+    of_form = ("days", "gpu_hours", "core_hours", "packing_core_hours", "terabytes", "money")
     return [
         {
-            "arm": arm.name,
+            "arm": form.name,
             "cluster": plan.cluster.name,
-            "clips_per_second": arm.step.clips_per_second,
-            "spans_per_second": arm.step.spans_per_second,
-            "bottleneck": arm.step.bottleneck,
-            "seconds_by_resource": arm.step.seconds_by_resource,
-            "days": arm.days,
-            "gpu_hours": arm.gpu_hours,
-            "core_hours": arm.core_hours,
-            "packing_core_hours": arm.packing_core_hours,
-            "terabytes": arm.terabytes,
-            "money": arm.money,
-            "levers": {lever.name: lever.gain for lever in arm.levers},
+            **{name: getattr(form.step, name) for name in of_step},
+            **{name: getattr(form, name) for name in of_form},
+            "levers": {lever.name: lever.gain for lever in form.levers},
         }
-        for arm in plan.arms
+        for form in plan.arms
     ]
 
 

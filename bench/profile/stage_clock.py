@@ -30,21 +30,15 @@ class StageClock:
     events: list[Event] = field(default_factory=list)
     is_on: bool = False
 
-    def __call__(self, name: str) -> _Range:
-        return _Range(self, name)
-
-
-class _Range:
-    def __init__(self, clock: StageClock, name: str) -> None:
-        self._clock, self._name = clock, name
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter_ns()
-
-    def __exit__(self, *_: object) -> None:
-        if self._clock.is_on:
-            name = self._name.removeprefix(PREFIX)
-            self._clock.events.append(Event(name, self._start, time.perf_counter_ns(), threading.get_native_id()))
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter_ns()
+        try:
+            yield
+        finally:
+            if self.is_on:
+                thread = threading.get_native_id()
+                self.events.append(Event(name.removeprefix(PREFIX), start, time.perf_counter_ns(), thread))
 
 
 @dataclass

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...engine.console.table import Table
+from ..rows.row import select_rows
 
 Row = dict[str, Any]
 Found = tuple[str, Row]  # the figure as text, and the row behind it
@@ -27,43 +28,25 @@ class Goal:
 def kernel(operators: Sequence[str], *figures: str) -> Callable[[Sequence[Row]], list[Found]]:
     """Of `trocar bench kernels` in the shapes of ViT-B."""
     texts = {
-        "times_eager": lambda row: f"{row['times_eager']:.1f}x eager",
-        "of_floor": lambda row: f"{row['of_floor']:.0%} of the bound",
-        "of_copy_bandwidth": lambda row: f"{row['of_copy_bandwidth']:.0%} of copy bandwidth",
+        "times_eager": "{times_eager:.1f}x eager",
+        "of_floor": "{of_floor:.0%} of the bound",
+        "of_copy_bandwidth": "{of_copy_bandwidth:.0%} of copy bandwidth",
     }
+    form = "{operator} " * (len(operators) > 1) + ", ".join(texts[figure] for figure in figures)
 
     def find(rows: Sequence[Row]) -> list[Found]:
-        mine = [
-            row
-            for row in rows
-            if row["benchmark"] == "kernels" and row["size"] == "base" and row["operator"] in operators
-        ]
-        several = len(operators) > 1
-        return [
-            ((f"{row['operator']} " if several else "") + ", ".join(texts[figure](row) for figure in figures), row)
-            for row in mine
-        ]
+        mine = select_rows(rows, "kernels", size="base")
+        return [(form.format_map(row), row) for row in mine if row["operator"] in operators]
 
     return find
 
 
-def training(
-    part: str, objective: str, text: Callable[[Row], str | None], **wanted: Any
-) -> Callable[[Sequence[Row]], list[Found]]:
+def training(part: str, objective: str, text: Callable[[Row], str | None]) -> Callable[[Sequence[Row]], list[Found]]:
     """Of `trocar bench training`, one of its parts. text: the figure of a row that has it."""
 
     def find(rows: Sequence[Row]) -> list[Found]:
-        mine = [
-            row
-            for row in rows
-            if row["benchmark"] == "training" and (row["part"], row["objective"]) == (part, objective)
-        ]
-        mine = [
-            row
-            for row in mine
-            if all(row.get(key) == value for key, value in wanted.items()) and not row.get("changed")
-        ]
-        return [(found, row) for row in mine if (found := text(row)) is not None]
+        mine = select_rows(rows, "training", part=part, objective=objective)
+        return [(found, row) for row in mine if not row.get("changed") and (found := text(row)) is not None]
 
     return find
 
@@ -78,13 +61,8 @@ def _against(name: str) -> Callable[[Row], str | None]:
 
 
 def _usual_pipeline(row: Row) -> str | None:
-    ratios = row.get("ours_against_it") or {}
-    parts = [
-        f"{name.removeprefix('trocar, ')} {ratio['median']:.1f}x"
-        for name, ratio in ratios.items()
-        if isinstance(ratio, dict)
-    ]
-    return ", ".join(parts) or None
+    ratios = [(name, found) for name, found in (row.get("ours_against_it") or {}).items() if isinstance(found, dict)]
+    return ", ".join(f"{name.removeprefix('trocar, ')} {found['median']:.1f}x" for name, found in ratios) or None
 
 
 def _utilization(row: Row) -> str | None:
@@ -100,27 +78,25 @@ def _of_resident(row: Row) -> str | None:
 
 
 def _amplification(rows: Sequence[Row]) -> list[Found]:
-    mine = [row for row in rows if row["benchmark"] == "loading" and row["arm"] in ("trocar dali", "trocar packed")]
+    mine = [row for row in select_rows(rows, "loading") if row["arm"] in ("trocar dali", "trocar packed")]
     return [(f"{row['arm']} {row['amplification']:.2f}", row) for row in mine if row.get("amplification")]
 
 
 def _loader(rows: Sequence[Row]) -> list[Found]:
-    peers = [row for row in rows if row["benchmark"] == "loading" and row.get("ours_against_it", {}).get("trocar dali")]
-    if not peers:
-        return []
-    best = min(peers, key=lambda row: row["ours_against_it"]["trocar dali"]["median"])
-    return [(f"{best['ours_against_it']['trocar dali']['median']:.2f}x {best['arm']}", best)]
+    peers = [row for row in select_rows(rows, "loading") if row.get("ours_against_it", {}).get("trocar dali")]
+    best = sorted(peers, key=lambda row: row["ours_against_it"]["trocar dali"]["median"])[:1]
+    return [(f"{row['ours_against_it']['trocar dali']['median']:.2f}x {row['arm']}", row) for row in best]
 
 
 def _level(rows: Sequence[Row]) -> list[Found]:
-    found = []
-    for row in rows:
-        if row["benchmark"] == "clustering_level" and (row["rows"], row["width"]) == (10_000_000, 768):
-            ratios = [f"{row['blocked_torch_seconds'] / row['kernel_seconds']:.2f}x blocked torch"]
-            if "cuml_seconds" in row:
-                ratios.append(f"{row['cuml_seconds'] / row['kernel_seconds']:.2f}x cuML")
-            found.append((", ".join(ratios), row))
-    return found
+    others = {"blocked_torch_seconds": "blocked torch", "cuml_seconds": "cuML"}
+    return [
+        (
+            ", ".join(f"{row[key] / row['kernel_seconds']:.2f}x {name}" for key, name in others.items() if key in row),
+            row,
+        )
+        for row in select_rows(rows, "clustering_level", rows=10_000_000, width=768)
+    ]
 
 
 GOALS = (

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...loaders.video.error import TrocarError
-from ..rows.row import read_rows
+from ..rows.row import all_rows
 from .tables import TABLES
 
 BLOCK = re.compile(r"<!-- rows: (?P<name>[a-z0-9-]+) -->\n(?P<body>.*?)<!-- end of rows -->", re.DOTALL)
@@ -39,11 +39,6 @@ class Page:
     @property
     def is_current(self) -> bool:
         return self.before == self.after
-
-
-def all_rows(results: Path) -> list[dict[str, Any]]:
-    """Of every file below a folder, those of GPUs in folders of their own too."""
-    return [row for path in sorted(results.rglob("*.jsonl")) for row in read_rows(path)]
 
 
 def render(text: str, rows: Sequence[dict[str, Any]], where: str) -> str:

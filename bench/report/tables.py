@@ -16,9 +16,10 @@ from ..loading import decode, proxies
 from ..loading.loading import ON_PROXIES
 from ..loading.table import ratio_table, speed_table
 from ..plan import check as plan_check
-from ..plan import report as plan_report
+from ..plan import table as plan_table
 from ..plan.cluster import load_cluster
 from ..plan.report import corpus_size, make_plan
+from ..rows.row import select_rows
 from ..training import collapse, feed
 from ..training import table as training_table
 from . import goals, recipes
@@ -32,7 +33,7 @@ OURS = "trocar"
 
 def of(rows: Sequence[Row], benchmark: str, *, gpu: bool = False) -> list[Row]:
     """The rows of a benchmark that were measured on a GPU, or on a CPU."""
-    return [row for row in rows if row["benchmark"] == benchmark and ("capability" in row["machine"]) == gpu]
+    return [row for row in select_rows(rows, benchmark) if ("capability" in row["machine"]) == gpu]
 
 
 def loading_summary(rows: Sequence[Row]) -> str:
@@ -64,19 +65,14 @@ def videos_of(arm: str) -> str:
 
 def loading_short(rows: Sequence[Row]) -> str:
     """README's: clips/s of everybody, the fastest first, and what a clip costs."""
-    mine = sorted(
-        (row for row in of(rows, "loading") if "clips_per_second" in row), key=lambda row: -row["clips_per_second"]
-    )
+    mine = [row for row in of(rows, "loading") if "clips_per_second" in row]
     names = {OURS: "**trocar**, 1080p originals", "trocar packed": "**trocar**, proxies"}
-    cells = [
-        (
-            names.get(row["arm"]) or videos_of(row["arm"]),
-            f"{row['clips_per_second']:.2f}",
-            f"{row['cpu_seconds_per_clip']:.3f}",
-        )
-        for row in mine
-    ]
-    return Table(("clips of 16 frames, two CPU cores", "clips/s", "core seconds a clip"), cells).markdown()
+    columns = {
+        "clips of 16 frames, two CPU cores": lambda row: names.get(row["arm"]) or videos_of(row["arm"]),
+        "clips/s": "{clips_per_second:.2f}",
+        "core seconds a clip": "{cpu_seconds_per_clip:.3f}",
+    }
+    return Table.of(sorted(mine, key=lambda row: -row["clips_per_second"]), columns).markdown()
 
 
 def training_short(rows: Sequence[Row]) -> str:
@@ -109,7 +105,7 @@ def decoding(rows: Sequence[Row]) -> str:
 
 
 def feeding(rows: Sequence[Row]) -> str:
-    return feed.table([row for row in rows if row["benchmark"] == "feed"]) or f"Decoding beside training: {UNMEASURED}."
+    return feed.table(select_rows(rows, "feed")) or f"Decoding beside training: {UNMEASURED}."
 
 
 def cluster_trees(rows: Sequence[Row]) -> str:
@@ -145,7 +141,7 @@ def paper(config: str, accumulation: int) -> Callable[[Sequence[Row]], str]:
     def text(rows: Sequence[Row]) -> str:
         loaded, cluster = load_config(config, [f"optim.accumulation={accumulation}"]), load_cluster("a100_8")
         corpus = corpus_size(None, PAPER_VIDEOS, PAPER_FRAMES, loaded, cluster)
-        return plan_report.table(make_plan(loaded, cluster, corpus, rows))
+        return plan_table.table(make_plan(loaded, cluster, corpus, rows))
 
     return text
 

@@ -38,5 +38,10 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
     return Interval(statistics.median(ordered), ordered[place - 1], ordered[-place], reached)
 
 
+def ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
+    """Of a row: how many times ours theirs is, round by round; the median, its interval and the confidence of that."""
+    return vars(median_interval([one / other for one, other in zip(theirs, ours, strict=True)]))
+
+
 def _coverage(count: int, place: int) -> float:
     return max(0.0, 1 - 2 * sum(comb(count, below) for below in range(place)) / 2**count)

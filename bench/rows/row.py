@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...engine.console.versions import installed_versions
+from ...loaders.corpus.whole_file import write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -82,12 +84,23 @@ def row(benchmark: str, device: torch.device, measured: dict[str, Any]) -> dict[
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """One row a line; replaces the file, as a whole even where the process is ended in the middle."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in rows)
-    unfinished = path.with_name(f"{path.name}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, lambda target: target.write_text(text, encoding="utf-8"))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def all_rows(folder: Path) -> list[dict[str, Any]]:
+    """Of every file below a folder, those of GPUs in folders of their own too."""
+    return [entry for path in sorted(folder.rglob("*.jsonl")) for entry in read_rows(path)]
+
+
+def select_rows(rows: Iterable[dict[str, Any]], benchmark: str, /, **wanted: Any) -> list[dict[str, Any]]:
+    """Those of a benchmark that have these values."""
+    return [
+        entry
+        for entry in rows
+        if entry["benchmark"] == benchmark and all(entry.get(key) == value for key, value in wanted.items())
+    ]

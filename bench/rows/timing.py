@@ -49,6 +49,12 @@ def time_call(call: Callable[[], Any], device: torch.device, *, warmup: int = 5,
     return Timing(statistics.median(seconds), low, high, repeats)
 
 
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def _percentiles(seconds: list[float]) -> tuple[float, float]:
     deciles = statistics.quantiles(seconds, n=10, method="inclusive")
     return deciles[0], deciles[-1]

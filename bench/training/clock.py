@@ -14,14 +14,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Generic, TypeVar
 
 import torch
 
 from ...engine.pretrain import Run, train_step
 from ...engine.record.readback import ReadBack, StepReport
 from ...loaders.decode.batch import ClipBatch, LoaderCount
+from ..rows.timing import wait
 
 Clock = Callable[[], float]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -45,21 +48,32 @@ class StepTimes:
 
 
 @dataclass
-class Fed:
-    """Batches on their way into the step, with the time that they were waited for and what they cost."""
+class Waited(Generic[Item]):
+    """Items on their way into the step, and the seconds that they were waited for."""
 
-    batches: Iterator[ClipBatch]
+    items: Iterator[Item]
     clock: Clock = time.perf_counter
     waited: float = 0.0
-    count: LoaderCount = field(default_factory=LoaderCount)
 
-    def __iter__(self) -> Fed:
+    def __iter__(self) -> Iterator[Item]:
         return self
 
-    def __next__(self) -> ClipBatch:
+    def __next__(self) -> Item:
         asked = self.clock()
-        batch = next(self.batches)
-        self.waited += self.clock() - asked
+        try:
+            return next(self.items)
+        finally:
+            self.waited += self.clock() - asked
+
+
+@dataclass
+class Fed(Waited[ClipBatch]):
+    """Batches, with what they cost besides."""
+
+    count: LoaderCount = field(default_factory=LoaderCount)
+
+    def __next__(self) -> ClipBatch:
+        batch = super().__next__()
         self.count.add(batch.count)
         return batch
 
@@ -95,8 +109,7 @@ def time_steps(
         take(number, False)
         marks.append(_mark(device, clock))
     losses.extend(report.row["loss"] for report in read_back.arrived(everything=True))
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait(device)
     seconds = tuple(_between(start, end) for start, end in pairwise(marks))
     return StepTimes(seconds, fed.waited, tuple(losses), fed.count)
 

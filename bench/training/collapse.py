@@ -6,7 +6,7 @@ Runs are those of `trocar pretrain demo_jepa_cpu` with other settings; the slow 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 
 from ...engine.console.table import Table
 from ...engine.record.metrics import read_metrics
+from ..rows.cells import known_cell
 from ..rows.row import row
 
 ENDS = 20  # steps at either end over which noisy values are averaged
@@ -47,19 +48,23 @@ def rank_trend(ranks: Sequence[float]) -> tuple[float, float, float]:
     return first, last, (sum(statistics.variance(part) for part in parts) / third) ** 0.5
 
 
+def _ends(key: str) -> Callable[[Any], str]:
+    return lambda row: ", ".join(f"{value:.3g}" for value in row[key])
+
+
+def _rank(row: dict[str, Any]) -> str:
+    first, last, error = rank_trend(row["rankme"])
+    return f"{first:.2f}, {last:.2f} ({error:.2f}), {min(row['rankme']):.2f}"
+
+
+COLUMNS = {
+    "peak rate, `ema`": "{setting}",
+    "`feature_std`, first and last 20 steps": _ends("feature_std"),
+    "`rankme`, first and last third (error of the difference), lowest": _rank,
+    "loss, first and last 20 steps": _ends("loss"),
+    "`collapse`": known_cell("collapse_from", "from step {}", "never"),
+}
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    header = (
-        "peak rate, `ema`",
-        "`feature_std`, first and last 20 steps",
-        "`rankme`, first and last third (error of the difference), lowest",
-        "loss, first and last 20 steps",
-        "`collapse`",
-    )
-    cells = []
-    for item in rows:
-        first, last, error = rank_trend(item["rankme"])
-        std, loss = (", ".join(f"{value:.3g}" for value in item[name]) for name in ("feature_std", "loss"))
-        flagged = "never" if item["collapse_from"] is None else f"from step {item['collapse_from']}"
-        rank = f"{first:.2f}, {last:.2f} ({error:.2f}), {min(item['rankme']):.2f}"
-        cells.append((item["setting"], std, rank, loss, flagged))
-    return Table(header, cells).markdown()
+    return Table.of(rows, COLUMNS).markdown()

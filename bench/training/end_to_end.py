@@ -25,13 +25,15 @@ from ...loaders.corpus.corpus import Corpus
 from ...ssl.encoder import IMAGENET_STD
 from ..loading.check import LARGEST_DIFFERENCE, LEAST_MOTION
 from ..loading.clips import describe_videos, draw_requests, onto_proxies
-from ..rows.ratios import median_interval
+from ..rows.ratios import ratio
 from ..rows.row import row
+from ..rows.timing import wait
+from ..rows.turns import in_turns
 from .clock import Clock, spread
-from .end_to_end_arms import USUAL, Arm, our_arm, usual_arm
+from .end_to_end_arms import USUAL, PassageArm, our_arm, usual_arm
 from .peer_input import LIBRARIES
 from .peer_models import Attention
-from .peers import AlikeMasks, loss_difference, wait
+from .peers import AlikeMasks, loss_difference
 from .run import open_run
 from .training import describe
 
@@ -96,7 +98,7 @@ def bench_end_to_end(
         return rows(rounds)
 
 
-def compare(arms: Sequence[Arm]) -> None:
+def compare(arms: Sequence[PassageArm]) -> None:
     """Gives the reason to every arm whose first pictures or loss are not the first arm's."""
     assert arms[0].first is not None
     ours, wanted = arms[0].first()
@@ -133,7 +135,7 @@ def frames_misplaced(theirs: torch.Tensor, ours: torch.Tensor) -> int:
 
 
 def measure(
-    arms: Sequence[Arm],
+    arms: Sequence[PassageArm],
     rounds: int,
     device: torch.device,
     steps: int,
@@ -145,8 +147,7 @@ def measure(
     arm."""
     for number in range(rounds):
         running = [arm for arm in arms if arm.passage is not None and not arm.reason]
-        turn = number % len(running)
-        for arm in running[turn:] + running[:turn]:
+        for arm in in_turns(running, number):
             assert arm.passage is not None
             started = clock()
             waited = arm.passage(number * steps)
@@ -158,7 +159,9 @@ def measure(
         after(number + 1)
 
 
-def figures(arm: Arm, arms: Sequence[Arm], clips: int, steps: int, step_seconds: dict[str, float]) -> dict[str, Any]:
+def figures(
+    arm: PassageArm, arms: Sequence[PassageArm], clips: int, steps: int, step_seconds: dict[str, float]
+) -> dict[str, Any]:
     """Of a row. The share of decoding is what a round takes beyond its steps on resident data."""
     found: dict[str, Any] = {"arm": arm.name, "reason": arm.reason, **arm.facts}
     if not arm.seconds:
@@ -171,8 +174,6 @@ def figures(arm: Arm, arms: Sequence[Arm], clips: int, steps: int, step_seconds:
         found["decode_percent"] = spread([max(0.0, 100 * (1 - steps * step / seconds)) for seconds in arm.seconds])
     if arm.name == USUAL:
         found["ours_against_it"] = {
-            ours.name: vars(median_interval([a / b for a, b in zip(arm.seconds, ours.seconds, strict=True)]))
-            for ours in arms
-            if ours.name != USUAL and ours.seconds
+            ours.name: ratio(arm.seconds, ours.seconds) for ours in arms if ours.name != USUAL and ours.seconds
         }
     return found

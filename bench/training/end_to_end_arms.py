@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from ...loaders.draw.augment import Box, CropRecipe
 from ...loaders.draw.sampler import Clip
 from ..loading.arms import Request
 from ..loading.ours import ListedClips
-from .clock import Clock, Fed
+from .clock import Fed, Waited
 from .peer_input import UnusableError, UsualPipeline, WantedClip
 from .peer_models import Attention, PeerError, build_peer, normalized
 from .peers import peer_training
@@ -34,7 +34,7 @@ TRIAL_CLIPS = 1  # a worker: what a library is tried on
 
 
 @dataclass
-class Arm:
+class PassageArm:
     """passage: trains on the clips of a round from its first step on; returns the seconds in which a step waited for data.
     first: pictures of the first batch, (B, T, 3, R, R) normalised, and the loss on them of weights that are not trained.
 
@@ -59,7 +59,7 @@ class AnyDraw(ListedClips):
         return [replace(clip, draw=int(number)) for clip, number in zip(found, numbers, strict=True)]
 
 
-def our_arm(name: str, run: Run, corpus: Corpus, requests: Sequence[Request], steps: int) -> Arm:
+def our_arm(name: str, run: Run, corpus: Corpus, requests: Sequence[Request], steps: int) -> PassageArm:
     """Our loader into our step."""
     config, device = run.config, run.world.device
     data, batch = config.data, config.optim.batch
@@ -96,12 +96,12 @@ def our_arm(name: str, run: Run, corpus: Corpus, requests: Sequence[Request], st
             loss = run.objective(frames, masks).loss
         return normalized(frames), loss.item()
 
-    return Arm(name, passage, first, facts={"input": f"{choice.name} loader"})
+    return PassageArm(name, passage, first, facts={"input": f"{choice.name} loader"})
 
 
 def usual_arm(
     run: Run, corpus: Corpus, requests: Sequence[Request], steps: int, libraries: Sequence[str], attention: Attention
-) -> tuple[Arm, Callable[[], None]]:
+) -> tuple[PassageArm, Callable[[], None]]:
     """The usual pipeline into Hugging Face's model with our weights, and what ends its processes."""
     config, device = run.config, run.world.device
     batch = config.optim.batch
@@ -110,14 +110,14 @@ def usual_arm(
         peer.give_weights(run.objective)  # pyright: ignore[reportArgumentType]
         pipeline, tried = fastest_pipeline(_wanted(config, corpus, requests), config, libraries)
     except (PeerError, UnusableError) as error:
-        return Arm(USUAL, reason=f"not usable: {error}"), lambda: None
+        return PassageArm(USUAL, reason=f"not usable: {error}"), lambda: None
     train = peer_training(run, peer, peer)
 
     def passage(first_step: int) -> float:
         fed = Waited(pipeline.passage(range(first_step * batch, (first_step + steps) * batch)))
         for step, pixels in zip(range(first_step, first_step + steps), fed, strict=True):
             train(step, pixels.to(device, non_blocking=True), masks(step))
-        return fed.seconds
+        return fed.waited
 
     def masks(step: int) -> Any:
         numbers = np.arange(step * batch, (step + 1) * batch)
@@ -132,23 +132,7 @@ def usual_arm(
         "input": f"{pipeline.library} in {pipeline.workers} DataLoader workers, {attention} attention",
         "tried_seconds": tried,
     }
-    return Arm(USUAL, passage, first, facts=facts), pipeline.close
-
-
-class Waited:
-    """Items of an iterator, and the seconds that they were waited for."""
-
-    def __init__(self, items: Iterator[torch.Tensor], clock: Clock = time.perf_counter) -> None:
-        self._items, self._clock, self.seconds = items, clock, 0.0
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        while True:
-            asked = self._clock()
-            item = next(self._items, None)
-            self.seconds += self._clock() - asked
-            if item is None:
-                return
-            yield item
+    return PassageArm(USUAL, passage, first, facts=facts), pipeline.close
 
 
 def fastest_pipeline(

@@ -31,7 +31,9 @@ from ...loaders.decode.loader import clip_numbers
 from ...loaders.draw.augment import CropRecipe
 from ...loaders.draw.sampler import Sampler
 from ..profile.stage_clock import account_of_this_thread
+from ..rows.cells import share_cell, spread_cell
 from ..rows.row import row, write_rows
+from ..rows.turns import in_turns
 from .clock import spread, time_steps
 from .run import clip_numbers as run_numbers
 from .run import made_clips, open_run, resident
@@ -42,8 +44,8 @@ DEEP = 40  # batches ahead: decoding goes on while nobody takes any
 BATCH, AHEAD = 8, 4
 SECONDS = 3.0
 ALONE, RESIDENT = "alone", "resident"
-Arm = tuple[str, dict[str, int]]
-BESIDE: tuple[Arm, ...] = (
+Decoding = tuple[str, dict[str, int]]
+BESIDE: tuple[Decoding, ...] = (
     ("1 decoding thread", {"threads": 1}),
     ("4 decoding threads", {"threads": 4}),
     ("2 decoding processes", {"workers": 2}),
@@ -78,10 +80,10 @@ def _load(corpus: Corpus, stride: int, prefetch: int, first: int, how: dict[str,
     return ClipLoader(corpus, sampler, CropRecipe(), numbers, resolution=224, prefetch=prefetch, **how)
 
 
-def rate_arms(cores: int) -> list[Arm]:
+def rate_arms(cores: int) -> list[Decoding]:
     """One, two, and as many as the cores allow, of each."""
     numbers = sorted({1, 2, max(1, cores - 1)})
-    threads: list[Arm] = [(f"{number} thread{'s' * (number > 1)}", {"threads": number}) for number in numbers]
+    threads: list[Decoding] = [(f"{number} thread{'s' * (number > 1)}", {"threads": number}) for number in numbers]
     return threads + [(f"{number} process{'es' * (number > 1)}", {"workers": number}) for number in numbers]
 
 
@@ -152,8 +154,7 @@ def decoding_rates(corpus: Corpus, stride: int, rounds: int) -> list[dict[str, A
     arms = rate_arms(len(os.sched_getaffinity(0)))
     speeds, host = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
     for number in range(rounds):
-        turn = number % len(arms)
-        for name, how in (*arms[turn:], *arms[:turn]):
+        for name, how in in_turns(arms, number):
             with _load(corpus, stride, AHEAD, number * 10_000, how) as loader:
                 loader.wait_until_ready()
                 for _ in range(AHEAD + 2):  # what was decoded ahead must not look as if it had cost nothing
@@ -219,58 +220,30 @@ def trained(corpus: Path, stride: int) -> list[dict[str, Any]]:
     return found
 
 
+TABLES: dict[str, dict[str, str | Callable[[Any], str]]] = {
+    "rates": {
+        "decoding": "{arm}",
+        "clips/s": spread_cell("clips_per_second", 1, "to"),
+        "against 1 thread": spread_cell("against_the_first", 2, "to"),
+        "training thread, ms a clip": "{training_thread_ms_per_clip[median]:.3f}",
+    },
+    "contention": {
+        f"{OPERATORS:,} operators on a core, beside": "{arm}",
+        "ms": spread_cell("operators_ms", 2, "to"),
+        "against alone": spread_cell("against_alone", 2, "to"),
+        "least ms": "{least_ms[low]:.2f}",
+    },
+    "trained": {
+        "step": lambda row: f"ViT-{row['encoder'][0].upper()}, {row['views_per_span']} views a span",
+        "clips from": "{arm}",
+        "trained clips/s": "{clips_per_second:.0f}",
+        "of resident": share_cell("of_resident"),
+        "data wait": "{data_wait_percent:.0f} %",
+    },
+}
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """As docs/performance.md has them."""
-    parts = [_rates_table(rows), _contention_table(rows), _trained_table(rows)]
-    return "\n\n".join(part for part in parts if part)
-
-
-def _of(rows: Sequence[dict[str, Any]], part: str) -> list[dict[str, Any]]:
-    return [entry for entry in rows if entry["part"] == part]
-
-
-def _rates_table(rows: Sequence[dict[str, Any]]) -> str:
-    names = ("decoding", "clips/s", "against 1 thread", "training thread, ms a clip")
-    cells = [
-        (
-            entry["arm"],
-            _spread(entry["clips_per_second"], 1),
-            _spread(entry["against_the_first"], 2),
-            f"{entry['training_thread_ms_per_clip']['median']:.3f}",
-        )
-        for entry in _of(rows, "rates")
-    ]
-    return Table(names, cells).markdown() if cells else ""
-
-
-def _contention_table(rows: Sequence[dict[str, Any]]) -> str:
-    cells = [
-        (
-            entry["arm"],
-            _spread(entry["operators_ms"], 2),
-            _spread(entry["against_alone"], 2),
-            f"{entry['least_ms']['low']:.2f}",
-        )
-        for entry in _of(rows, "contention")
-    ]
-    names = (f"{OPERATORS:,} operators on a core, beside", "ms", "against alone", "least ms")
-    return Table(names, cells).markdown() if cells else ""
-
-
-def _trained_table(rows: Sequence[dict[str, Any]]) -> str:
-    cells = [
-        (
-            f"ViT-{entry['encoder'][0].upper()}, {entry['views_per_span']} views a span",
-            entry["arm"],
-            f"{entry['clips_per_second']:.0f}",
-            f"{100 * entry['of_resident']:.0f} %",
-            f"{entry['data_wait_percent']:.0f} %",
-        )
-        for entry in _of(rows, "trained")
-    ]
-    names = ("step", "clips from", "trained clips/s", "of resident", "data wait")
-    return Table(names, cells).markdown() if cells else ""
-
-
-def _spread(figures: dict[str, float], digits: int) -> str:
-    return f"{figures['median']:.{digits}f} ({figures['low']:.{digits}f} to {figures['high']:.{digits}f})"
+    parts = [(columns, [entry for entry in rows if entry["part"] == part]) for part, columns in TABLES.items()]
+    return "\n\n".join(Table.of(found, columns).markdown() for columns, found in parts if found)

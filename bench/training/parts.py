@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -83,20 +83,9 @@ def bench_training(
     cases = _cases(is_cpu, config, overrides)
     if is_cpu and config is None:
         _say("on a CPU: small models, 1 or 2 clips a step; this says nothing about a GPU")
-    rows: list[dict[str, Any]] = []
-
-    def keep(more: list[dict[str, Any]]) -> None:
-        rows.extend(more)
-        if out is not None:
-            write_rows(out, rows)
-
-    def keep_unfinished(more: list[dict[str, Any]]) -> None:
-        """Rows of a part that goes on: the next ones take their place."""
-        if out is not None:
-            write_rows(out, [*rows, *more])
-
-    effort = CPU_EFFORT if is_cpu else EFFORT
-    steps_a_round = 1 if is_cpu else 5
+    kept, effort = _Kept(out), CPU_EFFORT if is_cpu else EFFORT
+    peers = peers or (CPU_PEERS if is_cpu else tuple(PEERS))
+    timing: dict[str, Any] = {"rounds": rounds, "keep": kept.for_now, "steps_a_round": 1 if is_cpu else 5}
     with tempfile.TemporaryDirectory(prefix="trocar_training_") as folder:
         if corpora is None and {"end-to-end", "steps"} & {*parts}:
             _say("making 1080p videos and their proxies")
@@ -105,47 +94,44 @@ def bench_training(
         for number, case in enumerate(cases):
             loaded = load_config(case.source, case.settings)
             if "peers" in parts:
-                names = peers or (CPU_PEERS if is_cpu else tuple(PEERS))
-                keep(bench_peers(loaded, rounds=rounds, steps_a_round=steps_a_round, names=names, keep=keep_unfinished))
-                keep([_left_out(loaded, name) for name in PEERS if name not in names])
+                kept.keep(bench_peers(loaded, names=peers, **timing))
+                kept.keep([_left_out(loaded, name) for name in PEERS if name not in peers])
             if "decoder-mask" in parts and loaded.objective.kind == "mae":
                 dropping = load_config(case.source, [*case.settings, DECODER_MASK])
-                keep(
-                    bench_peers(
-                        dropping,
-                        part="decoder mask",
-                        rounds=rounds,
-                        steps_a_round=steps_a_round,
-                        names=[EAGER],
-                        keep=keep_unfinished,
-                    )
-                )
+                kept.keep(bench_peers(dropping, part="decoder mask", names=[EAGER], **timing))
             if "end-to-end" in parts and number == 0 and corpora is not None:
-                originals, packed = corpora["originals"], corpora.get("proxies")
-                seconds = _resident_seconds(rows, loaded.optim.batch)
-                steps = 2 if is_cpu else 8
-                keep(
-                    bench_end_to_end(
-                        loaded,
-                        originals,
-                        packed,
-                        rounds=rounds,
-                        steps_a_round=steps,
-                        step_seconds=seconds,
-                        attention=_best_attention(rows),
-                        keep=keep_unfinished,
-                    )
-                )
+                seconds = _resident_seconds(kept.rows, loaded.optim.batch)
+                steps = {**timing, "steps_a_round": 2 if is_cpu else 8}
+                more = {"step_seconds": seconds, "attention": _best_attention(kept.rows)}
+                kept.keep(bench_end_to_end(loaded, corpora["originals"], corpora.get("proxies"), **steps, **more))
             if "steps" in parts and corpora is not None:
                 # A CPU decodes originals for minutes; what they cost it stands in the end to end.
                 read = corpora if not is_cpu or "proxies" not in corpora else {"proxies": corpora["proxies"]}
                 points = sweep_points(sweep, loaded.objective.kind)
-                keep(bench_steps(case.source, case.settings, read if number == 0 else {}, effort=effort, sweep=points))
+                read = read if number == 0 else {}
+                kept.keep(bench_steps(case.source, case.settings, read, effort=effort, sweep=points))
             if "ranks" in parts and (sizes := ranks or gpu_ranks()):
-                keep(bench_ranks(case.source, case.settings, sizes, effort=effort))
+                kept.keep(bench_ranks(case.source, case.settings, sizes, effort=effort))
     if "ranks" in parts and not ranks and not gpu_ranks():
         _say("scaling over ranks was not measured: there are no GPUs; --ranks 1,2 measures it with gloo on the CPU")
-    return rows
+    return kept.rows
+
+
+@dataclass
+class _Kept:
+    """Rows as they are measured, written to `out` as they come."""
+
+    out: Path | None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def keep(self, more: list[dict[str, Any]]) -> None:
+        self.rows += more
+        self.for_now([])
+
+    def for_now(self, more: list[dict[str, Any]]) -> None:
+        """Rows of a part that goes on: the next ones take their place."""
+        if self.out is not None:
+            write_rows(self.out, [*self.rows, *more])
 
 
 def multiplies_bfloat16() -> bool:

@@ -26,8 +26,10 @@ from ...engine.pretrain import Run, train_step
 from ...engine.ranks.compiler import choose_backend
 from ...engine.step.build import autocast
 from ...engine.step.optim import build_optimizer, set_schedule
-from ..rows.ratios import median_interval
+from ..rows.ratios import ratio
 from ..rows.row import row
+from ..rows.timing import wait
+from ..rows.turns import in_turns
 from .clock import Clock, spread
 from .peer_models import Attention, Peer, PeerError, build_peer, normalized
 from .run import clip_numbers, kept, made_clips, open_run
@@ -60,7 +62,7 @@ class AlikeMasks:
 
 
 @dataclass
-class Arm:
+class StepArm:
     """One way to train. ready: of a step's number, the step on its batch, which returns the loss; only the step is timed.
 
     seconds, losses: of each round. core_seconds: of all of this process's threads. reason: why it has no ratio.
@@ -102,11 +104,11 @@ def bench_peers(
         return rows(rounds)
 
 
-def peer_arms(run: Run, names: Sequence[str]) -> list[Arm]:
+def peer_arms(run: Run, names: Sequence[str]) -> list[StepArm]:
     """Ours, then the peers named, all with the first peer's weights."""
     if run.config.objective.kind == "jepa":
         run = replace(run, masks=AlikeMasks(run.masks))
-    arms, first = [Arm(OURS, our_step(run))], None
+    arms, first = [StepArm(OURS, our_step(run))], None
     for name in names:
         attention, is_compiled = PEERS[name]
         try:
@@ -115,10 +117,10 @@ def peer_arms(run: Run, names: Sequence[str]) -> list[Arm]:
                 peer.give_weights(run.objective)  # pyright: ignore[reportArgumentType]
             else:
                 peer.load_state_dict(first.state_dict())
-            arms.append(Arm(name, peer_step(run, peer, is_compiled)))
+            arms.append(StepArm(name, peer_step(run, peer, is_compiled)))
             first = first or peer
         except PeerError as error:
-            arms.append(Arm(name, reason=f"not usable: {error}"))
+            arms.append(StepArm(name, reason=f"not usable: {error}"))
     return arms
 
 
@@ -174,7 +176,7 @@ def _frames(run: Run, number: int) -> torch.Tensor:
 
 
 def measure(
-    arms: Sequence[Arm],
+    arms: Sequence[StepArm],
     rounds: int,
     steps_a_round: int,
     device: torch.device,
@@ -186,8 +188,7 @@ def measure(
     round with the number of those timed."""
     for number in range(rounds + 1):
         running = [arm for arm in arms if arm.ready is not None and not arm.reason]
-        turn = number % max(len(running), 1)
-        for arm in running[turn:] + running[:turn]:
+        for arm in in_turns(running, number):
             assert arm.ready is not None
             try:
                 numbers = range(number * steps_a_round, (number + 1) * steps_a_round)
@@ -209,13 +210,7 @@ def measure(
         after(number)
 
 
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was asked for."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def judge(arms: Sequence[Arm], tolerance: float) -> None:
+def judge(arms: Sequence[StepArm], tolerance: float) -> None:
     """Gives the reason to every arm whose losses are not the first one's, all of them, to a relative `tolerance`."""
     ours = arms[0].losses
     for arm in arms[1:]:
@@ -236,7 +231,7 @@ def loss_difference(theirs: float, ours: float) -> float:
     return abs(theirs - ours) / abs(ours) if ours else math.nan
 
 
-def figures(arm: Arm, ours: Arm, clips: int) -> dict[str, Any]:
+def figures(arm: StepArm, ours: StepArm, clips: int) -> dict[str, Any]:
     """Of a row. clips: of a round. Only an arm with equal losses has a ratio: times as many clips/s as it has, by us."""
     found: dict[str, Any] = {"arm": arm.name, "reason": arm.reason}
     if arm.seconds:
@@ -244,11 +239,7 @@ def figures(arm: Arm, ours: Arm, clips: int) -> dict[str, Any]:
         found["seconds_by_round"] = [*arm.seconds]
         found["core_seconds_per_clip"] = spread([seconds / clips for seconds in arm.core_seconds])
     if arm is not ours and not arm.reason:
-        found["ours_against_it"] = _ratio(arm.seconds, ours.seconds)
-        found["ours_against_it_in_core_seconds"] = _ratio(arm.core_seconds, ours.core_seconds)
+        found["ours_against_it"] = ratio(arm.seconds, ours.seconds)
+        found["ours_against_it_in_core_seconds"] = ratio(arm.core_seconds, ours.core_seconds)
         found["largest_loss_difference"] = max(map(loss_difference, arm.losses, ours.losses))
     return found
-
-
-def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
-    return vars(median_interval([one / other for one, other in zip(theirs, ours, strict=True)]))

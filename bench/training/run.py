@@ -17,16 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from ...engine.config.settings import Config
-from ...engine.pretrain import Run
-from ...engine.ranks.distributed import distribute, open_world
-from ...engine.ranks.housekeeping import pin_to_cores
+from ...engine.pretrain import Run, build_run, claim_cores
+from ...engine.ranks.distributed import open_world
 from ...engine.ranks.stop import StopRequest, StopVote
 from ...engine.ranks.watch import RankWatch
-from ...engine.step.build import build_model
 from ...engine.step.device import choose_device
-from ...engine.step.guard import StepGuard
 from ...engine.step.loading import build_order
-from ...engine.step.optim import build_optimizer, build_schedule
 from ...loaders.decode.batch import ClipBatch, LoaderCount
 
 SCHEDULE_STEPS = 100_000
@@ -41,19 +37,9 @@ def open_run(config: Config) -> Iterator[Run]:
         open_world(choose_device(config.run.device, "run.device"), settings.rank_timeout) as world,
         RankWatch(world, settings.heartbeat_timeout, PATIENCE_SECONDS) as watch,
     ):
-        if settings.pin_cores:
-            pin_to_cores(world)
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
-        torch.manual_seed(settings.seed)
-        objective, masks = build_model(config)
-        objective.to(world.device, torch.float64 if settings.precision == "float64" else None)
-        model = distribute(objective, config.run, world)
-        optimizer = build_optimizer(objective, config.optim)
-        guard = StepGuard(config.optim.outlier_sigmas).to(world.device)
-        schedule = build_schedule(config.optim, SCHEDULE_STEPS)
+        claim_cores(config, world)
         stop = StopRequest(listen=False)  # a measurement has nothing to save
-        yield Run(config, world, watch, stop, StopVote(stop, 1, 1), schedule, objective, model, masks, optimizer, guard)
+        yield build_run(config, world, watch, StopVote(stop, 1, 1), SCHEDULE_STEPS)
 
 
 def clip_numbers(run: Run, *, first_step: int = 0) -> Iterator[NDArray[np.int64]]:

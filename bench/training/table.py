@@ -6,24 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...engine.console.table import Table
+from ..rows.cells import conditions, known_cell, share_cell, spread_cell, spread_text
 
 Row = dict[str, Any]
 
 
 def table(rows: Sequence[Row]) -> str:
     """As docs/performance.md has it: a paragraph and a table for every part and config, then machine and versions."""
-    parts = []
-    for kind, render in (
-        ("peers", peers),
-        ("decoder mask", peers),
-        ("end to end", end_to_end),
-        ("steps", steps),
-        ("ranks", ranks),
-    ):
-        for group in grouped([entry for entry in rows if entry["part"] == kind]):
-            text = render(group) + absent(group)
-            parts += [f"**{title(kind, group[0])}**", text]
-    return "\n\n".join([*parts, conditions(rows)]) if rows else "nothing was measured"
+    parts = {"peers": peers, "decoder mask": peers, "end to end": end_to_end, "steps": steps, "ranks": ranks}
+    told = [
+        f"**{title(kind, group[0])}**\n\n{render(group)}{absent(group)}"
+        for kind, render in parts.items()
+        for group in grouped([entry for entry in rows if entry["part"] == kind])
+    ]
+    return "\n\n".join([*told, _conditions(rows)]) if rows else "nothing was measured"
 
 
 def grouped(rows: Sequence[Row]) -> list[list[Row]]:
@@ -71,98 +67,84 @@ def by_speed(rows: Sequence[Row]) -> list[Row]:
     return sorted(measured, key=lambda entry: -entry["clips_per_second"]["median"])
 
 
+PEERS = {
+    "step": "{arm}",
+    "clips/s": spread_cell("clips_per_second"),
+    "core seconds a clip": "{core_seconds_per_clip[median]:.3f}",
+    "ours is so many times as fast": lambda row: _ratio(row, "ours_against_it"),
+    "in core seconds": lambda row: _ratio(row, "ours_against_it_in_core_seconds"),
+    "loss differs by at most": known_cell("largest_loss_difference", "{:.1e}"),
+}
+
+
 def peers(rows: Sequence[Row]) -> str:
-    header = (
-        "step",
-        "clips/s",
-        "core seconds a clip",
-        "ours is so many times as fast",
-        "in core seconds",
-        "loss differs by at most",
-    )
-    lines = []
-    for entry in by_speed(rows):
-        cells = [entry["arm"], _range(entry["clips_per_second"]), f"{entry['core_seconds_per_clip']['median']:.3f}"]
-        if ratio := entry.get("ours_against_it"):
-            cells += [_interval(ratio), _interval(entry["ours_against_it_in_core_seconds"])]
-            cells += [f"{entry['largest_loss_difference']:.1e}"]
-        else:
-            cells += ["1", "1", "-"]
-        lines.append(cells)
     first = rows[0]
-    return Table(header, lines).markdown() + (
+    return Table.of(by_speed(rows), PEERS).markdown() + (
         f"\n\n{first['rounds']} rounds in turns, medians; losses of all steps are equal to {first['tolerance']:g}, relative."
     )
 
 
+def _ratio(row: Row, key: str) -> str:
+    return spread_text(row[key]) if row.get(key) else "1"
+
+
+def _ratios(row: Row) -> str:
+    found = row.get("ours_against_it", {})
+    return "; ".join(f"{name.removeprefix('trocar, ')} {spread_text(ratio)}" for name, ratio in found.items()) or "-"
+
+
+END_TO_END = {
+    "from videos to trained clips": "{arm}",
+    "clips/s": spread_cell("clips_per_second"),
+    "decoding's share": known_cell("decode_percent", "{[median]:.0f} %"),
+    "waits for data": "{data_wait_percent[median]:.0f} %",
+    "reads by": "{input}",
+    "ours is so many times as fast": _ratios,
+}
+
+
 def end_to_end(rows: Sequence[Row]) -> str:
-    header = (
-        "from videos to trained clips",
-        "clips/s",
-        "decoding's share",
-        "waits for data",
-        "reads by",
-        "ours is so many times as fast",
-    )
-    lines = []
-    for entry in by_speed(rows):
-        ratios = entry.get("ours_against_it", {})
-        told = "; ".join(f"{name.removeprefix('trocar, ')} {_interval(ratio)}" for name, ratio in ratios.items())
-        decode = entry.get("decode_percent")
-        waits = _percent(entry["data_wait_percent"])
-        lines.append(
-            (entry["arm"], _range(entry["clips_per_second"]), _percent(decode), waits, entry["input"], told or "-")
-        )
     first = rows[0]
-    return (
-        Table(header, lines).markdown()
-        + f"\n\n{first['rounds']} rounds of {first['clips_a_round']} clips in turns, medians."
-    )
+    told = f"{first['rounds']} rounds of {first['clips_a_round']} clips in turns, medians."
+    return f"{Table.of(by_speed(rows), END_TO_END).markdown()}\n\n{told}"
+
+
+STEPS = {
+    "data": "{arm}",
+    "clips/s": spread_cell("clips_per_second"),
+    "visible tokens/s": "{visible_tokens_per_second[median]:,.0f}",
+    "TFLOP/s": lambda row: f"{row['flops_per_second']['median'] / 1e12:.3g}",
+    "of the ceiling": share_cell("of_matrix_ceiling"),
+    "of resident": share_cell("of_resident"),
+    "waits for data": "{data_wait_percent[median]:.0f} %",
+    "amplification": known_cell("amplification", "{:.2f}"),
+    "memory": lambda row: f"{row['peak_memory_bytes'] / 1e9:.2f} GB",
+}
 
 
 def steps(rows: Sequence[Row]) -> str:
-    header = (
-        "data",
-        "clips/s",
-        "visible tokens/s",
-        "TFLOP/s",
-        "of the ceiling",
-        "of resident",
-        "waits for data",
-        "amplification",
-        "memory",
-    )
-    lines = []
-    for entry in by_speed(rows):
-        amplification = entry["amplification"]
-        lines.append(
-            (
-                entry["arm"],
-                _range(entry["clips_per_second"]),
-                f"{entry['visible_tokens_per_second']['median']:,.0f}",
-                f"{entry['flops_per_second']['median'] / 1e12:.3g}",
-                f"{100 * entry['of_matrix_ceiling']['median']:.0f} %",
-                f"{100 * entry['of_resident']['median']:.0f} %",
-                _percent(entry["data_wait_percent"]),
-                "-" if amplification is None else f"{amplification:.2f}",
-                f"{entry['peak_memory_bytes'] / 1e9:.2f} GB",
-            )
-        )
     ceiling = rows[0]["matrix_flops_per_second"] / 1e12
     sets = len(rows[0]["clips_per_second_by_set"])
-    return Table(header, lines).markdown() + (
+    return Table.of(by_speed(rows), STEPS).markdown() + (
         f"\n\nMedians of {sets} sets of inputs; ceiling: {ceiling:.3g} TFLOP/s of a large {rows[0]['ceiling_dtype']} product."
     )
 
 
+def _least_to_most(row: Row) -> str:
+    rates = [rate for ranks in row["clips_per_second_by_rank"] for rate in ranks]
+    return f"{min(rates):.2f} .. {max(rates):.2f}"
+
+
+RANKS = {
+    "ranks": "{world_size}",
+    "clips/s": spread_cell("clips_per_second"),
+    "a rank's clips/s, least to most": _least_to_most,
+    "efficiency": share_cell("efficiency"),
+}
+
+
 def ranks(rows: Sequence[Row]) -> str:
-    lines = []
-    for entry in sorted(rows, key=lambda entry: entry["world_size"]):
-        rates = [rate for ranks in entry["clips_per_second_by_rank"] for rate in ranks]
-        least_to_most = f"{min(rates):.2f} .. {max(rates):.2f}"
-        efficiency = f"{100 * entry['efficiency']:.0f} %"
-        lines.append((str(entry["world_size"]), _range(entry["clips_per_second"]), least_to_most, efficiency))
-    return Table(("ranks", "clips/s", "a rank's clips/s, least to most", "efficiency"), lines).markdown()
+    return Table.of(sorted(rows, key=lambda entry: entry["world_size"]), RANKS).markdown()
 
 
 def absent(rows: Sequence[Row]) -> str:
@@ -171,23 +153,9 @@ def absent(rows: Sequence[Row]) -> str:
     return "\n\n" + "\n".join(lines) if lines else ""
 
 
-def conditions(rows: Sequence[Row]) -> str:
+def _conditions(rows: Sequence[Row]) -> str:
     entry = rows[0]
     intervals = [entry["ours_against_it"] for entry in rows if entry.get("ours_against_it")]
     flat = [ratio for found in intervals for ratio in (found.values() if "median" not in found else [found])]
     said = f"Intervals hold the median with {flat[0]['confidence']:.1%}. " if flat else ""
-    machine = f"{entry['machine']['device']}, {entry['threads']} threads"
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(entry["versions"].items()))
-    return f"{said}{machine}; {versions}; commit {entry['commit']}; {entry['time']}."
-
-
-def _range(values: dict[str, float]) -> str:
-    return f"{values['median']:.2f} ({values['low']:.2f} .. {values['high']:.2f})"
-
-
-def _interval(ratio: dict[str, float]) -> str:
-    return f"{ratio['median']:.2f} ({ratio['low']:.2f} .. {ratio['high']:.2f})"
-
-
-def _percent(values: dict[str, float] | None) -> str:
-    return "-" if values is None else f"{values['median']:.0f} %"
+    return said + conditions(entry, f"{entry['threads']} threads")

@@ -27,6 +27,7 @@ from ...engine.step.loading import build_loader
 from ...loaders.corpus.corpus import Corpus
 from ..rows.row import row
 from ..rows.timing import Ceilings, measure_ceilings
+from ..rows.turns import in_turns
 from .clock import StepTimes, peak_memory, spread, time_steps
 from .flops import StepFlops, step_flops
 from .run import clip_numbers, made_clips, open_run, replayed, resident
@@ -56,7 +57,7 @@ EFFORT = Effort()
 
 
 @dataclass
-class _Arm:
+class _Source:
     """corpus: where the loader reads; None for arms without one."""
 
     name: str
@@ -96,12 +97,15 @@ def bench_steps(
 def measure_steps(run: Run, corpora: dict[str, Path], effort: Effort, ceilings: Ceilings) -> list[dict[str, Any]]:
     """All arms of one run: the figures of a row for each."""
     config, device = run.config, run.world.device
-    arms = [_Arm(RESIDENT), _Arm(REPLAYED), *(_Arm(f"{LOADER}, {name}", path) for name, path in corpora.items())]
+    arms = [
+        _Source(RESIDENT),
+        _Source(REPLAYED),
+        *(_Source(f"{LOADER}, {name}", path) for name, path in corpora.items()),
+    ]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     for number in range(effort.sets):
-        turn = number % len(arms)
-        for arm in arms[turn:] + arms[:turn]:
+        for arm in in_turns(arms, number):
             arm.times.append(_time_arm(run, arm, number * SET_STEPS, effort))
     flops = [_flops_per_clip(run, number * SET_STEPS) for number in range(effort.sets)]
     resident_speeds = [times.clips_per_second for times in arms[0].times]
@@ -110,7 +114,7 @@ def measure_steps(run: Run, corpora: dict[str, Path], effort: Effort, ceilings: 
     ]
 
 
-def _time_arm(run: Run, arm: _Arm, first_step: int, effort: Effort) -> StepTimes:
+def _time_arm(run: Run, arm: _Source, first_step: int, effort: Effort) -> StepTimes:
     config = run.config
     numbers = clip_numbers(run, first_step=first_step)
     warmup = effort.warmup
@@ -142,7 +146,7 @@ def _flops_per_clip(run: Run, first_step: int) -> StepFlops:
 
 
 def _figures(
-    arm: _Arm, run: Run, flops: Sequence[StepFlops], ceilings: Ceilings, resident_speeds: Sequence[float]
+    arm: _Source, run: Run, flops: Sequence[StepFlops], ceilings: Ceilings, resident_speeds: Sequence[float]
 ) -> dict[str, Any]:
     speeds = [times.clips_per_second for times in arm.times]
     batch = run.config.optim.batch

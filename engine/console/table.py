@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 
 class Table:
     """header: names of columns. rows: of as many cells; "" is an empty one. Raises ValueError on a row of another length."""
 
-    def __init__(self, header: Sequence[str], rows: Iterable[Sequence[str]] = ()) -> None:
+    def __init__(self, header: Iterable[str], rows: Iterable[Sequence[str]] = ()) -> None:
         self.header, self.rows = tuple(header), [tuple(row) for row in rows]
         for row in self.rows:
             if len(row) != len(self.header):
                 raise ValueError(f"{len(self.header)} columns {self.header} and a row of {len(row)} cells: {row}")
+
+    @classmethod
+    def of(cls, rows: Iterable[Any], columns: Mapping[str, str | Callable[[Any], str]]) -> Table:
+        """A row for each of `rows`. columns: names, and what stands below: a format of a row's keys, as "{seconds:.1f} s" or
+        "{clips_per_second[median]:.2f}", or a function of the row."""
+        cells = columns.values()
+        return cls(columns, [[c.format_map(row) if isinstance(c, str) else c(row) for c in cells] for row in rows])
 
     def markdown(self) -> str:
         """GitHub's; bars and ends of lines in a cell are escaped."""

@@ -80,27 +80,12 @@ def _run_embedder(name: str, device: torch.device) -> Embedder:
 
 
 def _image_embedder(name: str, device: torch.device, frames: int, stride: int) -> Embedder:
-    import timm
-    from timm.data.config import resolve_model_data_config
-
-    architecture, _, file = name.removeprefix("timm:").partition("@")
+    _, _, file = name.partition("@")
     if file:
         read_weights(Path(file))  # what timm makes of a broken file is one of many errors
-    try:
-        if file:
-            model = timm.create_model(architecture, pretrained=False, checkpoint_path=file, num_classes=0)
-        else:
-            model = timm.create_model(architecture, pretrained=True, num_classes=0)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise ConfigError(
-            f"{name}: cannot be made ({error}); name a model that timm.list_models() lists, or its weights as timm:MODEL@FILE"
-        ) from error
-    wanted = resolve_model_data_config(model)
-    mean, deviation = (
-        torch.tensor(wanted.get(key, default), device=device).view(3, 1, 1)
-        for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
-    )
-    model = frozen(model, device)
+    found = image_model(name, pretrained=not file, checkpoint_path=file)
+    mean, deviation = found.mean.to(device), found.deviation.to(device)
+    model = frozen(found.model, device)
 
     def embed(clips: torch.Tensor) -> torch.Tensor:
         shown = torch.linspace(0, clips.shape[1] - 1, min(IMAGES_PER_CLIP, clips.shape[1])).round().long()
@@ -109,8 +94,40 @@ def _image_embedder(name: str, device: torch.device, frames: int, stride: int) -
             features = model((images.flatten(0, 1) - mean) / deviation)
         return features.float().unflatten(0, images.shape[:2]).mean(dim=1)
 
-    width, resolution = int(model.num_features), int(wanted["input_size"][-1])  # pyright: ignore[reportArgumentType]
-    return Embedder(name, weights_digest(model), width, frames, stride, None, resolution, False, embed)
+    return Embedder(name, weights_digest(model), found.width, frames, stride, None, found.resolution, False, embed)
+
+
+@dataclass(frozen=True)
+class ImageModel:
+    """A model of timm without its classifier, D = width. mean, deviation: of the pictures that it takes, (3, 1, 1), of values in
+    0 .. 1. resolution: their side, pixels."""
+
+    model: Any
+    width: int
+    mean: torch.Tensor
+    deviation: torch.Tensor
+    resolution: int
+
+
+def image_model(name: str, **options: Any) -> ImageModel:
+    """name: "timm:MODEL" or "timm:MODEL@FILE", whose file is not read here. options: of timm's `create_model`. Raises ConfigError
+    where there is no such model."""
+    import timm
+    from timm.data.config import resolve_model_data_config
+
+    try:
+        model = timm.create_model(name.removeprefix(TIMM).partition("@")[0], num_classes=0, **options)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"{name}: cannot be made ({error}); name a model that timm.list_models() lists, or its weights as timm:MODEL@FILE"
+        ) from error
+    wanted = resolve_model_data_config(model)
+    mean, deviation = (
+        torch.tensor(wanted.get(key, default)).view(3, 1, 1)
+        for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
+    )
+    width: Any = model.num_features
+    return ImageModel(model, int(width), mean, deviation, int(wanted["input_size"][-1]))
 
 
 def half_precision(device: torch.device) -> AbstractContextManager[Any]:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 from sklearn import metrics as sk
 
 from trocar.bench.downstream import metrics
-from trocar.bench.downstream.metrics import (
-    METRICS,
-    Interval,
-    Predictions,
-    bootstrap,
-    flags,
-    majority,
-    measure,
-    random_baseline,
-)
+from trocar.bench.downstream.judgement import Interval, flags, interval_of, majority, random_baseline, resampled
+from trocar.bench.downstream.metrics import METRICS, Predictions, measure
+
+
+def bootstrap(p: Predictions, metric: Callable[[Predictions], float], resamples: int = 1000) -> Interval:
+    return interval_of(metric(p), resampled(p, metric, resamples=resamples))
 
 
 def predictions(

@@ -15,7 +15,7 @@ import pytest
 from trocar.bench.gpu import run as gpu
 from trocar.bench.gpu.run import Outcome, is_success, judge_skips, run_limited, run_stages, summary
 from trocar.bench.gpu.steps import KERNEL_TESTS, OPERATORS, STAGE_SECONDS, STAGES, GpuStep
-from trocar.bench.kernels.kernels import CASES
+from trocar.bench.kernels.cases import CASES
 from trocar.bench.training.peers import PEERS
 from trocar.engine.cli import build_parser, main
 from trocar.engine.config.settings import ConfigError

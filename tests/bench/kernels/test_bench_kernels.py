@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from trocar.bench.kernels import cases
 from trocar.bench.kernels import kernels as bench
-from trocar.bench.kernels.kernels import CASES, BenchError, Size, bench_kernels, check_tests, measure, table
+from trocar.bench.kernels.cases import CASES, Case, Size
+from trocar.bench.kernels.kernels import BenchError, bench_kernels, check_tests, measure, table
 from trocar.bench.rows.row import read_rows, row, write_rows
 from trocar.bench.rows.timing import Ceilings, measure_ceilings, time_call
 
@@ -44,7 +46,7 @@ def test_every_operator_is_measured(name: str) -> None:
 
 def test_both_ways_of_embedding_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = []
-    monkeypatch.setattr(bench, "with_backward", lambda forward, leaves: outputs.append(forward()))
+    monkeypatch.setattr(cases, "with_backward", lambda forward, leaves: outputs.append(forward()))
     for name in ("patch_embed", "pixel_loss", "decoder_tokens", "feature_loss", "rope3d"):
         outputs.clear()
         CASES[name](TINY, CPU)
@@ -94,7 +96,7 @@ def test_a_reference_that_does_not_compile_leaves_the_row(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch, "compile", fails)
-    monkeypatch.setattr(bench, "CASES", dict.fromkeys("ab", lambda size, device: bench.Case(int, int, 1, 1)))
+    monkeypatch.setattr(bench, "CASES", dict.fromkeys("ab", lambda size, device: Case(int, int, 1, 1)))
     monkeypatch.setattr(bench, "check_tests", lambda name: None)
     monkeypatch.setattr(bench, "measure_ceilings", lambda device, dtype: CEILINGS)
     monkeypatch.setattr(bench, "time_call", lambda call, device, repeats: time_call(call, CPU, repeats=repeats))

@@ -27,7 +27,8 @@ from trocar.bench.plan.rates import (
     shipped_rows,
     video_rates,
 )
-from trocar.bench.plan.report import corpus_size, make_plan, rows_of, sentence, table, with_number_of_parts
+from trocar.bench.plan.report import corpus_size, make_plan, rows_of, with_number_of_parts
+from trocar.bench.plan.table import sentence, table
 from trocar.engine.cli import main
 from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import Config, ConfigError

@@ -14,11 +14,12 @@ import torch
 from clips import read_number, write_numbered
 
 from trocar.bench.training import end_to_end, peers
+from trocar.bench.training.clock import Waited
 from trocar.bench.training.end_to_end import OURS, PACKED, bench_end_to_end
-from trocar.bench.training.end_to_end_arms import USUAL, Waited
+from trocar.bench.training.end_to_end_arms import USUAL
 from trocar.bench.training.peer_input import UnusableError, UsualPipeline, VideoClips, WantedClip
 from trocar.bench.training.peer_models import HuggingFaceMAE, PeerError, build_peer
-from trocar.bench.training.peers import Arm, bench_peers, figures, judge, measure
+from trocar.bench.training.peers import StepArm, bench_peers, figures, judge, measure
 from trocar.bench.training.run import open_run
 from trocar.bench.training.table import table
 from trocar.engine.config.file import load_config
@@ -128,9 +129,9 @@ def test_rows_are_handed_on_after_each_round(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_losses_that_are_no_numbers_are_not_equal() -> None:
     arms = [
-        Arm("trocar", losses=[1.0, 2.0]),
-        Arm("nan", losses=[1.0, float("nan")]),
-        Arm("near", losses=[1.0, 2.00001]),
+        StepArm("trocar", losses=[1.0, 2.0]),
+        StepArm("nan", losses=[1.0, float("nan")]),
+        StepArm("near", losses=[1.0, 2.00001]),
     ]
     judge(arms, 1e-5)
     assert [bool(arm.reason) for arm in arms] == [False, True, False]
@@ -140,7 +141,7 @@ def test_losses_that_are_no_numbers_are_not_equal() -> None:
 def test_arms_take_turns_and_their_ratios_are_of_a_round() -> None:
     now, order = [0.0], list[str]()
 
-    def arm(name: str, *seconds: float) -> Arm:
+    def arm(name: str, *seconds: float) -> StepArm:
         def ready(number: int) -> Any:
             def step() -> torch.Tensor:
                 order.append(name)
@@ -149,12 +150,12 @@ def test_arms_take_turns_and_their_ratios_are_of_a_round() -> None:
 
             return step
 
-        return Arm(name, ready)
+        return StepArm(name, ready)
 
     def broken(number: int) -> Any:
         raise RuntimeError("out of memory\nand more")
 
-    arms = [arm("trocar", 9, 1, 2, 4), arm("peer", 9, 3, 3, 20), Arm("broken", broken)]
+    arms = [arm("trocar", 9, 1, 2, 4), arm("peer", 9, 3, 3, 20), StepArm("broken", broken)]
     measure(arms, 3, 1, torch.device("cpu"), clock=lambda: now[0])
     assert order == ["trocar", "peer", "peer", "trocar", "trocar", "peer", "peer", "trocar"]
     assert arms[0].seconds == [1, 2, 4]
@@ -190,7 +191,7 @@ class Fake:
         return self.seconds / 4
 
     def arm(self) -> end_to_end.Arm:
-        return end_to_end.Arm(self.name, self.passage, self.first, facts={"input": "made"})
+        return end_to_end.PassageArm(self.name, self.passage, self.first, facts={"input": "made"})
 
 
 def test_end_to_end_compares_before_it_times() -> None:
@@ -240,7 +241,7 @@ def test_waiting_is_the_time_until_an_item_comes() -> None:
     waited = Waited(items(), clock=lambda: now[0])
     for _ in waited:
         now[0] += 10
-    assert waited.seconds == 3.5
+    assert waited.waited == 3.5
 
 
 @pytest.mark.parametrize("library", ["torchcodec", "decord"])

@@ -26,6 +26,15 @@ def test_markdown_html_and_text() -> None:
     assert Table(("", "count"), [("first", "1"), ("x", "20")]).text() == "       count\nfirst      1\nx         20"
 
 
+def test_columns_say_what_stands_in_them() -> None:
+    rows = [{"name": "a", "seconds": {"median": 1.25}}, {"name": "b", "seconds": {"median": 20.0}}]
+    columns = {"": "{name}", "s": "{seconds[median]:.1f}", "twice": lambda row: f"{2 * row['seconds']['median']:g}"}
+    assert Table.of(rows, columns).rows == [("a", "1.2", "2.5"), ("b", "20.0", "40")]
+    assert Table.of([], columns).markdown() == "| | s | twice |\n|---|---|---|"
+    with pytest.raises(KeyError, match="name"):
+        Table.of([{"seconds": {"median": 1.0}}], columns)
+
+
 def test_nobody_writes_tables_by_hand() -> None:
     """The separator of a Markdown table, or a row's tag, in any other source is a table without the check."""
     sources = [path for folder in ("loaders", "ssl", "engine", "bench") for path in (ROOT / folder).rglob("*.py")]
