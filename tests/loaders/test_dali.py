@@ -77,7 +77,8 @@ def load(corpus: Corpus, draws: Any, *, loader: Any = ClipLoader, crops: CropRec
     sampler = Sampler(corpus.frames, num_frames=FRAMES, stride=3, seed=options.pop("seed", 7))
     if loader is ClipLoader:
         options = {"device": "cpu", "decoders": 2, **options}
-    return loader(corpus, sampler, crops, draws, **{"resolution": 64, "threads": 2, **options})
+    usual: dict[str, Any] = {"resolution": 64, "threads": 2, **options}
+    return loader(corpus, sampler, crops, draws, **usual)
 
 
 def in_batches(first: int, count: int, size: int = 4) -> list[np.ndarray]:

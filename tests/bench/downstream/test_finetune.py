@@ -31,6 +31,7 @@ from trocar.bench.downstream.task import Task, pieces_of
 from trocar.bench.downstream.tuning import build_tuned, layer_groups
 from trocar.bench.labels.dataset import Card, DatasetError, Segment, table_card, write_table
 from trocar.engine.config.error import ConfigError
+from trocar.engine.curate.embedders import ImageModel
 from trocar.engine.weights.convert import save_encoder
 from trocar.engine.weights.encoder_sources import ClipShape
 from trocar.engine.weights.run_encoder import weights_digest
@@ -54,7 +55,8 @@ def image_backbone() -> Backbone:
     torch.manual_seed(0)
     size: dict[str, Any] = {"img_size": SIDE, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3}
     model = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0, **size)
-    average = FrameAverage(model, (0.5,) * 3, (0.5,) * 3).requires_grad_(False).eval()
+    half = torch.full((3, 1, 1), 0.5)
+    average = FrameAverage(ImageModel(model, 48, half, half, SIDE)).requires_grad_(False).eval()
     return Backbone(
         "image", average, "image", 48, 1, ClipShape(FRAMES, 1, None, SIDE), weights_digest(average), "random"
     )

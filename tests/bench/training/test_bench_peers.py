@@ -190,7 +190,7 @@ class Fake:
         self.clock[0] += self.seconds
         return self.seconds / 4
 
-    def arm(self) -> end_to_end.Arm:
+    def arm(self) -> end_to_end.PassageArm:
         return end_to_end.PassageArm(self.name, self.passage, self.first, facts={"input": "made"})
 
 

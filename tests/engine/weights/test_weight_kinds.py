@@ -394,9 +394,11 @@ def test_images_positions_are_resized_as_their_family_does() -> None:
 )
 def test_images_models_give_tokens_whatever_their_layout(name: str, size: dict[str, Any]) -> None:
     from trocar.bench.downstream.backbones import FrameAverage
+    from trocar.engine.curate.embedders import ImageModel
 
     model = timm.create_model(name, pretrained=False, num_classes=0, **size).eval()
-    average = FrameAverage(model, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    average = FrameAverage(ImageModel(model, model.num_features, mean, deviation, 0))
     with torch.no_grad():
         tokens = average(clip())
         wanted = model(pixels()[0].transpose(0, 1)).mean(dim=0)

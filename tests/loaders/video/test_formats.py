@@ -184,11 +184,11 @@ def test_rows_draws_proxies_dali_and_fine_tuning_agree_on_frame_and_time(tmp_pat
     options |= dict(crops=WHOLE, threads=2, drop_last=False, loader="cpu", device="cpu")
     of_rows = 0
     for batch in clip_loader(rows, **options):
-        for (path, frame), *clip in zip(
+        for (path, frame), numbers, seconds, pictures in zip(
             batch.labels, batch.frame_numbers, batch.pts_seconds, batch.frames, strict=True
         ):
-            assert clip[0].tolist() == [frame, frame + 2], path
-            of_rows += check_clip(plain[path], *clip)
+            assert numbers.tolist() == [frame, frame + 2], path
+            of_rows += check_clip(plain[path], numbers, seconds, pictures)
     assert of_rows == 2 * len(rows)
 
     def check_draws(source: Corpus, path_of: Callable[[int], str]) -> int:
@@ -197,8 +197,9 @@ def test_rows_draws_proxies_dali_and_fine_tuning_agree_on_frame_and_time(tmp_pat
         sampler = Sampler(source.frames, num_frames=3, stride=2, seed=0)
         with ClipLoader(source, sampler, WHOLE, [np.arange(4 * len(source))], **options) as loader:
             for batch in loader:
-                for row, *clip in zip(batch.videos, batch.frame_numbers, batch.pts_seconds, batch.frames, strict=True):
-                    checked += check_clip(plain[path_of(int(row))], *clip)
+                clips_of = zip(batch.videos, batch.frame_numbers, batch.pts_seconds, batch.frames, strict=True)
+                for row, numbers, seconds, pictures in clips_of:
+                    checked += check_clip(plain[path_of(int(row))], numbers, seconds, pictures)
             assert not loader.total.failures
         return checked
 
@@ -259,6 +260,7 @@ def check_fine_tuning(plain: dict[str, Plain], folder: Path, monkeypatch: pytest
         if shape.stride:
             latest, expected = behind - 1 - 3 * shape.stride, begin + shape.stride * np.arange(4)
         else:
+            assert shape.sample_fps
             steps = np.arange(4) / shape.sample_fps
             latest = np.flatnonzero(moments < moments[behind - 1] - steps[-1] + 0.001)[-1]
             expected = np.abs(moments - (moments[begin] + steps)[:, None]).argmin(axis=1)
@@ -283,7 +285,7 @@ def check_fine_tuning(plain: dict[str, Plain], folder: Path, monkeypatch: pytest
         shape = ClipShape(4, *timing, SIDE)
         backbone = Backbone("tiny", encoder, "videomae", 16, 1, shape, weights_digest(encoder), "random")
         finetune(task, backbone, read_protocol(kind, few), folder / kind, device=torch.device("cpu"), tell=print)
-        expected = Counter({(shape, "train", row): 2 for row in range(len(plain))})
+        expected: Counter[Any] = Counter({(shape, "train", row): 2 for row in range(len(plain))})
         expected.update(itertools.product([shape], ["val", "test"], range(len(plain)), range(2), range(3)))
         assert seen == expected
         seen.clear()
@@ -293,7 +295,7 @@ def check_fine_tuning(plain: dict[str, Plain], folder: Path, monkeypatch: pytest
 def compare_with_dali(rows: list[Any], options: dict[str, Any]) -> None:
     pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'trocar[dali]'")
     assert len(rows) > 20
-    by_cpu, by_dali = (list(clip_loader(rows, **{**options, "loader": loader})) for loader in ("cpu", "dali"))
+    by_cpu, by_dali = (list(clip_loader(rows, **(options | {"loader": loader}))) for loader in ("cpu", "dali"))
     for ours, theirs in zip(by_cpu, by_dali, strict=True):
         assert ours.labels == theirs.labels
         assert np.array_equal(ours.frame_numbers, theirs.frame_numbers)
