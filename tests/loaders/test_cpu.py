@@ -69,7 +69,8 @@ def load(
     if "sample_fps" in options:
         sampling = {"sample_fps": options.pop("sample_fps"), "video_fps": corpus.fps}
     sampler = Sampler(corpus.frames, num_frames=FRAMES, seed=options.pop("seed", 7), **sampling)
-    return ClipLoader(corpus, sampler, crops, draws, **{"resolution": 64, "threads": 2, **options})
+    usual: dict[str, Any] = {"resolution": 64, "threads": 2}
+    return ClipLoader(corpus, sampler, crops, draws, **{**usual, **options})
 
 
 def in_batches(first: int, count: int, size: int = 4) -> list[np.ndarray]:
