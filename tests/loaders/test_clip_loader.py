@@ -61,7 +61,8 @@ def rows(folder: Path) -> list[Any]:
 
 def load(rows: Any, **options: Any) -> EpochLoader:
     usual: dict[str, Any] = {"batch": 2, "num_frames": 2, "stride": 2, "resolution": 32, "threads": 2}
-    return clip_loader(rows, **{**usual, "loader": "cpu", "device": "cpu", **options})
+    usual |= {"loader": "cpu", "device": "cpu"}
+    return clip_loader(rows, **{**usual, **options})
 
 
 def labels(batches: Any) -> list[Any]:
