@@ -14,8 +14,8 @@ from typing import Literal
 import pytest
 import torch
 import yaml
-
 from runs import TINY
+
 from trocar.bench.labels import dataset
 from trocar.engine import cli
 from trocar.engine.config.file import load_config

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from clips import write_numbered
-
 from runs import TINY, assert_same_run
+
 from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import ConfigError
 from trocar.engine.inputs.checkpoints import CheckpointError, checkpoints

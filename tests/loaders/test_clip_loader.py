@@ -60,8 +60,8 @@ def rows(folder: Path) -> list[Any]:
 
 
 def load(rows: Any, **options: Any) -> EpochLoader:
-    usual: dict[str, Any] = {"batch": 2, "num_frames": 2, "stride": 2, "resolution": 32, "threads": 2}
-    usual |= {"loader": "cpu", "device": "cpu", **options}
+    size = {"batch": 2, "num_frames": 2, "stride": 2, "resolution": 32}
+    usual: dict[str, Any] = {**size, "threads": 2, "loader": "cpu", "device": "cpu", **options}
     return clip_loader(rows, **usual)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from clips import write_numbered
-
 from runs import TINY, assert_same_run
+
 from trocar.engine.checkpoint.checkpoint import load_checkpoint
 from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import Config, ConfigError

@@ -295,7 +295,8 @@ def check_fine_tuning(plain: dict[str, Plain], folder: Path, monkeypatch: pytest
 def compare_with_dali(rows: list[Any], options: dict[str, Any]) -> None:
     pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'trocar[dali]'")
     assert len(rows) > 20
-    by_cpu, by_dali = (list(clip_loader(rows, **(options | {"loader": loader}))) for loader in ("cpu", "dali"))
+    given: list[dict[str, Any]] = [{**options, "loader": loader} for loader in ("cpu", "dali")]
+    by_cpu, by_dali = (list(clip_loader(rows, **each)) for each in given)
     for ours, theirs in zip(by_cpu, by_dali, strict=True):
         assert ours.labels == theirs.labels
         assert np.array_equal(ours.frame_numbers, theirs.frame_numbers)
