@@ -398,7 +398,8 @@ def test_images_models_give_tokens_whatever_their_layout(name: str, size: dict[s
 
     model = timm.create_model(name, pretrained=False, num_classes=0, **size).eval()
     mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    average = FrameAverage(ImageModel(model, model.num_features, mean, deviation, 0))
+    width: Any = model.num_features
+    average = FrameAverage(ImageModel(model, width, mean, deviation, 0))
     with torch.no_grad():
         tokens = average(clip())
         wanted = model(pixels()[0].transpose(0, 1)).mean(dim=0)
