@@ -84,7 +84,7 @@ def bench_loading(
     arms: Sequence[str] = tuple(ARMS),
 ) -> list[dict[str, Any]]:
     """Measures the named arms on the first `clips` draws of a corpus; one row per arm, for `write_rows` and
-    `loading_table.table`.
+    `table.table`.
 
     packed: a corpus of proxies, frame k of which is frame k * stride of the original: arms whose names end in "packed" deliver the
     same clips from there, their starts rounded down to a multiple of the stride; the peers' from the very same files. Tells

@@ -74,12 +74,12 @@ def _open(
     world: World | None,
 ) -> BaseClipLoader[Any]:
     """The loader of clips of one size."""
-    data = config.data
+    data, cores = config.data, _cores(config.run.pin_cores, world)
     options: DaliOptions = {
         "resize": data.resize,
         "content_box": data.content_box,
         "square_pixels": data.square_pixels,
-        "threads": data.threads,
+        "threads": data.threads or cores,
         "prefetch": data.prefetch,
         "failure_budget": data.failure_budget,
         "clip_timeout": data.clip_timeout,
@@ -100,7 +100,7 @@ def _open(
             options=options,
             settle=partial(_settle, config, world) if world else lambda measure: measure(),
             workers=data.workers,
-            cores=_cores(config.run.pin_cores, world),
+            cores=cores,
         )
     except ImportError as error:
         raise ConfigError(f"data.loader: {error}") from error
