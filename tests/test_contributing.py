@@ -147,7 +147,7 @@ def test_the_table_has_these_five_and_names_what_is_there() -> None:
 
 def test_a_loader(add: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     (name,) = add("loader", LOADER)
-    asked = dict(device=torch.device("cpu"), options={}, dali_options={}, workers=3)
+    asked = dict(device=torch.device("cpu"), resolution=32, options={}, workers=3)
     with pytest.raises(ValueError, match="got 'toy'"):
         choose.choose_loader("toy", "videos", "sampler", "crops", **asked)  # pyright: ignore
     monkeypatch.setattr(choose, "Loader", Literal["auto", "cpu", "dali", "toy"])

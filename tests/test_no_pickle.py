@@ -238,7 +238,6 @@ ALLOWED = {
     ("loaders/curate/state.py", "np.load"),  # its default: no pickles
     ("bench/labels/datasets/multibypass140.py", "pickletools.genops"),  # reads the text, runs nothing
     ("engine/curate/embedders.py", "timm.create_model"),  # reads with weights_only, tried above
-    ("bench/downstream/backbones.py", "timm.create_model"),  # published weights alone; a file's go through weight_files
     ("bench/downstream/features.py", "np.load"),
     # Between a loader and its own processes, by descriptors that nobody else has.
     ("loaders/decode/worker.py", "pickle.loads"),

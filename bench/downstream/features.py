@@ -24,7 +24,7 @@ from ...engine.weights.encoder_sources import ClipShape
 from ...loaders.clip_loader import clip_loader
 from ...loaders.corpus.progress import FileProgress
 from ...loaders.corpus.video_files import VideoFiles
-from ...loaders.corpus.whole_file import write_whole
+from ...loaders.corpus.whole_file import write_array_whole
 from ...loaders.epochs import EpochLoader
 from ...ssl.encoder import VideoEncoder
 from ..labels.segment_clips import ClipRow
@@ -188,4 +188,4 @@ def _write_part(folder: Path, number: int, rows: list[int], tokens: Sequence[tor
             f"{folder}: the encoder's features are not finite; its weights are broken, or of another model"
         )
     np.save(_path(folder, number, ".rows"), np.array(rows, np.int64))
-    write_whole(_path(folder, number), lambda target: np.save(target, values))
+    write_array_whole(_path(folder, number), values)

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from ...engine.config.error import ConfigError
 from ...engine.inputs.folders import RANDOM
-from ...loaders.corpus.whole_file import write_whole
+from ...loaders.corpus.whole_file import write_array_whole, write_arrays_whole, write_whole
 from ...ssl.encoder import VideoEncoder
 from .backbones import Backbone, pooled_as
 from .features import Features, ViewPlan, extract
@@ -187,7 +187,7 @@ def _tune(cell: Cell) -> NDArray[np.float64]:
                 backbone, task, protocol, point, path, seed=cell.seed, tell=cell.tell, device=cell.device
             )
             found_here = clip_scores(model, task.val.rows, task.val.videos, *sizes, **common)
-            write_whole(scores, partial(np.save, arr=found_here))
+            write_array_whole(scores, found_here)
         found.append(np.load(scores))
     best = _select(cell, found)
     chosen = folder / STATE / f"{points[best].name}.safetensors"
@@ -237,7 +237,7 @@ def _tested(cell: Cell, test: Callable[[], NDArray[np.float64]]) -> NDArray[np.f
     if not path.exists():
         scores = test()
         truth = cell.task.open_test(cell.folder).truth
-        write_whole(path, lambda target: np.savez(target, scores=scores, truth=truth))
+        write_arrays_whole(path, {"scores": scores, "truth": truth})
     with np.load(path) as known:
         return known["scores"]
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
 
 # What the system says of a file that is not there; all else that it says is about permissions or the storage.
 ABSENT = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
@@ -39,6 +42,26 @@ def write_whole(path: Path, write: Callable[[Path], Value]) -> Value:
 def write_text_whole(path: Path, text: str) -> None:
     """`write_whole` of a text, in UTF-8."""
     write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+
+def write_array_whole(path: Path, array: NDArray[Any]) -> None:
+    """`write_whole` of one array as .npy: through a file, as NumPy adds a suffix to names that lack it."""
+
+    def write(unfinished: Path) -> None:
+        with unfinished.open("wb") as file:
+            np.save(file, array)
+
+    write_whole(path, write)
+
+
+def write_arrays_whole(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """The same of several, as .npz."""
+
+    def write(unfinished: Path) -> None:
+        with unfinished.open("wb") as file:
+            np.savez(file, **dict[str, Any](arrays))
+
+    write_whole(path, write)
 
 
 def check_readable(path: Path) -> None:

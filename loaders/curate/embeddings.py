@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..corpus.folder import MANIFEST_NAME, CorpusError, embeddings_folder
-from ..corpus.whole_file import set_aside, unreadable, write_text_whole, write_whole
+from ..corpus.whole_file import set_aside, unreadable, write_array_whole, write_text_whole, write_whole
 
 SPANS_NAME, SHARDS_NAME = "spans.parquet", "shards"
 MANIFEST_VERSION = 1
@@ -83,12 +83,7 @@ def shard_path(folder: Path, shard: int) -> Path:
 
 def write_shard(folder: Path, shard: int, rows: NDArray[np.float16]) -> None:
     """Whole or not at all."""
-
-    def save(unfinished: Path) -> None:
-        with unfinished.open("wb") as file:
-            np.save(file, rows)
-
-    write_whole(shard_path(folder, shard), save)
+    write_array_whole(shard_path(folder, shard), rows)
 
 
 class EmbeddingRows:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..corpus.folder import CorpusError
-from ..corpus.whole_file import write_text_whole, write_whole
+from ..corpus.whole_file import write_arrays_whole, write_text_whole
 from .processes import from_first, is_first, wait_for_all
 from .settings import (
     IDENTITY_NAME,
@@ -58,7 +58,7 @@ class ClusterState:
         made = from_first(make() if is_first() else {}) if by_first else make()
         self.seconds[name] = time.perf_counter() - begun
         if is_first():
-            write_whole(path, lambda unfinished: _savez(unfinished, made))
+            write_arrays_whole(path, made)
         return made
 
     def summary(self) -> ClusterSummary | None:
@@ -70,8 +70,3 @@ class ClusterState:
         write_text_whole(self.out / SUMMARY_NAME, json.dumps({**asdict(summary), "out": None}, indent=1))
         for path in [*self.folder.glob("*.npz"), *self.folder.glob("*.tmp")]:
             path.unlink()
-
-
-def _savez(target: Path, arrays: Arrays) -> None:
-    with target.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)

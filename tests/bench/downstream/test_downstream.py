@@ -26,7 +26,7 @@ from trocar.engine.cli import main
 from trocar.engine.config.error import ConfigError
 from trocar.engine.weights.convert import Conversion, EncoderSettings, save_encoder
 
-FAST = ("cholec80", "cholect50", "colonoscopic", "sar_rarp50")
+FAST = ("cholec80", "cholect50", "sar_rarp50")
 
 
 def write_encoder(path: Path) -> None:

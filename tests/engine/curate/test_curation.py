@@ -95,6 +95,7 @@ def assert_as_it_is(folder: Path, spans: int) -> None:
         assert abs((domains == domain).mean() - share) < 4 * np.sqrt(share / DRAWS)
 
 
+@pytest.mark.slow
 def test_balanced_draws_of_made_videos_are_even(made: Path) -> None:
     assert_even(made)
     assert_as_it_is(made, 400)

@@ -252,7 +252,7 @@ def test_thirty_kills_cost_nothing(corpus: Corpus) -> None:
 
 PARENT = """
     import os, sys, time
-    sys.path.insert(0, {tests!r})
+    sys.path[:0] = [{tests!r}, {here!r}]
     import numpy as np
     from test_workers import load
     from trocar.loaders.corpus.corpus import Corpus
@@ -274,7 +274,11 @@ PARENT = """
 )
 def test_processes_end_with_their_parent(corpus: Corpus, then: str, kill: bool, status: int) -> None:
     """However it ends; and there is no shared memory that could stay: it has no name."""
-    code = textwrap.dedent(PARENT.format(tests=str(Path(__file__).parents[2]), corpus=str(corpus.path), then=then))
+    code = textwrap.dedent(
+        PARENT.format(
+            tests=str(Path(__file__).parents[2]), here=str(Path(__file__).parent), corpus=str(corpus.path), then=then
+        )
+    )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     pids = [int(pid) for pid in parent.stdout.readline().split()]
