@@ -123,7 +123,8 @@ class _RowGroups:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.file = pq.ParquetFile(path, memory_map=True)
+        # Without buffers that pyarrow keeps for a file, which a second thread takes away: "ReadRangeCache did not find ...".
+        self.file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
         metadata = self.file.metadata
         rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self.starts = np.append(0, np.cumsum(rows)).astype(np.int64)
@@ -285,7 +286,8 @@ class Corpus:
 
     def scan(self, *columns: str) -> Iterator[dict[str, Any]]:
         """Yields one dictionary of the named columns of `videos.parquet` per video, in row order."""
-        for batch in self._videos.file.iter_batches(batch_size=1024, columns=list(columns), use_threads=False):
+        file = pq.ParquetFile(self._videos.path, memory_map=True, pre_buffer=False)  # its own: others read meanwhile
+        for batch in file.iter_batches(batch_size=1024, columns=list(columns), use_threads=False):
             yield from batch.to_pylist()
 
     @cached_property
