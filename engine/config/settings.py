@@ -16,11 +16,11 @@ from ...ssl.choices import LONG_RANGE, MAX_KINDS, SHORT_RANGE, SIZES, BlockRecip
 from .error import ConfigError, require
 
 
-def _check(section: object, prefix: str, accepted: str, holds: Callable[[Any], bool], *keys: str) -> None:
-    """Raises ConfigError where one of the section's keys is neither null nor such that it `holds`."""
+def _check(section: Any, prefix: str, accepted: str, holds: Callable[[Any], bool], *keys: str) -> None:
+    """Raises ConfigError where one of the section's keys is not such that it `holds`, nor null where its type has null."""
     for key in keys:
-        value = getattr(section, key)
-        require(value is None or holds(value), f"{prefix}{key}", value, accepted)
+        value, kind = getattr(section, key), section.__dataclass_fields__[key].type
+        require("None" in kind if value is None else holds(value), f"{prefix}{key}", value, accepted)
 
 
 def positive(value: float) -> bool:

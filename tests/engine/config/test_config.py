@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from trocar.engine.config.file import CONFIGS, load_config
-from trocar.engine.config.settings import ConfigError
+from trocar.engine.config.settings import ConfigError, ObjectiveConfig, OptimConfig
 from trocar.engine.step.build import build_model
 
 SHIPPED = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -152,3 +153,9 @@ def test_a_run_that_began_without_max_repeats_goes_on_without(tmp_path: Path) ->
     (tmp_path / "config.yaml").write_text("data: {corpus: corpus, max_repeats: null}")
     assert load_config("demo_cpu", new).data.max_repeats is None
     assert load_config("demo_cpu", [*new, "data.max_repeats=3"]).data.max_repeats == 3
+
+
+@pytest.mark.parametrize(("section", "key"), [(ObjectiveConfig, "decoder_mask_ratio"), (OptimConfig, "batch")])
+def test_null_is_refused_where_the_type_has_none(section: Any, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key}: None is not accepted"):
+        section(**{key: None})
