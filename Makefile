@@ -32,7 +32,7 @@ compat:
 # mkdocstrings reads folders that are named as the package is; it follows no links.
 docs: setup-docs
 	@rm -rf build/docs && mkdir -p build/docs/trocar
-	@cp -r bench engine kernels loaders ssl build/docs/trocar
+	@cp -r bench engine judge kernels loaders ssl build/docs/trocar
 	$(BIN)/mkdocs build --strict --config-file .ci/mkdocs.yml
 
 # On a machine with an NVIDIA GPU, which needs no network: STAGE=tests, feed, kernels, loading, training, compiled or cluster; all of them where unset.
@@ -46,7 +46,7 @@ lint: setup-dev
 # pyright wants folders that are named as the package is: links, so that nothing is copied.
 typing: setup-dev
 	@mkdir -p build/typing/trocar
-	@for name in __init__.py bench configs engine kernels loaders ssl; do ln -sfn ../../../$$name build/typing/trocar/$$name; done
+	@for name in __init__.py bench configs engine judge kernels loaders ssl; do ln -sfn ../../../$$name build/typing/trocar/$$name; done
 	$(BIN)/pyright --project pyproject.toml --pythonpath $(BIN)/python
 
 setup: EXTRA :=

@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
-ROOTS = ("bench", "configs", "engine", "kernels", "loaders", "ssl")
+ROOTS = ("bench", "configs", "engine", "judge", "kernels", "loaders", "ssl")
 FILES = [path for root in ROOTS for path in (ROOT / root).rglob("*") if path.suffix in (".py", ".yaml")]
 FOLDERS = sorted({*ROOTS, *(path.parent.relative_to(ROOT).as_posix() for path in FILES)})
 

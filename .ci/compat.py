@@ -205,7 +205,7 @@ def versions(environment: Environment) -> str:
 def source_checksum() -> str:
     """Of all that the cells run: what passed with other code says nothing."""
     digest = hashlib.sha256()
-    for folder in ("bench", "configs", "engine", "kernels", "loaders", "ssl", "tests"):
+    for folder in ("bench", "configs", "engine", "judge", "kernels", "loaders", "ssl", "tests"):
         for path in sorted((ROOT / folder).rglob("*.*")):
             if path.suffix in (".py", ".yaml"):
                 digest.update(path.read_bytes())

@@ -23,10 +23,10 @@ from ..loaders.options import Commands
 from ..loaders.video.error import TrocarError
 from .config.error import ConfigError
 
-# Each has a commands.py with add_commands(commands). By name: nothing below bench imports bench.
+# Each has a commands.py with add_commands(commands). By name: the engine imports neither bench nor judge.
 FOLDERS = (
     *("loaders", "engine", "engine.curate", "engine.view", "bench.loading", "bench.training", "bench.kernels"),
-    *("bench.profile", "bench.plan", "bench.curation", "bench.labels", "bench.downstream", "bench.report", "bench.gpu"),
+    *("bench.profile", "bench.plan", "bench.curation", "bench.report", "bench.gpu", "judge.labels", "judge.downstream"),
 )
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from clips import write_pictures
 
-from trocar.bench.labels.dataset import Segment
 from trocar.engine.weights.convert import Conversion, EncoderSettings
+from trocar.judge.labels.dataset import Segment
 
 FRAMES, SIDE, SPEED = 8, 32, 2
 FPS = 25

@@ -16,10 +16,10 @@ import torch
 import yaml
 from runs import TINY
 
-from trocar.bench.labels import dataset
 from trocar.engine import cli
 from trocar.engine.config.file import load_config
 from trocar.engine.step import build
+from trocar.judge.labels import dataset
 from trocar.loaders import choose
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -185,7 +185,7 @@ def test_an_objective(add: Callable[..., list[str]], monkeypatch: pytest.MonkeyP
 
 def test_a_dataset(add: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add("dataset", READER, CARD)
-    monkeypatch.setattr(dataset, "READERS", tmp_path / "bench" / "labels" / "datasets")
+    monkeypatch.setattr(dataset, "READERS", tmp_path / "judge" / "labels" / "datasets")
     monkeypatch.setattr(dataset, "CARDS", tmp_path / "configs" / "datasets")
     assert dataset.dataset_names() == ["toy"]
     for name in ("a1.mp4", "b2.mp4"):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from dataset_fixtures import FIXTURES
 
-from trocar.bench.downstream.matrix import load_matrix
-from trocar.bench.downstream.protocol import Protocol, read_protocol
 from trocar.engine.cli import build_parser, main
+from trocar.judge.downstream.matrix import load_matrix
+from trocar.judge.downstream.protocol import Protocol, read_protocol
 
 TEXT = (Path(__file__).resolve().parent.parent / "docs" / "downstream.md").read_text(encoding="utf-8")
 COMMANDS = [

@@ -21,13 +21,13 @@ import timm
 import torch
 from clips import write_numbered
 
-from trocar.bench.labels.dataset import DatasetError, load_card, read_table
 from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import ConfigError
 from trocar.engine.inputs.checkpoints import CheckpointError
 from trocar.engine.step.teacher import load_teacher
 from trocar.engine.weights.convert import convert, read_encoder
 from trocar.engine.weights.files import WeightsError, read_weights
+from trocar.judge.labels.dataset import DatasetError, load_card, read_table
 from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.corpus.folder import CorpusError
 from trocar.loaders.corpus.index import index_corpus
@@ -38,7 +38,7 @@ from trocar.loaders.curate.state import ClusterState
 from trocar.loaders.draw.tree import ClusterTree
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("bench", "engine", "kernels", "loaders", "ssl")
+FOLDERS = ("bench", "engine", "judge", "kernels", "loaders", "ssl")
 
 
 class Bomb:
@@ -236,17 +236,17 @@ def test_a_teacher_that_is_no_run(tmp_path: Path, mark: Path) -> None:
 ALLOWED = {
     ("engine/weights/files.py", "torch.load"),  # weights_only
     ("loaders/curate/state.py", "np.load"),  # its default: no pickles
-    ("bench/labels/datasets/multibypass140.py", "pickletools.genops"),  # reads the text, runs nothing
+    ("judge/labels/datasets/multibypass140.py", "pickletools.genops"),  # reads the text, runs nothing
     ("engine/curate/embedders.py", "timm.create_model"),  # reads with weights_only, tried above
-    ("bench/downstream/features.py", "np.load"),
+    ("judge/downstream/features.py", "np.load"),
     # Between a loader and its own processes, by descriptors that nobody else has.
     ("loaders/decode/worker.py", "pickle.loads"),
     ("loaders/decode/worker.py", "pickle.dumps"),
     ("loaders/decode/workers.py", "pickle.dumps"),
     ("loaders/decode/messages.py", "pickle.loads"),
     ("loaders/decode/messages.py", "pickle.dumps"),
-    ("bench/downstream/finetune.py", "np.load"),
-    ("bench/downstream/results.py", "np.load"),
+    ("judge/downstream/finetune.py", "np.load"),
+    ("judge/downstream/results.py", "np.load"),
 }
 DANGEROUS = {
     "torch": {"load", "jit.load", "package.PackageImporter", "hub.load", "hub.load_state_dict_from_url"},

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from trocar.bench.downstream.backbones import load_backbone
 from trocar.engine.cli import build_parser, main
 from trocar.engine.config.error import ConfigError
 from trocar.engine.step.device import choose_device
+from trocar.judge.downstream.backbones import load_backbone
 from trocar.loaders.options import COUNT, POSITIVE, SHARE, VIEWS, Number
 
 

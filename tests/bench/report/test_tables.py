@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from trocar.bench.downstream.task import Task
-from trocar.bench.labels.audit import audit
-from trocar.bench.labels.dataset import DatasetError, Segment, read_table, table_card
+from trocar.judge.downstream.task import Task
+from trocar.judge.labels.audit import audit
+from trocar.judge.labels.dataset import DatasetError, Segment, read_table, table_card
 from trocar.loaders.corpus.names import twins
 
 

@@ -23,7 +23,6 @@ from killing import started
 from safetensors.torch import save_file
 from timm.data.config import resolve_model_data_config
 
-from trocar.bench.downstream import downstream
 from trocar.engine.config.error import ConfigError
 from trocar.engine.config.file import load_config
 from trocar.engine.curate import embed as module
@@ -35,6 +34,7 @@ from trocar.engine.inputs.checkpoints import CheckpointError
 from trocar.engine.pretrain import pretrain
 from trocar.engine.weights.files import WeightsError
 from trocar.engine.weights.run_encoder import load_run_encoder
+from trocar.judge.downstream import downstream
 from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.corpus.folder import CorpusError
 from trocar.loaders.corpus.index import index_corpus

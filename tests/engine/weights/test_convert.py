@@ -14,11 +14,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from trocar.bench.downstream.backbones import load_backbone
 from trocar.engine.cli import main
 from trocar.engine.weights.convert import convert, read_encoder, save_encoder
 from trocar.engine.weights.files import WeightsError, read_weights
 from trocar.engine.weights.names import image_positions, inflated
+from trocar.judge.downstream.backbones import load_backbone
 from trocar.ssl.encoder import VideoEncoder, position_table
 
 WIDTH, DEPTH, HEADS = 48, 2, 3

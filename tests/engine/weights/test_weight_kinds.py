@@ -21,9 +21,6 @@ from transformers import (
     VJEPA2ForVideoClassification,
 )
 
-from trocar.bench.downstream.backbones import load_backbone, pooled_as
-from trocar.bench.downstream.heads import AttentiveHead
-from trocar.bench.downstream.protocol import PROTOCOLS, read_protocol
 from trocar.engine.cli import main
 from trocar.engine.config.error import ConfigError
 from trocar.engine.config.file import load_config
@@ -33,6 +30,9 @@ from trocar.engine.weights.encoder_sources import find_encoder
 from trocar.engine.weights.files import WeightsError
 from trocar.engine.weights.initial import initialize_encoder
 from trocar.engine.weights.names import fixed_table, image_positions, rename
+from trocar.judge.downstream.backbones import load_backbone, pooled_as
+from trocar.judge.downstream.heads import AttentiveHead
+from trocar.judge.downstream.protocol import PROTOCOLS, read_protocol
 from trocar.ssl.encoder import VideoEncoder, position_table
 
 RECORDED = json.loads(RECORD.read_text(encoding="utf-8"))
@@ -393,8 +393,8 @@ def test_images_positions_are_resized_as_their_family_does() -> None:
     ],
 )
 def test_images_models_give_tokens_whatever_their_layout(name: str, size: dict[str, Any]) -> None:
-    from trocar.bench.downstream.backbones import FrameAverage
     from trocar.engine.curate.embedders import ImageModel
+    from trocar.judge.downstream.backbones import FrameAverage
 
     model = timm.create_model(name, pretrained=False, num_classes=0, **size).eval()
     mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))

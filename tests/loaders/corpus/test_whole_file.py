@@ -16,7 +16,6 @@ from motion_task import tiny_conversion
 from ranks import TINY, make_corpus
 from safetensors.torch import save_file
 
-from trocar.bench.downstream.training_state import restore_state, save_state
 from trocar.engine.cli import main
 from trocar.engine.config.file import load_config
 from trocar.engine.inputs.checkpoints import checkpoints
@@ -25,6 +24,7 @@ from trocar.engine.weights.convert import read_encoder, save_encoder
 from trocar.engine.weights.encoder_sources import find_encoder
 from trocar.engine.weights.export import export_weights
 from trocar.engine.weights.files import WeightsError, read_weights
+from trocar.judge.downstream.training_state import restore_state, save_state
 from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.corpus.folder import CorpusError
 from trocar.loaders.corpus.whole_file import write_whole
@@ -133,7 +133,7 @@ def test_nobody_is_told_to_delete() -> None:
     """In no message of ours; docstrings say what the code does."""
     advice = re.compile(r"\b(delete|remove|erase|rm -)", re.IGNORECASE)
     found, texts = [], 0
-    for folder in ("kernels", "loaders", "ssl", "engine", "bench"):
+    for folder in ("kernels", "loaders", "ssl", "engine", "bench", "judge"):
         for path in (ROOT / folder).rglob("*.py"):
             text = path.read_text(encoding="utf-8")
             if not advice.search(text):
@@ -153,7 +153,7 @@ def test_nobody_is_told_to_delete() -> None:
 def test_safetensors_are_written_through_the_one_function() -> None:
     lines = [
         line
-        for folder in ("engine", "bench", "loaders", "ssl")
+        for folder in ("engine", "bench", "judge", "loaders", "ssl")
         for path in (ROOT / folder).rglob("*.py")
         for line in path.read_text(encoding="utf-8").splitlines()
         if "save_file" in line and "import" not in line

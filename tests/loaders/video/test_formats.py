@@ -17,15 +17,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from trocar.bench.downstream import features, tuning
-from trocar.bench.downstream.backbones import Backbone
-from trocar.bench.downstream.features import ViewPlan
-from trocar.bench.downstream.finetune import finetune
-from trocar.bench.downstream.protocol import read_protocol
-from trocar.bench.downstream.task import Task
-from trocar.bench.labels.dataset import Segment, table_card
 from trocar.engine.weights.encoder_sources import ClipShape
 from trocar.engine.weights.run_encoder import weights_digest
+from trocar.judge.downstream import features, tuning
+from trocar.judge.downstream.backbones import Backbone
+from trocar.judge.downstream.features import ViewPlan
+from trocar.judge.downstream.finetune import finetune
+from trocar.judge.downstream.protocol import read_protocol
+from trocar.judge.downstream.task import Task
+from trocar.judge.labels.dataset import Segment, table_card
 from trocar.loaders.clip_loader import clip_loader
 from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.corpus.index import index_corpus

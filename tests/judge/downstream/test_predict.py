@@ -11,9 +11,9 @@ import pytest
 from clips import write_numbered
 from motion_task import FPS, FRAMES, motion_table, tiny_conversion
 
-from trocar.bench.labels.dataset import write_table
 from trocar.engine.cli import main
 from trocar.engine.weights.convert import save_encoder
+from trocar.judge.labels.dataset import write_table
 
 QUICK = [
     "epochs=2",

@@ -31,13 +31,13 @@ from public_numbers import (
 )
 from public_weights import KEPT, drawn
 
-from trocar.bench.downstream import metrics
-from trocar.bench.downstream.backbones import _put_image_weights
-from trocar.bench.downstream.matrix import load_matrix
-from trocar.bench.downstream.metrics import METRICS, Predictions
 from trocar.engine.config.file import load_config
 from trocar.engine.step.build import build_model
 from trocar.engine.step.optim import build_schedule
+from trocar.judge.downstream import metrics
+from trocar.judge.downstream.backbones import _put_image_weights
+from trocar.judge.downstream.matrix import load_matrix
+from trocar.judge.downstream.metrics import METRICS, Predictions
 from trocar.kernels.feature_loss import feature_loss
 from trocar.loaders.draw.augment import CropRecipe
 from trocar.loaders.draw.shares import capped_quotas

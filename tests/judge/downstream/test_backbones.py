@@ -14,7 +14,6 @@ from clips import write_numbered
 from safetensors.torch import save_file
 from torch import nn
 
-from trocar.bench.downstream.backbones import FrameAverage, load_backbone
 from trocar.engine.checkpoint.checkpoint import load_checkpoint
 from trocar.engine.cli import main
 from trocar.engine.config.error import ConfigError
@@ -25,6 +24,7 @@ from trocar.engine.weights.encoder_sources import ClipShape
 from trocar.engine.weights.export import export_weights
 from trocar.engine.weights.files import WeightsError
 from trocar.engine.weights.run_encoder import load_run_encoder
+from trocar.judge.downstream.backbones import FrameAverage, load_backbone
 from trocar.loaders.corpus.index import index_corpus
 from trocar.ssl.encoder import VideoEncoder
 from trocar.ssl.jepa import JointEmbedding

@@ -16,15 +16,15 @@ import torch
 import yaml
 from dataset_fixtures import FIXTURES, SMALL
 
-from trocar.bench.downstream.downstream import bench_downstream, resolve_weights
-from trocar.bench.downstream.finetune_command import lines
-from trocar.bench.downstream.matrix import Places, load_matrix
-from trocar.bench.downstream.report import LISTED, _confusion, lost_table, write_report
-from trocar.bench.downstream.results import gather, ranks
-from trocar.bench.labels.audit_command import audit_dataset
 from trocar.engine.cli import main
 from trocar.engine.config.error import ConfigError
 from trocar.engine.weights.convert import Conversion, EncoderSettings, save_encoder
+from trocar.judge.downstream.downstream import bench_downstream, resolve_weights
+from trocar.judge.downstream.finetune_command import lines
+from trocar.judge.downstream.matrix import Places, load_matrix
+from trocar.judge.downstream.report import LISTED, _confusion, lost_table, write_report
+from trocar.judge.downstream.results import gather, ranks
+from trocar.judge.labels.audit_command import audit_dataset
 
 FAST = ("cholec80", "cholect50", "sar_rarp50")
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from dataset_fixtures import FIXTURES
 
-from trocar.bench.labels.dataset import (
+from trocar.engine.config.error import ConfigError
+from trocar.judge.labels.dataset import (
     CARDS,
     DatasetError,
     Segment,
@@ -20,7 +21,6 @@ from trocar.bench.labels.dataset import (
     read_table,
     write_table,
 )
-from trocar.engine.config.error import ConfigError
 
 
 @pytest.fixture(scope="module")

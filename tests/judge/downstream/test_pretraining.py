@@ -16,11 +16,11 @@ from clips import write_pictures
 from dataset_fixtures import SMALL
 from safetensors.torch import save_file
 
-from trocar.bench.downstream.finetune_command import open_task
-from trocar.bench.downstream.pretraining import NOT_COMPARED, ON_TEST, PUBLISHED, compare_pretraining, find_pretraining
 from trocar.engine.cli import main
 from trocar.engine.config.file import load_config
 from trocar.engine.weights.run_encoder import build_encoder
+from trocar.judge.downstream.finetune_command import open_task
+from trocar.judge.downstream.pretraining import NOT_COMPARED, ON_TEST, PUBLISHED, compare_pretraining, find_pretraining
 from trocar.loaders.corpus.index import index_corpus
 from trocar.loaders.pack.pack import pack_corpus
 from trocar.loaders.pack.settings import PackSettings

@@ -1,6 +1,6 @@
 """A labelled benchmark: its table, its card, and the reader that makes one of the other.
 
-A reader is one function, `read(root)` in `bench/labels/datasets/NAME.py`: the folder as downloaded -> a table. A card is one YAML,
+A reader is one function, `read(root)` in `judge/labels/datasets/NAME.py`: the folder as downloaded -> a table. A card is one YAML,
 `configs/datasets/NAME.yaml`: what the labels are, whose data it is. A table is a list of `Segment`.
 """
 

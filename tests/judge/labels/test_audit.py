@@ -15,14 +15,14 @@ from clips import number_picture, read_number, write_numbered
 from dataset_fixtures import FIXTURES
 from PIL import Image
 
-from trocar.bench.labels.audit import Audit, audit, duplicates
-from trocar.bench.labels.audit_command import dataset_table
-from trocar.bench.labels.corpus_overlap import KnownVideo
-from trocar.bench.labels.dataset import DatasetError, Segment, load_card, read_dataset, read_table
-from trocar.bench.labels.segment_clips import clip_rows, picture_video
-from trocar.bench.labels.splits import from_release, leak_free, official
-from trocar.bench.labels.thumbnails import thumbnails
 from trocar.engine.cli import main
+from trocar.judge.labels.audit import Audit, audit, duplicates
+from trocar.judge.labels.audit_command import dataset_table
+from trocar.judge.labels.corpus_overlap import KnownVideo
+from trocar.judge.labels.dataset import DatasetError, Segment, load_card, read_dataset, read_table
+from trocar.judge.labels.segment_clips import clip_rows, picture_video
+from trocar.judge.labels.splits import from_release, leak_free, official
+from trocar.judge.labels.thumbnails import thumbnails
 from trocar.loaders.clip_loader import clip_loader
 from trocar.loaders.video.probe import probe_video
 

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import ArrayLike
 from sklearn import metrics as sk
 
-from trocar.bench.downstream import metrics
-from trocar.bench.downstream.judgement import Interval, flags, interval_of, majority, random_baseline, resampled
-from trocar.bench.downstream.metrics import METRICS, Predictions, measure
+from trocar.judge.downstream import metrics
+from trocar.judge.downstream.judgement import Interval, flags, interval_of, majority, random_baseline, resampled
+from trocar.judge.downstream.metrics import METRICS, Predictions, measure
 
 
 def bootstrap(p: Predictions, metric: Callable[[Predictions], float], resamples: int = 1000) -> Interval:

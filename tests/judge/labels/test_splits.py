@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from trocar.bench.labels.dataset import DatasetError, Segment, load_card
-from trocar.bench.labels.splits import from_release, leak_free, leave_one_out, official, papers
+from trocar.judge.labels.dataset import DatasetError, Segment, load_card
+from trocar.judge.labels.splits import from_release, leak_free, leave_one_out, official, papers
 
 
 def made(subjects: int, *, split: str = "", centres: tuple[str, ...] = ("",), per_subject: int = 4) -> list[Segment]:

@@ -20,21 +20,21 @@ import torch
 from motion_task import FRAMES, SIDE, motion_table, tiny_conversion
 from timm.data import auto_augment
 
-from trocar.bench.downstream.backbones import Backbone, FrameAverage, load_backbone
-from trocar.bench.downstream.features import ViewPlan, extract
-from trocar.bench.downstream.finetune import finetune
-from trocar.bench.downstream.heads import AttentiveHead
-from trocar.bench.downstream.mixing import Mixing
-from trocar.bench.downstream.probing import class_weights, loss
-from trocar.bench.downstream.protocol import PROTOCOLS, read_protocol
-from trocar.bench.downstream.task import Task, pieces_of
-from trocar.bench.downstream.tuning import build_tuned, layer_groups
-from trocar.bench.labels.dataset import Card, DatasetError, Segment, table_card, write_table
 from trocar.engine.config.error import ConfigError
 from trocar.engine.curate.embedders import ImageModel
 from trocar.engine.weights.convert import save_encoder
 from trocar.engine.weights.encoder_sources import ClipShape
 from trocar.engine.weights.run_encoder import weights_digest
+from trocar.judge.downstream.backbones import Backbone, FrameAverage, load_backbone
+from trocar.judge.downstream.features import ViewPlan, extract
+from trocar.judge.downstream.finetune import finetune
+from trocar.judge.downstream.heads import AttentiveHead
+from trocar.judge.downstream.mixing import Mixing
+from trocar.judge.downstream.probing import class_weights, loss
+from trocar.judge.downstream.protocol import PROTOCOLS, read_protocol
+from trocar.judge.downstream.task import Task, pieces_of
+from trocar.judge.downstream.tuning import build_tuned, layer_groups
+from trocar.judge.labels.dataset import Card, DatasetError, Segment, table_card, write_table
 from trocar.ssl.encoder import VideoEncoder
 
 CPU = torch.device("cpu")
@@ -218,7 +218,7 @@ def test_a_killed_cell_resumes(kind: str, small: list[Segment], tmp_path: Path) 
 def test_features_resume_behind_the_last_whole_part(
     small: list[Segment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trocar.bench.downstream.features.CLIPS_PER_PART", {True: 7, False: 7})
+    monkeypatch.setattr("trocar.judge.downstream.features.CLIPS_PER_PART", {True: 7, False: 7})
     protocol = read_protocol("linear", [*BRIEF, "train_views=2", "encode_batch=2"])
     task, backbone = small_task(small), video_backbone(16)
     transfers, to_host = [], torch.Tensor.cpu
