@@ -396,14 +396,15 @@ class OptimConfig:
     """How it is learned.
 
     batch: clips per optimizer step, over all ranks and accumulation steps. accumulation: parts that a batch is computed in, one
-    after the other; "auto" is as few as fit in memory. steps: optimizer steps; counted by epochs where null. epochs: passes over
-    the corpus's spans, where steps is null. base_learning_rate: of 256 clips; the peak is this times batch / 256 (linear rule,
-    Goyal et al. 2017). start_learning_rate: where the warmup begins, of 256 clips too. final_learning_rate: where the schedule
-    ends, of 256 clips too. warmup: share of the steps over which the rate rises to its peak. schedule: what follows it. cooldown:
-    share of the steps at the end over which a constant rate falls to final_learning_rate along a line. schedule_scale: schedules
-    are laid out for so many times the steps, and cut off. weight_decay: of matrices, decoupled (AdamW). final_weight_decay: where
-    the weight decay ends, along a cosine; constant where null. ema: the target encoder's momentum at the first and at the last
-    step. betas: AdamW's. clip_gradient: largest gradient norm, unbounded where null.
+    after the other; "auto" is as few as fit in memory, of a few clips each on a CPU. steps: optimizer steps; counted by epochs
+    where null. epochs: passes over the corpus's spans, where steps is null. base_learning_rate: of 256 clips; the peak is this
+    times batch / 256 (linear rule, Goyal et al. 2017). start_learning_rate: where the warmup begins, of 256 clips too.
+    final_learning_rate: where the schedule ends, of 256 clips too. warmup: share of the steps over which the rate rises to its
+    peak. schedule: what follows it. cooldown: share of the steps at the end over which a constant rate falls to
+    final_learning_rate along a line. schedule_scale: schedules are laid out for so many times the steps, and cut off.
+    weight_decay: of matrices, decoupled (AdamW). final_weight_decay: where the weight decay ends, along a cosine; constant where
+    null. ema: the target encoder's momentum at the first and at the last step. betas: AdamW's. clip_gradient: largest gradient
+    norm, unbounded where null.
 
     outlier_sigmas: a step whose loss or gradient norm is beyond the running mean by so many standard deviations is left out, on all
     ranks alike, as is one that is not finite; null leaves out the latter alone. skip_budget: so many of the last 1,000 steps may be

@@ -2,7 +2,8 @@
 
 What a step needs is taken from dry runs of few clips: parameters, gradients and optimizer state stay, activations and waiting clips
 grow with the clips on a rank. Clips, crops and masks follow from clip numbers alone, so the parts change rounding and nothing else.
-On a CPU the memory is the host's, or what the process's control group may use of it, divided among the node's ranks.
+On a CPU the memory is the host's, or what the process's control group may use of it, divided among the node's ranks, and parts are
+small besides: many clips at a time make nothing faster there, and between parts a rank is heard and obeys.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from .sizes import phases
 TRACED_CLIPS = (4, 8)
 # For what no dry run shows: fragments of the allocator and workspaces, a share of the memory; CUDA, NCCL and video decoders.
 MARGIN, RESERVED_BYTES = 0.15, 3 << 30
+CPU_CLIPS = 8  # of a part, on a rank that computes on a CPU
 PEAK_STEPS = 3
 CONTROL_GROUP = Path("/sys/fs/cgroup/memory.max")
 
@@ -59,10 +61,13 @@ def fewest_parts(config: Config, world: World, memory_of_rank: float | None = No
     available = memory_bytes(world) if memory_of_rank is None else memory_of_rank
     memory, limit = step_memory(config, world), (1 - MARGIN) * available - _reserved(world)
     candidates = possible_parts(config, world)
-    fits = [parts for parts in candidates if memory.of(clips_of_rank(config, world, parts)) <= limit]
+    clips_at_a_time = {parts: clips_of_rank(config, world, parts) for parts in candidates}
+    if world.device.type == "cpu" and memory_of_rank is None:
+        candidates = [parts for parts in candidates if clips_at_a_time[parts] <= CPU_CLIPS] or candidates[-1:]
+    fits = [parts for parts in candidates if memory.of(clips_at_a_time[parts]) <= limit]
     parts = (fits or candidates[-1:])[0]
     if world.is_first:
-        clips = clips_of_rank(config, world, parts)
+        clips = clips_at_a_time[parts]
         text = f"optim.accumulation: auto takes {parts} parts, {clips} clips on a rank at a time, about "
         text += f"{memory.of(clips) / 1e9:.2f} of {available / 1e9:.1f} GB"
         text += "" if fits else ": more than there should be; smaller ones would leave a rank without a clip"

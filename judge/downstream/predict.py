@@ -64,10 +64,12 @@ class Predictor:
     model: nn.Module
     device: torch.device
 
-    def scores(self, rows: Sequence[Segment], videos: VideoFiles | None = None) -> NDArray[np.float64]:
-        """(N, K) probabilities of pieces of videos, each the mean over its clips. Raises VideoError."""
+    def scores(
+        self, rows: Sequence[Segment], videos: VideoFiles | None = None, *, task: str = ""
+    ) -> NDArray[np.float64]:
+        """(N, K) probabilities of pieces of videos, each the mean over its clips. task: as in `clip_scores`. Raises VideoError."""
         rows_of_clips = clip_rows(rows)
-        more = {"several": self.record.several, "device": self.device}
+        more = {"several": self.record.several, "device": self.device, "task": task}
         sizes = (len(self.record.classes), self.protocol, self.backbone.clips)
         return clip_scores(self.model, rows_of_clips, videos or VideoFiles(), *sizes, **more)
 
@@ -138,7 +140,7 @@ def predict(
                 try:
                     videos = VideoFiles()
                     found = pieces_of_video(videos, path, every) if pieces is None else pieces
-                    writer.writerows(_lines(predictor, found, predictor.scores(found, videos)))
+                    writer.writerows(_lines(predictor, found, predictor.scores(found, videos, task=path)))
                     done += 1
                     tell(f"{path}: {len(found)} row{'s' if len(found) > 1 else ''}")
                 except (VideoError, OSError) as error:

@@ -22,6 +22,7 @@ from torch import nn
 
 from ...engine.record.metrics import QuarantineLog
 from ...engine.weights.encoder_sources import ClipShape
+from ...loaders.corpus.progress import FileProgress
 from ...loaders.corpus.video_files import VideoFiles
 from ...ssl.encoder import VideoEncoder
 from ..labels.segment_clips import ClipRow
@@ -125,14 +126,18 @@ def clip_scores(
     *,
     several: bool,
     device: torch.device,
+    task: str = "",
 ) -> NDArray[np.float64]:
-    """(N, K) probabilities, averaged over the views of a row. several: rows may have several labels."""
+    """(N, K) probabilities, averaged over the views of a row. several: rows may have several labels. task: what is said beside how
+    many clips are done; nothing is, where it is empty."""
     model.eval()
     plan = ViewPlan.evaluation_of(protocol)
     scores = np.zeros((len(rows), classes))
     clips = {"batch": protocol.encode_batch, "seed": 0, "device": device}
-    for batch in open_clips(rows, videos, plan, shape, protocol, **clips):
-        np.add.at(scores, np.array(batch.labels), probabilities(model(batch.frames), several))
+    with FileProgress(len(rows) * plan.views, bool(task), task, "clips") as progress:
+        for batch in open_clips(rows, videos, plan, shape, protocol, **clips):
+            np.add.at(scores, np.array(batch.labels), probabilities(model(batch.frames), several))
+            progress.advance(task, len(batch.labels))
     return scores / plan.views
 
 

@@ -86,8 +86,17 @@ def test_as_few_parts_as_fit(ranks: int, room: int, parts: int, monkeypatch: pyt
     """Of 64 clips, where a rank has room for so many at a time."""
     monkeypatch.setattr(micro_batch, "step_memory", lambda *_: micro_batch.StepMemory(5.0, 1.0))
     monkeypatch.setattr(micro_batch, "memory_bytes", lambda _: (5 + room) / (1 - micro_batch.MARGIN) + 1e-9)
+    monkeypatch.setattr(micro_batch, "CPU_CLIPS", 64)
     assert fewest_parts(config("optim.batch=64"), world(ranks)) == parts
     assert fit_batch(config("optim.batch=64", "optim.accumulation=4"), world(ranks)).optim.accumulation == 4
+
+
+@pytest.mark.parametrize(("ranks", "clips", "parts"), [(1, 64, 8), (2, 64, 4), (16, 64, 1), (1, 66, 11), (1, 11, 11)])
+def test_parts_are_small_on_a_cpu(ranks: int, clips: int, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much memory there is: at most eight clips of a rank, where the batch divides so."""
+    monkeypatch.setattr(micro_batch, "step_memory", lambda *_: micro_batch.StepMemory(1.0, 1.0))
+    monkeypatch.setattr(micro_batch, "memory_bytes", lambda _: 1e12)
+    assert fewest_parts(config(f"optim.batch={clips}"), world(ranks)) == parts
 
 
 def test_what_does_not_fit_is_tried_in_the_smallest_parts(

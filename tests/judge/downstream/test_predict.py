@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from motion_task import FPS, FRAMES, motion_table, tiny_conversion
 from trocar.engine.cli import main
 from trocar.engine.weights.convert import save_encoder
 from trocar.judge.labels.dataset import write_table
+from trocar.loaders.corpus import progress
 
 QUICK = [
     "epochs=2",
@@ -69,8 +71,9 @@ def test_the_test_split_has_the_scores_of_its_evaluation(folder: Path, protocol:
 
 
 def test_videos_are_cut_by_the_clock_and_what_fails_is_named(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     (tmp_path / "videos").mkdir()
     write_numbered(tmp_path / "videos" / "ä b.mp4", 60, fps=25)
     (tmp_path / "videos" / "broken.mp4").write_bytes(b"not a video")
@@ -82,6 +85,7 @@ def test_videos_are_cut_by_the_clock_and_what_fails_is_named(
     said = capsys.readouterr().err
     assert f"not predicted: {tmp_path / 'gone.mp4'}: no such file or folder" in said
     assert f"not predicted: {tmp_path / 'videos' / 'broken.mp4'}" in said
+    assert re.search(r"\d+ of \d+ clips: \S+test_0\.mp4", said), "how far a long video is"
     rows = read(out)
     cuts = [(Path(row["file"]).name, float(row["start_seconds"]), float(row["end_seconds"])) for row in rows]
     length = 6 * FRAMES / FPS
