@@ -96,7 +96,7 @@ def mean_average_precision(p: Predictions) -> float:
     from sklearn.metrics import average_precision_score
 
     truth = _one_hot(p)
-    return _mean(average_precision_score(truth[:, k], p.scores[:, k]) for k in np.flatnonzero(truth.any(axis=0)))
+    return _mean(float(average_precision_score(truth[:, k], p.scores[:, k])) for k in np.flatnonzero(truth.any(axis=0)))
 
 
 def video_mean_average_precision(p: Predictions) -> float:
@@ -108,7 +108,7 @@ def video_mean_average_precision(p: Predictions) -> float:
 
     truth, groups = _one_hot(p), _rows_of_videos(p)
     return _mean(
-        _mean(average_precision_score(truth[g, k], p.scores[g, k]) for g in groups if truth[g, k].any())
+        _mean(float(average_precision_score(truth[g, k], p.scores[g, k])) for g in groups if truth[g, k].any())
         for k in np.flatnonzero(truth.any(axis=0))
     )
 
@@ -119,7 +119,7 @@ def auroc(p: Predictions) -> float:
 
     truth = _one_hot(p)
     mixed = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
-    return _mean(roc_auc_score(truth[:, k], p.scores[:, k]) for k in mixed)
+    return _mean(float(roc_auc_score(truth[:, k], p.scores[:, k])) for k in mixed)
 
 
 def phase_jaccard(p: Predictions) -> float:
