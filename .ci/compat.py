@@ -253,6 +253,7 @@ def main() -> int:
         for environment in wanted_environments(options.quick, present)
         if options.packages in (None, environment.packages)
     ]
+    newest = max((version for version in PYTHONS if find_python(version)), default="")
     HOME.mkdir(parents=True, exist_ok=True)
     record = HOME / "cells.json"
     cells: dict[str, str] = (
@@ -267,7 +268,7 @@ def main() -> int:
         print(f"{title}: {reason or versions(environment)} ({time.monotonic() - began:.0f} s)", flush=True)
         table[title] = {}
         for name in CELLS[environment.packages]:
-            if name == TYPES and environment.python != present[-1]:
+            if name == TYPES and environment.python != newest:
                 continue
             key = f"{title}: {name}: {versions(environment) if not reason else ''}, source {source}"
             began = time.monotonic()
