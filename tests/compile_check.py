@@ -1,4 +1,4 @@
-"""Compiles every kernel for sm_80 and sm_90 without a GPU, in the shapes of ViT-B and ViT-L on 16 frames at 224 pixels.
+"""Compiles every kernel for sm_80 and sm_90, some for sm_100, without a GPU, in shapes of ViT-B and ViT-L on 16 frames of 224 x 224.
 
 `launch` hands each launch to this script in place of a device, so what is compiled is what would run: the same block sizes, warps,
 types and divisibility. Prints one JSON list. A script of its own, because TRITON_INTERPRET must not be set in its process.
@@ -25,6 +25,7 @@ from trocar.kernels import launch
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 POINTERS = {
     torch.uint8: "*u8",
+    torch.uint16: "*u16",
     torch.bool: "*i1",
     torch.int32: "*i32",
     torch.int64: "*i64",
@@ -109,6 +110,14 @@ def kmeans_assign(width: int, dtype: torch.dtype) -> None:
     kmeans_assign(rows, centroids, torch.zeros(1000, width), torch.zeros(1000, dtype=torch.int64))
 
 
+def yuv_clip(height: int, width: int, dtype: torch.dtype) -> None:
+    from trocar.kernels.yuv_clip import _yuv_clip
+
+    luma, chroma = (torch.zeros(16, rows, width, dtype=dtype) for rows in (height, height // 2))
+    blue, red = chroma.view(16, height // 2, width // 2, 2).unbind(-1)
+    _yuv_clip(luma, blue, red, [0, 0, height, height], 224, "bt709", False, 0, True)
+
+
 def row_sums(width: int, dtype: torch.dtype) -> None:
     from trocar.kernels.row_sums import sum_rows_by_index
 
@@ -139,6 +148,9 @@ CASES: dict[str, Callable[[], Any]] = {
     "kmeans_assign base float16": lambda: kmeans_assign(768, torch.float16),
     "kmeans_assign large bfloat16": lambda: kmeans_assign(1024, torch.bfloat16),
     "kmeans_assign base float32": lambda: kmeans_assign(768, torch.float32),
+    "yuv_clip 1080p": lambda: yuv_clip(1080, 1920, torch.uint8),
+    "yuv_clip proxy": lambda: yuv_clip(256, 456, torch.uint8),
+    "yuv_clip 1080p of 10 bits": lambda: yuv_clip(1080, 1920, torch.uint16),
     "row_sums base bfloat16": lambda: row_sums(768, torch.bfloat16),
 }
 
@@ -205,7 +217,10 @@ def main() -> None:
         if wanted and not any(word in name for word in wanted):
             continue
         for kernel, arguments, options in recorded(case):
-            rows += [{"case": name, **compile_for(capability, kernel, arguments, options)} for capability in (80, 90)]
+            capabilities = (80, 90, 100) if name.startswith("yuv_clip") else (80, 90)
+            rows += [
+                {"case": name, **compile_for(capability, kernel, arguments, options)} for capability in capabilities
+            ]
     json.dump(rows, sys.stdout)
 
 

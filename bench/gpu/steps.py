@@ -34,6 +34,7 @@ OPERATORS = (
     "mask_sampler",
     "rope3d",
     "kmeans_assign",
+    "yuv_clip",
 )
 
 

@@ -22,6 +22,7 @@ from ...kernels.mask_sampler import tube_mask
 from ...kernels.patch_embed import patch_embed
 from ...kernels.pixel_loss import patch_targets, pixel_loss
 from ...kernels.rope3d import rope3d, rope3d_reference
+from ...kernels.yuv_clip import yuv_clip, yuv_clip_reference
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -220,6 +221,21 @@ def kmeans_assign_case(size: Size, device: torch.device) -> Case:
     return Case(lambda: kmeans_assign(rows, centroids, sums, counts), eager, moved, flops)
 
 
+def yuv_clip_case(size: Size, device: torch.device) -> Case:
+    """The pictures of `clips` proxies, 456 x 256 in NV12, cut to the largest square."""
+    height, width, pictures = 256, 456, size.clips * size.frames
+    luma = torch.randint(16, 236, (pictures, height, width), dtype=torch.uint8, device=device)
+    chroma = torch.randint(64, 192, (pictures, height // 2, width // 2, 2), dtype=torch.uint8, device=device)
+    planes, box = (luma, chroma[..., 0], chroma[..., 1]), ((width - height) // 2, 0, height, height)
+    moved = pictures * (height * height * 3 // 2 + 3 * size.resolution**2)
+    return Case(
+        lambda: yuv_clip(*planes, box, size.resolution),
+        lambda: yuv_clip_reference(*planes, box, size.resolution, "bt601", False, 0, False),
+        moved,
+        0,
+    )
+
+
 CASES: dict[str, Callable[[Size, torch.device], Case]] = {
     "patch_embed": patch_embed_case,
     "pixel_loss": pixel_loss_case,
@@ -229,4 +245,5 @@ CASES: dict[str, Callable[[Size, torch.device], Case]] = {
     "mask_sampler": mask_sampler_case,
     "rope3d": rope3d_case,
     "kmeans_assign": kmeans_assign_case,
+    "yuv_clip": yuv_clip_case,
 }

@@ -1,0 +1,322 @@
+"""Decoded YUV 4:2:0 pictures to a clip: conversion to RGB, crop, antialiased resize, rotation and flip in one pass.
+
+Only the crop is read, and no RGB picture of full size is ever stored. A sample's luma y and chroma u, v, the latter interpolated
+from the two nearest chroma samples along each axis (weights 3/4 and 1/4: chroma is sited in the middle of its four pixels, as
+FFmpeg has it), become, with shares r and b of red and blue in luma and g = 1 - r - b (ITU-R BT.601, 709, 2020),
+
+    R = Y + 2 (1 - r) V,   B = Y + 2 (1 - b) U,   G = Y - (2 r (1 - r) V + 2 b (1 - b) U) / g,   each cut to 0 .. 255
+    Y = 255 (y - 16) / 219,  U = 255 (u - 128) / 224 in limited range,   Y = y,  U = u - 128 in full range,   V as U
+
+and pixel i of R along an axis of n pixels of the crop, s = n / R of them for a new one, the weighted mean
+
+    sum_j w_j p[min(max(j, 0), n - 1)] / sum_j w_j,   w_j = max(0, 1 - |j + 1/2 - (i + 1/2) s| / max(s, 1))
+
+which is the CPU loader's "exact" resize: it rounds three times on the way, this once. A program makes a tile of the result. It goes
+down the rows of the crop that the tile needs, filters each along the columns and adds it to every row of the tile.
+
+Shapes: T pictures of H x W pixels, chroma (H + 1) // 2 x (W + 1) // 2, R x R pixels of the result.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from .launch import ceil_div, jit, launch, power_of_two, require, takes_triton, tl
+
+# Shares of red and blue in luma: ITU-R BT.601, BT.709, BT.2020; SMPTE 240M.
+LUMA_SHARES = {
+    "bt601": (0.299, 0.114),
+    "bt709": (0.2126, 0.0722),
+    "bt2020": (0.2627, 0.0593),
+    "smpte240": (0.212, 0.087),
+}
+ROWS, COLUMNS = 16, 32
+Window = tuple[int, int, int, int]
+
+
+def conversion(matrix: str, full_range: bool, bits: int) -> list[float]:
+    """What turns samples into 0 .. 255: luma's factor and offset, V in red, U and V in green, U in blue, and chroma's zero.
+
+    bits: 8, or 16 for samples that stand in the upper ten of them; in full range, too, 256 of their steps are one of eight bits, as
+    FFmpeg has it.
+    """
+    red, blue = LUMA_SHARES[matrix]
+    green, step = 1 - red - blue, 2 ** (bits - 8)
+    luma, chroma = (1 / step, 1 / step) if full_range else (255 / 219 / step, 255 / 224 / step)
+    in_red, in_blue = 2 * (1 - red) * chroma, 2 * (1 - blue) * chroma
+    offset = 0.0 if full_range else -16 * 255 / 219
+    return [luma, offset, in_red, -in_blue * blue / green, -in_red * red / green, in_blue, 128.0 * step]
+
+
+def _stored(box: Window, rotation: int, height: int, width: int) -> Window:
+    """left, top, width, height of an upright picture's box in the stored picture."""
+    left, top, across, down = box
+    if rotation == 90:
+        return width - top - down, left, down, across
+    if rotation == 180:
+        return width - left - across, height - top - down, across, down
+    if rotation == 270:
+        return top, height - left - across, down, across
+    return box
+
+
+def yuv_clip_values(
+    luma: torch.Tensor,
+    blue: torch.Tensor,
+    red: torch.Tensor,
+    box: Window,
+    resolution: int,
+    matrix: str,
+    full_range: bool,
+    rotation: int,
+    flip: bool,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """(T, R, R, 3) as `yuv_clip`, in `dtype` and not rounded."""
+    left, top, width, height = _stored(box, rotation, *luma.shape[1:])
+    factor, offset, red_v, green_u, green_v, blue_u, zero = conversion(matrix, full_range, 8 * luma.element_size())
+    rows, columns = (torch.arange(first, first + count) for first, count in ((top, height), (left, width)))
+    sampled = luma[:, top : top + height, left : left + width].to(dtype) * factor + offset
+    shifted = [_interpolated(_interpolated(plane.to(dtype), rows, 1), columns, 2) - zero for plane in (blue, red)]
+    channels = [
+        sampled + red_v * shifted[1],
+        sampled + green_u * shifted[0] + green_v * shifted[1],
+        sampled + blue_u * shifted[0],
+    ]
+    pictures = torch.stack(channels, dim=1).clamp(0, 255)
+    across, down = (_filter(count, resolution, dtype).to(luma.device) for count in (width, height))
+    resized = (down @ pictures @ across.mT).permute(0, 2, 3, 1)
+    upright = resized.rot90(rotation // 90, (1, 2))
+    return upright.flip(2) if flip else upright
+
+
+def yuv_clip_reference(*arguments) -> torch.Tensor:
+    """PyTorch version of `yuv_clip`, of the same arguments in the same order; in float32."""
+    return yuv_clip_values(*arguments, torch.float32).round().to(torch.uint8)
+
+
+def _interpolated(plane: torch.Tensor, places: torch.Tensor, axis: int) -> torch.Tensor:
+    """Chroma at some rows or columns of luma."""
+    near = places // 2
+    far = (near + 2 * (places % 2) - 1).clamp(0, plane.shape[axis] - 1)
+    near, far = (index.to(plane.device) for index in (near, far))
+    return 0.75 * plane.index_select(axis, near) + 0.25 * plane.index_select(axis, far)
+
+
+def _filter(count: int, resolution: int, dtype: torch.dtype) -> torch.Tensor:
+    """(R, n): the weights of n pixels in each new one; those beyond an edge are the edge's."""
+    scale = count / resolution
+    support = max(scale, 1.0)
+    beyond = math.ceil(support)
+    places = torch.arange(-beyond, count + beyond)
+    centres = (torch.arange(resolution, dtype=torch.float64) + 0.5) * scale
+    weights = (1 - (places + 0.5 - centres[:, None]).abs() / support).clamp(min=0)
+    weights /= weights.sum(1, keepdim=True)
+    return (
+        torch.zeros(resolution, count, dtype=torch.float64).index_add_(1, places.clamp(0, count - 1), weights).to(dtype)
+    )
+
+
+@jit
+def _chroma(plane, near_row, far_row, near, far):
+    """Of one row of pixels, from the two rows of chroma and the two samples of each that are nearest."""
+    upper = 0.75 * tl.load(plane + near_row + near).to(tl.float32) + 0.25 * tl.load(plane + near_row + far).to(
+        tl.float32
+    )
+    lower = 0.75 * tl.load(plane + far_row + near).to(tl.float32) + 0.25 * tl.load(plane + far_row + far).to(tl.float32)
+    return 0.75 * upper + 0.25 * lower
+
+
+@jit
+def _bytes(total, weight):
+    return (tl.minimum(tl.maximum(tl.div_rn(total, weight), 0.0), 255.0) + 0.5).to(tl.int32).to(tl.uint8)
+
+
+@jit
+def _yuv_clip_kernel(
+    luma,
+    blue,
+    red,
+    clip,
+    luma_picture_stride,
+    luma_row_stride,
+    chroma_picture_stride,
+    chroma_row_stride,
+    chroma_column_stride,
+    chroma_height,
+    chroma_width,
+    left,
+    top,
+    width,
+    height,
+    resolution,
+    row_tiles,
+    column_tiles,
+    row_taps,
+    row_scale,
+    column_scale,
+    row_support,
+    column_support,
+    row_slope,
+    column_slope,
+    first_place,
+    row_step,
+    column_step,
+    factor,
+    offset,
+    red_v,
+    green_u,
+    green_v,
+    blue_u,
+    zero,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TAPS: tl.constexpr,
+):
+    number = tl.program_id(0)
+    picture = (number // (row_tiles * column_tiles)).to(tl.int64)
+    row = number // column_tiles % row_tiles * ROWS + tl.arange(0, ROWS)
+    column = number % column_tiles * COLUMNS + tl.arange(0, COLUMNS)
+    row_centre = (row.to(tl.float32) + 0.5) * row_scale
+    column_centre = (column.to(tl.float32) + 0.5) * column_scale
+    first_centre = ((number // column_tiles % row_tiles * ROWS).to(tl.float32) + 0.5) * row_scale
+    first_row = tl.floor(first_centre - row_support).to(tl.int32)
+    first_column = tl.floor(column_centre - column_support).to(tl.int32)
+    luma += picture * luma_picture_stride
+    blue += picture * chroma_picture_stride
+    red += picture * chroma_picture_stride
+    reds = tl.zeros((ROWS, COLUMNS), tl.float32)
+    greens = tl.zeros((ROWS, COLUMNS), tl.float32)
+    blues = tl.zeros((ROWS, COLUMNS), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    place = first_column[:, None] + tl.arange(0, TAPS)[None, :]
+    along = tl.maximum(1.0 - tl.abs(place.to(tl.float32) + 0.5 - column_centre[:, None]) * column_slope, 0.0)
+    x = left + tl.minimum(tl.maximum(place, 0), width - 1)
+    near = x // 2 * chroma_column_stride
+    far = tl.minimum(tl.maximum(x // 2 + 2 * (x % 2) - 1, 0), chroma_width - 1) * chroma_column_stride
+    for row_tap in range(row_taps):
+        source = first_row + row_tap
+        down = tl.maximum(1.0 - tl.abs(source.to(tl.float32) + 0.5 - row_centre) * row_slope, 0.0)
+        y = top + tl.minimum(tl.maximum(source, 0), height - 1)
+        near_row = (y // 2).to(tl.int64) * chroma_row_stride
+        far_row = (
+            tl.minimum(tl.maximum(y // 2 + 2 * (y % 2) - 1, 0), chroma_height - 1).to(tl.int64) * chroma_row_stride
+        )
+        line = luma + y.to(tl.int64) * luma_row_stride
+        light = tl.load(line + x).to(tl.float32) * factor + offset
+        u = _chroma(blue, near_row, far_row, near, far) - zero
+        v = _chroma(red, near_row, far_row, near, far) - zero
+        line_red = tl.sum(along * tl.minimum(tl.maximum(light + red_v * v, 0.0), 255.0), axis=1)
+        line_green = tl.sum(along * tl.minimum(tl.maximum(light + green_u * u + green_v * v, 0.0), 255.0), axis=1)
+        line_blue = tl.sum(along * tl.minimum(tl.maximum(light + blue_u * u, 0.0), 255.0), axis=1)
+        reds += down[:, None] * line_red[None, :]
+        greens += down[:, None] * line_green[None, :]
+        blues += down[:, None] * line_blue[None, :]
+        total += down
+    weights = total[:, None] * tl.sum(along, axis=1)[None, :]
+    inside = (row < resolution)[:, None] & (column < resolution)[None, :]
+    written = (
+        picture * resolution * resolution + first_place + row[:, None] * row_step + column[None, :] * column_step
+    ) * 3
+    tl.store(clip + written, _bytes(reds, weights), mask=inside)
+    tl.store(clip + written + 1, _bytes(greens, weights), mask=inside)
+    tl.store(clip + written + 2, _bytes(blues, weights), mask=inside)
+
+
+@torch.library.custom_op("trocar::yuv_clip", mutates_args=())
+def _yuv_clip(
+    luma: torch.Tensor,
+    blue: torch.Tensor,
+    red: torch.Tensor,
+    box: list[int],
+    resolution: int,
+    matrix: str,
+    full_range: bool,
+    rotation: int,
+    flip: bool,
+) -> torch.Tensor:
+    pictures, height, width = luma.shape
+    left, top, across, down = _stored((box[0], box[1], box[2], box[3]), rotation, height, width)
+    clip = luma.new_empty((pictures, resolution, resolution, 3), dtype=torch.uint8)
+    rows, columns = (min(most, power_of_two(resolution, 1)) for most in (ROWS, COLUMNS))
+    row_tiles, column_tiles = ceil_div(resolution, rows), ceil_div(resolution, columns)
+    row_scale, column_scale = down / resolution, across / resolution
+    row_support, column_support = max(row_scale, 1.0), max(column_scale, 1.0)
+    # Where the first pixel of the stored picture's crop goes, and how far on its next row and column are.
+    size, last = resolution, resolution - 1
+    first, row_step, column_step = {
+        0: (0, size, 1),
+        90: (last * size, 1, -size),
+        180: (last * size + last, -size, -1),
+        270: (last, -1, size),
+    }[rotation]
+    if flip:
+        along, sideways = divmod(first, size)
+        first = along * size + last - sideways
+        row_step, column_step = (step if abs(step) == size and size > 1 else -step for step in (row_step, column_step))
+    launch(
+        _yuv_clip_kernel,
+        (pictures * row_tiles * column_tiles,),
+        *(luma, blue, red, clip, *luma.stride()[:2], *blue.stride(), *blue.shape[1:]),
+        *(left, top, across, down, resolution, row_tiles, column_tiles),
+        math.ceil((rows - 1) * row_scale + 2 * row_support) + 1,
+        *(row_scale, column_scale, row_support, column_support, 1 / row_support, 1 / column_support),
+        *(first, row_step, column_step, *conversion(matrix, full_range, 8 * luma.element_size())),
+        ROWS=rows,
+        COLUMNS=columns,
+        TAPS=power_of_two(math.ceil(2 * column_support) + 1, 4),
+        num_warps=4,
+    )
+    return clip
+
+
+@_yuv_clip.register_fake
+def _(luma, blue, red, box, resolution, matrix, full_range, rotation, flip):
+    return luma.new_empty((luma.shape[0], resolution, resolution, 3), dtype=torch.uint8)
+
+
+def yuv_clip(
+    luma: torch.Tensor,
+    blue: torch.Tensor,
+    red: torch.Tensor,
+    box: Window,
+    resolution: int,
+    *,
+    matrix: str = "bt601",
+    full_range: bool = False,
+    rotation: int = 0,
+    flip: bool = False,
+) -> torch.Tensor:
+    """(T, R, R, 3) uint8 RGB of T decoded pictures.
+
+    luma: (T, H, W); blue, red: (T, (H + 1) // 2, (W + 1) // 2), Cb and Cr; uint8, or uint16 with ten bits above six zeros (P010).
+    Rows of luma are dense, all else lies any stride apart, the same for blue and red: planes of their own, or views
+    `chroma[..., 0]` and `chroma[..., 1]` of NV12's interleaved one. box: left, top, width and height of the crop in pixels of the
+    picture that `rotation` (0, 90, 180 or 270 degrees counter-clockwise) sets upright. flip: mirrored left to right after
+    that. matrix: one of LUMA_SHARES. Raises ValueError on other tensors, a box that reaches out of the picture, or other settings.
+    """
+    require("luma", luma, dtypes=(torch.uint8, torch.uint16), shape=(None, None, None), like=luma, contiguous=False)
+    pictures, height, width = luma.shape
+    shape = (pictures, (height + 1) // 2, (width + 1) // 2)
+    for name, plane in (("blue", blue), ("red", red)):
+        require(name, plane, dtypes=(luma.dtype,), shape=shape, like=luma, contiguous=False)
+    if luma.stride(2) != 1 or blue.stride() != red.stride():
+        raise ValueError(
+            "rows of luma must be dense and blue and red laid out alike, got strides "
+            f"{luma.stride()}, {blue.stride()} and {red.stride()}"
+        )
+    if matrix not in LUMA_SHARES or rotation not in (0, 90, 180, 270) or resolution < 1:
+        raise ValueError(
+            f"matrix must be one of {', '.join(LUMA_SHARES)}, rotation 0, 90, 180 or 270 and resolution at least 1, "
+            f"got {matrix!r}, {rotation} and {resolution}"
+        )
+    left, top, across, down = box
+    upright = (height, width) if rotation in (0, 180) else (width, height)
+    if left < 0 or top < 0 or across < 1 or down < 1 or left + across > upright[1] or top + down > upright[0]:
+        raise ValueError(f"box {tuple(box)} does not lie within an upright picture of {upright[1]} x {upright[0]}")
+    arguments = (luma, blue, red, box, resolution, matrix, full_range, rotation, flip)
+    if not takes_triton(luma):
+        return yuv_clip_reference(*arguments)
+    return _yuv_clip(luma, blue, red, list(box), *arguments[4:])
