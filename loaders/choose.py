@@ -37,7 +37,7 @@ MEASURED_KINDS = 8
 LARGEST_DIFFERENCE = 4.0
 
 # Which loader is asked for.
-Loader = Literal["auto", "cpu", "dali"]
+Loader = Literal["auto", "cpu", "dali", "nvdec"]
 MakeLoader = Callable[[Iterable[NDArray[np.int64]]], BaseClipLoader[Any]]
 # Given how to measure, what is chosen: measured, agreed on with others, or remembered.
 Settle = Callable[[Callable[[], "list[Choice]"]], "list[Choice]"]
@@ -110,7 +110,7 @@ def may_be_dali(wanted: Loader, device: torch.device) -> tuple[bool, str]:
     Raises ImportError where DALI is asked for by name and is not installed, ValueError on an unknown name.
     """
     if wanted not in get_args(Loader):
-        raise ValueError(f'loader must be "auto", "cpu" or "dali", got {wanted!r}')
+        raise ValueError(f'loader must be "auto", "cpu", "dali" or "nvdec", got {wanted!r}')
     extras = "in a checkout, pip install '.[cuda12]' or '.[cuda13]'"
     is_installed = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
     if wanted == "dali" and not is_installed:
@@ -152,7 +152,7 @@ def choose_loader(
             more = {**options, **more}
         else:
             shared = {key: value for key, value in options.items() if key in LoaderOptions.__optional_keys__}
-            more = {"workers": workers, **shared, **more}
+            more = {**({"workers": workers} if name == "cpu" else {}), **shared, **more}
         return kind(videos, sampler, crops, numbers, resolution=resolution, device=device, **more)
 
     if wanted not in ("auto", "cpu"):

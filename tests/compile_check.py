@@ -1,4 +1,4 @@
-"""Compiles every kernel for sm_80 and sm_90, some for sm_100, without a GPU, in shapes of ViT-B and ViT-L on 16 frames of 224 x 224.
+"""Compiles every kernel for sm_80 and sm_90, some for sm_100, without a GPU, in shapes of ViT-B and ViT-L at 16 x 224 x 224.
 
 `launch` hands each launch to this script in place of a device, so what is compiled is what would run: the same block sizes, warps,
 types and divisibility. Prints one JSON list. A script of its own, because TRITON_INTERPRET must not be set in its process.
@@ -33,6 +33,8 @@ POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
 }
+CAPABILITIES = (80, 90)
+BLACKWELL = (100,) if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3) else ()
 CLIPS, TOKENS, VISIBLE = 8, 1568, 160
 WIDTHS = {"base": (768, 384), "large": (1024, 512)}  # encoder, decoder
 VALUES = 1536
@@ -217,7 +219,7 @@ def main() -> None:
         if wanted and not any(word in name for word in wanted):
             continue
         for kernel, arguments, options in recorded(case):
-            capabilities = (80, 90, 100) if name.startswith("yuv_clip") else (80, 90)
+            capabilities = CAPABILITIES + BLACKWELL * name.startswith("yuv_clip")
             rows += [
                 {"case": name, **compile_for(capability, kernel, arguments, options)} for capability in capabilities
             ]

@@ -216,7 +216,7 @@ def status_with(kernel: str, old: str, new: str, kernels: Path, tests: Path) -> 
         (copy / f"{kernel}.py").write_text(source.replace(old, new), encoding="utf-8")
         child = os.fork()
         if child == 0:
-            run_tests(copy, tests / f"test_{kernel}.py")
+            run_tests(copy, tests / "kernels" / f"test_{kernel}.py")
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 

@@ -163,7 +163,7 @@ class DataConfig:
     resize: Resize = "fast"
     content_box: bool = True
     square_pixels: bool = True
-    loader: Literal["auto", "cpu", "dali"] = "auto"
+    loader: Literal["auto", "cpu", "dali", "nvdec"] = "auto"
     decoders: int = 16
     views_per_span: int = 1
     pool_spans: int = 0

@@ -27,7 +27,7 @@ def rows() -> list[dict]:
 
 
 def test_nothing_spills_and_shared_memory_fits(rows: list[dict]) -> None:
-    assert {row["capability"] for row in rows} == set(SHARED_LIMIT)
+    assert {80, 90} <= {row["capability"] for row in rows} <= set(SHARED_LIMIT)
     for row in rows:
         assert row["stack_bytes"] == row["local_bytes"] == 0, row
         assert row["shared_bytes"] <= SHARED_LIMIT[row["capability"]], row
