@@ -109,11 +109,11 @@ class Decoder:
         found = [self._picture(frame) for frame in self._decoded(packet, is_end)]
         if is_end:
             self._context = None
-            if self._fault == "missing":
-                found = found[1:]
             if self._fault == "endless":
                 found = [*self._held, *found] * 50
         self._held += found
+        if is_end and self._fault == "missing":
+            self._held.pop()
         count = len(self._held) if is_end else max(0, len(self._held) - DELAY)
         self._handed_out, self._held = self._held[:count], self._held[count:]
         return self._handed_out

@@ -69,10 +69,11 @@ INDEX = _bench("index", "index {videos} --out {work}/corpus", 20, ("av",))
 PACK = _bench("pack", "pack {work}/corpus --out {work}/packed", 60, ("av",))
 STAGES: dict[str, tuple[GpuStep, ...]] = {
     "tests": (
-        _tests("kernels", KERNEL_TESTS, 240),
+        _tests("kernels", KERNEL_TESTS, 220),
         _tests("models", ("kernels/mae_kernels", "kernels/jepa_kernels"), 90),
         _tests("clustering", ("loaders/curate/kmeans",), 40, ("av",)),
-        _tests("decoding", ("loaders/dali", "loaders/decode/dali_pipeline"), 100, ("av", *DALI)),
+        _tests("decoding", ("loaders/dali", "loaders/decode/dali_pipeline"), 80, ("av", *DALI)),
+        _tests("sessions", ("loaders/nvdec",), 40, ("av", "PyNvVideoCodec")),
     ),
     # Trained clips/s behind decoding threads and processes against the same step on resident data: what all else depends on.
     "feed": (
@@ -82,7 +83,7 @@ STAGES: dict[str, tuple[GpuStep, ...]] = {
         _tests("workers", ("loaders/decode/workers", "engine/record/device_time"), 90, ("av",)),
         _bench("feed", "bench feed {work}/packed --rounds 2 --out {out}", 230, ("av",)),
     ),
-    "kernels": tuple(_bench(name, f"bench kernels {name} --out {{out}}", 58) for name in OPERATORS),
+    "kernels": tuple(_bench(name, f"bench kernels {name} --out {{out}}", 52) for name in OPERATORS),
     "loading": (
         VIDEOS,
         INDEX,

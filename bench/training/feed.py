@@ -13,11 +13,12 @@ import os
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -25,9 +26,11 @@ from ...engine.config.file import load_config
 from ...engine.console.table import Table
 from ...engine.step.build import samplers_by_clip
 from ...engine.step.loading import build_loader
+from ...loaders import nvdec
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.cpu import ClipLoader
-from ...loaders.decode.loader import clip_numbers
+from ...loaders.decode.loader import BaseClipLoader, clip_numbers
+from ...loaders.decode.nvdec_session import Calls
 from ...loaders.draw.augment import CropRecipe
 from ...loaders.draw.sampler import Sampler
 from ..profile.stage_clock import account_of_this_thread
@@ -44,7 +47,7 @@ DEEP = 40  # batches ahead: decoding goes on while nobody takes any
 BATCH, AHEAD = 8, 4
 SECONDS = 3.0
 ALONE, RESIDENT = "alone", "resident"
-Decoding = tuple[str, dict[str, int]]
+Decoding = tuple[str, Mapping[str, Any]]
 BESIDE: tuple[Decoding, ...] = (
     ("1 decoding thread", {"threads": 1}),
     ("4 decoding threads", {"threads": 4}),
@@ -74,17 +77,29 @@ def bench_feed(
     return rows
 
 
-def _load(corpus: Corpus, stride: int, prefetch: int, first: int, how: dict[str, Any]) -> ClipLoader:
+def _load(corpus: Corpus, stride: int, prefetch: int, first: int, how: Mapping[str, Any]) -> BaseClipLoader[Any]:
     sampler = Sampler.of(corpus, num_frames=16, stride=stride, seed=0)
     numbers = clip_numbers(BATCH, first)
-    return ClipLoader(corpus, sampler, CropRecipe(), numbers, resolution=224, prefetch=prefetch, **how)
+    make = nvdec.ClipLoader if "calls" in how else ClipLoader
+    return make(corpus, sampler, CropRecipe(), numbers, resolution=224, prefetch=prefetch, **how)
 
 
 def rate_arms(cores: int) -> list[Decoding]:
     """One, two, and as many as the cores allow, of each."""
     numbers = sorted({1, 2, max(1, cores - 1)})
     threads: list[Decoding] = [(f"{number} thread{'s' * (number > 1)}", {"threads": number}) for number in numbers]
-    return threads + [(f"{number} process{'es' * (number > 1)}", {"workers": number}) for number in numbers]
+    processes: list[Decoding] = [(f"{number} process{'es' * (number > 1)}", {"workers": number}) for number in numbers]
+    return threads + processes + nvdec_arms(numbers[-1])
+
+
+def nvdec_arms(threads: int) -> list[Decoding]:
+    """NVDEC's open sessions, given a packet or a window a call; none without a GPU or PyNvVideoCodec."""
+    if not torch.cuda.is_available() or find_spec(nvdec.PACKAGE) is None:
+        return []
+    return [
+        (f"NVDEC, {threads} threads, a {calls} a call", {"threads": threads, "device": "cuda", "calls": calls})
+        for calls in get_args(Calls)
+    ]
 
 
 @contextmanager

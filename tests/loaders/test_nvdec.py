@@ -46,6 +46,7 @@ VIDEOS: list[tuple[str, dict[str, Any]]] = [
     ("9.mkv", {"gop": 12, "codec": "libx265", "pix_fmt": "yuv420p10le", "width": 160, "height": 96}),
 ]
 LEFT_TO_THE_CPU = {7}
+VP8 = Kind("vp8", "yuv420p", 160, 96)
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +103,8 @@ def test_the_cpu_loaders_batches(corpus: Corpus, calls: str) -> None:
     for crops, views in ((WHOLE, None), (augmented, order)):
         options: dict[str, Any] = {"crops": crops, "order": views}
         with (
-            load(corpus, ClipLoader, 3, library=library, calls=calls, **options) as loader,
-            load(corpus, cpu.ClipLoader, 3, resize="exact", **options) as reference,
+            load(corpus, ClipLoader, 2, library=library, calls=calls, **options) as loader,
+            load(corpus, cpu.ClipLoader, 2, resize="exact", **options) as reference,
         ):
             for batch, expected in zip(loader, reference, strict=True):
                 assert facts(batch) == facts(expected)
@@ -115,7 +116,7 @@ def test_the_cpu_loaders_batches(corpus: Corpus, calls: str) -> None:
                 assert difference.max() <= 1
                 checked += 0 if views else check_frames(batch)
             assert loader.taken_over == {}
-    assert checked > 20
+    assert checked == 20
 
 
 def test_sessions_stay_open(corpus: Corpus) -> None:
@@ -126,20 +127,20 @@ def test_sessions_stay_open(corpus: Corpus) -> None:
         on_cpu.add(cut.clips[0].video)
         decode(self, cut, output, count)
 
-    with pytest.MonkeyPatch.context() as patch, load(corpus, ClipLoader, 8, threads=1, library=library) as loader:
+    with pytest.MonkeyPatch.context() as patch, load(corpus, ClipLoader, 5, threads=1, library=library) as loader:
         patch.setattr(SpanReader, "decode", recorded)
-        assert sum(len(batch.videos) for batch in loader) == 80
+        assert sum(len(batch.videos) for batch in loader) == 50
         # H.264 of multiples of 32, of 164x98 and of 160x100; HEVC of 8 and 10 bits; MPEG-4; VP8.
         assert loader.sessions_opened == library.decoders == 7
     assert on_cpu == LEFT_TO_THE_CPU
-    assert library.windows > 50
+    assert library.windows > 40
 
 
 def test_few_calls_take_a_window_each(corpus: Corpus) -> None:
     calls = {}
     for way in ("packet", "window"):
         library = StandIn()
-        with load(corpus, ClipLoader, 2, library=library, calls=way) as loader:
+        with load(corpus, ClipLoader, 1, library=library, calls=way) as loader:
             list(loader)
         calls[way] = library.calls / library.windows
     assert calls["window"] < 0.5 * calls["packet"]
@@ -149,8 +150,8 @@ def test_few_calls_take_a_window_each(corpus: Corpus) -> None:
 def test_a_window_that_a_session_fails_at_costs_no_clip(corpus: Corpus, fault: Any, caplog) -> None:
     library = StandIn({5: fault, 9: fault})
     with (
-        load(corpus, ClipLoader, 3, library=library, threads=1) as loader,
-        load(corpus, cpu.ClipLoader, 3) as reference,
+        load(corpus, ClipLoader, 2, library=library, threads=1, calls="window", on_cpu=[VP8]) as loader,
+        load(corpus, cpu.ClipLoader, 2) as reference,
         caplog.at_level(logging.WARNING, "trocar.loaders"),
     ):
         for batch, expected in zip(loader, reference, strict=True):
@@ -159,23 +160,27 @@ def test_a_window_that_a_session_fails_at_costs_no_clip(corpus: Corpus, fault: A
         assert len(loader.taken_over) == 2
         assert loader.total.failures == []
     assert library.decoders <= 7 + 2
-    words = {"error": "Decode Error", "missing": "did not come out", "endless": "more than the", "dead": "Decode Error"}
+    words = {
+        "error": "Decode Error",
+        "missing": "pictures did not come out",
+        "endless": "more than the",
+        "dead": "CUDA_ERROR_INVALID_HANDLE",
+    }
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 2
     assert all(words[fault] in message and "CPU from now on" in message for message in told)
 
 
-def test_a_kind_that_fails_again_and_again_is_the_cpus(corpus: Corpus) -> None:
-    library = StandIn(dict.fromkeys(range(1000), "error"))
-    with load(corpus, ClipLoader, 8, library=library, threads=1) as loader:
-        for batch in loader:
-            check_frames(batch)
-    assert library.windows <= len(VIDEOS) * nvdec.RESCUES_PER_KIND
-    later = StandIn()
+def test_what_fails_again_and_again_is_the_cpus(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A video after one window, its kind after a few; nothing at all where the kinds are the CPU's from the start."""
     kinds = [Kind.of(corpus.video(row).facts) for row in range(len(corpus))]
-    with load(corpus, ClipLoader, 2, library=later, on_cpu=kinds) as loader:
-        assert sum(check_frames(batch) for batch in loader) > 10
-    assert later.windows == 0
+    videos = len(VIDEOS) - len(LEFT_TO_THE_CPU)
+    for rescues, on_cpu, windows in ((3, (), videos), (1, (), len(set(kinds)) - len(LEFT_TO_THE_CPU)), (1, kinds, 0)):
+        monkeypatch.setattr(nvdec, "RESCUES_PER_KIND", rescues)
+        library = StandIn(dict.fromkeys(range(100), "error"))
+        with load(corpus, ClipLoader, 3, library=library, threads=1, on_cpu=on_cpu) as loader:
+            assert set(np.concatenate([batch.videos for batch in loader])) == set(range(len(VIDEOS)))
+        assert library.windows == windows
 
 
 def test_a_clip_that_no_decoder_reads_is_replaced_as_on_the_cpu(
@@ -193,8 +198,8 @@ def test_a_clip_that_no_decoder_reads_is_replaced_as_on_the_cpu(
     monkeypatch.setattr(WindowReader, "window", damaged)
     options: dict[str, Any] = {"failure_floor": 1000}
     with (
-        load(corpus, ClipLoader, 4, library=StandIn(), **options) as loader,
-        load(corpus, cpu.ClipLoader, 4, **options) as reference,
+        load(corpus, ClipLoader, 3, library=StandIn(), **options) as loader,
+        load(corpus, cpu.ClipLoader, 3, **options) as reference,
     ):
         for batch, expected in zip(loader, reference, strict=True):
             assert facts(batch) == facts(expected)
@@ -289,26 +294,36 @@ def test_it_is_chosen_by_name(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -
         check_frames(next(loader))
     assert "nvdec" in str(choose.Loader)
     with pytest.raises(ValueError, match="not on cpu"):
-        clip_loader([corpus.video_path(0)], batch=1, num_frames=4, resolution=32, device="cpu", loader="nvdec")
+        clip_loader(
+            [(corpus.video_path(0), None, 0)],
+            batch=1,
+            num_frames=4,
+            stride=1,
+            resolution=32,
+            device="cpu",
+            loader="nvdec",
+        )
 
 
 @pytest.mark.gpu
-@pytest.mark.slow
-@pytest.mark.parametrize("calls", ["packet", "window"])
-def test_two_thousand_windows_on_nvdec(corpus: Corpus, calls: str) -> None:
+@pytest.mark.parametrize(("calls", "batches"), [("packet", 200), ("window", 20)])
+def test_two_thousand_windows_on_nvdec(corpus: Corpus, calls: str, batches: int) -> None:
     """Frame identity of every codec on the card, and pixels near those of the CPU's exact resize."""
     pytest.importorskip("PyNvVideoCodec", reason="needs PyNvVideoCodec: pip install 'trocar[nvdec]'")
-    seen = set()
+    seen, compared = set(), 0
     with (
-        load(corpus, ClipLoader, 200, device="cuda", threads=8, calls=calls) as loader,
-        load(corpus, cpu.ClipLoader, 200, resize="exact", threads=8) as reference,
+        load(corpus, ClipLoader, batches, device="cuda", threads=8, calls=calls) as loader,
+        load(corpus, cpu.ClipLoader, 20, resize="exact", threads=4) as reference,
     ):
-        for batch, expected in zip(loader, reference, strict=True):
-            assert facts(batch) == facts(expected)
+        for batch in loader:
             check_frames(batch)
             seen |= set(batch.videos.tolist())
-            difference = (batch.frames.cpu().short() - expected.frames.short()).abs().float()
-            assert difference.max() <= 2  # decoders agree to the bit, the conversion to one of 255
+            if (expected := next(reference, None)) is not None:
+                assert facts(batch) == facts(expected)
+                difference = (batch.frames.cpu().short() - expected.frames.short()).abs()
+                assert difference.max() <= 1  # decoders agree to the bit
+                compared += 1
         assert loader.taken_over == {}
         assert loader.sessions_opened <= 8 * 7
     assert seen == set(range(len(VIDEOS)))
+    assert compared == 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import fsspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from nvdec_stand_in import StandIn
 from windows import Source, check_numbers, check_windows, from_packets, needs_muxing, planes, random_clips
 
+from trocar.loaders import nvdec
 from trocar.loaders.corpus.corpus import Corpus, CorpusError
 from trocar.loaders.corpus.index import index_corpus
 from trocar.loaders.corpus.sources import list_videos
@@ -183,18 +186,24 @@ def test_the_loader_delivers_the_right_frames_of_every_kind_of_video(tmp_path, b
     assert len(corpus) == len(by_path) == len(CASES)
     sampler = Sampler(corpus.frames, num_frames=8, stride=5, seed=1)
     crops = CropRecipe((1, 1), (4 / 3, 4 / 3), 0)
-    checked = 0
     numbers = [np.arange(8) + 8 * batch for batch in range(batches)]
-    with ClipLoader(corpus, sampler, crops, numbers, resolution=64, content_box=False, threads=2) as loader:
-        for batch in loader:
-            for frames, video, wanted in zip(batch.frames.numpy(), batch.videos, batch.frame_numbers, strict=True):
-                facts = corpus.video(int(video)).facts
-                source = by_path[facts.path]
-                if facts.rotation % 180 == 0:  # a crop of 4:3 takes part of an upright picture of 3:4 only
-                    check_numbers(source, wanted, list(frames), 0)
-                    checked += 1
-    assert loader.total.failures == []
-    assert checked > 7 * batches
+    options: dict[str, Any] = {"resolution": 64, "content_box": False, "threads": 2}
+    seen = []
+    for make in (ClipLoader, partial(nvdec.ClipLoader, device="cpu", library=StandIn())):
+        checked = 0
+        with make(corpus, sampler, crops, numbers, **options) as loader:
+            for batch in loader:
+                seen.append((batch.draws.tolist(), batch.videos.tolist(), batch.frame_numbers.tolist()))
+                for frames, video, wanted in zip(batch.frames.numpy(), batch.videos, batch.frame_numbers, strict=True):
+                    facts = corpus.video(int(video)).facts
+                    source = by_path[facts.path]
+                    if facts.rotation % 180 == 0:  # a crop of 4:3 takes part of an upright picture of 3:4 only
+                        check_numbers(source, wanted, list(frames), 0)
+                        checked += 1
+        assert loader.total.failures == []
+        assert loader.taken_over == {}
+        assert checked > 7 * batches
+    assert seen[: len(numbers)] == seen[len(numbers) :]
 
 
 def numbered(path: Path | str, frames: int, **encoding: Any) -> Source:
