@@ -107,10 +107,13 @@ class LoaderChoice:
 def may_be_dali(wanted: Loader, device: torch.device) -> tuple[bool, str]:
     """Whether a loader that is asked for so can be DALI's, and why. With "auto" and True it is still to be measured.
 
-    Raises ImportError where DALI is asked for by name and is not installed, ValueError on an unknown name.
+    Raises ImportError where DALI or NVDEC is asked for by name and is not installed, ValueError on an unknown name.
     """
     if wanted not in get_args(Loader):
         raise ValueError(f'loader must be "auto", "cpu", "dali" or "nvdec", got {wanted!r}')
+    if wanted == "nvdec":
+        import_module(".nvdec", __package__).require_nvdec(device)
+        return False, "as asked for"
     extras = "in a checkout, pip install '.[cuda12]' or '.[cuda13]'"
     is_installed = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
     if wanted == "dali" and not is_installed:

@@ -44,11 +44,19 @@ MATRICES = {1: "bt709", 7: "smpte240", 9: "bt2020"}
 log = logging.getLogger("trocar.loaders")
 
 
-def nvdec_library() -> Library:
-    """The module PyNvVideoCodec. Raises ImportError, which says how to get it, where it is missing or finds no driver."""
-    advice = "in a checkout, pip install '.[nvdec]', or take another loader"
+def require_nvdec(device: torch.device) -> None:
+    """Raises ImportError where PyNvVideoCodec is not installed, ValueError where the device is no GPU."""
+    if device.type != "cuda":
+        raise ValueError(f"'nvdec' decodes on cuda, not on {device}; take the loader 'cpu'")
     if find_spec(PACKAGE) is None:
-        raise ImportError(f"'nvdec' is asked for, but {PACKAGE} is not installed; {advice}")
+        raise ImportError(
+            f"'nvdec' is asked for, but {PACKAGE} is not installed; in a checkout, pip install '.[nvdec]', or take another loader"
+        )
+
+
+def nvdec_library(device: torch.device) -> Library:
+    """The module PyNvVideoCodec. Raises what `require_nvdec` raises, and ImportError where it finds no driver."""
+    require_nvdec(device)
     try:
         return import_module(PACKAGE)  # pyright: ignore[reportReturnType]: its names are not known before
     except (ImportError, OSError, RuntimeError) as error:
@@ -99,9 +107,7 @@ class ClipLoader(BaseClipLoader[_Block]):
     ) -> None:
         device = torch.device(device)
         if library is None:
-            if device.type != "cuda":
-                raise ValueError(f"NVDEC decodes on cuda, not on {device}; take the loader 'cpu'")
-            library = nvdec_library()
+            library = nvdec_library(device)
         if device.type == "cuda" and device.index is None:  # threads have a current GPU of their own
             device = torch.device("cuda", torch.cuda.current_device())
         super().__init__(corpus, sampler, crops, draws, resolution=resolution, device=device, **options)

@@ -14,9 +14,8 @@ import pytest
 import torch
 from nvdec_stand_in import StandIn
 
-from trocar.loaders import choose, cpu, nvdec
-from trocar.loaders.choose import Kind, choose_loader
-from trocar.loaders.clip_loader import clip_loader
+from trocar.loaders import cpu, nvdec
+from trocar.loaders.choose import Kind, LoaderChoice, choose_loader
 from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.corpus.index import index_corpus
 from trocar.loaders.decode.batch import ClipBatch
@@ -258,11 +257,15 @@ def test_threads_and_sessions_end_with_the_loader(corpus: Corpus) -> None:
 
 
 def test_refused_without_the_package_or_a_gpu(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="NVDEC decodes on cuda, not on cpu"):
+    gpu = torch.device("cuda", 0)
+    with pytest.raises(ValueError, match="'nvdec' decodes on cuda, not on cpu"):
         load(corpus, ClipLoader, 1)
+    with pytest.raises(ValueError, match="'nvdec' decodes on cuda, not on cpu"):
+        choose(corpus, torch.device("cpu"))
     monkeypatch.setattr(nvdec, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"PyNvVideoCodec is not installed; .*'\.\[nvdec\]'"):
-        load(corpus, ClipLoader, 1, device="cuda")
+    for make in (nvdec.nvdec_library, lambda device: choose(corpus, device)):
+        with pytest.raises(ImportError, match=r"PyNvVideoCodec is not installed; .*'\.\[nvdec\]'"):
+            make(gpu)
     monkeypatch.setattr(nvdec, "find_spec", lambda name: name)
 
     def no_driver(name: str) -> Any:
@@ -272,37 +275,23 @@ def test_refused_without_the_package_or_a_gpu(corpus: Corpus, monkeypatch: pytes
     with pytest.raises(
         ImportError, match=r"cannot be used here: libnvcuvid\.so\.1: cannot open shared object file; give the"
     ):
-        nvdec.nvdec_library()
+        nvdec.nvdec_library(gpu)
+
+
+def choose(corpus: Corpus, device: torch.device) -> LoaderChoice:
+    options: Any = {"threads": 2, "content_box": False}
+    return choose_loader(
+        "nvdec", corpus, sampler_of(corpus), WHOLE, resolution=64, device=device, options=options, workers=3
+    )
 
 
 def test_it_is_chosen_by_name(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvdec, "nvdec_library", StandIn)
-    crops = WHOLE
-    chosen = choose_loader(
-        "nvdec",
-        corpus,
-        sampler_of(corpus),
-        crops,
-        resolution=64,
-        device=torch.device("cpu"),
-        options={"threads": 2, "content_box": False},
-        workers=3,
-    )
+    monkeypatch.setattr(nvdec, "require_nvdec", lambda device: None)
+    chosen = choose(corpus, torch.device("cpu"))
     assert (chosen.name, chosen.reason) == ("nvdec", "as asked for")
     with chosen.open([np.arange(4)], library=StandIn()) as loader:
         assert isinstance(loader, ClipLoader)
-        check_frames(next(loader))
-    assert "nvdec" in str(choose.Loader)
-    with pytest.raises(ValueError, match="not on cpu"):
-        clip_loader(
-            [(corpus.video_path(0), None, 0)],
-            batch=1,
-            num_frames=4,
-            stride=1,
-            resolution=32,
-            device="cpu",
-            loader="nvdec",
-        )
+        assert check_frames(next(loader)) == 4
 
 
 @pytest.mark.gpu
