@@ -212,6 +212,12 @@ def test_dali_by_name(corpus: Corpus, capsys: pytest.CaptureFixture[str], monkey
         build_loader(config, corpus, sampler_of(corpus), [], torch.device("cpu"))
 
 
+def test_nvdec_by_name_without_a_gpu(corpus: Corpus) -> None:
+    config = settings(corpus, "nvdec")
+    with pytest.raises(ConfigError, match=r"data\.loader: 'nvdec' decodes on a GPU, and the run is on the CPU"):
+        build_loader(config, corpus, sampler_of(corpus), [], CPU)
+
+
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     """Stands for both ClipLoaders, on a machine with a GPU and DALI: (module, options) of every loader that is made."""
