@@ -94,7 +94,7 @@ def yuv_clip_values(
 
 def yuv_clip_reference(*arguments) -> torch.Tensor:
     """PyTorch version of `yuv_clip`, of the same arguments in the same order; in float32."""
-    return yuv_clip_values(*arguments, torch.float32).round().to(torch.uint8)
+    return yuv_clip_values(*arguments, dtype=torch.float32).round().to(torch.uint8)
 
 
 def _interpolated(plane: torch.Tensor, places: torch.Tensor, axis: int) -> torch.Tensor:
@@ -211,11 +211,11 @@ def _yuv_clip_kernel(
         line_red = tl.sum(along * tl.minimum(tl.maximum(light + red_v * v, 0.0), 255.0), axis=1)
         line_green = tl.sum(along * tl.minimum(tl.maximum(light + green_u * u + green_v * v, 0.0), 255.0), axis=1)
         line_blue = tl.sum(along * tl.minimum(tl.maximum(light + blue_u * u, 0.0), 255.0), axis=1)
-        reds += down[:, None] * line_red[None, :]
-        greens += down[:, None] * line_green[None, :]
-        blues += down[:, None] * line_blue[None, :]
+        reds += down[:, None] * tl.expand_dims(line_red, 0)
+        greens += down[:, None] * tl.expand_dims(line_green, 0)
+        blues += down[:, None] * tl.expand_dims(line_blue, 0)
         total += down
-    weights = total[:, None] * tl.sum(along, axis=1)[None, :]
+    weights = total[:, None] * tl.expand_dims(tl.sum(along, axis=1), 0)
     inside = (row < resolution)[:, None] & (column < resolution)[None, :]
     written = (
         picture * resolution * resolution + first_place + row[:, None] * row_step + column[None, :] * column_step

@@ -111,7 +111,8 @@ class ClipLoader(BaseClipLoader[_Block]):
         if device.type == "cuda" and device.index is None:  # threads have a current GPU of their own
             device = torch.device("cuda", torch.cuda.current_device())
         super().__init__(corpus, sampler, crops, draws, resolution=resolution, device=device, **options)
-        self._library, self._calls = library, calls
+        self._library = library
+        self._calls: Calls = calls
         # Rows of the corpus and kinds of video that sessions have failed at.
         self._unfit: set[int | Kind] = set(on_cpu)
         self._rescues: Counter[Kind] = Counter()

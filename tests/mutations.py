@@ -170,7 +170,7 @@ FAULTS: dict[str, list[tuple[str, str]]] = {
         ("x // 2 + 2 * (x % 2) - 1, 0)", "x // 2 + 2 * (x % 2), 0)"),
         ("return 0.75 * upper + 0.25 * lower", "return 0.5 * upper + 0.5 * lower"),
         ("tl.maximum(light + blue_u * u, 0.0), 255.0), axis=1)", "light + blue_u * u, 255.0), axis=1)"),
-        ("weights = total[:, None] * tl.sum(along, axis=1)[None, :]", "weights = total[:, None] + 0 * reds"),
+        ("weights = total[:, None] * tl.expand_dims(tl.sum(along, axis=1), 0)", "weights = total[:, None] + 0 * reds"),
         ("0.0), 255.0) + 0.5).to(tl.int32)", "0.0), 255.0)).to(tl.int32)"),
         (
             "picture * resolution * resolution + first_place",

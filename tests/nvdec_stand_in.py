@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -57,7 +56,7 @@ class StandIn:
     unblocked: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    PacketData: Callable[[], Any] = PacketData
+    PacketData: Any = PacketData
     cudaVideoCodec: Any = _Codecs
 
     def CreateDecoder(self, **settings: Any) -> Decoder:

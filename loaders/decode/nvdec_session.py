@@ -18,7 +18,7 @@ from __future__ import annotations
 import ctypes
 import io
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -61,7 +61,7 @@ class Decoder(Protocol):
 class Library(Protocol):
     """What is used of the module PyNvVideoCodec."""
 
-    PacketData: Callable[[], Any]
+    PacketData: Any
     cudaVideoCodec: Any
 
     def CreateDecoder(self, **settings: Any) -> Any: ...
@@ -188,7 +188,8 @@ class Sessions:
     """A thread's sessions; the one that was not used for the longest time is closed for another."""
 
     def __init__(self, library: Library, device: torch.device, calls: Calls, limit: int = SESSIONS_PER_THREAD) -> None:
-        self._library, self._device, self._calls, self._limit = library, device, calls, limit
+        self._library, self._device, self._limit = library, device, limit
+        self._calls: Calls = calls
         self._sessions: OrderedDict[SessionKind, Session] = OrderedDict()
         self._bitstreams: OrderedDict[str, Bitstream] = OrderedDict()
         self.opened = 0
