@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
+from av.error import FFmpegError
 from av.filter import Graph
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
@@ -49,14 +50,14 @@ class Resizer:
     def __call__(self, frame: VideoFrame) -> NDArray[np.uint8]:
         return self._fast(frame) if self.resize == "fast" else self._exact(frame)
 
-    def forget(self) -> None:
-        """Graphs that have failed."""
-        self._graph.cache_clear()
-
     def _fast(self, frame: VideoFrame) -> NDArray[np.uint8]:
         # A stream may change them on the way.
         kind = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
-        return self._graph(*kind, self.rotation, self.resolution).cut(frame, self.crop)
+        try:
+            return self._graph(*kind, self.rotation, self.resolution).cut(frame, self.crop)
+        except FFmpegError:
+            self._graph.cache_clear()  # a crop that was refused stays in its filter
+            raise
 
     def _exact(self, frame: VideoFrame) -> NDArray[np.uint8]:
         box = self.crop.box

@@ -247,8 +247,6 @@ class SpanReader:
                     if first < stop:
                         output[view, first:stop] = resizer(frame)
         except FFmpegError as error:
-            for resizer in resizers:
-                resizer.forget()
             raise VideoError(
                 f"{video.path}: frame {window.frames[0]} cannot be cropped to {cut.crops[0].box}: {error}"
             ) from error

@@ -105,7 +105,7 @@ def test_contention_of_a_run_is_named(
     )
     printed, row = profiled(corpus, tmp_path, capsys, "data.threads=2", "data.prefetch=3")
     assert "patch_embed" in row["contended_seconds_per_step"]
-    assert "Note: the interpreter is contended: patch_embed takes " in printed
+    assert "Note: the interpreter is contended: " in printed
 
 
 def test_what_some_versions_say_of_cycles_ends_no_profile(monkeypatch: pytest.MonkeyPatch) -> None:
