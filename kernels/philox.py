@@ -13,6 +13,7 @@ stream. Key words: the two halves of the seed.
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -58,7 +59,7 @@ def philox_words(
     """`philox` with the counter's words, and the result's, apart; they may broadcast."""
     counters = np.broadcast(c0, c1, c2, c3)
     if counters.size <= FEW:
-        words = [_philox_integers(int(w0), int(w1), int(w2), int(w3), *key) for w0, w1, w2, w3 in counters]
+        words = [philox_integers(int(w0), int(w1), int(w2), int(w3), *key) for w0, w1, w2, w3 in counters]
         table = np.array(words, np.uint64).reshape(*counters.shape, 4)
         return table[..., 0], table[..., 1], table[..., 2], table[..., 3]
     k0, k1 = key
@@ -74,17 +75,20 @@ def philox_words(
     return c0, c1, c2, c3
 
 
-def _philox_integers(c0: int, c1: int, c2: int, c3: int, k0: int, k1: int) -> tuple[int, int, int, int]:
+@lru_cache(8)
+def _round_keys(k0: int, k1: int) -> list[tuple[int, int]]:
+    return [
+        tuple((word + n * step) & 0xFFFFFFFF for word, step in zip((k0, k1), KEY_STEPS, strict=True))
+        for n in range(ROUNDS)
+    ]
+
+
+def philox_integers(c0: int, c1: int, c2: int, c3: int, k0: int, k1: int) -> tuple[int, int, int, int]:
     """`philox` of one counter."""
-    for _ in range(ROUNDS):
-        product0, product1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            (product1 >> 32) ^ c1 ^ k0,
-            product1 & 0xFFFFFFFF,
-            (product0 >> 32) ^ c3 ^ k1,
-            product0 & 0xFFFFFFFF,
-        )
-        k0, k1 = (k0 + KEY_STEPS[0]) & 0xFFFFFFFF, (k1 + KEY_STEPS[1]) & 0xFFFFFFFF
+    for key0, key1 in _round_keys(k0, k1):
+        product0, product1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1 = (product1 >> 32) ^ c1 ^ key0, product1 & 0xFFFFFFFF
+        c2, c3 = (product0 >> 32) ^ c3 ^ key1, product0 & 0xFFFFFFFF
     return c0, c1, c2, c3
 
 
@@ -103,6 +107,11 @@ def random_words(seed: int, draws: ArrayLike, views: ArrayLike, stream: int, cou
     if view.size and not (0 <= view.min() and view.max() < MAX_VIEW):
         raise ValueError(f"views must lie in 0 .. 2**16 - 1, got {view.min()} .. {view.max()}")
     blocks = -(-count // 4)
+    if draw.size == 1:
+        number, key = int(draw.flat[0]), (seed & 0xFFFFFFFF, seed >> 32)
+        low, high = number & 0xFFFFFFFF, number >> 32 | int(view.flat[0]) << 16
+        found = [word for block in range(blocks) for word in philox_integers(block, low, high, stream, *key)]
+        return np.array(found[:count], np.uint32).reshape(*draw.shape, count)
     counter = np.empty((*draw.shape, blocks, 4), dtype=np.uint64)
     counter[..., 0] = np.arange(blocks, dtype=np.uint64)
     counter[..., 1] = (draw & 0xFFFFFFFF)[..., None]

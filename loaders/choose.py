@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from .both import open_both
 from .corpus.corpus import Corpus
 from .decode.loader import BaseClipLoader, LoaderOptions
 from .decode.span import ClipSource, CropSource, VideoSource
@@ -37,7 +38,7 @@ MEASURED_KINDS = 8
 LARGEST_DIFFERENCE = 4.0
 
 # Which loader is asked for.
-Loader = Literal["auto", "cpu", "dali", "nvdec"]
+Loader = Literal["auto", "cpu", "dali", "nvdec", "both"]
 MakeLoader = Callable[[Iterable[NDArray[np.int64]]], BaseClipLoader[Any]]
 # Given how to measure, what is chosen: measured, agreed on with others, or remembered.
 Settle = Callable[[Callable[[], "list[Choice]"]], "list[Choice]"]
@@ -110,16 +111,16 @@ def may_be_dali(wanted: Loader, device: torch.device) -> tuple[bool, str]:
     Raises ImportError where DALI or NVDEC is asked for by name and is not installed, ValueError on an unknown name.
     """
     if wanted not in get_args(Loader):
-        raise ValueError(f'loader must be "auto", "cpu", "dali" or "nvdec", got {wanted!r}')
+        raise ValueError(f'loader must be "auto", "cpu", "dali", "nvdec" or "both", got {wanted!r}')
     if wanted == "nvdec":
         import_module(".nvdec", __package__).require_nvdec(device)
         return False, "as asked for"
     extras = "in a checkout, pip install '.[cuda12]' or '.[cuda13]'"
     is_installed = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
-    if wanted == "dali" and not is_installed:
-        raise ImportError(f"'dali' is asked for, but DALI is not installed; {extras}, or take the loader 'cpu'")
+    if wanted in ("dali", "both") and not is_installed:
+        raise ImportError(f"{wanted!r} is asked for, but DALI is not installed; {extras}, or take the loader 'cpu'")
     if wanted != "auto":
-        return wanted == "dali", "as asked for"
+        return wanted in ("dali", "both"), "as asked for"
     if device.type != "cuda":
         return False, f"as batches are wanted on {device.type}"
     return is_installed, "" if is_installed else f"as DALI is not installed ({extras})"
@@ -158,6 +159,8 @@ def choose_loader(
             more = {**({"workers": workers} if name == "cpu" else {}), **shared, **more}
         return kind(videos, sampler, crops, numbers, resolution=resolution, device=device, **more)
 
+    if wanted == "both":
+        return LoaderChoice(wanted, reason, partial(open_both, make, workers, options))
     if wanted not in ("auto", "cpu"):
         return LoaderChoice(wanted, reason, partial(make, wanted))
     choices: tuple[Choice, ...] = ()

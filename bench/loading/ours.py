@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ...loaders.corpus.corpus import Corpus
+from ...loaders.decode.batch import LoaderCount
 from ...loaders.draw.augment import Box, Crop
 from ...loaders.draw.sampler import Clip
 from .arms import Arm, Job, Request, UnavailableError
@@ -38,8 +40,24 @@ class ListedClips:
         return [Clip(draw, view, spare, request.row, request.frames, 0) for draw, request in chosen]
 
 
+class _Due:
+    """The batches of the delivery that is under way: at its end there are none until the next one."""
+
+    def __init__(self) -> None:
+        self.batches: deque[NDArray[np.int64]] = deque()
+
+    def __iter__(self) -> _Due:
+        return self
+
+    def __next__(self) -> NDArray[np.int64]:
+        if not self.batches:
+            raise StopIteration
+        return self.batches.popleft()
+
+
 class TrocarCpu(Arm):
-    """ClipLoader on the CPU. It opens its files anew for every delivery, within the time."""
+    """ClipLoader on the CPU. Like the peers' decoders it stays open from delivery to delivery, and nothing is decoded ahead of
+    one."""
 
     loader = "cpu"
     device = "cpu"
@@ -54,29 +72,37 @@ class TrocarCpu(Arm):
         except ImportError as error:
             raise UnavailableError(f"trocar.loaders.{self.loader} cannot be used: {error}") from error
         self._corpus = Corpus.open(job.corpus)
+        self._requests: Sequence[Request] = ()
+        self._due = _Due()
+        self._open: Any = None
         self.library = f"trocar.loaders.{self.loader}"
 
     def batches(self, way: str, requests: Sequence[Request]) -> Iterator[torch.Tensor]:
-        draws = [np.array(part) for part in self.job.split(range(len(requests)))]
-        loader = self._loader(
-            self._corpus,
-            ListedClips(self._corpus, requests),
-            WholePicture(),
-            draws,
-            resolution=self.job.resolution,
-            content_box=False,
-            threads=self.job.cores,
-            device=self.device,
-            failure_budget=0.0,
-            failure_floor=0,
-        )
-        return self._deliver(loader)
+        if requests is not self._requests:
+            self._requests, self._due = requests, _Due()
+            if self._open is not None:
+                self._open.close()
+            self._open = self._loader(
+                self._corpus,
+                ListedClips(self._corpus, requests),
+                WholePicture(),
+                self._due,
+                resolution=self.job.resolution,
+                content_box=False,
+                threads=self.job.cores,
+                device=self.device,
+                failure_budget=0.0,
+                failure_floor=0,
+            )
+        self._due.batches.extend(np.array(part) for part in self.job.split(range(len(requests))))
+        return self._deliver(len(self._due.batches))
 
-    def _deliver(self, loader: Any) -> Iterator[torch.Tensor]:
-        with loader:
-            for batch in loader:
-                yield batch.frames
-            total = loader.total
+    def _deliver(self, batches: int) -> Iterator[torch.Tensor]:
+        total = LoaderCount()
+        for _ in range(batches):
+            batch = next(self._open)
+            total.add(batch.count)
+            yield batch.frames
         self.cost = {"amplification": total.amplification, "bytes_per_clip": total.bytes_read / total.clips}
 
 

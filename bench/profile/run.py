@@ -23,9 +23,10 @@ from ...engine.config.file import load_config
 from ...engine.config.settings import Config, ConfigError
 from ...engine.pretrain import pretrain
 from ...engine.record.metrics import read_metrics
-from ...engine.record.profiler import recorded_by
+from ...engine.record.profiler import nvtx_range, recorded_by
 from ...engine.step.device import choose_device
 from ..rows.row import row, write_rows
+from .contention import BESIDE_STEPS, ContentionClock, read, told
 from .row import figures
 from .stage_clock import ProcessorClock
 from .stages import StepProfile, analyse
@@ -64,11 +65,18 @@ class Request:
     def load(self) -> Config:
         own = [f"run.dir={self.out / 'run'}", "run.tensorboard=false", "run.wandb=null", "run.log_every=1"]
         ahead = load_config(self.config, [*self.overrides, *own]).data.prefetch
-        # The run goes on a little: at its end there is nothing left to decode.
-        steps = self.last + ahead + 1
+        # The run goes on a little: at first there is something to decode, at its end nothing is left.
+        steps = self.last + BESIDE_STEPS + ahead + 1
         return load_config(
             self.config, [*self.overrides, *own, f"optim.steps={steps}", f"run.checkpoint_every={steps}"]
         )
+
+    def contention_clock(self) -> ContentionClock:
+        return ContentionClock(self.last, self.load().optim.steps)
+
+    @property
+    def contention_file(self) -> Path:
+        return self.out / "contention.json"
 
     def command(self) -> list[str]:
         """This request as a command that only marks its steps, for a profiler around it."""
@@ -90,7 +98,15 @@ def capture(request: Request) -> None:
         raise ConfigError(
             "--capture marks steps for a profiler of CUDA; without a GPU leave it out: torch.profiler records then"
         )
-    pretrain(config, progress=False, listen=False, on_step=CudaProfilerRecorder(request.first, request.last).on_step)
+    recorder, contention = CudaProfilerRecorder(request.first, request.last), request.contention_clock()
+
+    def on_step(steps_done: int) -> None:
+        recorder.on_step(steps_done)
+        contention.on_step(steps_done)
+
+    with recorded_by(contention.around(nvtx_range)):
+        pretrain(config, progress=False, listen=False, on_step=on_step)
+    contention.write(request.contention_file)
 
 
 def profile_steps(request: Request) -> tuple[StepProfile, dict[str, Any], Trace] | None:
@@ -112,15 +128,20 @@ def profile_steps(request: Request) -> tuple[StepProfile, dict[str, Any], Trace]
     try:
         if device.type == "cuda" and nsys is not None:
             trace = _record_by_nsys(request, nsys, rank)
+            slowed = read(request.contention_file)
         else:
-            trace, processor = _record_by_torch(request, config, rank, is_nsys_missing=device.type == "cuda")
+            trace, processor, slowed = _record_by_torch(request, config, rank, is_nsys_missing=device.type == "cuda")
         steps = [entry for entry in read_metrics(folder) if request.first < entry["step"] <= request.last]
     finally:
         if rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
+    trace.notes += told(slowed)
     profile = analyse(trace)
     measured = {"config": request.config, "rank": rank, "overrides": list(request.overrides)}
     measured |= figures(config, profile, steps, processor)
+    measured["contended_seconds_per_step"] = {
+        stage: {"beside": beside, "alone": alone} for stage, (beside, alone) in slowed.items()
+    }
     written = row("profile", device, measured)
     write_rows(request.out / f"profile_rank{rank}.jsonl", [written])
     timeline_picture(trace, profile, request.out / f"timeline_rank{rank}.png")
@@ -129,8 +150,9 @@ def profile_steps(request: Request) -> tuple[StepProfile, dict[str, Any], Trace]
 
 def _record_by_torch(
     request: Request, config: Config, rank: int, *, is_nsys_missing: bool
-) -> tuple[Trace, ProcessorClock]:
+) -> tuple[Trace, ProcessorClock, dict[str, tuple[float, float]]]:
     recorder, processor = TorchRecorder(request.first, request.last), ProcessorClock(request.first, request.last)
+    contention = request.contention_clock()
 
     def on_step(steps_done: int) -> None:
         if steps_done == request.last:
@@ -138,8 +160,9 @@ def _record_by_torch(
         recorder.on_step(steps_done)
         if steps_done == request.first:
             processor.on_step(steps_done)
+        contention.on_step(steps_done)
 
-    with recorded_by(processor.around(record_function)):
+    with recorded_by(contention.around(processor.around(record_function))):
         pretrain(config, progress=False, listen=False, on_step=on_step)
     path = request.out / f"trace_rank{rank}.json.gz"
     recorder.save(path)
@@ -147,7 +170,7 @@ def _record_by_torch(
     trace.notes += recorder.notes
     if is_nsys_missing:
         trace.notes.append("nsys is not installed, so torch.profiler recorded: DALI's and NVDEC's work is seen in part")
-    return trace, processor
+    return trace, processor, contention.found()
 
 
 def _record_by_nsys(request: Request, nsys: str, rank: int) -> Trace:

@@ -11,12 +11,15 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +31,7 @@ from .folder import DESCRIPTION, GOPS_NAME, PACKETS_NAME, VIDEOS_NAME, CorpusErr
 from .whole_file import set_aside, unreadable
 
 FORMAT_VERSION = "4"
-CACHED_ROW_GROUPS = 16
+CACHED_PARTS = 16
 PACKETS_PER_BATCH = 65_536
 
 _ARROW_TYPES = {
@@ -118,59 +121,85 @@ class Video:
     gops_digest: str
 
 
-class _RowGroups:
-    """Random access to a Parquet file by row group; keeps the latest few. Threads may share it."""
+Part = TypeVar("Part")
+
+
+class _Parts(ABC, Generic[Part]):
+    """The latest parts of a file that were asked for, by number. Threads may share it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._cache: OrderedDict[int, Part] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @abstractmethod
+    def _read(self, number: int) -> Part: ...
+
+    def part(self, number: int) -> Part:
+        with self._lock:
+            found = self._cache.get(number)
+            if found is None:
+                try:
+                    found = self._cache[number] = self._read(number)
+                except (pa.ArrowException, OSError, ValueError) as error:
+                    raise CorpusError(
+                        unreadable(self.path, error, f"index again after {set_aside(self.path.parent)}")
+                    ) from error
+                if len(self._cache) > CACHED_PARTS:
+                    self._cache.popitem(last=False)
+            self._cache.move_to_end(number)
+            return found
+
+
+class _RowGroups(_Parts[dict[str, pa.Array]]):
+    """Random access to a Parquet file by row group: its columns."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         # Without buffers that pyarrow keeps for a file, which a second thread takes away: "ReadRangeCache did not find ...".
         self.file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
         metadata = self.file.metadata
         rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        self.starts = np.append(0, np.cumsum(rows)).astype(np.int64)
-        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
-        self._lock = threading.Lock()
+        self.starts = [0, *accumulate(rows)]
 
-    def group(self, index: int) -> pa.Table:
-        with self._lock:
-            if index not in self._cache:
-                try:
-                    self._cache[index] = self.file.read_row_group(index, use_threads=False)
-                except (pa.ArrowException, OSError) as error:
-                    raise CorpusError(
-                        unreadable(self.path, error, f"index again after {set_aside(self.path.parent)}")
-                    ) from error
-                if len(self._cache) > CACHED_ROW_GROUPS:
-                    self._cache.popitem(last=False)
-            self._cache.move_to_end(index)
-            return self._cache[index]
+    def _read(self, number: int) -> dict[str, pa.Array]:
+        table = self.file.read_row_group(number, use_threads=False)
+        return {name: pa.concat_arrays(table.column(name).chunks) for name in table.column_names}
 
-    def rows(self, start: int, stop: int) -> pa.Table:
-        first, last = np.searchsorted(self.starts, [start, stop - 1], side="right") - 1
-        tables = [self.group(index) for index in range(int(first), int(last) + 1)]
-        base = int(self.starts[first])
-        return pa.concat_tables(tables).slice(start - base, stop - start)
+    def place(self, row: int) -> tuple[dict[str, pa.Array], int]:
+        """The group that holds a row, and where in there it is."""
+        group = bisect_right(self.starts, row) - 1
+        return self.part(group), row - self.starts[group]
+
+    def columns(self, start: int, stop: int) -> dict[str, pa.Array]:
+        """Of some rows, at least one."""
+        first, last = bisect_right(self.starts, start) - 1, bisect_right(self.starts, stop - 1) - 1
+        base, count = self.starts[first], stop - start
+        if first == last:
+            return {name: column.slice(start - base, count) for name, column in self.part(first).items()}
+        parts = [self.part(group) for group in range(first, last + 1)]
+        return {name: pa.concat_arrays([part[name] for part in parts]).slice(start - base, count) for name in parts[0]}
 
 
-class _Packets:
-    """`packets.arrow`, mapped into memory. Threads may share it."""
+class _Packets(_Parts[PacketTable]):
+    """`packets.arrow`, mapped into memory."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self.file = pa.ipc.open_file(pa.memory_map(str(path)))
         self.schema_arrow: pa.Schema = self.file.schema
 
+    def _read(self, number: int) -> PacketTable:
+        batch = self.file.get_batch(number)
+        return PacketTable(*(batch.column(name).to_numpy() for name in PACKET_SCHEMA.names))
+
     def rows(self, start: int, stop: int) -> PacketTable:
         first, last = start // PACKETS_PER_BATCH, max(stop - 1, start) // PACKETS_PER_BATCH
-        try:
-            batches = [self.file.get_batch(index) for index in range(first, last + 1)]
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise CorpusError(
-                unreadable(self.path, error, f"index again after {set_aside(self.path.parent)}")
-            ) from error
         base = first * PACKETS_PER_BATCH
-        parts = [[batch.column(name).to_numpy() for batch in batches] for name in PACKET_SCHEMA.names]
-        columns = [part[0] if len(part) == 1 else np.concatenate(part) for part in parts]
+        if first == last:
+            return self.part(first)[start - base : stop - base]
+        parts = [self.part(index) for index in range(first, last + 1)]
+        columns = (np.concatenate([getattr(part, name) for part in parts]) for name in PACKET_SCHEMA.names)
         return PacketTable(*(column[start - base : stop - base] for column in columns))
 
 
@@ -252,9 +281,10 @@ class Corpus:
             IndexError: there is no such row.
         """
         self._check_row(row)
-        values = self._videos.rows(row, row + 1).to_pylist()[0]
+        part, place = self._videos.place(row)
+        values = {name: column[place].as_py() for name, column in part.items()}
+        values["pauses"] = tuple(values["pauses"])
         facts = VideoFacts(**{field.name: values.pop(field.name) for field in FACT_FIELDS})
-        facts = replace(facts, pauses=tuple(facts.pauses))
         return Video(row=row, facts=facts, **values)
 
     def gops(self, row: int) -> GopTable:
@@ -265,10 +295,9 @@ class Corpus:
         """
         self._check_row(row)
         start = int(self._first_gop[row])
-        table = self._gops.rows(start, start + int(self._num_gops[row]))
-        arrays = {name: table.column(name) for name in table.column_names if name not in ("video", "crc32")}
-        columns = {name: column.to_numpy() for name, column in arrays.items()}
-        crc32 = table.column("crc32")
+        table = self._gops.columns(start, start + int(self._num_gops[row]))
+        crc32 = table.pop("crc32")
+        columns = {name: column.to_numpy(zero_copy_only=False) for name, column in table.items() if name != "video"}
         return GopTable(
             **columns,
             first_packet=np.cumsum(columns["num_packets"], dtype=np.int64) - columns["num_packets"],

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
 from numbers import Integral
 from typing import Generic, Protocol, TypeVar
 
@@ -21,14 +21,13 @@ from numpy.typing import ArrayLike, NDArray
 from ..corpus.corpus import Video
 from ..draw.augment import Box, Crop, Resize, with_square_pixels, with_stored_pixels
 from ..draw.sampler import Clip
-from ..video.decode import DecodeCount, WindowDecoder
+from ..video.decode import DecodeCount, WindowDecoder, decoder_key
 from ..video.video import GopTable, VideoError, VideoFacts
 from ..video.window import Window, WindowReader
 from .batch import Failure, LoaderCount
 from .resize import Resizer
 
 OPEN_VIDEOS_PER_THREAD = 8
-KEPT_RESIZERS = 8
 
 
 class VideoSource(Protocol):
@@ -148,25 +147,25 @@ class _OpenVideo:
 
 
 class _Latest(Generic[Opened]):
-    """Opened things by row of the corpus; the least recently used is closed."""
+    """Opened things by what they are for; the least recently used is closed."""
 
     def __init__(self) -> None:
-        self._opened: OrderedDict[int, Opened] = OrderedDict()
+        self._opened: OrderedDict[Hashable, Opened] = OrderedDict()
 
-    def get(self, row: int) -> Opened | None:
-        opened = self._opened.get(row)
+    def get(self, key: Hashable) -> Opened | None:
+        opened = self._opened.get(key)
         if opened is not None:
-            self._opened.move_to_end(row)
+            self._opened.move_to_end(key)
         return opened
 
-    def add(self, row: int, opened: Opened) -> Opened:
-        self._opened[row] = opened
+    def add(self, key: Hashable, opened: Opened) -> Opened:
+        self._opened[key] = opened
         if len(self._opened) > OPEN_VIDEOS_PER_THREAD:
             self._opened.popitem(last=False)[1].close()
         return opened
 
-    def drop(self, row: int) -> None:
-        opened = self._opened.pop(row, None)
+    def drop(self, key: Hashable) -> None:
+        opened = self._opened.pop(key, None)
         if opened is not None:
             opened.close()
 
@@ -188,9 +187,7 @@ class SpanReader:
         self.clip: Clip | None = None
         self._videos: _Latest[_OpenVideo] = _Latest()
         self._decoders: _Latest[WindowDecoder] = _Latest()
-        # Whole pictures are cut alike from clip to clip; building a graph of filters takes as long as some frames.
-        resizer = partial(Resizer, resolution=recipe.resolution, resize=recipe.resize)
-        self._resizer = lru_cache(KEPT_RESIZERS)(resizer)
+        self._resizers: list[Resizer] = []  # by view
 
     def close(self) -> None:
         self._videos.close()
@@ -218,7 +215,7 @@ class SpanReader:
         for clip in clips:
             if clip.problem:
                 raise VideoError(clip.problem)
-        numbers, places = np.unique(np.stack([clip.frames for clip in clips]), return_inverse=True)
+        numbers, places = _distinct(clips)
         try:
             video = self._videos.get(clips[0].video) or self._open(clips[0].video)
             self.reading = video.facts.path
@@ -227,7 +224,7 @@ class SpanReader:
             self.reading = ""
         count.bytes_read += window.bytes_read
         crops = [self.recipe.crop(clip, video.facts) for clip in clips]
-        return Cut(clips, crops, window, places.reshape(len(clips), -1))
+        return Cut(clips, crops, window, places)
 
     def _open(self, row: int) -> _OpenVideo:
         facts = self.recipe.videos.video(row).facts
@@ -237,10 +234,11 @@ class SpanReader:
     def decode(self, cut: Cut, output: NDArray[np.uint8], count: LoaderCount) -> None:
         """Decodes a window and cuts its views into output, (V, T, R, R, 3). Adds to the count. Raises VideoError."""
         video, window = cut.window.video, cut.window
-        row = cut.clips[0].video
-        decoder = self._decoders.get(row) or self._decoders.add(row, WindowDecoder(video))
-        resizers = [self._resizer(crop, video.rotation) for crop in cut.crops]
-        first_places = [np.searchsorted(places, np.arange(len(window.frames) + 1)) for places in cut.places]
+        key = decoder_key(window)
+        decoder = self._decoders.get(key) or self._decoders.add(key, WindowDecoder(video))
+        resizers = self._resizers_for(cut.crops, video.rotation)
+        bounds = np.arange(len(window.frames) + 1)
+        first_places = [np.searchsorted(places, bounds).tolist() for places in cut.places]
         decoded = DecodeCount()
         try:
             for index, frame in decoder.frames(window, decoded):
@@ -249,7 +247,6 @@ class SpanReader:
                     if first < stop:
                         output[view, first:stop] = resizer(frame)
         except FFmpegError as error:
-            self._resizer.cache_clear()
             raise VideoError(
                 f"{video.path}: frame {window.frames[0]} cannot be cropped to {cut.crops[0].box}: {error}"
             ) from error
@@ -260,8 +257,24 @@ class SpanReader:
         count.repeated_frames += sum(clip.repeated for clip in cut.clips)
 
     def note_failure(self, clip: Clip, error: VideoError, count: LoaderCount) -> None:
-        """Adds a failure to the count and closes the video: the file may have changed under it."""
+        """Adds a failure to the count, closes the video, for the file may have changed under it, and all decoders."""
         path = self.recipe.videos.video_path(clip.video)
         count.failures.append(Failure(clip.draw, clip.spare, path, str(error)))
         self._videos.drop(clip.video)
-        self._decoders.drop(clip.video)
+        self._decoders.close()
+
+    def _resizers_for(self, crops: list[Crop], rotation: int) -> list[Resizer]:
+        """One for each view: crops differ from view to view, frames come to all of them in turn."""
+        for view, crop in enumerate(crops):
+            if view == len(self._resizers):
+                self._resizers.append(Resizer(crop, rotation, self.recipe.resolution, self.recipe.resize))
+            self._resizers[view].crop, self._resizers[view].rotation = crop, rotation
+        return self._resizers[: len(crops)]
+
+
+def _distinct(clips: list[Clip]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """((F,) the distinct frames of V clips, ascending; (V, T) where in there each clip's frames stand)."""
+    if len(clips) == 1 and (np.diff(clips[0].frames) > 0).all():  # what sorting would find out
+        return clips[0].frames, np.arange(len(clips[0].frames))[None]
+    numbers, places = np.unique(np.stack([clip.frames for clip in clips]), return_inverse=True)
+    return numbers, places.reshape(len(clips), -1)

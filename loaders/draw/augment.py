@@ -12,6 +12,7 @@ from typing import Literal
 from ...kernels.philox import Stream, random_words, unit
 
 ATTEMPTS = 10
+MOSTLY_ENOUGH = 8  # random numbers, for two of them
 Resize = Literal["fast", "exact"]  # how the crop is scaled, see `resize`
 # Counter-clockwise degrees to the directions in which FFmpeg's transpose filter turns a picture by them.
 TURNS = {0: (), 90: ("cclock",), 180: ("clock", "clock"), 270: ("clock",)}
@@ -66,9 +67,11 @@ class CropRecipe:
         Area and log ratio are uniform, as in Inception's random-resized crop (Szegedy et al. 2015); after ten shapes that do not
         fit, the largest centred one of an allowed ratio.
         """
-        numbers = unit(random_words(seed, [draw], view, Stream.CROP, 3 + 2 * ATTEMPTS))[0]
+        numbers = unit(random_words(seed, [draw], view, Stream.CROP, MOSTLY_ENOUGH))[0]
         flip = bool(numbers[0] < self.flip_probability)
         for attempt in range(ATTEMPTS):
+            if 5 + 2 * attempt > len(numbers):
+                numbers = unit(random_words(seed, [draw], view, Stream.CROP, 3 + 2 * ATTEMPTS))[0]
             share, shape = numbers[3 + 2 * attempt : 5 + 2 * attempt]
             area = content.width * content.height * (self.scale[0] + share * (self.scale[1] - self.scale[0]))
             ratio = self.ratio[0] * (self.ratio[1] / self.ratio[0]) ** shape

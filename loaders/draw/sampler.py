@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ...kernels.philox import Stream, below, philox_words, random_words
+from ...kernels.philox import FEW, Stream, below, philox_integers, philox_words, random_words
 from ..corpus.corpus import Corpus
 from ..video.timeline import Timeline
 
@@ -68,6 +68,10 @@ def feistel(
     values, cycles: (B,). bits: one number or (B,). leaves: below 2**24, part of the key. The halves have bits // 2 and
     bits - bits // 2 bits and change places every round.
     """
+    if values.size <= FEW:  # as in `philox`, but all rounds at once
+        table = np.broadcast(values, bits, cycles, leaves)
+        found = [_feistel_integer(*map(int, row), seed=seed, stream=stream) for row in table]
+        return np.array(found, np.int64).reshape(table.shape)
     low_bits = bits // 2
     left, right = values >> low_bits, values & ((1 << low_bits) - 1)
     left_bits, right_bits = bits - low_bits, low_bits
@@ -80,6 +84,19 @@ def feistel(
         left, right = right, left ^ (mixed & ((1 << left_bits) - 1))
         left_bits, right_bits = right_bits, left_bits
     return (left << right_bits) | right
+
+
+def _feistel_integer(value: int, bits: int, cycle: int, leaf: int, *, seed: int, stream: int) -> int:
+    low_bits = bits // 2
+    left, right = value >> low_bits, value & ((1 << low_bits) - 1)
+    left_bits, right_bits = bits - low_bits, low_bits
+    cycle_low, cycle_high, domain = cycle & 0xFFFFFFFF, cycle >> 32, stream | leaf << 8
+    key = (seed & 0xFFFFFFFF, seed >> 32)
+    for round_number in range(FEISTEL_ROUNDS):
+        mixed = philox_integers(right, cycle_low, cycle_high | round_number << 16, domain, *key)[0]
+        left, right = right, left ^ (mixed & ((1 << left_bits) - 1))
+        left_bits, right_bits = right_bits, left_bits
+    return left << right_bits | right
 
 
 def permute(
@@ -290,7 +307,8 @@ class Sampler:
         frames = counted[:, None] + self._offsets(self.stride[video])
         beyond = frames > last[:, None]
         frames = np.minimum(frames, last[:, None])
-        for row in np.unique(video[self._by_time[video]]).tolist():
+        by_time = video[self._by_time[video]]
+        for row in np.unique(by_time).tolist() if by_time.size else ():
             assert self._timeline is not None
             chosen, timeline = np.flatnonzero(video == row), self._timeline(row)
             latest = timeline.latest_start(self._steps[-1], last[chosen])

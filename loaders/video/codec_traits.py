@@ -11,6 +11,8 @@ from .pyav import field_order
 TOLD_BY_A_HEADER = frozenset(["h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg1video", "mpeg2video", "mjpeg"])
 # Decoders that are asked anew with every packet whether to leave out what nothing refers to; libdav1d is asked when it is opened.
 SKIPPING = frozenset(["h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video"])
+# Sample entries that leave parameter sets to the header (ISO/IEC 14496-15, 5.4.2.1 and 8.4.1.1), as a little-endian number.
+SETS_IN_THE_HEADER = frozenset(int.from_bytes(tag, "little") for tag in (b"avc1", b"hvc1"))
 # Motion JPEG in QuickTime keeps the order of its fields outside of the pictures; AVFieldOrder has 0 for unknown, 1 for progressive.
 WITHOUT_FIELDS = (0, 1)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
 import av
-import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import PacketSideData
@@ -15,9 +14,12 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from .codec_traits import SKIPPING, TOLD_BY_A_HEADER
+from .codec_traits import SETS_IN_THE_HEADER, SKIPPING, TOLD_BY_A_HEADER
+from .nal import holds_parameter_sets
 from .video import VideoError, VideoFacts, open_video
 from .window import Window, padded_packet
+
+NAL_LENGTH_BYTES = 4  # as all who write such files have it
 
 
 @dataclass
@@ -34,8 +36,21 @@ def first_palette(container: InputContainer, stream: VideoStream) -> PacketSideD
     return packet.get_sidedata("palette") if packet is not None and packet.has_sidedata("palette") else None
 
 
+def decoder_key(window: Window) -> Hashable:
+    """Windows of equal keys may go through one decoder, in turns: those of one video, and of videos whose equal headers, as proxies
+    have them, say all that decoding depends on. Parameter sets among the packets would stay in a decoder for other videos."""
+    video = window.video
+    if (
+        not video.header
+        or video.codec_tag not in SETS_IN_THE_HEADER
+        or holds_parameter_sets(video.codec, window.payloads[0], NAL_LENGTH_BYTES)
+    ):
+        return video.path, window.video.stream_index
+    return video.codec_tag, video.header
+
+
 class WindowDecoder:
-    """A decoder for one video. Not thread-safe: one thread at a time.
+    """A decoder for one video, and for windows of others with the same `decoder_key`. Not thread-safe: one thread at a time.
 
     Raises VideoError where FFmpeg cannot open it.
     """
@@ -90,14 +105,16 @@ class WindowDecoder:
         Adds to `count`. Raises VideoError where a wanted frame does not come out of the decoder, or comes out damaged or of another
         size. The decoder may be used again after an error, and after a caller that stopped half-way.
         """
-        wanted = {int(window.order[packet]): index for index, packet in enumerate(window.packet_of.tolist())}
-        numbers, codec = window.frames, self._codec(window.idr)
-        is_skipping, skipped = self.video.codec in SKIPPING, ""
+        video, numbers, codec = window.video, window.frames, self._codec(window.idr)
+        places = window.order.tolist()
+        wanted = {places[packet]: index for index, packet in enumerate(window.packet_of.tolist())}
+        is_skipping, skipped = video.codec in SKIPPING, ""
         returned = 0
         try:
-            for index, (payload, place) in enumerate(zip(window.payloads, window.order.tolist(), strict=True)):
+            packets = zip(window.payloads, places, window.keys.tolist(), strict=True)
+            for index, (payload, place, is_key) in enumerate(packets):
                 packet = padded_packet(payload)
-                packet.pts, packet.dts, packet.is_keyframe = place, index, bool(window.keys[index])
+                packet.pts, packet.dts, packet.is_keyframe = place, index, is_key
                 if index == 0 and self._palette is not None:
                     packet.set_sidedata(self._palette)
                 if is_skipping and skipped != (skip := "DEFAULT" if place in wanted else "NONREF"):
@@ -106,19 +123,23 @@ class WindowDecoder:
                 count.packets += 1
                 for frame in codec.decode(packet):
                     returned += 1
-                    yield from self._wanted_frame(frame, wanted, numbers)
+                    if (found := wanted.pop(frame.pts, None)) is not None:
+                        _check(frame, window, found)
+                        yield found, frame
             for frame in codec.decode(None):
                 returned += 1
-                yield from self._wanted_frame(frame, wanted, numbers)
+                if (found := wanted.pop(frame.pts, None)) is not None:
+                    _check(frame, window, found)
+                    yield found, frame
         except FFmpegError as error:
             self.close()  # some decoders do not recover
             reason = error.strerror or str(error)
             raise VideoError(
-                f"{self.video.path}: frames {numbers[0]} to {numbers[-1]} do not decode ({reason}); re-encode it or leave it out"
+                f"{video.path}: frames {numbers[0]} to {numbers[-1]} do not decode ({reason}); re-encode it or leave it out"
             ) from error
         finally:
             count.frames += returned
-            if self.video.codec in TOLD_BY_A_HEADER or codec.codec.intra_only:
+            if video.codec in TOLD_BY_A_HEADER or codec.codec.intra_only:
                 if self._containers:
                     codec.flush_buffers()
             else:
@@ -126,23 +147,18 @@ class WindowDecoder:
         if wanted:
             missing = numbers[min(wanted.values())]
             raise VideoError(
-                f"{self.video.path}: the decoder did not return frame {missing} ({len(wanted)} are missing of {len(numbers)}); "
+                f"{video.path}: the decoder did not return frame {missing} ({len(wanted)} are missing of {len(numbers)}); "
                 "re-encode it or leave it out"
             )
 
-    def _wanted_frame(
-        self, frame: VideoFrame, wanted: dict[int, int], numbers: np.ndarray
-    ) -> Iterator[tuple[int, VideoFrame]]:
-        index = None if frame.pts is None else wanted.pop(frame.pts, None)
-        if index is None:
-            return
-        if frame.is_corrupt:
-            raise VideoError(
-                f"{self.video.path}: frame {numbers[index]} is damaged; copy the file again or re-encode it"
-            )
-        if (frame.width, frame.height) != (self.video.width, self.video.height):
-            raise VideoError(
-                f"{self.video.path}: frame {numbers[index]} is {frame.width}x{frame.height}, not {self.video.width}x"
-                f"{self.video.height} as the first; re-encode it to one size"
-            )
-        yield index, frame
+
+def _check(frame: VideoFrame, window: Window, index: int) -> None:
+    """Raises VideoError where a wanted frame is not as it should be."""
+    video = window.video
+    if frame.is_corrupt:
+        raise VideoError(f"{video.path}: frame {window.frames[index]} is damaged; copy the file again or re-encode it")
+    if (frame.width, frame.height) != (video.width, video.height):
+        raise VideoError(
+            f"{video.path}: frame {window.frames[index]} is {frame.width}x{frame.height}, not {video.width}x"
+            f"{video.height} as the first; re-encode it to one size"
+        )

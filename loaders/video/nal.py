@@ -59,6 +59,18 @@ def keyframe_kind(codec: str, data: memoryview, length_size: int) -> tuple[bool,
     return False, False
 
 
+def holds_parameter_sets(codec: str, data: memoryview, length_size: int) -> bool:
+    """Whether parameter sets stand before the first slice of an H.264 or HEVC packet; True where there is no slice to be found."""
+    for unit in _nal_units(data, length_size):
+        if unit:
+            kind = unit[0] >> 1 & 63 if codec == "hevc" else unit[0] & 31
+            if kind in ((32, 33, 34) if codec == "hevc" else (7, 8, 13, 15)):
+                return True
+            if kind < 32 if codec == "hevc" else 1 <= kind <= 5:
+                return False
+    return True
+
+
 def discardable_layer(codec: str, data: memoryview, length_size: int) -> int:
     """The temporal layer of an H.264 or HEVC packet's picture if none in it refers to that, else -1 - layer.
 

@@ -10,7 +10,7 @@ Shapes: G GOPs, P packets.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import IntFlag
 from typing import Any, Protocol
 
@@ -200,10 +200,9 @@ class GopTable:
 
     def __getitem__(self, rows: slice | np.ndarray) -> GopTable:
         """The GOPs of some rows, as NumPy indexes its arrays."""
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        packets = columns.pop("packets")
-        taken: dict[str, Any] = {name: None if column is None else column[rows] for name, column in columns.items()}
-        return GopTable(**taken, packets=packets)
+        columns = vars(self)
+        taken: dict[str, Any] = {name: columns[name][rows] for name in columns if name not in ("packets", "crc32")}
+        return GopTable(**taken, packets=self.packets, crc32=None if self.crc32 is None else self.crc32[rows])
 
     def locate(self, frame: int) -> int:
         """The row of the GOP that displays `frame` (0-based).

@@ -16,6 +16,7 @@ import io
 import zlib
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 import av
 import numpy as np
@@ -165,14 +166,14 @@ class WindowReader:
         begins, ends = table.offset[rows], table.offset[rows] + table.size[rows]
         last_end = np.maximum.accumulate(ends)
         cuts = np.flatnonzero(begins[1:] - last_end[:-1] > LARGEST_GAP) + 1
+        places = list(zip(rows.tolist(), begins.tolist(), ends.tolist(), strict=True))
         payloads: dict[int, memoryview] = {}
         bytes_read = 0
-        for part in np.split(np.arange(len(rows)), cuts):
-            start, stop = int(begins[part[0]]), int(last_end[part[-1]])
-            data = memoryview(self._file.read(start, stop))
+        for first, behind in pairwise([0, *cuts.tolist(), len(rows)]):
+            start = places[first][1]
+            data = memoryview(self._file.read(start, int(last_end[behind - 1])))
             bytes_read += len(data)
-            for index in part.tolist():
-                payloads[int(rows[index])] = data[int(begins[index]) - start : int(ends[index]) - start]
+            payloads.update((row, data[begin - start : end - start]) for row, begin, end in places[first:behind])
         return payloads, bytes_read
 
     def _demux(self, gop: int, gops: GopTable, table: PacketTable) -> tuple[dict[int, memoryview], int]:

@@ -93,6 +93,21 @@ def test_a_slow_loader_is_named(
     assert "2 views a span (" in plan, "reusing spans is what helps"
 
 
+@pytest.mark.slow
+def test_contention_of_a_run_is_named(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoding that is all Python, in threads of the process that trains, beside a stage that gives the interpreter up often."""
+    embed = encoder.patch_embed
+    monkeypatch.setattr(span.SpanReader, "read", busily(span.SpanReader.read))
+    monkeypatch.setattr(
+        encoder, "patch_embed", lambda *arguments: [embed(*arguments), *map(time.sleep, [0.0005] * 20)][0]
+    )
+    printed, row = profiled(corpus, tmp_path, capsys, "data.threads=2", "data.prefetch=3")
+    assert "patch_embed" in row["contended_seconds_per_step"]
+    assert "Note: the interpreter is contended: " in printed
+
+
 def test_what_some_versions_say_of_cycles_ends_no_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch 2.11 warns at every start that it clears events at the end of a cycle; there is one, and warnings are errors here."""
 
@@ -147,6 +162,8 @@ def test_what_it_leaves(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert sum(times["critical"] for times in stages.values()) == pytest.approx(row["seconds_per_step"])
     assert row["steps"] == 5
     assert row["bottleneck"] not in ("patch_embed", "loss"), "nothing was made slow"
+    assert row["contended_seconds_per_step"] == {}
+    assert "the interpreter is contended" not in printed
     trace = read_chrome_trace(out / "trace_rank0.json.gz")
     assert len(trace.steps) == 5
     assert {event.name for event in trace.ranges} > {"decode", "backward"}

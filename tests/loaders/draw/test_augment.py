@@ -7,6 +7,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from av.error import FFmpegError
 from av.filter import Graph
 
 from trocar.loaders.decode.resize import Resizer, resize_exactly
@@ -127,6 +128,29 @@ def test_fast_has_the_bits_of_scaling_and_one_accurate_conversion(pix_fmt: str, 
         graph.vpush(frame)
         wanted = graph.vpull().to_ndarray()
         assert np.array_equal(Resizer(Crop(box, flip), 0, size)(frame), wanted[:, ::-1] if flip else wanted)
+
+
+@pytest.mark.parametrize("rotation", [0, 90])
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv444p", "rgb24"])
+def test_a_resizer_that_is_told_its_next_crop_has_the_bits_of_a_new_one(pix_fmt: str, rotation: int) -> None:
+    """Smaller, larger, mirrored, and after one that cannot be."""
+    generator = np.random.default_rng(0)
+    frames = [
+        av.VideoFrame.from_ndarray(
+            generator.integers(0, 256, (120, width, 3), dtype=np.uint8), format="rgb24"
+        ).reformat(format=pix_fmt)
+        for width in (160, 140)
+    ]
+    kept, recipe = Resizer(Crop(Box(0, 0, 60, 60), False), rotation, 56), CropRecipe((0.1, 1), (0.5, 2), 0.5)
+    for draw in range(12):
+        frame = frames[draw // 2 % 2]
+        width, height = (frame.height, frame.width) if rotation else (frame.width, frame.height)
+        if draw == 7:
+            kept.crop = Crop(Box(0, 0, 60, 400), False)
+            with pytest.raises(FFmpegError):
+                kept(frame)
+        kept.crop = recipe.crop(Box(0, 0, width, height), seed=3, draw=draw)
+        assert np.array_equal(kept(frame), Resizer(kept.crop, rotation, 56)(frame))
 
 
 def test_resizer_follows_a_change_of_size() -> None:
