@@ -21,9 +21,16 @@ def add_commands(commands: Commands) -> None:
     )
     pretrain.set_defaults(run=run_pretrain)
 
-    export = commands.add("export", task="encoders", text="the newest checkpoint's encoder as one safetensors file")
+    export = commands.add(
+        "export", task="encoders", text="the newest checkpoint's encoder, for Trocar or other libraries"
+    )
     export.add_argument("run_dir", type=Path, metavar="RUN")
-    export.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/encoder.safetensors")
+    export.add_argument(
+        "--to",
+        choices=("transformers", "timm", "torch", "onnx"),
+        help="a folder for that library, with a model card (default: one safetensors file, Trocar's)",
+    )
+    export.add_argument("--out", type=Path, metavar="PLACE", help="default: RUN/encoder.safetensors, or RUN/LIBRARY")
     export.add_argument("--whole", action="store_true", help="with decoder or predictor: RUN/model.safetensors")
     export.set_defaults(run=run_export)
 
@@ -115,6 +122,12 @@ def run_export(options: argparse.Namespace) -> int:
     from .inputs.folders import run_with_checkpoint
 
     run_with_checkpoint(options.run_dir)
+    if options.to:
+        from .weights.publish import publish
+
+        folder, notes = publish(options.run_dir, options.to, options.out, whole=options.whole)
+        print("\n".join([*(f"note: {note}" for note in notes), str(folder)]))
+        return 0
     from .weights.export import export_weights
 
     print(export_weights(options.run_dir, options.out, whole=options.whole))

@@ -17,7 +17,7 @@ from ..config.settings import Config
 from .checkpoints import CheckpointError, checkpoints, newest_checkpoint
 
 WHOLE_MODEL = "model.safetensors"  # in a folder of Hugging Face's
-METRICS_FILE = "metrics.jsonl"
+METRICS_FILE, PROBE_FILE = "metrics.jsonl", "probe.jsonl"
 DESCRIPTOR, TIMM, RANDOM = "descriptor", "timm:", "random:"
 MINIMUM = 1.0  # share of the tensors of weights that has to match
 

@@ -31,8 +31,8 @@ from ...loaders.corpus.names import as_stored, cleaned, twins
 from ...loaders.video.video import is_remote
 from ...ssl.encoder import VideoEncoder
 from ..config.settings import Config, ConfigError
+from ..inputs.folders import PROBE_FILE
 
-FILE_NAME = "probe.jsonl"
 COLUMNS = ("path", "start", "label")
 FOLDS = 5
 NAMED = 10  # missing videos in a message
@@ -137,7 +137,7 @@ class OnlineProbe:
 
     def __init__(self, config: Config, device: torch.device, first_step: int, write: bool) -> None:
         self.config, self.device = config, device
-        self.path = Path(config.run.dir) / FILE_NAME
+        self.path = Path(config.run.dir) / PROBE_FILE
         self._pool: ThreadPoolExecutor | None = None
         self._running: Future[None] | None = None
         if config.probe.table is None:

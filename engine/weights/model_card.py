@@ -1,0 +1,129 @@
+"""The model card of an exported encoder, in Hugging Face's format. What nobody wrote down is said to be unknown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...loaders.corpus.corpus import Corpus
+from ...loaders.corpus.folder import CorpusError
+from ...ssl.encoder import VideoEncoder
+from ..config.settings import Config
+from ..console.table import Table
+from ..inputs.folders import PROBE_FILE
+from ..record.metrics import read_metrics
+from ..record.run_record import last_folder, read_starts
+
+UNKNOWN = "unknown"
+CURVES = ("loss", "validation_loss", "rankme", "skipped")  # their last values
+RECIPE = {
+    "model": ("encoder", "width", "depth", "heads", "tubelet", "patch", "positions"),
+    "objective": ("kind", "mask_ratio", "decoder_mask_ratio", "targets", "masks", "distance"),
+    "data": (
+        *("frames", "stride", "sample_fps", "resolution", "crop_scale", "crop_ratio", "flip", "views_per_span"),
+        *("balance", "max_repeats", "thin", "source_caps"),
+    ),
+    "optim": ("batch", "base_learning_rate", "warmup", "schedule", "weight_decay", "betas", "ema", "clip_gradient"),
+    "run": ("seed", "precision"),
+}
+JUDGED = """Unknown: no judgement is recorded with a run. `trocar bench downstream` and `trocar finetune` make one, with intervals,
+and compare the test videos with this corpus."""
+LIMITS = """- Not a medical device; nobody has tested it for clinical use.
+- The corpus is what stands above: operations, devices, centres and complications that it lacks were never seen.
+- Whether the videos identify people was not examined."""
+
+
+def model_card(
+    run_dir: Path, config: Config, encoder: VideoEncoder, step: int, to: str, usage: str, notes: list[str]
+) -> str:
+    """Markdown behind a YAML header, without a path of this machine. usage: code that loads the folder. notes: what is other
+    there."""
+    header = {
+        "library_name": "pytorch" if to == "torch" else to,
+        "tags": ["video", "surgery", "trocar"],
+        "pipeline_tag": "feature-extraction",
+    }
+    steps, side, _ = encoder.grid
+    shape = f"{steps * encoder.tubelet} frames of {side * encoder.patch} x {side * encoder.patch} pixels"
+    objective = "feature prediction (V-JEPA)" if config.objective.kind == "jepa" else "masked autoencoding (VideoMAE)"
+    rows = read_metrics(run_dir)
+    parts = [
+        f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n",
+        f"# A video encoder for surgery, pretrained by {objective}\n",
+        f"It takes clips of {shape} and gives {encoder.num_tokens} tokens of {encoder.width} values.",
+        f"Trained with Trocar; step {step:,}.\n",
+        f"```python\n{usage}\n```\n",
+        *(f"- {note}\n" for note in notes),
+        f"## Recipe\n\n{_recipe(config)}\n",
+        f"## Corpus\n\n{_corpus(run_dir, config)}\n",
+        f"## Training\n\n{_training(read_starts(run_dir), rows)}\n",
+        f"## Curves\n\n{_curves(run_dir, rows)}\n",
+        f"## Judged on labelled videos\n\n{JUDGED}\n",
+        f"## Limits\n\n{LIMITS}\n",
+    ]
+    return "\n".join(parts)
+
+
+def _recipe(config: Config) -> str:
+    cells = []
+    for section, names in RECIPE.items():
+        settings = getattr(config, section)
+        cells += [(f"{section}.{name}", _shown(getattr(settings, name))) for name in names]
+    return Table(("setting", "value"), cells).markdown()
+
+
+def _corpus(run_dir: Path, config: Config) -> str:
+    try:
+        corpus = Corpus.open(Path(last_folder(run_dir)) / config.data.corpus)
+    except (CorpusError, OSError):
+        return f"{UNKNOWN}: it is not where the run read it."
+    hours: dict[tuple[str, str, str], list[float]] = {}
+    for row in corpus.scan("source", "domain", "licence", "duration_seconds"):
+        key = (row["source"] or UNKNOWN, row["domain"] or UNKNOWN, row["licence"] or UNKNOWN)
+        hours.setdefault(key, []).append((row["duration_seconds"] or 0) / 3600)
+    cells = [(*key, f"{len(found):,}", f"{sum(found):,.2f}") for key, found in sorted(hours.items())]
+    table = Table(("source", "domain", "licence", "videos", "hours"), cells).markdown()
+    rules = len(config.data.exclude)
+    said = f"{rules} rules of data.exclude kept videos out of the draws" if rules else "no video was left out by a rule"
+    total = f"{sum(map(sum, hours.values())):,.2f} hours"
+    return f"{table}\n\n{total}; {said}. Overlap with benchmarks: {UNKNOWN}; `trocar bench audit --corpus` tells."
+
+
+def _training(starts: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
+    last: Mapping[str, Any] = starts[-1] if starts else {}
+    git, machine = last.get("git") or {}, last.get("machine", {})
+    versions = ", ".join(f"{name} {version}" for name, version in last.get("versions", {}).items() if version)
+    seconds = sum(
+        (after["first_clip"] - row["first_clip"]) / row["clips_per_second"]
+        for row, after in pairwise(rows)
+        if row.get("clips_per_second")
+    )
+    cells = [
+        ("processes", str(last.get("ranks", UNKNOWN))),
+        ("each on", machine.get("gpu") or machine.get("device", UNKNOWN)),
+        ("hours of steps, by the log", f"{seconds / 3600:.2f}" if seconds else UNKNOWN),
+        ("energy", UNKNOWN),
+        ("commit of Trocar", git.get("commit", UNKNOWN) + (" (changed since)" if git.get("changed") else "")),
+        ("versions", versions or UNKNOWN),
+    ]
+    return Table(("what", "as recorded"), cells).markdown()
+
+
+def _curves(run_dir: Path, rows: list[dict[str, Any]]) -> str:
+    cells = [(name, _shown(value)) for name, value in {n: row[n] for row in rows for n in CURVES if n in row}.items()]
+    file = run_dir / PROBE_FILE
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    if lines:
+        cells += [(f"probe: {name}", _shown(value)) for name, value in json.loads(lines[-1]).items()]
+    if not cells:
+        return UNKNOWN
+    return f"{Table(('curve', 'its last value'), cells).markdown()}\n\nOf {len(rows):,} recorded steps."
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
