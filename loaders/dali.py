@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .choose import Kind
+from .choice import Kind
 from .cpu import _lower_priority
 from .decode.batch import LoaderCount
 from .decode.dali_codecs import DECODABLE, can_decode, is_refusal
@@ -67,7 +67,9 @@ class ClipLoader(BaseClipLoader[_Block]):
     pipeline: the graph, `clip_pipeline` or one of one's own; inputs: what that is fed besides for a clip, by name. decoders: spans
     decoded at the same time, each by a decoder session of its own; None: 16 on a GPU, else as many as threads. spans_per_run: how
     many DALI is given at once; its memory grows with this, by 8 pictures of full size for each and one more for each frame.
-    on_cpu: kinds of video that the CPU is to decode. For everything else, options too, see BaseClipLoader.
+    on_cpu: kinds of video that the CPU is to decode. is_uncropped: windows of H.264 and HEVC show whole coded pictures, of which
+    the graph cuts what the video shows, so that DALI keeps its decoders (`video/uncrop.py`). For everything else, options too, see
+    BaseClipLoader.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class ClipLoader(BaseClipLoader[_Block]):
         decoders: int | None = None,
         spans_per_run: int = 32,
         on_cpu: Iterable[Kind] = (),
+        is_uncropped: bool = True,
         **options: Unpack[LoaderOptions],
     ) -> None:
         super().__init__(
@@ -95,6 +98,7 @@ class ClipLoader(BaseClipLoader[_Block]):
             raise ValueError(f"decoders and spans_per_run must be at least 1, got {decoders} and {spans_per_run}")
         if self.device.type not in DECODABLE:
             raise ValueError(f"DALI decodes on {' or '.join(DECODABLE)}, not on {self.device}")
+        self._is_uncropped = is_uncropped
         self._inputs = inputs or (lambda clip: {})
         # Rows of the corpus and kinds of video that DALI has failed at.
         self._unfit: set[int | Kind] = set(on_cpu)
@@ -194,7 +198,7 @@ class ClipLoader(BaseClipLoader[_Block]):
         if self._is_unfit(cut.clips[0].video, Kind.of(video)) or not can_decode(window, self.device):
             return None
         try:
-            return window.mux()
+            return window.mux(is_uncropped=self._is_uncropped)
         except VideoError:  # a stream that no container takes may decode all the same
             return None
 

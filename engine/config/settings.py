@@ -135,7 +135,8 @@ class DataConfig:
     least and largest width / height. flip: probability of mirroring. resize: "fast" is swscale's bilinear filter, antialiased,
     "exact" the one that PyTorch and DALI have in common. content_box: crop inside the black border. square_pixels: crop the picture
     as players show it, where its pixels are not square. loader: "auto" measures what decodes each kind of video faster where there
-    is a GPU. decoders: how many spans DALI decodes at the same time. views_per_span: clips that are made of every span that is
+    is a GPU. decoders: how many spans DALI decodes at the same time; "auto" is where more bring no more clips, measured with
+    loader "auto", else 16. views_per_span: clips that are made of every span that is
     decoded, each with its own offset, crop and mask. pool_spans: decoded spans of which clips wait on the device, over all ranks, a
     multiple of lanes; where 0, the clips of a span stand in one batch. lanes: independent parts of the pool; the number of
     ranks has to divide it. threads: decoding threads, one a core of the rank where null. workers: decoding processes, 0 for
@@ -164,7 +165,7 @@ class DataConfig:
     content_box: bool = True
     square_pixels: bool = True
     loader: Literal["auto", "cpu", "dali"] = "auto"
-    decoders: int = 16
+    decoders: int | Literal["auto"] = "auto"
     views_per_span: int = 1
     pool_spans: int = 0
     lanes: int = 24
@@ -198,7 +199,8 @@ class DataConfig:
         )
         check = partial(_check, self, "data.")
         check("a positive rate", positive, "sample_fps")
-        check("a positive number", positive, "frames", "resolution", "prefetch", "decoders")
+        check("a positive number", positive, "frames", "resolution", "prefetch")
+        check("a positive number, or 'auto'", lambda number: number == "auto" or number > 0, "decoders")
         check("a positive number or null", positive, "threads")
         check("a number of processes, 0 for threads, or null", lambda number: number >= 0, "workers")
         accepted = "[least, largest] with 0 < least <= largest"

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...loaders.choose import Choice, DaliOptions, agree, choose_loader
+from ...loaders.choice import Choice, agree
+from ...loaders.choose import DaliOptions, choose_loader
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.corpus.whole_file import write_text_whole
 from ...loaders.decode.loader import BaseClipLoader
@@ -48,7 +49,7 @@ def build_loader(
     """The loader of the clips `numbers`, a batch each. report: say on stderr what was chosen and why. world: of the ranks that
     choose together and keep their choice in the run's folder; None chooses for this process, for this time.
 
-    data.loader "auto" takes the CPU where there is no GPU or no DALI; else it measures every kind of video in the corpus both ways.
+    data.loader "auto" takes the CPU where there is no GPU or no DALI; else it measures, for ten seconds at most.
     Raises ConfigError where DALI is asked for by name and is not installed.
     """
     if config.data.sizes:
@@ -86,7 +87,7 @@ def _open(
         # On a CPU the training shares the cores: its steps are barriers of many threads, which one decoding thread in the way
         # holds up, while decoding runs ahead and can wait.
         "background": device.type == "cpu",
-        "decoders": data.decoders,
+        "decoders": None if data.decoders == "auto" else data.decoders,
     }
     crops = CropRecipe(data.crop_scale, data.crop_ratio, data.flip)
     try:
