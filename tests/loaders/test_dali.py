@@ -215,6 +215,7 @@ def test_a_batch_is_dalis_memory(shared_corpus, monkeypatch):
         return from_dlpack(tensor)
 
     monkeypatch.setattr(torch, "from_dlpack", recorded)
+    monkeypatch.setattr(dali, "jpegs_of", lambda window: None)  # all in one graph
     with load(shared_corpus, in_batches(0, 6)) as loader:
         batches = list(loader)
     assert [batch.frames.data_ptr() for batch in batches] == handed_over
@@ -462,6 +463,7 @@ def test_a_kind_of_video_that_the_gpu_refuses_is_not_tried_again(shared_corpus, 
             return super().result()
 
     monkeypatch.setattr(dali, "DecodingPipeline", RefusingPipeline)
+    monkeypatch.setattr(dali, "jpegs_of", lambda window: None)
     with load(shared_corpus, in_batches(0, 10)) as loader:
         for batch in loader:
             check_frames(batch)
