@@ -33,6 +33,7 @@ from .build import build_sampler
 from .sizes import PhasedLoader, phases
 
 CHOICES_FILE = "loader.json"
+DIVERSITY_EVERY = 10  # steps; it takes the host a millisecond
 Numbers = Iterable[NDArray[np.int64]]
 
 
@@ -63,6 +64,15 @@ def build_loader(
 
 def build_order(config: Config) -> ClipOrder:
     return ClipOrder(config.data.views_per_span, config.data.pool_spans, config.data.lanes, config.run.seed)
+
+
+def diversity(config: Config, order: ClipOrder, step: int) -> dict[str, float]:
+    """How various a run's clips are where spans are reused, for every tenth row of metrics: distinct draws among the latest 1,000
+    clips, and after how many steps a draw comes again, on average. step: how many are done."""
+    if order.views_per_span == 1 or step % DIVERSITY_EVERY:
+        return {}
+    unique, apart = order.diversity(step * config.optim.batch)
+    return {"unique_spans_per_1000_clips": unique, "reuse_distance_steps": apart / config.optim.batch}
 
 
 def _open(

@@ -16,7 +16,7 @@ import torch
 from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import ConfigError
 from trocar.engine.ranks.distributed import World
-from trocar.engine.step.loading import _settle, build_loader
+from trocar.engine.step.loading import _settle, build_loader, build_order, diversity
 from trocar.loaders import choose, cpu
 from trocar.loaders.choice import Choice, Kind, agree
 from trocar.loaders.choose import Loader, LoaderChoice, choose_loader, decoding_processes
@@ -25,6 +25,7 @@ from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.corpus.index import index_corpus
 from trocar.loaders.corpus.video_files import VideoFiles
 from trocar.loaders.draw.augment import CropRecipe
+from trocar.loaders.draw.order import ClipOrder
 from trocar.loaders.draw.sampler import Sampler
 
 CROPS = CropRecipe((1, 1), (1, 1), 0)
@@ -84,6 +85,18 @@ def test_what_ranks_agree_on_is_asked_of_all_of_them(corpus, opened, monkeypatch
     options: dict[str, Any] = {"resolution": 64, "options": {"threads": 1}, "settle": settle}
     choice = choose_loader("auto", corpus, sampler_of(corpus), CROPS, device=GPU, **options)
     assert (choice.name, asked) == ("cpu", [[]])
+
+
+def test_reuse_is_told_in_every_tenth_row(corpus: Corpus) -> None:
+    reused = load_config(
+        "demo_cpu", [f"data.corpus={corpus.path}", "data.views_per_span=4", "data.pool_spans=48", "optim.batch=8"]
+    )
+    order = build_order(reused)
+    assert diversity(reused, order, 9) == {}
+    told = diversity(reused, order, 1000)
+    assert 250 <= told["unique_spans_per_1000_clips"] <= 300
+    assert told["reuse_distance_steps"] == pytest.approx(48 / 8, rel=0.1)
+    assert diversity(reused, ClipOrder(), 1000) == {}
 
 
 def settings(corpus: Corpus, loader: str) -> Any:
