@@ -65,8 +65,8 @@ class ClipOrder:
         return int(latest.max()) + 1
 
     def diversity(self, stop: int, clips: int = 1000) -> tuple[float, float]:
-        """Of the `clips` clips before number `stop`, or as many as there are: distinct draws for each 1,000 clips, and after how many
-        clips a draw comes again, on average; 0 where none does."""
+        """Of the `clips` clips before number `stop`, or as many as there are: distinct draws for each 1,000 clips, and after how
+        many clips a draw comes again, on average; 0 where none does."""
         numbers = np.arange(max(0, stop - clips - 2 * max(self.pool_spans, self.views_per_span)), stop)
         draws, views = self.clips(numbers)
         recent = numbers >= stop - clips
