@@ -19,6 +19,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from av.video.stream import VideoStream
 
 from ...engine.console.table import Table
 from ...loaders.corpus.corpus import Corpus
@@ -95,6 +96,7 @@ def write_corpus(folder: Path, codec: str, size: tuple[int, int], gop: int, scal
             stream = target.add_stream(
                 encoder, rate=25, options={**options, "g": str(gop), "keyint_min": str(gop), "b:v": "4M"}
             )
+            assert isinstance(stream, VideoStream)
             stream.width, stream.height, stream.pix_fmt = *size, "yuvj420p" if codec == "mjpeg" else "yuv420p"
             stream.codec_context.gop_size = gop
             for number, picture in enumerate(_pictures(size, scale.frames, video)):

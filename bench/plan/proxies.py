@@ -47,8 +47,9 @@ def proxy_codecs(rows: Iterable[dict[str, Any]], cluster: Cluster) -> list[Proxy
         if not mine:
             continue
         names = ("bytes_per_frame", "amplification", "frames_per_core_second")
-        figures = [statistics.fmean(row[name] for row in mine) for name in names]
-        found.append(ProxyCodec(codec, *figures, mine[0]["machine"]["device"], _by_gpu(rows, cluster, codec)))
+        size, amplification, rate = (statistics.fmean(row[name] for row in mine) for name in names)
+        device = mine[0]["machine"]["device"]
+        found.append(ProxyCodec(codec, size, amplification, rate, device, _by_gpu(rows, cluster, codec)))
     return found
 
 

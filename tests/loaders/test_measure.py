@@ -107,11 +107,12 @@ def measured(
     corpus: Corpus, clock: Clock, cpu_rates: dict[Any, float], *others: dict[str, Any], **how: Any
 ) -> list[Choice]:
     """others: what `StandIn` is told of each other candidate, and its `tried` numbers of decoders. how: for `measure_loaders`."""
-    candidates = [Candidate("cpu", partial(StandIn, corpus, clock, clips_per_second=cpu_rates))]
+    stand_in: Any = partial(StandIn, corpus, clock)
+    candidates = [Candidate("cpu", partial(stand_in, clips_per_second=cpu_rates))]
     for number, other in enumerate(others):
         told = dict(other)
         tried = told.pop("tried", ())
-        candidates.append(Candidate(f"other {number}", partial(StandIn, corpus, clock, **told), tried))
+        candidates.append(Candidate(f"other {number}", partial(stand_in, **told), tried))
     return measure_loaders(corpus, sampler_of(corpus), candidates, **how)
 
 

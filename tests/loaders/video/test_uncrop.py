@@ -36,7 +36,7 @@ def window_of(path: Path, first: int = 15) -> Window:
 
 def shown(window: Window, **how: bool) -> tuple[list[av.VideoFrame], tuple[int, int]]:
     """The wanted frames of the window as a file, and the size that its container says."""
-    with av.open(io.BytesIO(window.mux(**how).tobytes())) as container:
+    with av.open(io.BytesIO(window.mux(**how).tobytes()), "r") as container:
         stream = container.streams.video[0]
         size = stream.width, stream.height
         frames = list(container.decode(stream))
