@@ -52,7 +52,7 @@ from .step.build import (
 from .step.changes import check_changes, check_same_corpus, check_same_draws, config_before, tell_changes
 from .step.device import choose_device
 from .step.guard import StepGuard
-from .step.loading import build_loader, build_order
+from .step.loading import build_loader, build_order, diversity
 from .step.micro_batch import PEAK_STEPS, fit_batch, measured_peak
 from .step.online_probe import OnlineProbe
 from .step.optim import Schedule, build_optimizer, build_schedule, set_schedule, step_unless
@@ -251,6 +251,7 @@ def train(
                 if validation.is_due(done):
                     run.watch.reach(f"the validation after step {done}")
                     report.signals = {**report.signals, **validation.losses()}
+                report.row |= diversity(config, order, done)
                 read_back.push(report)
                 probe.update(done, run.objective.encoder)
                 quarantine.update()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .choose import DaliOptions, Loader, choose_loader, may_be_dali
+from .choose import DaliOptions, Loader, choose_loader, gpu_loaders
 from .corpus.corpus import Corpus
 from .corpus.video_files import VideoFiles
 from .decode.loader import LoaderOptions
@@ -80,9 +80,9 @@ def clip_loader(
     """
     check_side(resolution)
     device = _device(device)
-    is_dali, _ = may_be_dali(loader, device)
+    others, _ = gpu_loaders(loader, device)
     order = options.pop("order", None)
-    known = (DaliOptions if is_dali else LoaderOptions).__optional_keys__
+    known = (DaliOptions if "dali" in others else LoaderOptions).__optional_keys__
     for unknown in options.keys() - known:
         raise TypeError(
             f"clip_loader() got an unexpected keyword argument {unknown!r}; its options are {sorted(known)}"

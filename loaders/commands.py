@@ -33,6 +33,12 @@ def add_commands(commands: Commands) -> None:
     pack.add_argument("corpus", metavar="CORPUS", help="folder that `trocar index` wrote")
     pack.add_argument("--out", required=True, metavar="PACKED", help="folder of the proxies and their tables")
     pack.add_argument("--short-side", type=COUNT, metavar="PIXELS", help="of a proxy's shorter side (default: 256)")
+    pack.add_argument(
+        "--side-multiple",
+        type=COUNT,
+        metavar="PIXELS",
+        help="both sides are multiples of it (default: 16; proxies that are there may have any)",
+    )
     pack.add_argument("--stride", type=COUNT, metavar="FRAMES", help="every how many frames one is kept (default: 4)")
     pack.add_argument("--gop", type=COUNT, metavar="FRAMES", help="from keyframe to keyframe (default: 8)")
     pack.add_argument("--codec", help="h264, hevc, vp9 or mjpeg (default: h264)")
@@ -68,7 +74,9 @@ def run_pack(options: argparse.Namespace) -> int:
     from .pack.pack import pack_corpus
     from .pack.settings import PackSettings
 
-    given = {name: getattr(options, name) for name in ("short_side", "stride", "gop", "codec", "quality")}
+    given = {
+        name: getattr(options, name) for name in ("short_side", "side_multiple", "stride", "gop", "codec", "quality")
+    }
     try:
         settings = PackSettings(**{name: value for name, value in given.items() if value is not None})
     except ValueError as error:

@@ -24,11 +24,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .choose import Kind
+from .choice import Kind
 from .cpu import _lower_priority
 from .decode.batch import LoaderCount
 from .decode.dali_codecs import DECODABLE, can_decode, is_refusal
 from .decode.dali_decoder import AheadDecoder, Clips, DecodingPipeline
+from .decode.dali_images import ImagePipeline, MixedPipeline, jpegs_of
 from .decode.dali_pipeline import Sample, ViewCut, clip_pipeline, color_correction, view_cut
 from .decode.loader import BaseClipLoader, LoaderOptions, Span
 from .decode.span import ClipSource, CropSource, Cut, SpanReader, SpanResult, VideoSource
@@ -67,7 +68,9 @@ class ClipLoader(BaseClipLoader[_Block]):
     pipeline: the graph, `clip_pipeline` or one of one's own; inputs: what that is fed besides for a clip, by name. decoders: spans
     decoded at the same time, each by a decoder session of its own; None: 16 on a GPU, else as many as threads. spans_per_run: how
     many DALI is given at once; its memory grows with this, by 8 pictures of full size for each and one more for each frame.
-    on_cpu: kinds of video that the CPU is to decode. For everything else, options too, see BaseClipLoader.
+    on_cpu: kinds of video that the CPU is to decode. is_uncropped: windows of H.264 and HEVC show whole coded pictures, of which
+    the graph cuts what the video shows, so that DALI keeps its decoders (`video/uncrop.py`). For everything else, options too, see
+    BaseClipLoader.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class ClipLoader(BaseClipLoader[_Block]):
         decoders: int | None = None,
         spans_per_run: int = 32,
         on_cpu: Iterable[Kind] = (),
+        is_uncropped: bool = True,
         **options: Unpack[LoaderOptions],
     ) -> None:
         super().__init__(
@@ -95,6 +99,9 @@ class ClipLoader(BaseClipLoader[_Block]):
             raise ValueError(f"decoders and spans_per_run must be at least 1, got {decoders} and {spans_per_run}")
         if self.device.type not in DECODABLE:
             raise ValueError(f"DALI decodes on {' or '.join(DECODABLE)}, not on {self.device}")
+        self._is_uncropped = is_uncropped
+        # A graph of one's own knows windows only.
+        self._takes_images = pipeline is clip_pipeline and inputs is None
         self._inputs = inputs or (lambda clip: {})
         # Rows of the corpus and kinds of video that DALI has failed at.
         self._unfit: set[int | Kind] = set(on_cpu)
@@ -103,17 +110,21 @@ class ClipLoader(BaseClipLoader[_Block]):
         self._stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         priority = _lower_priority if self.background else None
         self._pool = Threads(self.threads, "window", priority)
+        views = self.order.views_per_span
+        distinct = views * sampler.num_frames  # frames of a span at most
+        how: dict[str, Any] = {
+            "views": views,
+            "resolution": resolution,
+            "device": self.device,
+            "threads": decoders,
+            "stream": self._stream,
+        }
         self._crews = [self._pool]
         try:
             self._decoder = AheadDecoder(
-                lambda: DecodingPipeline(
-                    pipeline,
-                    views=self.order.views_per_span,
-                    resolution=resolution,
-                    device=self.device,
-                    largest_run=spans_per_run,
-                    threads=decoders,
-                    stream=self._stream,
+                lambda: MixedPipeline(
+                    DecodingPipeline(pipeline, largest_run=spans_per_run, **how),
+                    lambda: ImagePipeline(largest_run=spans_per_run * distinct, **how),
                 ),
                 self._take_over,
                 self._is_given_up,
@@ -172,8 +183,9 @@ class ClipLoader(BaseClipLoader[_Block]):
     def _sample(self, cut: Cut, reader: SpanReader, count: LoaderCount) -> Sample:
         """A span for DALI, or decoded, if that is not for DALI. Raises VideoError."""
         window, video = cut.window, cut.window.video
-        file = self._file(cut)
-        if file is None:
+        images = jpegs_of(window) if self._takes_images and not self._is_unfit(cut) else None
+        file = self._file(cut) if images is None else None
+        if file is None and images is None:
             pictures = np.empty((len(cut.clips), *self._clip_shape), np.uint8)
             reader.decode(cut, pictures, count)
             return self._ready(cut.clips, pictures)
@@ -186,24 +198,26 @@ class ClipLoader(BaseClipLoader[_Block]):
             view_cut(crop, video.rotation, video.width, video.height, places, colors, self._inputs(clip))
             for clip, crop, places in zip(cut.clips, cut.crops, cut.places.astype(np.int32), strict=True)
         ]
-        return Sample(views, window=file, ranks=window.ranks)
+        return Sample(views, images=images) if images else Sample(views, window=file, ranks=window.ranks)
 
     def _file(self, cut: Cut) -> NDArray[np.uint8] | None:
         """The window as a video for DALI; None: the CPU has to decode it."""
-        window, video = cut.window, cut.window.video
-        if self._is_unfit(cut.clips[0].video, Kind.of(video)) or not can_decode(window, self.device):
+        if self._is_unfit(cut) or not can_decode(cut.window, self.device):
             return None
         try:
-            return window.mux()
+            return cut.window.mux(is_uncropped=self._is_uncropped)
         except VideoError:  # a stream that no container takes may decode all the same
             return None
 
-    def _is_unfit(self, video: int, kind: Kind) -> bool:
+    def _is_unfit(self, cut: Cut) -> bool:
+        return self._has_failed(cut.clips[0].video, Kind.of(cut.window.video))
+
+    def _has_failed(self, video: int, kind: Kind) -> bool:
         return not self._unfit.isdisjoint((video, kind))
 
     def _is_given_up(self, prepared: _Prepared) -> bool:
         video = prepared.result.clips[0].video
-        return self._is_unfit(video, Kind.of(self.recipe.videos.video(video).facts))
+        return self._has_failed(video, Kind.of(self.recipe.videos.video(video).facts))
 
     def _ready(self, clips: list[Clip], pictures: NDArray[np.uint8]) -> Sample:
         """pictures: (V, T, R, R, 3)."""

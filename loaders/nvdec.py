@@ -17,7 +17,6 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +24,8 @@ import torch
 from numpy.typing import ArrayLike
 
 from ..kernels.yuv_clip import yuv_clip
-from .choose import Kind
+from .choice import Kind
+from .choose import NVDEC_PACKAGE, require_nvdec
 from .cpu import _lower_priority
 from .decode.batch import LoaderCount
 from .decode.loader import BaseClipLoader, LoaderOptions, Span
@@ -37,33 +37,22 @@ from .video.video import VideoError
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-PACKAGE = "PyNvVideoCodec"
 RESCUES_PER_KIND = 3
 # FFmpeg's AVColorSpace; all others are taken for BT.601, as swscale takes them.
 MATRICES = {1: "bt709", 7: "smpte240", 9: "bt2020"}
 log = logging.getLogger("trocar.loaders")
 
 
-def require_nvdec(device: torch.device) -> None:
-    """Raises ImportError where PyNvVideoCodec is not installed, ValueError where the device is no GPU."""
-    if device.type != "cuda":
-        raise ValueError(f"'nvdec' decodes on cuda, not on {device}; take the loader 'cpu'")
-    if find_spec(PACKAGE) is None:
-        raise ImportError(
-            f"'nvdec' is asked for, but {PACKAGE} is not installed; in a checkout, pip install '.[nvdec]', or take another loader"
-        )
-
-
 def nvdec_library(device: torch.device) -> Library:
     """The module PyNvVideoCodec. Raises what `require_nvdec` raises, and ImportError where it finds no driver."""
     require_nvdec(device)
     try:
-        return import_module(PACKAGE)  # pyright: ignore[reportReturnType]: its names are not known before
+        return import_module(NVDEC_PACKAGE)  # pyright: ignore[reportReturnType]: its names are not known before
     except (ImportError, OSError, RuntimeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ImportError(
-            f"'nvdec' is asked for, but {PACKAGE} cannot be used here: {reason}; give the container the driver's video libraries "
-            f"(NVIDIA_DRIVER_CAPABILITIES=compute,utility,video), or take another loader"
+            f"'nvdec' is asked for, but {NVDEC_PACKAGE} cannot be used here: {reason}; give the container the driver's video "
+            f"libraries (NVIDIA_DRIVER_CAPABILITIES=compute,utility,video), or take another loader"
         ) from error
 
 

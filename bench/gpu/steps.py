@@ -77,11 +77,12 @@ STAGES: dict[str, tuple[GpuStep, ...]] = {
     ),
     # Trained clips/s behind decoding threads and processes against the same step on resident data: what all else depends on.
     "feed": (
+        _bench("dali-cache", "bench dali-cache --out {out}", 60, ("av", *DALI)),
         VIDEOS,
         INDEX,
         PACK,
-        _tests("workers", ("loaders/decode/workers", "engine/record/device_time"), 90, ("av",)),
-        _bench("feed", "bench feed {work}/packed --rounds 2 --out {out}", 230, ("av",)),
+        _tests("workers", ("loaders/decode/workers", "engine/record/device_time"), 70, ("av",)),
+        _bench("feed", "bench feed {work}/packed --rounds 2 --out {out}", 200, ("av",)),
     ),
     "kernels": tuple(_bench(name, f"bench kernels {name} --out {{out}}", 52) for name in OPERATORS),
     "loading": (

@@ -62,6 +62,10 @@ def add_commands(commands: Commands) -> None:
     decode.add_argument("--out", type=Path, default=Path("bench/results/decode.jsonl"), metavar="FILE")
     decode.set_defaults(run=run_bench_decode)
 
+    cache = commands.benches.add_parser("dali-cache", help="whether DALI keeps its decoders from window to window")
+    cache.add_argument("--out", type=Path, default=Path("bench/results/dali_cache.jsonl"), metavar="FILE")
+    cache.set_defaults(run=run_bench_dali_cache)
+
     wait = commands.benches.add_parser(
         "data-wait", help="how long training waits on originals, on proxies, and with span reuse"
     )
@@ -154,6 +158,17 @@ def run_bench_decode(options: argparse.Namespace) -> int:
     if device.type == "cpu":
         print("no NVIDIA GPU: a small run on DALI's CPU backend, which says nothing about one", file=sys.stderr)
     rows = bench_decode(device, QUICK if options.quick and device.type == "cuda" else None)
+    write_rows(options.out, rows)
+    print(table(rows))
+    return 0
+
+
+def run_bench_dali_cache(options: argparse.Namespace) -> int:
+    from ...engine.step.device import choose_device
+    from ..rows.row import write_rows
+    from .dali_cache import bench_dali_cache, table
+
+    rows = bench_dali_cache(choose_device("auto"))
     write_rows(options.out, rows)
     print(table(rows))
     return 0

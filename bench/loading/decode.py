@@ -19,6 +19,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from av.video.stream import VideoStream
 
 from ...engine.console.table import Table
 from ...loaders.corpus.corpus import Corpus
@@ -36,6 +37,7 @@ ENCODERS = {
     "h264": ("libx264", {"preset": "veryfast"}),
     "hevc": ("libx265", {"preset": "ultrafast"}),
     "vp9": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
+    "mjpeg": ("mjpeg", {"qmin": "3", "qmax": "3"}),
 }
 CORNER, RESOLUTION = 16, 224
 
@@ -94,7 +96,8 @@ def write_corpus(folder: Path, codec: str, size: tuple[int, int], gop: int, scal
             stream = target.add_stream(
                 encoder, rate=25, options={**options, "g": str(gop), "keyint_min": str(gop), "b:v": "4M"}
             )
-            stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+            assert isinstance(stream, VideoStream)
+            stream.width, stream.height, stream.pix_fmt = *size, "yuvj420p" if codec == "mjpeg" else "yuv420p"
             stream.codec_context.gop_size = gop
             for number, picture in enumerate(_pictures(size, scale.frames, video)):
                 frame = av.VideoFrame.from_ndarray(picture, "rgb24")
@@ -121,15 +124,15 @@ def _ceiling(corpus: Corpus, device: torch.device, scale: Scale, sessions: int) 
     """Pictures decoded per second by so many sessions at once."""
     shortest = int(corpus.frames.min())
     sampler = Sampler(corpus.frames, num_frames=2, stride=shortest - 1, seed=0)
-    count, seconds = _run(corpus, sampler, device, scale, CornerCrops(), sessions, batch=sessions)
+    count, seconds = run_windows(corpus, sampler, device, scale, CornerCrops(), sessions, batch=sessions)
     return count.packets_decoded / seconds
 
 
 def _windows(corpus: Corpus, device: torch.device, scale: Scale, sessions: int, ceiling: float) -> dict[str, Any]:
     sampler = Sampler(corpus.frames, num_frames=scale.clip_frames, stride=scale.stride, seed=0)
-    decoded, decode_seconds = _run(corpus, sampler, device, scale, CornerCrops(), sessions, scale.batch)
+    decoded, decode_seconds = run_windows(corpus, sampler, device, scale, CornerCrops(), sessions, scale.batch)
     with Utilization(device) as utilization:
-        clips, clip_seconds = _run(corpus, sampler, device, scale, CropRecipe(), sessions, scale.batch)
+        clips, clip_seconds = run_windows(corpus, sampler, device, scale, CropRecipe(), sessions, scale.batch)
     decode_rate, clip_rate = decoded.packets_decoded / decode_seconds, clips.packets_decoded / clip_seconds
     return {
         "decoded_frames_per_second": decode_rate,
@@ -145,7 +148,7 @@ def _windows(corpus: Corpus, device: torch.device, scale: Scale, sessions: int, 
     }
 
 
-def _run(
+def run_windows(
     corpus: Corpus,
     sampler: Sampler,
     device: torch.device,
@@ -153,6 +156,8 @@ def _run(
     crops: CropSource,
     sessions: int,
     batch: int,
+    *,
+    is_uncropped: bool = True,
 ) -> tuple[LoaderCount, float]:
     """What a loader did in the seconds after its first batches, and how long those were."""
     from ...loaders.dali import ClipLoader  # here, as the tables and the made videos of this module need no DALI
@@ -168,6 +173,7 @@ def _run(
         decoders=sessions,
         spans_per_run=batch,
         prefetch=3,
+        is_uncropped=is_uncropped,
     ) as loader:
         for _ in range(4):
             next(loader)

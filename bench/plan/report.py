@@ -22,6 +22,7 @@ from ...loaders.draw.sampler import Sampler
 from .cluster import Cluster
 from .corpus import Measured
 from .model import Compute, Demand, Lever, Rate, Share, Step, Videos, levers, plan_step
+from .proxies import ProxyCodec, proxy_codecs
 from .rates import compute_rates, interpreter_rate, packing_rates, video_rates
 
 FLOAT32_BYTES = 4
@@ -84,6 +85,7 @@ class Plan:
     clips: int
     arms: list[Form]
     rates: list[tuple[str, Rate]]
+    proxies: list[ProxyCodec]
 
 
 def make_plan(
@@ -145,7 +147,7 @@ def make_plan(
     rates += [(key, rate) for key, rate in extra.items() if rate is not None]
     if corpus.bytes_per_frame is not None:
         rates.append(("originals, bytes a frame", corpus.bytes_per_frame))
-    return Plan(config, cluster, corpus, compute, clips, arms, rates)
+    return Plan(config, cluster, corpus, compute, clips, arms, rates, proxy_codecs(rows, cluster))
 
 
 def with_number_of_parts(config: Config, cluster: Cluster) -> Config:

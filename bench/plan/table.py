@@ -71,6 +71,10 @@ def table(plan: Plan) -> str:
         "",
         *(f"- {sentence(form, plan.compute)}" for form in plan.arms),
     ]
+    if plan.proxies:
+        kept = plan.corpus.frames / (plan.config.data.stride or 1)
+        lines += ["", "Proxies by codec (`trocar pack --codec`):", ""]
+        lines += [f"- {codec.sentence(kept)}" for codec in plan.proxies]
     for is_measured, title in ((True, "Measured"), (False, "Assumed")):
         chosen = [
             (name, rate) for name, rate in plan.rates if rate.is_measured == is_measured and math.isfinite(rate.value)

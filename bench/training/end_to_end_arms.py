@@ -72,7 +72,7 @@ def our_arm(name: str, run: Run, corpus: Corpus, requests: Sequence[Request], st
         "background": device.type == "cpu",
         "failure_budget": 0.0,
         "failure_floor": 0,
-        "decoders": data.decoders,
+        "decoders": None if data.decoders == "auto" else data.decoders,
     }
     source = AnyDraw(corpus, requests)
     choice = choose_loader(

@@ -27,6 +27,7 @@ from ...engine.console.table import Table
 from ...engine.step.build import samplers_by_clip
 from ...engine.step.loading import build_loader
 from ...loaders import nvdec
+from ...loaders.choose import NVDEC_PACKAGE
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.cpu import ClipLoader
 from ...loaders.decode.loader import BaseClipLoader, clip_numbers
@@ -94,7 +95,7 @@ def rate_arms(cores: int) -> list[Decoding]:
 
 def nvdec_arms(threads: int) -> list[Decoding]:
     """NVDEC's open sessions, given a packet or a window a call; none without a GPU or PyNvVideoCodec."""
-    if not torch.cuda.is_available() or find_spec(nvdec.PACKAGE) is None:
+    if not torch.cuda.is_available() or find_spec(NVDEC_PACKAGE) is None:
         return []
     return [
         (f"NVDEC, {threads} threads, a {calls} a call", {"threads": threads, "device": "cuda", "calls": calls})

@@ -136,14 +136,14 @@ class DataConfig:
     "exact" the one that PyTorch and DALI have in common. content_box: crop inside the black border. square_pixels: crop the
     picture as players show it, where its pixels are not square. loader: "auto" measures what decodes each kind of video faster
     where there is a GPU; "nvdec" keeps decoder sessions open (extra nvdec), "both" shares the draws between "cpu" and "dali".
-    decoders: how many spans DALI decodes at the same time. views_per_span: clips that are made of every span that is decoded,
-    each with its own offset, crop and mask. pool_spans: decoded spans of which clips wait on the device, over all ranks, a
-    multiple of lanes; where 0, the clips of a span stand in one batch. lanes: independent parts of the pool; the number of ranks
-    has to divide it. threads: decoding threads, one a core of the rank where null. workers: decoding processes, 0 for threads of
-    the training process; null is one for each core but one where training is on a GPU, else 0. prefetch: batches decoded ahead.
-    failure_budget: share of the spans that may fail before the run stops. clip_timeout: seconds that a thread or process may be
-    at one span before the run ends with its name, for ever where null. allow_changed_corpus: resume although the corpus or its
-    draws are others.
+    decoders: how many spans DALI decodes at the same time; "auto" is where more bring no more clips, measured with loader "auto",
+    else 16. views_per_span: clips that are made of every span that is decoded, each with its own offset, crop and mask.
+    pool_spans: decoded spans of which clips wait on the device, over all ranks, a multiple of lanes; where 0, the clips of a span
+    stand in one batch. lanes: independent parts of the pool; the number of ranks has to divide it. threads: decoding threads, one
+    a core of the rank where null. workers: decoding processes, 0 for threads of the training process; null is one for each core
+    but one where training is on a GPU, else 0. prefetch: batches decoded ahead. failure_budget: share of the spans that may fail
+    before the run stops. clip_timeout: seconds that a thread or process may be at one span before the run ends with its name, for
+    ever where null. allow_changed_corpus: resume although the corpus or its draws are others.
     sizes: phases of other clip sizes on the way, in the order of their steps.
 
     tree: folder that `trocar cluster` wrote, to draw from its branches; null draws all spans alike. balance: 0 draws the corpus as
@@ -165,7 +165,7 @@ class DataConfig:
     content_box: bool = True
     square_pixels: bool = True
     loader: Literal["auto", "cpu", "dali", "nvdec", "both"] = "auto"
-    decoders: int = 16
+    decoders: int | Literal["auto"] = "auto"
     views_per_span: int = 1
     pool_spans: int = 0
     lanes: int = 24
@@ -199,7 +199,8 @@ class DataConfig:
         )
         check = partial(_check, self, "data.")
         check("a positive rate", positive, "sample_fps")
-        check("a positive number", positive, "frames", "resolution", "prefetch", "decoders")
+        check("a positive number", positive, "frames", "resolution", "prefetch")
+        check("a positive number, or 'auto'", lambda number: number == "auto" or number > 0, "decoders")
         check("a positive number or null", positive, "threads")
         check("a number of processes, 0 for threads, or null", lambda number: number >= 0, "workers")
         accepted = "[least, largest] with 0 < least <= largest"

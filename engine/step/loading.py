@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...loaders.choose import Choice, DaliOptions, agree, choose_loader
+from ...loaders.choice import Choice, agree
+from ...loaders.choose import DaliOptions, choose_loader
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.corpus.whole_file import write_text_whole
 from ...loaders.decode.loader import BaseClipLoader
@@ -32,6 +33,7 @@ from .build import build_sampler
 from .sizes import PhasedLoader, phases
 
 CHOICES_FILE = "loader.json"
+DIVERSITY_EVERY = 10  # steps; it takes the host a millisecond
 Numbers = Iterable[NDArray[np.int64]]
 
 
@@ -48,7 +50,7 @@ def build_loader(
     """The loader of the clips `numbers`, a batch each. report: say on stderr what was chosen and why. world: of the ranks that
     choose together and keep their choice in the run's folder; None chooses for this process, for this time.
 
-    data.loader "auto" takes the CPU where there is no GPU or no DALI; else it measures every kind of video in the corpus both ways.
+    data.loader "auto" takes the CPU where there is no GPU or no DALI; else it measures, for ten seconds at most.
     Raises ConfigError where DALI is asked for by name and is not installed.
     """
     if config.data.sizes:
@@ -62,6 +64,15 @@ def build_loader(
 
 def build_order(config: Config) -> ClipOrder:
     return ClipOrder(config.data.views_per_span, config.data.pool_spans, config.data.lanes, config.run.seed)
+
+
+def diversity(config: Config, order: ClipOrder, step: int) -> dict[str, float]:
+    """How various a run's clips are where spans are reused, for every tenth row of metrics: distinct draws among the latest 1,000
+    clips, and after how many steps a draw comes again, on average. step: how many are done."""
+    if order.views_per_span == 1 or step % DIVERSITY_EVERY:
+        return {}
+    unique, apart = order.diversity(step * config.optim.batch)
+    return {"unique_spans_per_1000_clips": unique, "reuse_distance_steps": apart / config.optim.batch}
 
 
 def _open(
@@ -90,7 +101,7 @@ def _open(
         # On a CPU the training shares the cores: its steps are barriers of many threads, which one decoding thread in the way
         # holds up, while decoding runs ahead and can wait.
         "background": device.type == "cpu",
-        "decoders": data.decoders,
+        "decoders": None if data.decoders == "auto" else data.decoders,
     }
     crops = CropRecipe(data.crop_scale, data.crop_ratio, data.flip)
     try:

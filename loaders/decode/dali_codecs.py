@@ -8,8 +8,8 @@ from ..video.window import Window
 
 YUV_420 = ("yuv420p", "yuvj420p")
 # By type of device: codecs, and the pixel formats that come out right (None: all). On a GPU two are left out that NVDEC decodes:
-# AV1, for the hidden pictures that almost every file has (see `can_decode`), and Motion JPEG: DALI creates no decoder for it there
-# ("Failed to create video decoder", DALI 2.4), and goes by a mark of the full range that its bitstream lacks.
+# AV1, for the hidden pictures that almost every file has (see `can_decode`), and Motion JPEG, for which DALI creates no video
+# decoder there ("Failed to create video decoder", DALI 2.4): its frames go to the image decoder (`dali_images.py`).
 DECODABLE: dict[str, dict[str, tuple[str, ...] | None]] = {
     "cpu": {"vp8": None, "vp9": None, "mjpeg": None},
     "cuda": {

@@ -43,7 +43,7 @@ class DecodingPipeline:
         threads: int,
         stream: torch.cuda.Stream | None = None,
     ) -> None:
-        self.views, self._stream = views, stream
+        self.views, self.stream = views, stream
         # The caller decides how far to run ahead: DALI queues runs without limit. A deeper queue of DALI's own would start
         # several runs at the first submit, without inputs for them.
         self._pipeline: Any = definition(
@@ -72,7 +72,7 @@ class DecodingPipeline:
         would write into clips that a step, which the host is ahead of, has still to read. Raises RuntimeError where a window of
         the run does not decode; DALI then has this pipeline given up, with all that is queued in it.
         """
-        outputs = self._pipeline.share_outputs(cuda_stream=self._stream)
+        outputs = self._pipeline.share_outputs(cuda_stream=self.stream)
         clips = [torch.from_dlpack(output.as_tensor()) for output in outputs]
         self._pipeline.release_outputs()
         return clips
@@ -107,6 +107,14 @@ class DecodingPipeline:
         return inputs
 
 
+class Pipeline(Protocol):
+    """What a `DecodingPipeline` does."""
+
+    def submit(self, samples: Sequence[Sample]) -> None: ...
+    def result(self) -> list[torch.Tensor]: ...
+    def close(self) -> None: ...
+
+
 class Job(Protocol):
     """What is to be decoded."""
 
@@ -129,7 +137,7 @@ class AheadDecoder(Generic[AnyJob]):
 
     def __init__(
         self,
-        build: Callable[[], DecodingPipeline],
+        build: Callable[[], Pipeline],
         take_over: Callable[[AnyJob, RuntimeError], None],
         is_given_up: Callable[[AnyJob], bool],
         *,
@@ -208,7 +216,7 @@ class AheadDecoder(Generic[AnyJob]):
         self._pipeline.close()
         self._pipeline = self._build()
         if len(run) == 1:
-            if run[0].sample.window is None:
+            if not run[0].sample.is_encoded:
                 raise error
             self._take_over(run[0], error)
         half = (len(run) + 1) // 2
@@ -223,7 +231,7 @@ class AheadDecoder(Generic[AnyJob]):
 
     def _submit_again(self, run: list[AnyJob], error: RuntimeError) -> None:
         for job in run:
-            if job.sample.window is not None and self._is_given_up(job):
+            if job.sample.is_encoded and self._is_given_up(job):
                 self._take_over(job, error)
         self._submit(run)
 

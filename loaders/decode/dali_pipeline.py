@@ -171,10 +171,16 @@ class Sample:
     """What the graph is fed for one sample: one cut for each view, and what they are cut from.
 
     window: (bytes,) uint8, and ranks: (U,) int32, ascending and distinct, the places of the frames to decode among those it shows.
-    Or pictures: (U, H, W, 3) uint8, decoded already. All C-contiguous.
+    Or images: U of them, each a JPEG, (bytes,) uint8. Or pictures: (U, H, W, 3) uint8, decoded already. All C-contiguous.
     """
 
     views: Sequence[ViewCut]
     window: NDArray[np.uint8] | None = None
     ranks: NDArray[np.int32] | None = None
     pictures: NDArray[np.uint8] | None = None
+    images: Sequence[NDArray[np.uint8]] | None = None
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether it is still to be decoded."""
+        return self.pictures is None

@@ -64,6 +64,19 @@ class ClipOrder:
         latest = self.clips(np.arange(max(0, number - max(1, 2 * self.pool_spans)), number))[0]
         return int(latest.max()) + 1
 
+    def diversity(self, stop: int, clips: int = 1000) -> tuple[float, float]:
+        """Of the `clips` clips before number `stop`, or as many as there are: distinct draws for each 1,000 clips, and after how
+        many clips a draw comes again, on average; 0 where none does."""
+        numbers = np.arange(max(0, stop - clips - 2 * max(self.pool_spans, self.views_per_span)), stop)
+        draws, views = self.clips(numbers)
+        recent = numbers >= stop - clips
+        # A draw's views come in ascending order, at most two rounds apart.
+        by_draw = np.lexsort((views, draws))
+        again = (np.diff(draws[by_draw]) == 0) & recent[by_draw[1:]]
+        apart = np.diff(numbers[by_draw])[again]
+        distinct = len(np.unique(draws[recent]))
+        return 1000 * distinct / max(1, int(recent.sum())), float(apart.mean()) if len(apart) else 0.0
+
     def share(self, numbers: ArrayLike, rank: int, ranks: int) -> NDArray[np.int64]:
         """Those of the clips `numbers` that rank `rank` of `ranks` reads: all views of a draw fall to one rank.
 

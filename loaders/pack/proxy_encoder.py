@@ -18,7 +18,7 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 from ..draw.augment import TURNS, Box, with_square_pixels
-from ..video.video import VideoError, VideoFacts
+from ..video.video import NEARLY_SQUARE, VideoError, VideoFacts
 from .settings import PackSettings
 
 UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
@@ -156,4 +156,4 @@ def _pixel_aspect(shown: Fraction, kept: Fraction) -> Fraction:
     """Width / height of the proxy's pixels, by that of the picture as it is shown and of its pixels in number; 1 where they are
     nearly square."""
     exact = shown / kept
-    return exact.limit_denominator(255) if abs(exact - 1) > 0.02 else Fraction(1)
+    return exact.limit_denominator(255) if abs(exact - 1) > NEARLY_SQUARE else Fraction(1)

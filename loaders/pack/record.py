@@ -13,11 +13,13 @@ from typing import Any
 from ..corpus.corpus import Video
 from ..corpus.whole_file import write_text_whole
 from .proxy import Proxy
-from .settings import PackSettings
+from .settings import SIDE_MULTIPLE, PackSettings
 
 VIDEOS_FOLDER = "videos"
 # Counted up when proxies of the same settings come out otherwise.
 PROXY_VERSION = 1
+# Of proxies whose record does not say it.
+FIRST_SIDE_MULTIPLE = 2
 
 
 def proxy_path(out: Path, video_id: str) -> Path:
@@ -37,13 +39,17 @@ def remove_record(out: Path, video: Video) -> None:
 
 
 def finished_proxy(out: Path, video: Video, settings: PackSettings) -> Proxy | None:
-    """The proxy that stands there, if it would come out the same again."""
+    """The proxy that stands there, if it would come out the same again, or differs in sides that nobody asks for."""
     try:
         record = json.loads(_record_path(out, video).read_text(encoding="utf-8"))
         size_bytes = proxy_path(out, video.id).stat().st_size
     except (FileNotFoundError, ValueError):
         return None
-    if record["made_of"] != _made_of(video, settings) or record["proxy"]["size_bytes"] != size_bytes:
+    found = {"side_multiple": FIRST_SIDE_MULTIPLE, **record["made_of"]}
+    wanted = _made_of(video, settings)
+    if settings.side_multiple is None:
+        wanted["side_multiple"] = found["side_multiple"]
+    if found != wanted or record["proxy"]["size_bytes"] != size_bytes:
         return None
     return Proxy(**record["proxy"])
 
@@ -59,6 +65,7 @@ def _made_of(video: Video, settings: PackSettings) -> dict[str, Any]:
         "version": PROXY_VERSION,
         **asdict(settings),
         "quality": settings.encoder_quality,
+        "side_multiple": settings.side_multiple or SIDE_MULTIPLE,
         "path": facts.path,
         "size_bytes": facts.size_bytes,
         "mtime_ns": facts.mtime_ns,

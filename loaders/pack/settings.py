@@ -3,7 +3,8 @@
 Decoding speed is what a proxy is for, so every choice costs some bytes: no B-frames, one reference picture, and in H.264 no CABAC
 and no deblocking (docs/performance.md, "Proxies", has the figures). The quantiser is the same for all frames, whatever moves and
 however long they are shown: what encoders save by the frame rate and where much moves spares an eye, not a model. Psychovisual rate
-distortion is off for the same reason, and chroma is quantised a little finer, since models see RGB.
+distortion is off for the same reason, and chroma is quantised a little finer, since models see RGB. Sides are multiples of 16, so
+that the coded picture is the one that is shown: decoders on GPUs are kept from window to window where nothing is cut off.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Codec = Literal["h264", "hevc", "vp9", "mjpeg"]
+SIDE_MULTIPLE = 16  # a macroblock of H.264, a unit of subsampled JPEG
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ ENCODERS: dict[str, Encoder] = {
 class PackSettings:
     """How proxies are made. Raises ValueError on values out of range.
 
-    short_side: pixels of a proxy's shorter side, even; smaller originals keep their size. stride: every how many frames of the
+    short_side: pixels of a proxy's shorter side, even; smaller originals keep their size. side_multiple: both sides are rounded to
+    the nearest multiple of it, and pixels that are no squares any more say so; None: to one of 16, where proxies that are there
+    already may have any. stride: every how many frames of the
     original one is kept. gop: frames from keyframe to keyframe; MJPEG has keyframes only. quality: of the encoder, its default
     where None.
     """
@@ -52,6 +56,7 @@ class PackSettings:
     gop: int = 8
     codec: Codec = "h264"
     quality: float | None = None
+    side_multiple: int | None = None
 
     def __post_init__(self) -> None:
         if self.codec not in get_args(Codec):
@@ -60,6 +65,8 @@ class PackSettings:
             raise ValueError(f"short_side={self.short_side}: an even number of pixels in 32 .. 2160 is needed")
         if not 1 <= self.stride <= 1000:
             raise ValueError(f"stride={self.stride}: 1 .. 1000 frames are needed")
+        if self.side_multiple is not None and (self.side_multiple % 2 or not 2 <= self.side_multiple <= 64):
+            raise ValueError(f"side_multiple={self.side_multiple}: an even number of pixels in 2 .. 64 is needed")
         if not 1 <= self.gop <= 250:
             raise ValueError(f"gop={self.gop}: 1 .. 250 frames are needed")
         encoder, quality = self.encoder, self.encoder_quality
@@ -85,9 +92,11 @@ class PackSettings:
         return 1 if self.codec == "mjpeg" else self.gop
 
     def proxy_size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) of the proxy of an upright picture's content, both even; its shorter side is never enlarged."""
-        scale = min(1.0, self.short_side / min(width, height))
-        return max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))
+        """(width, height) of the proxy of an upright picture's content, multiples of `side_multiple`; its shorter side is never
+        enlarged but by rounding."""
+        scale, multiple = min(1.0, self.short_side / min(width, height)), self.side_multiple or SIDE_MULTIPLE
+        width, height = (max(multiple, multiple * round(side * scale / multiple)) for side in (width, height))
+        return width, height
 
     def encoder_options(self) -> dict[str, str]:
         """The options of FFmpeg's encoder that make closed GOPs of equal length, cheap to decode, on one thread."""

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from .reader import DemuxReader
 from .storage import StoredFile
+from .uncrop import can_be_cropped, uncropped
 from .video import GopTable, PacketFlag, PacketTable, VideoError, VideoFacts
 
 # Bytes that are read for nothing rather than asking the storage twice.
@@ -60,12 +61,13 @@ class Window:
         shown = np.sort(self.order[self.shows])
         return np.searchsorted(shown, self.order[self.packet_of]).astype(np.int32)
 
-    def mux(self) -> NDArray[np.uint8]:
+    def mux(self, *, is_uncropped: bool = False) -> NDArray[np.uint8]:
         """The window as a file in memory, (bytes,) uint8: MP4, or WebM for VP8, which MP4 cannot hold, and VP9,
         whose MP4 header would need what only its pictures tell.
 
-        The file's clock is synthetic: one frame lasts 40 ms, and decoding begins as late as display order allows. Raises
-        VideoError where the codec fits neither container.
+        The file's clock is synthetic: one frame lasts 40 ms, and decoding begins as late as display order allows. is_uncropped: its
+        pictures are whole coded ones, with what the video shows in their upper left corner (H.264 and HEVC; see `uncrop.py`).
+        Raises VideoError where the codec fits neither container.
         """
         if not self.video.header:
             raise VideoError(f"{self.video.path}: {self.video.codec} cannot be remuxed; convert it with `trocar pack`")
@@ -77,19 +79,30 @@ class Window:
                 av.open(file, "w", format="webm" if self.video.codec in ("vp8", "vp9") else "mp4") as target,
             ):
                 stream = target.add_stream_from_template(source.streams.video[0])
-                for index, payload in enumerate(self.payloads):
-                    packet = padded_packet(payload)
-                    packet.stream, packet.time_base = stream, Fraction(1, 1000)
-                    packet.dts = index * TICKS_PER_FRAME
-                    packet.pts = (int(self.order[index]) + delay) * TICKS_PER_FRAME
-                    # Without durations a muxer writes an edit list that hides the last frame.
-                    packet.duration = TICKS_PER_FRAME
-                    packet.is_keyframe = bool(self.keys[index])
+                packets = self._packets(delay)
+                if is_uncropped and can_be_cropped(self.video):
+                    packets = uncropped(self.video, source.streams.video[0], stream, packets)
+                for packet in packets:
+                    packet.stream = stream
                     target.mux(packet)
         except (FFmpegError, ValueError) as error:
             named = f"{self.video.path}: frames {self.frames[0]} to {self.frames[-1]}"
             raise VideoError(f"{named} cannot be remuxed ({error}); convert it with `trocar pack`") from error
         return np.frombuffer(file.getbuffer(), np.uint8)
+
+    def _packets(self, delay: int) -> list[Packet]:
+        """With the times of a file of their own; shown `delay` frames after display order would have it."""
+        packets = []
+        for index, payload in enumerate(self.payloads):
+            packet = padded_packet(payload)
+            packet.time_base = Fraction(1, 1000)
+            packet.dts = index * TICKS_PER_FRAME
+            packet.pts = (int(self.order[index]) + delay) * TICKS_PER_FRAME
+            # Without durations a muxer writes an edit list that hides the last frame.
+            packet.duration = TICKS_PER_FRAME
+            packet.is_keyframe = bool(self.keys[index])
+            packets.append(packet)
+        return packets
 
 
 def padded_packet(payload: memoryview) -> Packet:

@@ -16,23 +16,16 @@ import torch
 from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import ConfigError
 from trocar.engine.ranks.distributed import World
-from trocar.engine.step.loading import _settle, build_loader
+from trocar.engine.step.loading import _settle, build_loader, build_order, diversity
 from trocar.loaders import choose, cpu
-from trocar.loaders.choose import (
-    Choice,
-    Kind,
-    Loader,
-    LoaderChoice,
-    agree,
-    choose_decoders,
-    choose_loader,
-    decoding_processes,
-)
+from trocar.loaders.choice import Choice, Kind, agree
+from trocar.loaders.choose import Loader, LoaderChoice, choose_loader, decoding_processes
 from trocar.loaders.clip_loader import clip_loader
 from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.corpus.index import index_corpus
 from trocar.loaders.corpus.video_files import VideoFiles
 from trocar.loaders.draw.augment import CropRecipe
+from trocar.loaders.draw.order import ClipOrder
 from trocar.loaders.draw.sampler import Sampler
 
 CROPS = CropRecipe((1, 1), (1, 1), 0)
@@ -54,94 +47,20 @@ def sampler_of(corpus: Corpus) -> Sampler:
     return Sampler(corpus.frames, num_frames=4, stride=2, seed=0)
 
 
-class Doctored(cpu.ClipLoader):
-    """A CPU loader that stands for another one, and shows H.264 upside down."""
-
-    def __init__(self, *arguments: Any, refuses: str = "", **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        if refuses:
-            self.taken_over["a.mp4"] = refuses
-
-    def _finish(self, block: Any) -> Any:
-        frames, results = super()._finish(block)
-        for row, result in enumerate(results):
-            if result.clips[0].video == 0:
-                frames[row] = frames[row].flip(1)
-        return frames, results
-
-
-def test_every_kind_is_compared(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_cpu = partial(cpu.ClipLoader, corpus, sampler_of(corpus), CROPS, resolution=64, threads=1)
-    make_other = partial(Doctored, corpus, sampler_of(corpus), CROPS, resolution=64, threads=1)
-    rates = iter([50.0, 400.0] * 2)
-    run = choose._run
-    monkeypatch.setattr(choose, "_run", lambda loader, clips: (*run(loader, clips)[:1], next(rates), ""))
-    found = choose_decoders(corpus, sampler_of(corpus), make_cpu, make_other, repeats=1)
-    assert [choice.kind for choice in found] == [
-        Kind("vp9", "yuv420p", 128, 96),
-        Kind("h264", "yuv420p", 128, 96),
-    ]
-    assert sum(choice.share for choice in found) == pytest.approx(1)
-    assert [choice.uses_dali for choice in found] == [True, False]
-    assert "400 clips/s with DALI, 50 on the CPU" in str(found[0])
-    assert "clips differ from the CPU's by" in str(found[1])
-
-
-def test_the_slower_and_the_failing_are_not_taken(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_cpu = partial(cpu.ClipLoader, corpus, sampler_of(corpus), CROPS, resolution=64, threads=1)
-    run = choose._run
-    rates = iter([400.0, 50.0] * 2)
-    monkeypatch.setattr(choose, "_run", lambda loader, clips: (*run(loader, clips)[:1], next(rates), ""))
-    assert not any(choice.uses_dali for choice in choose_decoders(corpus, sampler_of(corpus), make_cpu, make_cpu))
-    monkeypatch.setattr(choose, "_run", run)
-    make_refusing = partial(Doctored, *make_cpu.args, refuses="no such codec", **make_cpu.keywords)
-    found = choose_decoders(corpus, sampler_of(corpus), make_cpu, make_refusing, repeats=1)
-    assert {(choice.uses_dali, choice.reason) for choice in found} == {(False, "as DALI fails: no such codec")}
-
-
-def test_dali_that_does_not_start_is_no_reason_to_stop(corpus: Corpus) -> None:
-    """As in a container without NVIDIA's video libraries: said, tried once, and the CPU does all."""
-    tried = []
-
-    def make_broken(batches: Any) -> Any:
-        tried.append(batches)
-        raise RuntimeError("Failed to load libnvcuvid.so\nstack of C++")
-
-    unused = partial(pytest.fail, "the CPU is not measured against nothing")
-    found = choose_decoders(corpus, sampler_of(corpus), unused, make_broken)  # pyright: ignore[reportArgumentType]
-    assert {(choice.uses_dali, choice.reason) for choice in found} == {
-        (False, "as DALI does not start: Failed to load libnvcuvid.so")
-    }
-    assert len(tried) == 1
-
-
-def test_dali_that_fails_while_it_is_measured(corpus: Corpus) -> None:
-    class Broken(cpu.ClipLoader):
-        def _finish(self, block: Any) -> Any:
-            raise RuntimeError("out of decoders")
-
-    options: dict[str, Any] = {"resolution": 64, "threads": 1}
-    make_cpu, make_broken = (
-        partial(kind, corpus, sampler_of(corpus), CROPS, **options) for kind in (cpu.ClipLoader, Broken)
-    )
-    found = choose_decoders(corpus, sampler_of(corpus), make_cpu, make_broken, repeats=1)
-    assert {choice.reason for choice in found} == {"as DALI fails: out of decoders"}
-
-
 def test_ranks_take_what_all_of_them_are_for() -> None:
-    fast, slow = Choice(VP9, 0.7, True, "fast"), Choice(H264, 0.3, False, "slow")
+    fast, slow = Choice(VP9, 0.7, "dali", "fast"), Choice(H264, 0.3, "cpu", "slow")
     assert agree([[fast, slow]] * 3) == [fast, slow]
-    here, there = agree([[fast, Choice(H264, 0.3, True, "fast")], [Choice(VP9, 0.6, True, "faster"), slow]])
+    here, there = agree([[fast, Choice(H264, 0.3, "dali", "fast")], [Choice(VP9, 0.6, "dali", "faster"), slow]])
     assert here == fast
-    assert (there.uses_dali, there.reason) == (False, "as rank 1 found: slow")
+    assert (there.loader, there.reason) == ("cpu", "as rank 1 found: slow")
     (alone,) = agree([[fast], []])
-    assert (alone.uses_dali, alone.reason) == (False, "as rank 1 found: not measured, or DALI is not installed")
+    assert (alone.loader, alone.reason) == ("cpu", "as rank 1 found: not measured, or not installed")
 
 
 def test_a_run_that_goes_on_measures_nothing_and_decodes_as_it_did(corpus: Corpus, tmp_path: Path) -> None:
     """RUN/loader.json of the first rank counts, for all ranks; clips of another size are another choice."""
     config = load_config("demo_cpu", [f"data.corpus={corpus.path}", f"run.dir={tmp_path}"])
-    found = [Choice(VP9, 0.7, True, "fast"), Choice(H264, 0.3, False, "slow")]
+    found = [Choice(VP9, 0.7, "dali", "fast"), Choice(H264, 0.3, "cpu", "slow")]
     assert _settle(config, World(CPU), lambda: found) == found
     refused: Any = partial(pytest.fail, "measured again")
     assert _settle(config, World(CPU), refused) == found
@@ -162,17 +81,22 @@ def test_what_ranks_agree_on_is_asked_of_all_of_them(corpus, opened, monkeypatch
     """Also where DALI is not installed, which cannot measure: else the others would wait for it."""
     monkeypatch.setattr(choose, "find_spec", lambda _: None)
     asked = []
-    settle: Any = lambda measure: asked.append(measure()) or [Choice(VP9, 1.0, True, "fast")]  # noqa: E731
+    settle: Any = lambda measure: asked.append(measure()) or [Choice(VP9, 1.0, "dali", "fast")]  # noqa: E731
     options: dict[str, Any] = {"resolution": 64, "options": {"threads": 1}, "settle": settle}
     choice = choose_loader("auto", corpus, sampler_of(corpus), CROPS, device=GPU, **options)
     assert (choice.name, asked) == ("cpu", [[]])
 
 
-def test_rare_kinds_stay_on_the_cpu_unmeasured(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "MEASURED_KINDS", 0)
-    refused = partial(pytest.fail, "nothing is measured, DALI is not even started")
-    found = choose_decoders(corpus, sampler_of(corpus), refused, refused)  # pyright: ignore[reportArgumentType]
-    assert [choice.reason for choice in found] == ["too few clips to measure it"] * 2
+def test_reuse_is_told_in_every_tenth_row(corpus: Corpus) -> None:
+    reused = load_config(
+        "demo_cpu", [f"data.corpus={corpus.path}", "data.views_per_span=4", "data.pool_spans=48", "optim.batch=8"]
+    )
+    order = build_order(reused)
+    assert diversity(reused, order, 9) == {}
+    told = diversity(reused, order, 1000)
+    assert 250 <= told["unique_spans_per_1000_clips"] <= 300
+    assert told["reuse_distance_steps"] == pytest.approx(48 / 8, rel=0.1)
+    assert diversity(reused, ClipOrder(), 1000) == {}
 
 
 def settings(corpus: Corpus, loader: str) -> Any:
@@ -219,7 +143,7 @@ def test_nvdec_by_name_without_a_gpu(corpus: Corpus) -> None:
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Stands for both ClipLoaders, on a machine with a GPU and DALI: (module, options) of every loader that is made."""
     made: list[tuple[str, dict[str, Any]]] = []
 
@@ -231,6 +155,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
         return type("Module", (), {"ClipLoader": staticmethod(loader)})
 
     monkeypatch.setattr(choose, "import_module", module_of)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "remembered"))
     monkeypatch.setattr(choose, "find_spec", lambda _: True)
     return made
 
@@ -257,22 +182,72 @@ def choice_of(
 
 @pytest.mark.parametrize(("faster", "name", "on_cpu"), [([H264], "dali", {VP9}), ([], "cpu", None)])
 def test_auto_takes_what_is_faster(corpus, opened, monkeypatch, faster, name, on_cpu) -> None:
-    def measured(videos: Any, sampler: Any, make_cpu: Any, make_dali: Any) -> list[Choice]:
-        assert [make_cpu([]), make_dali([])] == [".cpu", ".dali"]
-        return [Choice(kind, 0.5, kind in faster, "as measured here") for kind in (H264, VP9)]
+    def measured(videos: Any, sampler: Any, candidates: Any) -> list[Choice]:
+        assert [(candidate.name, candidate.decoders) for candidate in candidates] == [("cpu", ()), ("dali", ())]
+        assert [candidate.make([]) for candidate in candidates] == [".cpu", ".dali"]
+        return [Choice(kind, 0.5, "dali" if kind in faster else "cpu", "as seen here") for kind in (H264, VP9)]
 
-    monkeypatch.setattr(choose, "choose_decoders", measured)
+    monkeypatch.setattr(choose, "measure_loaders", measured)
     choice = choice_of(corpus, "auto")
     assert (choice.name, [made.kind for made in choice.choices]) == (name, [H264, VP9])
-    assert str(choice).startswith(f"{name}, as measured:\n  h264 yuv420p 128x96, 50% of the clips: ")
+    whole = "dali for 50% of the clips, cpu for 50% of the clips" if faster else "cpu for 100% of the clips"
+    assert str(choice) == (
+        f"{name}, as measured: {whole}\n  h264 yuv420p 128x96: as seen here; vp9 yuv420p 128x96: as seen here"
+    )
     assert choice.open([], order=None) == f".{name}"
     common = {"device": GPU, "threads": 3}
     assert opened[:2] == [(".cpu", {**common, "workers": 7}), (".dali", {**common, "decoders": 5})]
     assert opened[2][1].get("on_cpu") == on_cpu
 
 
+def test_the_number_of_decoders_is_found_where_nobody_sets_it(corpus, opened, monkeypatch) -> None:
+    def measured(videos: Any, sampler: Any, candidates: Any) -> list[Choice]:
+        assert [candidate.decoders for candidate in candidates] == [(), (16, 32, 64, 8)]
+        candidates[1].open([], 16)
+        return [Choice(H264, 0.4, "cpu", "slow"), Choice(VP9, 0.6, "dali", "fast", 32)]
+
+    monkeypatch.setattr(choose, "measure_loaders", measured)
+    choice = choice_of(corpus, "auto", dali_options={"decoders": None})
+    assert choice.reason.startswith("as measured: dali (32 decoders) for 60% of the clips, cpu for 40%")
+    choice.open([])
+    assert [options["decoders"] for _, options in opened] == [16, 32]
+    choice_of(corpus, "dali", dali_options={"decoders": None}).open([])
+    assert opened[-1][1]["decoders"] is None
+
+
+def test_what_a_machine_has_measured_it_remembers(corpus, opened, monkeypatch, tmp_path) -> None:
+    """For the same corpus and settings; a folder that cannot be written to is no reason to stop."""
+    found = [Choice(VP9, 0.7, "dali", "fast", 32), Choice(H264, 0.3, "cpu", "slow")]
+    asked: list[int] = []
+
+    def measured(videos: Any, sampler: Any, candidates: Any) -> list[Choice]:
+        asked.append(1)
+        return found
+
+    monkeypatch.setattr(choose, "measure_loaders", measured)
+    for workers, total in ((None, 1), (None, 1), (2, 2), (None, 2)):
+        assert choice_of(corpus, "auto", workers=workers).choices == tuple(found)
+        assert len(asked) == total
+    kept = sorted((Path(os.environ["XDG_CACHE_HOME"]) / "trocar" / "loaders").iterdir())
+    assert len(kept) == 2
+    for path in kept:
+        path.write_text("{")
+    assert choice_of(corpus, "auto").choices == tuple(found)
+    assert len(asked) == 3
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert choice_of(corpus, "auto").choices == tuple(found)
+    assert len(asked) == 4
+
+
+def test_choices_of_runs_that_knew_two_loaders() -> None:
+    row = {"kind": {"codec": "vp9", "pix_fmt": "yuv420p", "width": 128, "height": 96}, "share": 1.0, "reason": "fast"}
+    assert Choice.parse({**row, "uses_dali": True}) == Choice(VP9, 1.0, "dali", "fast")
+    assert Choice.parse({**row, "uses_dali": False}) == Choice(VP9, 1.0, "cpu", "fast")
+
+
 def test_what_settles_the_choice_without_measuring(corpus, opened, monkeypatch) -> None:
-    monkeypatch.setattr(choose, "choose_decoders", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(choose, "measure_loaders", lambda *_: pytest.fail("measured"))
     assert str(choice_of(corpus, "dali")) == "dali, as asked for"
     assert str(choice_of(corpus, "cpu", workers=0)) == "cpu, on 3 threads, as asked for"
     assert str(choice_of(corpus, "cpu")) == "cpu, in 7 decoding processes, as asked for"
@@ -303,8 +278,8 @@ def test_how_many_processes_decode(corpus: Corpus, monkeypatch: pytest.MonkeyPat
 
 
 def test_clip_loader_measures_and_tells(corpus, opened, monkeypatch) -> None:
-    chosen = [Choice(VP9, 0.7, True, "fast"), Choice(H264, 0.3, False, "slow")]
-    monkeypatch.setattr(choose, "choose_decoders", lambda *_: chosen)
+    chosen = [Choice(VP9, 0.7, "dali", "fast"), Choice(H264, 0.3, "cpu", "slow")]
+    monkeypatch.setattr(choose, "measure_loaders", lambda *_: chosen)
     loader = clip_loader(corpus, batch=2, num_frames=4, stride=2, device=GPU, decoders=2, rank=0, ranks=1)
     assert loader.choice is not None
     assert (loader.choice.name, loader.choice.choices) == ("dali", tuple(chosen))
@@ -315,16 +290,3 @@ def test_clip_loader_measures_and_tells(corpus, opened, monkeypatch) -> None:
         clip_loader(corpus, batch=2, num_frames=4, stride=2, device="cpu", workers=-1)
     on_cpu = clip_loader(corpus, batch=2, num_frames=4, stride=2, device="cpu")
     assert str(on_cpu.choice).endswith("as batches are wanted on cpu")
-
-
-def test_measuring_with_dali_itself(corpus: Corpus, tmp_path: Path) -> None:
-    """VP9 is decoded by DALI's CPU backend, H.264 is left to the CPU's own loader: equal frames both ways."""
-    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-    from trocar.loaders import dali
-
-    make_cpu = partial(cpu.ClipLoader, corpus, sampler_of(corpus), CROPS, resolution=64, threads=1)
-    make_dali = partial(
-        dali.ClipLoader, corpus, sampler_of(corpus), CROPS, resolution=64, threads=1, device="cpu", decoders=1
-    )
-    for choice in choose_decoders(corpus, sampler_of(corpus), make_cpu, make_dali, repeats=1):
-        assert "clips/s with DALI" in choice.reason

@@ -177,6 +177,36 @@ def test_nearly_the_cpu_loaders_pixels(tmp_path):
     assert off.flatten().kthvalue(int(off.numel() * 0.99)).values <= 8
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("is_uncropped", [True, False])
+def test_pictures_that_are_no_whole_blocks(is_uncropped, tmp_path):
+    """Of the coded picture what the video shows, by its number and at its edges; JPEGs by the engines for them."""
+    (tmp_path / "videos").mkdir()
+    encodings: list[dict[str, Any]] = [
+        {"gop": 12, "b_frames": 3},
+        {"gop": 12, "codec": "libx265"},
+        {"gop": 12, "rotation": 90},
+        {"codec": "mjpeg"},
+    ]
+    for row, encoding in enumerate(encodings):
+        path = tmp_path / "videos" / f"{row}.mp4"
+        clips.write_numbered(path, 60, video_id=row, first_number=100, width=200, height=108, **encoding)
+    index_corpus([tmp_path / "videos"], tmp_path / "corpus", workers=1, progress=False)
+    corpus = Corpus.open(tmp_path / "corpus")
+    with (
+        load(corpus, in_batches(0, 8), device="cuda", is_uncropped=is_uncropped) as loader,
+        load(corpus, in_batches(0, 8), loader=cpu.ClipLoader, resize="exact") as exact,
+    ):
+        for batch, expected in zip(loader, exact, strict=True):
+            assert facts(batch) == facts(expected)
+            check_frames(batch)
+            off = (batch.frames.cpu().short() - expected.frames.short()).abs().float()
+            assert off.mean() <= 1
+            assert off[:, :, [0, -1]].mean() <= 1.5
+            assert off[:, :, :, [0, -1]].mean() <= 1.5
+    assert not loader.taken_over
+
+
 def test_resuming_half_way(shared_corpus):
     """Also where spans are reused, and some of their views were served before."""
     for order in (ClipOrder(), ClipOrder(views_per_span=3, pool_spans=6, lanes=2, seed=3)):
@@ -215,6 +245,7 @@ def test_a_batch_is_dalis_memory(shared_corpus, monkeypatch):
         return from_dlpack(tensor)
 
     monkeypatch.setattr(torch, "from_dlpack", recorded)
+    monkeypatch.setattr(dali, "jpegs_of", lambda window: None)  # all in one graph
     with load(shared_corpus, in_batches(0, 6)) as loader:
         batches = list(loader)
     assert [batch.frames.data_ptr() for batch in batches] == handed_over
@@ -462,6 +493,7 @@ def test_a_kind_of_video_that_the_gpu_refuses_is_not_tried_again(shared_corpus, 
             return super().result()
 
     monkeypatch.setattr(dali, "DecodingPipeline", RefusingPipeline)
+    monkeypatch.setattr(dali, "jpegs_of", lambda window: None)
     with load(shared_corpus, in_batches(0, 10)) as loader:
         for batch in loader:
             check_frames(batch)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from nvdec_stand_in import StandIn
 
+from trocar.loaders import choose as choosing
 from trocar.loaders import cpu, nvdec
 from trocar.loaders.choose import Kind, LoaderChoice, choose_loader
 from trocar.loaders.corpus.corpus import Corpus
@@ -262,11 +263,11 @@ def test_refused_without_the_package_or_a_gpu(corpus: Corpus, monkeypatch: pytes
         load(corpus, ClipLoader, 1)
     with pytest.raises(ValueError, match="'nvdec' decodes on cuda, not on cpu"):
         choose(corpus, torch.device("cpu"))
-    monkeypatch.setattr(nvdec, "find_spec", lambda name: None)
+    monkeypatch.setattr(choosing, "find_spec", lambda name: None)
     for make in (nvdec.nvdec_library, lambda device: choose(corpus, device)):
         with pytest.raises(ImportError, match=r"PyNvVideoCodec is not installed; .*'\.\[nvdec\]'"):
             make(gpu)
-    monkeypatch.setattr(nvdec, "find_spec", lambda name: name)
+    monkeypatch.setattr(choosing, "find_spec", lambda name: name)
 
     def no_driver(name: str) -> Any:
         raise RuntimeError("libnvcuvid.so.1: cannot open shared object file\n\n=== TROUBLESHOOTING STEPS ===")
@@ -286,7 +287,7 @@ def choose(corpus: Corpus, device: torch.device) -> LoaderChoice:
 
 
 def test_it_is_chosen_by_name(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvdec, "require_nvdec", lambda device: None)
+    monkeypatch.setattr(choosing, "require_nvdec", lambda device: None)
     chosen = choose(corpus, torch.device("cpu"))
     assert (chosen.name, chosen.reason) == ("nvdec", "as asked for")
     with chosen.open([np.arange(4)], library=StandIn()) as loader:

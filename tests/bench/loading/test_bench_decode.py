@@ -38,6 +38,18 @@ def test_decoding_is_measured_against_the_decoders_own_ceiling() -> None:
     assert "vp9 160x96 GOP 12" in lines[2]
 
 
+def test_ways_to_keep_dalis_decoders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    assert main(["bench", "dali-cache", "--out", str(tmp_path / "rows.jsonl")]) == 0
+    rows = read_rows(tmp_path / "rows.jsonl")
+    arms = ["sides of whole blocks", "header without cropping", "as they come", "JPEG"]
+    assert [(entry["benchmark"], entry["arm"]) for entry in rows] == [("dali_cache", arm) for arm in arms]
+    assert [entry["width"] for entry in rows] == [112, 114, 114, 112]
+    assert all(entry["clips_per_second"] > 0 for entry in rows)
+    assert rows[3]["amplification"] == 1 < rows[0]["amplification"]
+    assert "| JPEG, mjpeg 112x64 |" in capsys.readouterr().out
+
+
 def test_data_wait_of_originals_proxies_and_reused_spans(tmp_path: Path) -> None:
     for name, gop in (("originals", 60), ("proxies", 4)):
         (tmp_path / name).mkdir()

@@ -18,6 +18,7 @@ from trocar.bench.plan.check import Setting, bench_plan
 from trocar.bench.plan.cluster import CLUSTERS, Cluster, load_cluster
 from trocar.bench.plan.corpus import measure_corpora, span_cost
 from trocar.bench.plan.model import Compute, Demand, Rate, Share, Videos, levers, plan_step
+from trocar.bench.plan.proxies import proxy_codecs
 from trocar.bench.plan.rates import (
     clip_flops,
     compute_rates,
@@ -239,6 +240,28 @@ def test_the_papers_case(paper: tuple[Config, Cluster]) -> None:
         )
     with pytest.raises(ConfigError, match="--corpus"):
         corpus_size(None, None, 5, config, cluster)
+
+
+def test_proxies_by_codec(paper: tuple[Config, Cluster]) -> None:
+    """Bytes and rates as measured; what no GPU of the cluster's kind has shown is said to be unmeasured."""
+    _, cluster = paper
+    figures = {"packing_cpu_seconds_per_original_frame": 0.01, "frames_per_core_second": 600.0}
+    rows: list[dict[str, Any]] = [
+        {"benchmark": "proxies", "variant": variant, "bytes_per_frame": size, "amplification": amplification, **figures,
+         "machine": {"device": "x86_64"}}
+        for variant, size, amplification in (("h264 gop 8 quality 23", 8192.0, 1.25), ("mjpeg gop 1 quality 3", 16384.0, 1.0))
+    ]  # fmt: skip
+    h264, jpeg = proxy_codecs(rows, cluster)
+    assert h264.sentence(1e9) == (
+        "h264: 8.0 KiB a frame, 8.19 TB in all; amplification 1.25; 600 frames a second of a core (x86_64); "
+        "by DALI on a GPU unmeasured"
+    )
+    assert "16.0 KiB a frame, 16.4 TB in all; amplification 1.00" in jpeg.sentence(1e9)
+    shown = {"benchmark": "dali_cache", "arm": "JPEG", "codec": "mjpeg", "clips_per_second": 1234.0}
+    for device, told in ((f"NVIDIA {cluster.device}", "1,234 clips/s"), ("another", "unmeasured")):
+        _, jpeg = proxy_codecs([*rows, {**shown, "machine": {"device": device}}], cluster)
+        assert jpeg.sentence(1e9).endswith(f"by DALI on a GPU {told}")
+    assert proxy_codecs([], cluster) == []
 
 
 def test_flops_of_a_clip() -> None:

@@ -121,6 +121,25 @@ def test_ranks_share_the_draws(order, ranks):
         assert {len(share) for share in shares} == {len(numbers) // ranks}
 
 
+@pytest.mark.parametrize("order", [*POOLS, *NO_POOL], ids=str)
+def test_how_various_its_clips_are(order):
+    """Against a count of what was served when, from the first clip on; half a batch, a pool that is filling, a window."""
+    last_served: dict[int, int] = {}
+    apart, draws = {}, order.clips(rounds(order, 9))[0].tolist()
+    for number, draw in enumerate(draws):
+        if draw in last_served:
+            apart[number] = number - last_served[draw]
+        last_served[draw] = number
+    for stop, clips in ((1, 1000), (40, 16), (len(draws), 100), (len(draws), 1000), (len(draws) // 2, 1000)):
+        seen = range(max(0, stop - clips), stop)
+        distinct, distance = order.diversity(stop, clips)
+        assert distinct == pytest.approx(1000 * len({draws[number] for number in seen}) / len(seen))
+        again = [apart[number] for number in seen if number in apart]
+        assert distance == pytest.approx(np.mean(again) if again else 0)
+    if order.pool_spans and order.views_per_span > 1:
+        assert order.diversity(len(draws), 4 * order.pool_spans)[1] == pytest.approx(order.pool_spans, rel=0.1)
+
+
 def test_the_seed_keys_the_order():
     first, second = (ClipOrder(4, 48, 12, seed).clips(np.arange(480))[0] for seed in (1, 2))
     assert not np.array_equal(first, second)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import clips
@@ -30,6 +31,7 @@ from trocar.loaders.pack import pack as pack_module
 from trocar.loaders.pack.gain import expected_gain, mean_lead
 from trocar.loaders.pack.isolated import ProcessDied, run_isolated, worker_number
 from trocar.loaders.pack.pack import PackSummary, pack_corpus
+from trocar.loaders.pack.record import finished_proxy
 from trocar.loaders.pack.settings import PackSettings
 from trocar.loaders.video.probe import probe_video
 
@@ -223,6 +225,25 @@ def test_what_is_finished_is_not_made_again(tmp_path: Path) -> None:
     (tmp_path / "originals" / "2.mp4").unlink()
     assert pack(corpus, out).reused == 3, "a proxy may be all that is left"
     assert Corpus.open(out).frames.sum() == 10 + 12 + 11
+
+
+def test_proxies_of_other_sides_stay_unless_asked(tmp_path: Path) -> None:
+    """Those of whose record nobody knew the multiple are even."""
+    corpus, out = write_originals(tmp_path, 20, count=1), tmp_path / "out"
+    pack(corpus, out, replace(SETTINGS, side_multiple=2))
+    (record,) = (out / "videos").rglob("*.json")
+    told = json.loads(record.read_text(encoding="utf-8"))
+    assert told["made_of"].pop("side_multiple") == 2
+    record.write_text(json.dumps(told), encoding="utf-8")
+    video = Corpus.open(corpus).video(0)
+    for multiple, width in ((None, 86), (2, 86), (16, None)):
+        proxy = finished_proxy(out, video, replace(SETTINGS, side_multiple=multiple))
+        assert (proxy and proxy.width) == width
+    assert pack(corpus, out, replace(SETTINGS, side_multiple=16)).reused == 0
+    facts = Corpus.open(out).video(0).facts
+    assert (facts.width, facts.height) == (80, 64)
+    assert facts.pixel_aspect == pytest.approx(128 / 96 * 64 / 80, rel=0.01)
+    assert finished_proxy(out, video, SETTINGS)
 
 
 def test_an_older_way_of_making_them_is_made_anew(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,11 @@ def test_every_frame_is_the_right_one(name: str, frames: int, encoding: dict[str
     ]
     assert proxy.frames == len(kept) == -(-video.frames // STRIDE)
     assert min(proxy.width, proxy.height) == 64
+    assert proxy.width % 16 == proxy.height % 16 == 0
     width, height = video.upright_size
-    assert proxy.width / proxy.height == pytest.approx(width / height, abs=0.03)
     assert (proxy.size_bytes, proxy.damage) == (target.stat().st_size, "")
     facts, gops = probe_video(target, content_box=False)
+    assert proxy.width * facts.pixel_aspect / proxy.height == pytest.approx(width / height, rel=0.01)
     assert gops.first_frame.tolist() == list(range(0, len(kept), GOP))
     assert gops.idr.all()
     assert (facts.reorder_depth, facts.rotation, facts.pix_fmt, facts.health) == (0, 0, "yuv420p", "ok")
@@ -118,7 +120,7 @@ def test_the_black_border_goes(tmp_path: Path) -> None:
     numbers = [clips.read_number(frame.to_ndarray(format="rgb24")) for frame in decoded(target)]
     assert numbers == [(7, number) for number in range(0, 30, STRIDE)]
     _, whole = pack(tmp_path / "a.mp4", content_box=False)
-    assert (whole.width, whole.height) == (86, 64)
+    assert (whole.width, whole.height) == (80, 64)
 
 
 GRADIENT = np.stack(np.broadcast_arrays(*np.ogrid[20:230:96j, 30:200:128j], 90), axis=-1).astype(np.uint8)
@@ -152,17 +154,20 @@ def test_colours_stay(
     assert np.abs(first - second).mean() < 1.5
 
 
-def test_pixels_that_are_not_square_become_so(tmp_path: Path) -> None:
-    """As players show the original, which is 128 x 96 pixels, each 16 : 9."""
+@pytest.mark.parametrize("multiple", [2, 16])
+def test_pixels_that_are_not_square(multiple: int, tmp_path: Path) -> None:
+    """As players show the original, which is 128 x 96 pixels, each 16 : 9; square but for what rounding the sides makes of them."""
     clips.write_numbered(tmp_path / "a.mp4", 12, options={"aspect": "16:9"})
     video, gops = probe_video(tmp_path / "a.mp4")
     stated = video.pixel_aspect_numerator / video.pixel_aspect_denominator
     assert stated == pytest.approx(16 / 9, rel=0.02)
-    write_proxy(video, gops, tmp_path / "p.mp4", SMALL)
+    write_proxy(video, gops, tmp_path / "p.mp4", replace(SMALL, side_multiple=multiple))
     with av.open(str(tmp_path / "p.mp4")) as container:
         stream = container.streams.video[0]
-        assert (stream.sample_aspect_ratio or 1) == 1
-        assert stream.width / stream.height == pytest.approx(stated * 128 / 96, rel=0.02)
+        pixel = stream.sample_aspect_ratio or 1
+        assert (pixel == 1) == (multiple == 2)
+        assert stream.width % multiple == stream.height % multiple == 0
+        assert pixel * stream.width / stream.height == pytest.approx(stated * 128 / 96, rel=0.02)
 
 
 def test_a_gap_of_many_frames_is_kept_in_time(tmp_path: Path) -> None:
@@ -349,6 +354,7 @@ def test_thumbnails_are_block_means() -> None:
         ({"codec": "av1"}, "codec='av1': one of h264, hevc, vp9, mjpeg"),
         ({"short_side": 255}, "short_side=255: an even number of pixels in 32 .. 2160"),
         ({"short_side": 8}, "short_side=8"),
+        ({"side_multiple": 15}, "side_multiple=15: an even number"),
         ({"stride": 0}, r"stride=0: 1 \.\. 1000"),
         ({"gop": 0}, r"gop=0: 1 \.\. 250"),
         ({"quality": 0}, r"quality=0: h264 takes a number in 1 \(best\) \.\. 34"),
@@ -361,12 +367,19 @@ def test_settings_out_of_range(values: dict[str, Any], message: str) -> None:
         PackSettings(**values)
 
 
-def test_sizes_are_even_and_never_larger() -> None:
+def test_sizes_are_multiples_and_hardly_larger() -> None:
     settings = PackSettings(short_side=256)
-    assert settings.proxy_size(1920, 1080) == (456, 256)
-    assert settings.proxy_size(1080, 1920) == (256, 456)
-    assert settings.proxy_size(853, 480) == (454, 256)
-    assert settings.proxy_size(200, 101) == (200, 100)
+    assert settings.proxy_size(1920, 1080) == (448, 256)
+    assert settings.proxy_size(1080, 1920) == (256, 448)
+    assert settings.proxy_size(853, 480) == (448, 256)
+    assert settings.proxy_size(200, 101) == (192, 96)
+    assert settings.proxy_size(30, 4) == (32, 16)
+    even = PackSettings(short_side=256, side_multiple=2)
+    assert [even.proxy_size(*size) for size in ((1920, 1080), (853, 480), (200, 101))] == [
+        (456, 256),
+        (454, 256),
+        (200, 100),
+    ]
     assert PackSettings().quality is None
     assert PackSettings().encoder_quality == 23
 
