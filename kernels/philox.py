@@ -76,7 +76,7 @@ def philox_words(
 
 
 @lru_cache(8)
-def _round_keys(k0: int, k1: int) -> list[tuple[int, int]]:
+def _round_keys(k0: int, k1: int) -> list[tuple[int, ...]]:
     return [
         tuple((word + n * step) & 0xFFFFFFFF for word, step in zip((k0, k1), KEY_STEPS, strict=True))
         for n in range(ROUNDS)

@@ -246,7 +246,9 @@ def _finished(loader: BaseClipLoader[Any], block: Any, stream: torch.cuda.Stream
         return _Decoded(frames, results[0], None)
     with torch.cuda.stream(stream):
         frames, results = loader._finish(block)
-    return _Decoded(frames, results[0], stream.record_event())
+    done = torch.cuda.Event()
+    done.record(stream)
+    return _Decoded(frames, results[0], done)
 
 
 def open_both(

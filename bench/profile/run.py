@@ -72,7 +72,9 @@ class Request:
         )
 
     def contention_clock(self) -> ContentionClock:
-        return ContentionClock(self.last, self.load().optim.steps)
+        steps = self.load().optim.steps
+        assert steps is not None
+        return ContentionClock(self.last, steps)
 
     @property
     def contention_file(self) -> Path:
