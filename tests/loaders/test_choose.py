@@ -183,8 +183,9 @@ def choice_of(
 @pytest.mark.parametrize(("faster", "name", "on_cpu"), [([H264], "dali", {VP9}), ([], "cpu", None)])
 def test_auto_takes_what_is_faster(corpus, opened, monkeypatch, faster, name, on_cpu) -> None:
     def measured(videos: Any, sampler: Any, candidates: Any) -> list[Choice]:
-        assert [(candidate.name, candidate.decoders) for candidate in candidates] == [("cpu", ()), ("dali", ())]
-        assert [candidate.make([]) for candidate in candidates] == [".cpu", ".dali"]
+        names = ["cpu", "dali", "nvdec"]
+        assert [(candidate.name, candidate.decoders) for candidate in candidates] == [(name, ()) for name in names]
+        assert [candidate.make([]) for candidate in candidates] == [f".{name}" for name in names]
         return [Choice(kind, 0.5, "dali" if kind in faster else "cpu", "as seen here") for kind in (H264, VP9)]
 
     monkeypatch.setattr(choose, "measure_loaders", measured)
@@ -196,13 +197,14 @@ def test_auto_takes_what_is_faster(corpus, opened, monkeypatch, faster, name, on
     )
     assert choice.open([], order=None) == f".{name}"
     common = {"device": GPU, "threads": 3}
-    assert opened[:2] == [(".cpu", {**common, "workers": 7}), (".dali", {**common, "decoders": 5})]
-    assert opened[2][1].get("on_cpu") == on_cpu
+    measured_ones = [(".cpu", {**common, "workers": 7}), (".dali", {**common, "decoders": 5}), (".nvdec", common)]
+    assert opened[:3] == measured_ones
+    assert opened[3][1].get("on_cpu") == on_cpu
 
 
 def test_the_number_of_decoders_is_found_where_nobody_sets_it(corpus, opened, monkeypatch) -> None:
     def measured(videos: Any, sampler: Any, candidates: Any) -> list[Choice]:
-        assert [candidate.decoders for candidate in candidates] == [(), (16, 32, 64, 8)]
+        assert [candidate.decoders for candidate in candidates] == [(), (16, 32, 64, 8), ()]
         candidates[1].open([], 16)
         return [Choice(H264, 0.4, "cpu", "slow"), Choice(VP9, 0.6, "dali", "fast", 32)]
 
