@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,12 @@ ONNX_PACKAGES = ("onnx", "onnxscript")
 class EncoderProgram(nn.Module):
     """(B, T, R, R, 3) uint8, RGB -> (B, N, D) float32: what `VideoEncoder` computes of whole clips of its own size, in plain
     PyTorch."""
+
+    positions: torch.Tensor
+    places: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
+    blocks: Any
 
     def __init__(self, encoder: VideoEncoder) -> None:
         super().__init__()
@@ -44,7 +51,7 @@ class EncoderProgram(nn.Module):
             tokens = tokens + block.mlp(block.norm2(tokens))
         return self.norm(tokens) if self.normalized else tokens
 
-    def _attend(self, attention: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    def _attend(self, attention: Any, tokens: torch.Tensor) -> torch.Tensor:
         queries, keys, values = attention.qkv(tokens).unflatten(-1, (3, self.heads, -1)).unbind(-3)
         if self.rotary:
             queries, keys = rope3d_reference(queries, keys, self.places, self.grid)

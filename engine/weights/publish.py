@@ -94,7 +94,7 @@ def _timm(encoder: VideoEncoder, _state: Tensors, _config: Config, _whole: bool)
         "embed_dim": encoder.width,
         "depth": len(encoder.blocks),
         "num_heads": encoder.heads,
-        "mlp_ratio": encoder.blocks[0].mlp.fc1.out_features / encoder.width,
+        "mlp_ratio": (encoder.mlp_width or 4 * encoder.width) / encoder.width,
         "class_token": False,
         "global_pool": "avg",
         "fc_norm": False,

@@ -73,7 +73,7 @@ def _videomae(encoder: VideoEncoder, state: Tensors, run: Config, whole: bool) -
         "model_type": "videomae",
         **_shape(encoder, "image_size", "num_frames"),
         "num_channels": 3,
-        "intermediate_size": _width(encoder.blocks[0].mlp.fc1),
+        "intermediate_size": _mlp_width(encoder),
         "qkv_bias": True,
         "use_mean_pooling": False,
     }
@@ -127,7 +127,7 @@ def _vjepa2(encoder: VideoEncoder, state: Tensors, run: Config, whole: bool) -> 
         "model_type": "vjepa2",
         **_shape(encoder, "crop_size", "frames_per_clip"),
         "in_chans": 3,
-        "mlp_ratio": _width(encoder.blocks[0].mlp.fc1) / encoder.width,
+        "mlp_ratio": _mlp_width(encoder) / encoder.width,
         "qkv_bias": True,
     }
     own = encoder.state_dict()
@@ -204,8 +204,8 @@ def _shape(encoder: VideoEncoder, side: str, frames: str) -> dict[str, Any]:
     }
 
 
-def _width(layer: Any) -> int:
-    return layer.out_features
+def _mlp_width(encoder: VideoEncoder) -> int:
+    return encoder.mlp_width or 4 * encoder.width
 
 
 def _plain(state: Tensors, ours: str, theirs: str) -> Tensors:

@@ -92,14 +92,13 @@ def test_transformers_has_the_same_features_and_gives_the_weights_back(
     run, model, encoder = made(name)
     folder, _ = publish(run, "transformers", tmp_path / "out", whole=whole)
     frames = frames_of(encoder)
-    theirs: Any
+    loaded: Any = (AutoModel if "VideoMAE" in name else VJEPA2Model).from_pretrained(folder, output_loading_info=True)
+    theirs, told = loaded
     if "VideoMAE" in name:
-        theirs, told = AutoModel.from_pretrained(folder, output_loading_info=True)
         given = theirs.eval()(pixel_values=pixels_of(frames)).last_hidden_state
         assert not told["missing_keys"]
         assert type(AutoImageProcessor.from_pretrained(folder)).__name__.startswith("VideoMAEImageProcessor")
     else:
-        theirs, told = VJEPA2Model.from_pretrained(folder, output_loading_info=True)
         given = theirs.eval()(pixel_values_videos=pixels_of(frames), skip_predictor=True).last_hidden_state
         assert whole == (not told["missing_keys"])
         assert type(AutoVideoProcessor.from_pretrained(folder)).__name__ == "VJEPA2VideoProcessor"
