@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ...engine import recipes
 from ...engine.config.file import load_config
 from ...engine.config.reference import LISTED, SECTIONS, section_table
 from ...engine.console.table import Table
@@ -22,7 +23,7 @@ from ..plan.report import corpus_size, make_plan
 from ..rows.row import select_rows
 from ..training import collapse, feed
 from ..training import table as training_table
-from . import goals, recipes
+from . import goals
 
 Row = dict[str, Any]
 UNMEASURED = "unmeasured"

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from yaml import safe_load
 
-from trocar.bench.report import recipes
-from trocar.bench.report.recipes import RecipeError, keys_of, published, recipe
 from trocar.bench.report.tables import RECIPES, TABLES
+from trocar.engine import recipes
 from trocar.engine.config.file import CONFIGS, load_config
+from trocar.engine.recipes import RecipeError, keys_of, published, recipe
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "recipes.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "recipes.md"
 
 
 def test_every_shipped_config_is_compared() -> None:

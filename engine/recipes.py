@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from ...engine.config.file import CONFIGS, load_config
-from ...engine.config.settings import Config, plain
-from ...engine.console.table import Table
-from ...engine.step.changes import FREE
+from .config.file import CONFIGS, load_config
+from .config.settings import Config, plain
+from .console.table import Table
+from .step.changes import FREE
 
 PUBLISHED = CONFIGS / "published" / "recipes.yaml"
 # Of the data, which clips come and not how; model.start and model.init are free for a run that goes on, not for one that begins.
