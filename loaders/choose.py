@@ -126,7 +126,7 @@ def choose_loader(
             more = {**options, **more}
         else:
             shared = {key: value for key, value in options.items() if key in LoaderOptions.__optional_keys__}
-            more = {**({"workers": workers} if name == "cpu" else {}), **shared, **more}
+            more = {**({} if name == "nvdec" else {"workers": workers}), **shared, **more}
         return kind(videos, sampler, crops, numbers, resolution=resolution, device=device, **more)
 
     if wanted == "both":

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from safetensors.torch import save_file
 
+from ...loaders.corpus.whole_file import write_whole
 from ...ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, VideoEncoder
 from ..checkpoint.checkpoint import load_checkpoint
 from ..config.file import CONFIG_FILE, load_config
@@ -26,7 +27,7 @@ from .run_encoder import build_encoder, encoder_tensors
 from .transformers_layout import contiguous, to_huggingface
 
 TARGETS = ("transformers", "timm", "torch", "onnx")
-CARD = "README.md"
+CARD, WEIGHTS = "README.md", "model.safetensors"
 TIMM_MODEL = "vit_base_patch16_224"  # whose sizes are arguments
 
 
@@ -73,7 +74,8 @@ def _transformers(encoder: VideoEncoder, state: Tensors, config: Config, whole: 
             else "preprocessor_config.json"
         )
         _json(folder / name, model.processor)
-        save_file(contiguous(model.tensors), folder / "model.safetensors", metadata={"format": "pt"})
+        tensors = contiguous(model.tensors)
+        write_whole(folder / WEIGHTS, lambda target: save_file(tensors, target, metadata={"format": "pt"}))
         (kind,) = model.config["architectures"]
         return model.notes, f"from transformers import {kind}\n\nmodel = {kind}.from_pretrained(FOLDER)"
 
@@ -106,7 +108,8 @@ def _timm(encoder: VideoEncoder, _state: Tensors, _config: Config, _whole: bool)
         # A picture that stands still for a tubelet.
         tensors["patch_embed.proj.weight"] = own["patch_embed.weight"].sum(dim=2)
         tensors["patch_embed.proj.bias"], tensors["pos_embed"] = own["patch_embed.bias"], encoder.positions[None]
-        save_file(contiguous(tensors), folder / "model.safetensors")
+        kept = contiguous(tensors)
+        write_whole(folder / WEIGHTS, lambda target: save_file(kept, target))
         pixels = {"input_size": [3, side, side], "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
         _json(
             folder / "config.json",

@@ -77,6 +77,7 @@ WRONG = {
     "bench loading": [([GONE], "no such folder"), (["--packed", GONE], "give CORPUS too")],
     "bench proxies": [([GONE], "no such video")],
     "bench decode": [(["--out", "file/rows"], "is not a folder that can be written to")],
+    "bench dali-cache": [(["--out", "file/rows"], "is not a folder that can be written to")],
     "bench feed": [([GONE], "no such folder")],
     "bench data-wait": [([f"proxies={GONE}"], "no such folder")],
     "bench training": [(["--corpus", GONE], "no such folder"), ([GONE], "no such config")],

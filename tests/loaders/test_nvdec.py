@@ -171,6 +171,7 @@ def test_a_window_that_a_session_fails_at_costs_no_clip(corpus: Corpus, fault: A
     assert all(words[fault] in message and "CPU from now on" in message for message in told)
 
 
+@pytest.mark.slow
 def test_what_fails_again_and_again_is_the_cpus(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     """A video after one window, its kind after a few; nothing at all where the kinds are the CPU's from the start."""
     kinds = [Kind.of(corpus.video(row).facts) for row in range(len(corpus))]

@@ -30,9 +30,9 @@ WIDE = [
 @pytest.mark.parametrize(
     ("objective", "sharding"),
     [
-        pytest.param("mae", "none", marks=pytest.mark.slow),
+        ("mae", "none"),
         pytest.param("mae", "full", marks=pytest.mark.slow),
-        ("jepa", "full"),
+        pytest.param("jepa", "full", marks=pytest.mark.slow),
     ],
 )
 def test_two_ranks_hold_and_send_what_it_says(tmp_path: Path, objective: str, sharding: str) -> None:

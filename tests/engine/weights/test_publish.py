@@ -42,7 +42,7 @@ RUNS = {
     "axes": ["model.positions=axes"],
     "V-JEPA": [*JEPA, "model.positions=axes"],
 }
-FAST = ("VideoMAE", "V-JEPA 2")
+FAST = ("V-JEPA 2",)
 
 
 @pytest.fixture
