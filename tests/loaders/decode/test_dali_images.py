@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,12 +124,15 @@ def test_runs_of_images_and_windows_and_a_jpeg_that_dali_refuses(tmp_path: Path)
     batches = [np.arange(first, first + 8) for first in range(0, 32, 8)]
 
     class Refusing(dali.ImagePipeline):
+        fails: deque[bool]
+
         def submit(self, samples: Any) -> None:
-            self.fails = any(len(image) == bad for sample in samples for image in sample.images)
+            fails = any(len(image) == bad for sample in samples for image in sample.images)
+            self.__dict__.setdefault("fails", deque()).append(fails)  # runs are queued
             super().submit(samples)
 
         def result(self) -> Any:
-            if self.fails:
+            if self.fails.popleft():
                 raise RuntimeError("encountered:\n\nunsupported JPEG")
             return super().result()
 
@@ -136,9 +140,12 @@ def test_runs_of_images_and_windows_and_a_jpeg_that_dali_refuses(tmp_path: Path)
     for planted in (False, True):
         if planted:
             bad = int(corpus.gops(3).packets[20:21].size[0])
-        with pytest.MonkeyPatch.context() as patch, load(corpus, batches, dali.ClipLoader, prefetch=1) as loader:
-            patch.setattr(dali, "ImagePipeline", Refusing)
-            with load(corpus, batches, cpu.ClipLoader) as reference:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dali, "ImagePipeline", Refusing)  # before a thread of the loader builds one
+            with (
+                load(corpus, batches, dali.ClipLoader, prefetch=1) as loader,
+                load(corpus, batches, cpu.ClipLoader) as reference,
+            ):
                 for batch, expected in zip(loader, reference, strict=True):
                     assert batch.draws.tolist() == expected.draws.tolist()
                     for clip, row, numbers in zip(batch.frames.numpy(), batch.videos, batch.frame_numbers, strict=True):
