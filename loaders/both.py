@@ -30,6 +30,7 @@ from numpy.typing import ArrayLike
 from .decode.loader import STUCK_PATIENCE, BaseClipLoader, Span
 from .decode.span import SpanResult
 from .decode.threads import LoaderError
+from .decode.uploads import Upload
 
 SESSIONS = 16  # decoders that DALI has on a GPU where nobody says how many
 log = logging.getLogger("trocar.loaders")
@@ -37,11 +38,10 @@ log = logging.getLogger("trocar.loaders")
 
 @dataclass(frozen=True)
 class _Decoded:
-    """frames: (V, T, R, R, 3); done: when they are there, None on a CPU."""
+    """clips: (V, T, R, R, 3) of a span."""
 
-    frames: torch.Tensor
     result: SpanResult
-    done: torch.cuda.Event | None
+    clips: Upload
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,14 +183,9 @@ class ClipLoader(BaseClipLoader[list[_Job]]):
 
     def _finish(self, block: list[_Job]) -> tuple[torch.Tensor, list[SpanResult]]:
         decoded = [self._wait(job.decoded) for job in block]
-        for each in decoded:
-            if each.done is not None:
-                current = torch.cuda.current_stream(self.device)
-                current.wait_event(each.done)
-                each.frames.record_stream(current)
         if not decoded:
             return torch.empty((0, *self._clip_shape), dtype=torch.uint8, device=self.device), []
-        return torch.cat([each.frames for each in decoded]), [each.result for each in decoded]
+        return torch.cat([each.clips.arrived() for each in decoded]), [each.result for each in decoded]
 
     def _reading(self) -> set[str]:
         return {path for loader in self._loaders for path in loader._reading()}
@@ -243,12 +238,12 @@ def _finished(loader: BaseClipLoader[Any], block: Any, stream: torch.cuda.Stream
     """The one span of a block, decoded, on a GPU in `stream`."""
     if stream is None:
         frames, results = loader._finish(block)
-        return _Decoded(frames, results[0], None)
+        return _Decoded(results[0], Upload(frames, None))
     with torch.cuda.stream(stream):
         frames, results = loader._finish(block)
     done = torch.cuda.Event()
     done.record(stream)
-    return _Decoded(frames, results[0], done)
+    return _Decoded(results[0], Upload(frames, done))
 
 
 def open_both(

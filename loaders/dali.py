@@ -34,6 +34,7 @@ from .decode.dali_pipeline import Sample, ViewCut, clip_pipeline, color_correcti
 from .decode.loader import BaseClipLoader, LoaderOptions, Span
 from .decode.span import ClipSource, CropSource, Cut, SpanReader, SpanResult, VideoSource
 from .decode.threads import Threads
+from .decode.uploads import numbered
 from .draw.sampler import Clip
 from .video.video import VideoError
 
@@ -91,7 +92,7 @@ class ClipLoader(BaseClipLoader[_Block]):
         **options: Unpack[LoaderOptions],
     ) -> None:
         super().__init__(
-            corpus, sampler, crops, draws, resolution=resolution, device=_numbered(torch.device(device)), **options
+            corpus, sampler, crops, draws, resolution=resolution, device=numbered(torch.device(device)), **options
         )
         if decoders is None:
             decoders = SESSIONS if self.device.type == "cuda" else self.threads
@@ -189,10 +190,7 @@ class ClipLoader(BaseClipLoader[_Block]):
             pictures = np.empty((len(cut.clips), *self._clip_shape), np.uint8)
             reader.decode(cut, pictures, count)
             return self._ready(cut.clips, pictures)
-        count.packets_decoded += len(window.payloads)
-        count.frames_decoded += int(window.shows.sum())
-        count.frames_used += len(window.frames)
-        count.repeated_frames += sum(clip.repeated for clip in cut.clips)
+        cut.count_whole(count)
         colors = color_correction(video.colorspace)
         views = [
             view_cut(crop, video.rotation, video.width, video.height, places, colors, self._inputs(clip))
@@ -248,12 +246,6 @@ class ClipLoader(BaseClipLoader[_Block]):
         result.count.packets_decoded += failed.packets_decoded
         result.count.frames_decoded += failed.frames_decoded
         prepared.result, prepared.sample = result, self._ready(result.clips, pictures)
-
-
-def _numbered(device: torch.device) -> torch.device:
-    """With the number of this thread's GPU, where none is named: the threads that decode have another."""
-    is_open = device.type == "cuda" and device.index is None
-    return torch.device("cuda", torch.cuda.current_device()) if is_open else device
 
 
 def _reason(error: RuntimeError) -> str:

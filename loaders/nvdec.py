@@ -32,6 +32,7 @@ from .decode.loader import BaseClipLoader, LoaderOptions, Span
 from .decode.nvdec_session import Calls, Library, SessionError, Sessions, can_decode, is_full_range
 from .decode.span import ClipSource, CropSource, Cut, SpanReader, SpanResult, VideoSource
 from .decode.threads import Threads
+from .decode.uploads import Upload, numbered
 from .video.video import VideoError
 
 if TYPE_CHECKING:
@@ -58,11 +59,10 @@ def nvdec_library(device: torch.device) -> Library:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """A span's clips (V, T, R, R, 3) on the device. done: when they are there, None on a CPU."""
+    """clips: (V, T, R, R, 3) of a span."""
 
     result: SpanResult
-    clips: torch.Tensor
-    done: torch.cuda.Event | None = None
+    clips: Upload
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,7 @@ class ClipLoader(BaseClipLoader[_Block]):
         device = torch.device(device)
         if library is None:
             library = nvdec_library(device)
-        if device.type == "cuda" and device.index is None:  # threads have a current GPU of their own
-            device = torch.device("cuda", torch.cuda.current_device())
+        device = numbered(device)
         super().__init__(corpus, sampler, crops, draws, resolution=resolution, device=device, **options)
         self._library = library
         self._calls: Calls = calls
@@ -121,12 +120,7 @@ class ClipLoader(BaseClipLoader[_Block]):
         decoded = [self._wait(future) for future in block.spans]
         if not decoded:
             return torch.empty((0, *self._clip_shape), dtype=torch.uint8, device=self.device), []
-        for span in decoded:
-            if span.done is not None:
-                current = torch.cuda.current_stream(self.device)
-                current.wait_event(span.done)
-                span.clips.record_stream(current)
-        return torch.cat([span.clips for span in decoded]), [span.result for span in decoded]
+        return torch.cat([span.clips.arrived() for span in decoded]), [span.result for span in decoded]
 
     def close(self) -> None:
         super().close()
@@ -136,14 +130,15 @@ class ClipLoader(BaseClipLoader[_Block]):
     def _read(self, span: Span) -> _Decoded:
         """Reads a span, or its first replacement that can be read; in a thread of the pool."""
         if self.device.type != "cuda":
-            return _Decoded(*self._decoded(span))
+            result, clips = self._decoded(span)
+            return _Decoded(result, Upload(clips, None))
         if not hasattr(self._local, "stream"):
             self._local.stream = torch.cuda.Stream(self.device)
         with torch.cuda.device(self.device), torch.cuda.stream(self._local.stream):
             result, clips = self._decoded(span)
             done = torch.cuda.Event()
             done.record()
-        return _Decoded(result, clips, done)
+        return _Decoded(result, Upload(clips, done))
 
     def _decoded(self, span: Span) -> tuple[SpanResult, torch.Tensor]:
         reader = self._reader()
@@ -172,10 +167,7 @@ class ClipLoader(BaseClipLoader[_Block]):
             except SessionError as error:
                 failed = error
             else:
-                count.packets_decoded += len(window.payloads)
-                count.frames_decoded += int(window.shows.sum())
-                count.frames_used += len(window.frames)
-                count.repeated_frames += sum(clip.repeated for clip in cut.clips)
+                cut.count_whole(count)
                 return torch.stack([self._cut(pictures, cut, view) for view in range(len(cut.clips))])
         clips = np.empty((len(cut.clips), *self._clip_shape), np.uint8)
         reader.decode(cut, clips, count)

@@ -26,7 +26,6 @@ from .programs import export_onnx, export_program
 from .run_encoder import build_encoder, encoder_tensors
 from .transformers_layout import contiguous, to_huggingface
 
-TARGETS = ("transformers", "timm", "torch", "onnx")
 CARD, WEIGHTS = "README.md", "model.safetensors"
 TIMM_MODEL = "vit_base_patch16_224"  # whose sizes are arguments
 
@@ -34,7 +33,7 @@ TIMM_MODEL = "vit_base_patch16_224"  # whose sizes are arguments
 def publish(run_dir: Path, to: str, out: Path | None = None, *, whole: bool = False) -> tuple[Path, list[str]]:
     """Writes the newest checkpoint's encoder (of a JEPA the target encoder) for another library. Returns (folder, what to know).
 
-    to: of TARGETS. out: RUN/<to> where None. whole: transformers alone, with decoder or predictor. Raises CheckpointError, or
+    to: of WRITERS. out: RUN/<to> where None. whole: transformers alone, with decoder or predictor. Raises CheckpointError, or
     ConfigError where that library has no such model or the folder is there already.
     """
     out = out or run_dir / to

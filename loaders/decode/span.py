@@ -113,6 +113,13 @@ class Cut:
         ticks = (self.window.pts - video.zero_pts).astype(np.float64)
         return (ticks * (video.time_base_numerator / video.time_base_denominator))[self.places]
 
+    def count_whole(self, count: LoaderCount) -> None:
+        """Adds to `count` what a decoder does that is given the whole window."""
+        count.packets_decoded += len(self.window.payloads)
+        count.frames_decoded += int(self.window.shows.sum())
+        count.frames_used += len(self.window.frames)
+        count.repeated_frames += sum(clip.repeated for clip in self.clips)
+
 
 @dataclass
 class SpanResult:

@@ -1,4 +1,4 @@
-"""Batches on their way to a GPU, on a stream of their own: they are copied while it computes, one batch ahead.
+"""What is on its way to, or made on, a GPU in a stream of its own; batches are copied while it computes, one batch ahead.
 
 Shapes: any.
 """
@@ -12,17 +12,24 @@ import torch
 
 @dataclass(frozen=True)
 class Upload:
-    """frames: on the device. done: when they are there."""
+    """frames: on the device. done: when they are there; None on a CPU."""
 
     frames: torch.Tensor
-    done: torch.cuda.Event
+    done: torch.cuda.Event | None
 
     def arrived(self) -> torch.Tensor:
         """The frames, for the current stream, which waits for them; the host does not."""
-        current = torch.cuda.current_stream(self.frames.device)
-        current.wait_event(self.done)
-        self.frames.record_stream(current)
+        if self.done is not None:
+            current = torch.cuda.current_stream(self.frames.device)
+            current.wait_event(self.done)
+            self.frames.record_stream(current)
         return self.frames
+
+
+def numbered(device: torch.device) -> torch.device:
+    """With the number of this thread's GPU, where none is named: the threads that decode have another."""
+    is_open = device.type == "cuda" and device.index is None
+    return torch.device("cuda", torch.cuda.current_device()) if is_open else device
 
 
 class Uploader:

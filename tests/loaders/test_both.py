@@ -9,6 +9,7 @@ from typing import Any
 import clips
 import numpy as np
 import pytest
+from corpora import damaged_corpus
 
 from trocar.loaders.both import ClipLoader, open_both
 from trocar.loaders.clip_loader import clip_loader
@@ -33,13 +34,7 @@ CROPS = CropRecipe((0.3, 1), (0.75, 1.33), 0.5)
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """Three videos; one GOP in three of the second one is damaged."""
-    folder = tmp_path_factory.mktemp("both")
-    for row in range(3):
-        clips.write_numbered(folder / f"{row}.mp4", 100, video_id=row, gop=6 + 6 * row)
-    index_corpus([folder], folder / "index", workers=1, content_box=False, progress=False)
-    corpus = Corpus.open(folder / "index")
-    clips.damage_gops(corpus, DAMAGED)
-    return corpus
+    return damaged_corpus(tmp_path_factory.mktemp("both"), DAMAGED)
 
 
 class Planted(CpuLoader):

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import clips
 import numpy as np
 import pytest
 import torch
+from corpora import corpus_of_two_kinds
 
 from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import ConfigError
@@ -22,7 +22,6 @@ from trocar.loaders.choice import Choice, Kind, agree
 from trocar.loaders.choose import Loader, LoaderChoice, choose_loader, decoding_processes
 from trocar.loaders.clip_loader import clip_loader
 from trocar.loaders.corpus.corpus import Corpus
-from trocar.loaders.corpus.index import index_corpus
 from trocar.loaders.corpus.video_files import VideoFiles
 from trocar.loaders.draw.augment import CropRecipe
 from trocar.loaders.draw.order import ClipOrder
@@ -35,12 +34,7 @@ H264, VP9 = Kind("h264", "yuv420p", 128, 96), Kind("vp9", "yuv420p", 128, 96)
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    folder = tmp_path_factory.mktemp("choose")
-    (folder / "videos").mkdir()
-    for number, (name, codec) in enumerate([("0.mp4", "libx264"), ("1.webm", "libvpx-vp9"), ("2.webm", "libvpx-vp9")]):
-        clips.write_numbered(folder / "videos" / name, 60, video_id=number, gop=12, codec=codec)
-    index_corpus([folder / "videos"], folder / "corpus", workers=1, progress=False)
-    return Corpus.open(folder / "corpus")
+    return corpus_of_two_kinds(tmp_path_factory.mktemp("choose"))
 
 
 def sampler_of(corpus: Corpus) -> Sampler:

@@ -8,15 +8,14 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-import clips
 import numpy as np
 import pytest
 import torch
+from corpora import corpus_of_two_kinds
 
 from trocar.loaders import cpu, measure
 from trocar.loaders.choice import Choice, Kind
 from trocar.loaders.corpus.corpus import Corpus
-from trocar.loaders.corpus.index import index_corpus
 from trocar.loaders.draw.augment import CropRecipe
 from trocar.loaders.draw.sampler import Sampler
 from trocar.loaders.measure import Candidate, measure_loaders
@@ -29,12 +28,7 @@ H264, VP9 = Kind("h264", "yuv420p", 128, 96), Kind("vp9", "yuv420p", 128, 96)
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    folder = tmp_path_factory.mktemp("measure")
-    (folder / "videos").mkdir()
-    for number, (name, codec) in enumerate([("0.mp4", "libx264"), ("1.webm", "libvpx-vp9"), ("2.webm", "libvpx-vp9")]):
-        clips.write_numbered(folder / "videos" / name, 60, video_id=number, gop=12, codec=codec)
-    index_corpus([folder / "videos"], folder / "corpus", workers=1, progress=False)
-    return Corpus.open(folder / "corpus")
+    return corpus_of_two_kinds(tmp_path_factory.mktemp("measure"))
 
 
 def sampler_of(corpus: Corpus) -> Sampler:
