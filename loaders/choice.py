@@ -121,7 +121,10 @@ def _memory(videos: VideoSource, device: torch.device, settings: Mapping[str, An
     clips = [np.asarray(clip.frames).tolist() for clip in sampler.clips(np.arange(4))]
     card = torch.cuda.get_device_name(device) if torch.cuda.is_available() and device.type == "cuda" else device.type
     machine = [platform.node(), card, len(os.sched_getaffinity(0)), os.environ.get("LOCAL_WORLD_SIZE", "1")]
-    packages = [_version(name) for name in ("trocar", "av", "torch", "nvidia-dali-cuda120", "nvidia-dali-cuda130")]
+    packages = [
+        _version(name)
+        for name in ("trocar", "av", "torch", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "PyNvVideoCodec")
+    ]
     told = {name: str(value) for name, value in settings.items() if name not in ("sampler", "crops")}
     key = [MEMORY_VERSION, machine, packages, known, clips, type(settings.get("crops")).__name__, told]
     name = hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()

@@ -138,6 +138,7 @@ def choose_loader(
     if wanted == "auto" and device.type == "cuda" and not is_own:
         candidates = _candidates(make, others, options)
         known = {"workers": workers, "resolution": resolution, "crops": crops, "sampler": sampler, "options": options}
+        known["candidates"] = [candidate.name for candidate in candidates]
 
         def measure() -> list[Choice]:
             if not others:

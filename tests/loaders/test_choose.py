@@ -236,6 +236,21 @@ def test_what_a_machine_has_measured_it_remembers(corpus, opened, monkeypatch, t
     assert len(asked) == 4
 
 
+def test_what_was_measured_without_a_loader_is_not_remembered_with_it(corpus, opened, monkeypatch) -> None:
+    measured_with: list[list[str]] = []
+
+    def measured(videos: Any, sampler: Any, candidates: Any) -> list[Choice]:
+        measured_with.append([candidate.name for candidate in candidates])
+        return [Choice(VP9, 1.0, "cpu", "slow")]
+
+    monkeypatch.setattr(choose, "measure_loaders", measured)
+    with monkeypatch.context() as patch:
+        patch.setattr(choose, "find_spec", lambda name: None if name == choose.NVDEC_PACKAGE else name)
+        choice_of(corpus, "auto")
+    choice_of(corpus, "auto")
+    assert measured_with == [["cpu", "dali"], ["cpu", "dali", "nvdec"]]
+
+
 def test_choices_of_runs_that_knew_two_loaders() -> None:
     row = {"kind": {"codec": "vp9", "pix_fmt": "yuv420p", "width": 128, "height": 96}, "share": 1.0, "reason": "fast"}
     assert Choice.parse({**row, "uses_dali": True}) == Choice(VP9, 1.0, "dali", "fast")
