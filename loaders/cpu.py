@@ -128,6 +128,7 @@ class ClipLoader(BaseClipLoader[_CpuBlock]):
                 block.upload = self._uploader.start(block.frames)
             else:
                 block.upload = self._uploader.start(self._memory.clips(block.buffer, block.clips))
+                assert block.upload.done is not None, "an uploader has a stream"
                 self._memory.copied(block.buffer, block.upload.done)
         return block.upload
 
