@@ -162,8 +162,8 @@ def test_what_it_leaves(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert sum(times["critical"] for times in stages.values()) == pytest.approx(row["seconds_per_step"])
     assert row["steps"] == 5
     assert row["bottleneck"] not in ("patch_embed", "loss"), "nothing was made slow"
-    assert row["contended_seconds_per_step"] == {}
-    assert "the interpreter is contended" not in printed
+    # Whether the thread that decodes takes the interpreter here is the machine's affair; what is found is told.
+    assert ("the interpreter is contended" in printed) == bool(row["contended_seconds_per_step"])
     trace = read_chrome_trace(out / "trace_rank0.json.gz")
     assert len(trace.steps) == 5
     assert {event.name for event in trace.ranges} > {"decode", "backward"}
