@@ -20,46 +20,23 @@ Shapes: T pictures of H x W pixels, chroma (H + 1) // 2 x (W + 1) // 2, R x R pi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 from .launch import ceil_div, jit, launch, power_of_two, require, takes_triton, tl
-
-# Shares of red and blue in luma: ITU-R BT.601, BT.709, BT.2020; SMPTE 240M.
-LUMA_SHARES = {
-    "bt601": (0.299, 0.114),
-    "bt709": (0.2126, 0.0722),
-    "bt2020": (0.2627, 0.0593),
-    "smpte240": (0.212, 0.087),
-}
-ROWS, COLUMNS = 16, 32
-Window = tuple[int, int, int, int]
-
-
-def conversion(matrix: str, full_range: bool, bits: int) -> list[float]:
-    """What turns samples into 0 .. 255: luma's factor and offset, V in red, U and V in green, U in blue, and chroma's zero.
-
-    bits: 8, or 16 for samples that stand in the upper ten of them; in full range, too, 256 of their steps are one of eight bits, as
-    FFmpeg has it.
-    """
-    red, blue = LUMA_SHARES[matrix]
-    green, step = 1 - red - blue, 2 ** (bits - 8)
-    luma, chroma = (1 / step, 1 / step) if full_range else (255 / 219 / step, 255 / 224 / step)
-    in_red, in_blue = 2 * (1 - red) * chroma, 2 * (1 - blue) * chroma
-    offset = 0.0 if full_range else -16 * 255 / 219
-    return [luma, offset, in_red, -in_blue * blue / green, -in_red * red / green, in_blue, 128.0 * step]
-
-
-def _stored(box: Window, rotation: int, height: int, width: int) -> Window:
-    """left, top, width, height of an upright picture's box in the stored picture."""
-    left, top, across, down = box
-    if rotation == 90:
-        return width - top - down, left, down, across
-    if rotation == 180:
-        return width - left - across, height - top - down, across, down
-    if rotation == 270:
-        return top, height - left - across, down, across
-    return box
+from .yuv_geometry import (
+    LUMA_SHARES,
+    TILE_COLUMNS,
+    TILE_ROWS,
+    Window,
+    column_taps,
+    conversion,
+    placement,
+    row_taps,
+    scales,
+    stored_box,
+)
 
 
 def yuv_clip_values(
@@ -75,8 +52,24 @@ def yuv_clip_values(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """(T, R, R, 3) as `yuv_clip`, in `dtype` and not rounded."""
-    left, top, width, height = _stored(box, rotation, *luma.shape[1:])
-    factor, offset, red_v, green_u, green_v, blue_u, zero = conversion(matrix, full_range, 8 * luma.element_size())
+    stored = stored_box(box, rotation, *luma.shape[1:])
+    numbers = conversion(matrix, full_range, 8 * luma.element_size())
+    upright = stored_values(luma, blue, red, stored, resolution, numbers, dtype).rot90(rotation // 90, (1, 2))
+    return upright.flip(2) if flip else upright
+
+
+def stored_values(
+    luma: torch.Tensor,
+    blue: torch.Tensor,
+    red: torch.Tensor,
+    box: Window,
+    resolution: int,
+    numbers: Sequence[float],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """(T, R, R, 3) of a box of the stored pictures, neither turned nor mirrored nor rounded. numbers: of `conversion`."""
+    left, top, width, height = box
+    factor, offset, red_v, green_u, green_v, blue_u, zero = numbers
     rows, columns = (torch.arange(first, first + count) for first, count in ((top, height), (left, width)))
     sampled = luma[:, top : top + height, left : left + width].to(dtype) * factor + offset
     shifted = [_interpolated(_interpolated(plane.to(dtype), rows, 1), columns, 2) - zero for plane in (blue, red)]
@@ -87,9 +80,7 @@ def yuv_clip_values(
     ]
     pictures = torch.stack(channels, dim=1).clamp(0, 255)
     across, down = (_filter(count, resolution, dtype).to(luma.device) for count in (width, height))
-    resized = (down @ pictures @ across.mT).permute(0, 2, 3, 1)
-    upright = resized.rot90(rotation // 90, (1, 2))
-    return upright.flip(2) if flip else upright
+    return (down @ pictures @ across.mT).permute(0, 2, 3, 1)
 
 
 def yuv_clip_reference(*arguments) -> torch.Tensor:
@@ -135,58 +126,20 @@ def _bytes(total, weight):
 
 
 @jit
-def _yuv_clip_kernel(
-    luma,
-    blue,
-    red,
-    clip,
-    luma_picture_stride,
-    luma_row_stride,
-    chroma_picture_stride,
-    chroma_row_stride,
-    chroma_column_stride,
-    chroma_height,
-    chroma_width,
-    left,
-    top,
-    width,
-    height,
-    resolution,
-    row_tiles,
-    column_tiles,
-    row_taps,
-    row_scale,
-    column_scale,
-    row_support,
-    column_support,
-    row_slope,
-    column_slope,
-    first_place,
-    row_step,
-    column_step,
-    factor,
-    offset,
-    red_v,
-    green_u,
-    green_v,
-    blue_u,
-    zero,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TAPS: tl.constexpr,
-):
-    number = tl.program_id(0)
-    picture = (number // (row_tiles * column_tiles)).to(tl.int64)
-    row = number // column_tiles % row_tiles * ROWS + tl.arange(0, ROWS)
-    column = number % column_tiles * COLUMNS + tl.arange(0, COLUMNS)
+def yuv_tile(
+    clip, first_row_written, first_column_written, luma, blue, red, luma_row_stride, chroma_row_stride,
+    chroma_column_stride, chroma_height, chroma_width, left, top, width, height, resolution, row_taps, row_scale,
+    column_scale, row_support, column_support, row_slope, column_slope, first_place, row_step, column_step, factor,
+    offset, red_v, green_u, green_v, blue_u, zero, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAPS: tl.constexpr,
+):  # fmt: skip
+    """A tile of one picture of a clip. luma, blue, red, clip: that picture."""
+    row = first_row_written + tl.arange(0, ROWS)
+    column = first_column_written + tl.arange(0, COLUMNS)
     row_centre = (row.to(tl.float32) + 0.5) * row_scale
     column_centre = (column.to(tl.float32) + 0.5) * column_scale
-    first_centre = ((number // column_tiles % row_tiles * ROWS).to(tl.float32) + 0.5) * row_scale
+    first_centre = (first_row_written.to(tl.float32) + 0.5) * row_scale
     first_row = tl.floor(first_centre - row_support).to(tl.int32)
     first_column = tl.floor(column_centre - column_support).to(tl.int32)
-    luma += picture * luma_picture_stride
-    blue += picture * chroma_picture_stride
-    red += picture * chroma_picture_stride
     reds = tl.zeros((ROWS, COLUMNS), tl.float32)
     greens = tl.zeros((ROWS, COLUMNS), tl.float32)
     blues = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -217,12 +170,30 @@ def _yuv_clip_kernel(
         total += down
     weights = total[:, None] * tl.expand_dims(tl.sum(along, axis=1), 0)
     inside = (row < resolution)[:, None] & (column < resolution)[None, :]
-    written = (
-        picture * resolution * resolution + first_place + row[:, None] * row_step + column[None, :] * column_step
-    ) * 3
+    written = (first_place + row[:, None] * row_step + column[None, :] * column_step) * 3
     tl.store(clip + written, _bytes(reds, weights), mask=inside)
     tl.store(clip + written + 1, _bytes(greens, weights), mask=inside)
     tl.store(clip + written + 2, _bytes(blues, weights), mask=inside)
+
+
+@jit
+def _yuv_clip_kernel(
+    luma, blue, red, clip, luma_picture_stride, luma_row_stride, chroma_picture_stride, chroma_row_stride,
+    chroma_column_stride, chroma_height, chroma_width, left, top, width, height, resolution, row_tiles, column_tiles,
+    row_taps, row_scale, column_scale, row_support, column_support, row_slope, column_slope, first_place, row_step,
+    column_step, factor, offset, red_v, green_u, green_v, blue_u, zero, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAPS:
+    tl.constexpr,
+):  # fmt: skip
+    number = tl.program_id(0)
+    picture = (number // (row_tiles * column_tiles)).to(tl.int64)
+    yuv_tile(
+        clip + picture * resolution * resolution * 3, number // column_tiles % row_tiles * ROWS, number % column_tiles *
+        COLUMNS, luma + picture * luma_picture_stride, blue + picture * chroma_picture_stride, red + picture *
+        chroma_picture_stride, luma_row_stride, chroma_row_stride, chroma_column_stride, chroma_height, chroma_width,
+        left, top, width, height, resolution, row_taps, row_scale, column_scale, row_support, column_support, row_slope,
+        column_slope, first_place, row_step, column_step, factor, offset, red_v, green_u, green_v, blue_u, zero, ROWS,
+        COLUMNS, TAPS,
+    )  # fmt: skip
 
 
 @torch.library.custom_op("trocar::yuv_clip", mutates_args=())
@@ -238,35 +209,23 @@ def _yuv_clip(
     flip: bool,
 ) -> torch.Tensor:
     pictures, height, width = luma.shape
-    left, top, across, down = _stored((box[0], box[1], box[2], box[3]), rotation, height, width)
+    left, top, across, down = stored_box((box[0], box[1], box[2], box[3]), rotation, height, width)
     clip = luma.new_empty((pictures, resolution, resolution, 3), dtype=torch.uint8)
-    rows, columns = (min(most, power_of_two(resolution, 1)) for most in (ROWS, COLUMNS))
+    rows, columns = (min(most, power_of_two(resolution, 1)) for most in (TILE_ROWS, TILE_COLUMNS))
     row_tiles, column_tiles = ceil_div(resolution, rows), ceil_div(resolution, columns)
-    row_scale, column_scale = down / resolution, across / resolution
-    row_support, column_support = max(row_scale, 1.0), max(column_scale, 1.0)
-    # Where the first pixel of the stored picture's crop goes, and how far on its next row and column are.
-    size, last = resolution, resolution - 1
-    first, row_step, column_step = {
-        0: (0, size, 1),
-        90: (last * size, 1, -size),
-        180: (last * size + last, -size, -1),
-        270: (last, -1, size),
-    }[rotation]
-    if flip:
-        along, sideways = divmod(first, size)
-        first = along * size + last - sideways
-        row_step, column_step = (step if abs(step) == size and size > 1 else -step for step in (row_step, column_step))
+    filters = scales(across, down, resolution)
+    first, row_step, column_step = placement(resolution, rotation, flip)
     launch(
         _yuv_clip_kernel,
         (pictures * row_tiles * column_tiles,),
         *(luma, blue, red, clip, *luma.stride()[:2], *blue.stride(), *blue.shape[1:]),
         *(left, top, across, down, resolution, row_tiles, column_tiles),
-        math.ceil((rows - 1) * row_scale + 2 * row_support) + 1,
-        *(row_scale, column_scale, row_support, column_support, 1 / row_support, 1 / column_support),
+        row_taps(rows, filters),
+        *filters,
         *(first, row_step, column_step, *conversion(matrix, full_range, 8 * luma.element_size())),
         ROWS=rows,
         COLUMNS=columns,
-        TAPS=power_of_two(math.ceil(2 * column_support) + 1, 4),
+        TAPS=column_taps(filters),
         num_warps=4,
     )
     return clip

@@ -20,29 +20,12 @@ import torch
 from .corpus.corpus import Corpus
 from .corpus.whole_file import write_text_whole
 from .decode.span import VideoSource
-from .video.video import VideoFacts
+from .video.video import Kind
 
 TOLD_KINDS = 3
 # Counted up when what is remembered means something else.
 MEMORY_VERSION = 1
 log = logging.getLogger("trocar.loaders")
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What decides where a video can be decoded, and how fast."""
-
-    codec: str
-    pix_fmt: str
-    width: int
-    height: int
-
-    @classmethod
-    def of(cls, video: VideoFacts) -> Kind:
-        return cls(video.codec, video.pix_fmt, video.width, video.height)
-
-    def __str__(self) -> str:
-        return f"{self.codec} {self.pix_fmt} {self.width}x{self.height}"
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,16 @@ import torch
 from numpy.typing import ArrayLike
 
 from .both import open_both
-from .choice import Choice, Kind, remembered, told
+from .choice import Choice, remembered, told
 from .corpus.corpus import Corpus
 from .decode.loader import BaseClipLoader, LoaderOptions
 from .decode.span import ClipSource, CropSource, VideoSource
 from .draw.sampler import Clip
 from .measure import Candidate, measure_loaders
+from .video.video import Kind
 
 # Which loader is asked for.
-Loader = Literal["auto", "cpu", "dali", "nvdec", "both"]
+Loader = Literal["auto", "cpu", "planes", "dali", "nvdec", "both"]
 NVDEC_PACKAGE = "PyNvVideoCodec"
 # Numbers of DALI's decoders that are tried: upwards while they gain, else downwards while they lose nothing.
 DECODERS = (16, 32, 64, 8)
@@ -71,6 +72,8 @@ def gpu_loaders(wanted: Loader, device: torch.device) -> tuple[list[str], str]:
         raise ValueError(f"loader must be one of {', '.join(get_args(Loader))}, got {wanted!r}")
     if wanted == "nvdec":
         require_nvdec(device)
+    if wanted == "planes" and device.type != "cuda":
+        raise ValueError(f"'planes' makes clips on cuda, not on {device}; take the loader 'cpu'")
     extras = "in a checkout, pip install '.[cuda12]' or '.[cuda13]'"
     is_installed = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
     if wanted in ("dali", "both") and not is_installed:
@@ -82,6 +85,11 @@ def gpu_loaders(wanted: Loader, device: torch.device) -> tuple[list[str], str]:
     present = {"dali": is_installed, "nvdec": find_spec(NVDEC_PACKAGE) is not None}
     found = [name for name, is_present in present.items() if is_present]
     return found, "" if found else f"as DALI is not installed ({extras})"
+
+
+def takes_kernels(device: torch.device) -> bool:
+    """Whether kernels run there: on a GPU, with Triton."""
+    return device.type == "cuda" and find_spec("triton") is not None
 
 
 def require_nvdec(device: torch.device) -> None:
@@ -118,6 +126,8 @@ def choose_loader(
     """
     workers = decoding_processes(workers, device, (videos, sampler, crops), cores)
     others, reason = gpu_loaders(wanted, device)
+    if wanted == "auto" and workers and takes_kernels(device):
+        others.append("planes")
     is_own = not options.keys().isdisjoint(("pipeline", "inputs"))
 
     def make(name: str, numbers: Any, **more: Any) -> BaseClipLoader[Any]:

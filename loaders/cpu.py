@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,13 +22,16 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from ..kernels.yuv_clips import yuv_clips
 from .decode.batch_memory import BatchMemory
 from .decode.job_board import Job
 from .decode.loader import BaseClipLoader, LoaderOptions, Span
+from .decode.planes import PlaneCuts
 from .decode.span import ClipSource, CropSource, SpanResult, VideoSource
 from .decode.threads import NICENESS, Threads
 from .decode.uploads import Upload, Uploader
 from .decode.workers import Workers
+from .video.video import Kind
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -37,20 +40,23 @@ if TYPE_CHECKING:
 @dataclass
 class _CpuBlock:
     """clips: how many. work, frames: of threads, the spans' results to come, and their memory. jobs, buffer: of processes, the
-    spans' numbers, and the buffer's. upload: under way to the GPU."""
+    spans' numbers, and the buffer's. results: theirs, once all are known. upload: under way to the GPU."""
 
     clips: int
     work: Sequence[Future[SpanResult]] = ()
     frames: torch.Tensor | None = None
     jobs: Sequence[int] = ()
     buffer: int = -1
+    results: Sequence[SpanResult] = ()
     upload: Upload | None = None
 
 
 class ClipLoader(BaseClipLoader[_CpuBlock]):
     """Iterates over batches of clips, `ClipBatch`.
 
-    workers: decoding processes; 0 decodes in `threads` of this one. For everything else, options too, see BaseClipLoader. Raises
+    workers: decoding processes; 0 decodes in `threads` of this one. planes: they leave what the crops need of the decoded planes,
+    where it fits into the clips' memory, and a kernel on the device makes the clips (`kernels/yuv_clips.py`, the way of
+    resize="exact"); but not of kinds of video in on_cpu. For everything else, options too, see BaseClipLoader. Raises
     LoaderError where what is to be loaded cannot be sent to processes.
     """
 
@@ -64,11 +70,15 @@ class ClipLoader(BaseClipLoader[_CpuBlock]):
         resolution: int,
         device: torch.device | str = "cpu",
         workers: int = 0,
+        planes: bool = False,
+        on_cpu: Iterable[Kind] = (),
         **options: Unpack[LoaderOptions],
     ) -> None:
         super().__init__(corpus, sampler, crops, draws, resolution=resolution, device=device, **options)
-        if workers < 0:
-            raise ValueError(f"workers must be at least 0, got {workers}")
+        if workers < 0 or (planes and not workers):
+            least = "1, as planes=True is of decoding processes" if planes else "0"
+            raise ValueError(f"workers must be at least {least}, got {workers}")
+        self.recipe = replace(self.recipe, planes=planes, rgb_kinds=frozenset(on_cpu))
         is_cuda = self.device.type == "cuda"
         self._uploader = Uploader(self.device) if is_cuda else None
         self._workers: Workers | None = None
@@ -103,13 +113,11 @@ class ClipLoader(BaseClipLoader[_CpuBlock]):
         if self._workers is None:
             results = [self._wait(future) for future in block.work]
         else:
-            results = self._wait_for(partial(self._workers.results, block.jobs))
+            block.results = results = self._wait_for(partial(self._workers.results, block.jobs))
         if self._uploader is not None:
             return self._upload(block).arrived(), results
-        return self._host_frames(block), results
-
-    def _host_frames(self, block: _CpuBlock) -> torch.Tensor:
-        return self._memory.hand_out(block.buffer, block.clips) if block.frames is None else block.frames
+        frames = self._memory.hand_out(block.buffer, block.clips) if block.frames is None else block.frames
+        return self._made(block, frames), results
 
     def _look_ahead(self, block: _CpuBlock) -> None:
         if self._uploader is None:
@@ -117,9 +125,17 @@ class ClipLoader(BaseClipLoader[_CpuBlock]):
         if self._workers is None:
             is_decoded = all(future.done() for future in block.work)
         else:
-            is_decoded = self._workers.have_all(block.jobs)
+            block.results = self._workers.peek(block.jobs) or ()
+            is_decoded = len(block.results) == len(block.jobs)
         if is_decoded:
             self._upload(block)
+
+    def _made(self, block: _CpuBlock, frames: torch.Tensor) -> torch.Tensor:
+        """The clips, of memory in which some may lie as planes."""
+        cuts = PlaneCuts.of_batch([result.cuts for result in block.results], self.order.views_per_span)
+        if cuts is None:
+            return frames
+        return yuv_clips(frames, torch.from_numpy(cuts.integers), torch.from_numpy(cuts.factors))
 
     def _upload(self, block: _CpuBlock) -> Upload:
         if block.upload is None:
@@ -127,7 +143,8 @@ class ClipLoader(BaseClipLoader[_CpuBlock]):
             if block.frames is not None:
                 block.upload = self._uploader.start(block.frames)
             else:
-                block.upload = self._uploader.start(self._memory.clips(block.buffer, block.clips))
+                frames = self._memory.clips(block.buffer, block.clips)
+                block.upload = self._uploader.start(frames, partial(self._made, block))
                 assert block.upload.done is not None, "an uploader has a stream"
                 self._memory.copied(block.buffer, block.upload.done)
         return block.upload

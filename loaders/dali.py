@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .choice import Kind
 from .cpu import _lower_priority
 from .decode.batch import LoaderCount
 from .decode.dali_codecs import DECODABLE, can_decode, is_refusal
@@ -36,7 +35,7 @@ from .decode.span import ClipSource, CropSource, Cut, SpanReader, SpanResult, Vi
 from .decode.threads import Threads
 from .decode.uploads import numbered
 from .draw.sampler import Clip
-from .video.video import VideoError
+from .video.video import Kind, VideoError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

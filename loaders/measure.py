@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .choice import Choice, Kind
+from .choice import Choice
 from .decode.loader import BaseClipLoader
 from .decode.span import ClipSource, VideoSource
 from .decode.threads import LoaderError
-from .video.video import VideoError
+from .video.video import Kind, VideoError
 
 SECONDS = 10.0
 DRAWS_LOOKED_AT = 2048

@@ -24,7 +24,6 @@ import torch
 from numpy.typing import ArrayLike
 
 from ..kernels.yuv_clip import yuv_clip
-from .choice import Kind
 from .choose import NVDEC_PACKAGE, require_nvdec
 from .cpu import _lower_priority
 from .decode.batch import LoaderCount
@@ -33,14 +32,12 @@ from .decode.nvdec_session import Calls, Library, SessionError, Sessions, can_de
 from .decode.span import ClipSource, CropSource, Cut, SpanReader, SpanResult, VideoSource
 from .decode.threads import Threads
 from .decode.uploads import Upload, numbered
-from .video.video import VideoError
+from .video.video import MATRICES, Kind, VideoError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 RESCUES_PER_KIND = 3
-# FFmpeg's AVColorSpace; all others are taken for BT.601, as swscale takes them.
-MATRICES = {1: "bt709", 7: "smpte240", 9: "bt2020"}
 log = logging.getLogger("trocar.loaders")
 
 

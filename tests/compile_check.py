@@ -120,6 +120,17 @@ def yuv_clip(height: int, width: int, dtype: torch.dtype) -> None:
     _yuv_clip(luma, blue, red, [0, 0, height, height], 224, "bt709", False, 0, True)
 
 
+def yuv_clips(side: int, resolution: int) -> None:
+    from trocar.kernels.yuv_clips import _yuv_clips
+    from trocar.kernels.yuv_geometry import column_taps, cut_numbers, region, scales
+
+    kept, inside = region((8, 8, side, side), 0, 256, 448)
+    integers, factors = cut_numbers(kept, inside, resolution, "bt709", False, 0, True)
+    slots = torch.zeros(8, 16, resolution, resolution, 3, dtype=torch.uint8)
+    taps = column_taps(scales(side, side, resolution))
+    _yuv_clips(slots, torch.tensor([integers], dtype=torch.int32), torch.tensor([factors]), taps)
+
+
 def row_sums(width: int, dtype: torch.dtype) -> None:
     from trocar.kernels.row_sums import sum_rows_by_index
 
@@ -152,6 +163,8 @@ CASES: dict[str, Callable[[], Any]] = {
     "kmeans_assign base float32": lambda: kmeans_assign(768, torch.float32),
     "yuv_clip 1080p": lambda: yuv_clip(1080, 1920, torch.uint8),
     "yuv_clip proxy": lambda: yuv_clip(256, 456, torch.uint8),
+    "yuv_clips of proxies": lambda: yuv_clips(224, 224),
+    "yuv_clips that shrink": lambda: yuv_clips(248, 96),
     "yuv_clip 1080p of 10 bits": lambda: yuv_clip(1080, 1920, torch.uint16),
     "row_sums base bfloat16": lambda: row_sums(768, torch.bfloat16),
 }

@@ -23,7 +23,7 @@ KERNEL_TESTS = (
         "kernels/feature_loss",
     ),
     *("kernels/ema", "kernels/mask_sampler", "kernels/rope3d", "kernels/kmeans_assign", "kernels/launch"),
-    "kernels/yuv_clip",
+    *("kernels/yuv_clip", "kernels/yuv_clips"),
     "kernels/kernel_compile",
 )
 OPERATORS = (

@@ -86,11 +86,14 @@ def _load(corpus: Corpus, stride: int, prefetch: int, first: int, how: Mapping[s
 
 
 def rate_arms(cores: int) -> list[Decoding]:
-    """One, two, and as many as the cores allow, of each."""
+    """One, two, and as many as the cores allow, of each; on a GPU also of processes that leave it planes."""
     numbers = sorted({1, 2, max(1, cores - 1)})
     threads: list[Decoding] = [(f"{number} thread{'s' * (number > 1)}", {"threads": number}) for number in numbers]
     processes: list[Decoding] = [(f"{number} process{'es' * (number > 1)}", {"workers": number}) for number in numbers]
-    return threads + processes + nvdec_arms(numbers[-1])
+    on_device: list[Decoding] = [
+        (f"{name}, planes", {**how, "planes": True, "device": "cuda"}) for name, how in processes if torch.cuda.is_available()
+    ]
+    return threads + processes + on_device + nvdec_arms(numbers[-1])
 
 
 def nvdec_arms(threads: int) -> list[Decoding]:
@@ -196,7 +199,7 @@ def decoding_rates(corpus: Corpus, stride: int, rounds: int) -> list[dict[str, A
 
 
 def trained(corpus: Path, stride: int) -> list[dict[str, Any]]:
-    """Trained clips/s of the recipe's step: on resident data, behind decoding threads, behind decoding processes."""
+    """Trained clips/s of the recipe's step: on resident data, behind decoding threads and processes, and such that leave planes."""
     opened, found = Corpus.open(corpus), list[dict[str, Any]]()
     for encoder, views in (("base", 1), ("base", 4), ("large", 1)):
         settings = [
@@ -208,7 +211,7 @@ def trained(corpus: Path, stride: int) -> list[dict[str, Any]]:
         with open_run(config) as run:
             speed = 0.0
             for number, (arm, how) in enumerate(
-                ((RESIDENT, None), ("processes", ()), ("threads", ("data.workers=0",)))
+                ((RESIDENT, None), ("processes", ()), ("planes", ("data.loader=planes",)), ("threads", ("data.workers=0",)))
             ):
                 numbers = run_numbers(run, first_step=1000 * number)
                 if how is None:

@@ -135,7 +135,8 @@ class DataConfig:
     least and largest width / height. flip: probability of mirroring. resize: "fast" is swscale's bilinear filter, antialiased,
     "exact" the one that PyTorch and DALI have in common. content_box: crop inside the black border. square_pixels: crop the
     picture as players show it, where its pixels are not square. loader: "auto" measures what decodes each kind of video faster
-    where there is a GPU; "nvdec" keeps decoder sessions open (extra nvdec), "both" shares the draws between "cpu" and "dali".
+    where there is a GPU; "nvdec" keeps decoder sessions open (extra nvdec), "planes" decodes in
+    processes and makes clips on the GPU, "both" shares the draws between "cpu" and "dali".
     decoders: how many spans DALI decodes at the same time; "auto" is where more bring no more clips, measured with loader "auto",
     else 16. views_per_span: clips that are made of every span that is decoded, each with its own offset, crop and mask.
     pool_spans: decoded spans of which clips wait on the device, over all ranks, a multiple of lanes; where 0, the clips of a span
@@ -164,7 +165,7 @@ class DataConfig:
     resize: Resize = "fast"
     content_box: bool = True
     square_pixels: bool = True
-    loader: Literal["auto", "cpu", "dali", "nvdec", "both"] = "auto"
+    loader: Literal["auto", "cpu", "planes", "dali", "nvdec", "both"] = "auto"
     decoders: int | Literal["auto"] = "auto"
     views_per_span: int = 1
     pool_spans: int = 0

@@ -86,9 +86,9 @@ def _open(
 ) -> BaseClipLoader[Any]:
     """The loader of clips of one size."""
     data, cores = config.data, _cores(config.run.pin_cores, world)
-    if data.loader == "nvdec" and device.type != "cuda":
+    if data.loader in ("nvdec", "planes") and device.type != "cuda":
         raise ConfigError(
-            "data.loader: 'nvdec' decodes on a GPU, and the run is on the CPU; set data.loader=auto or run.device=cuda"
+            f"data.loader: {data.loader!r} works on a GPU, and the run is on the CPU; set data.loader=auto or run.device=cuda"
         )
     options: DaliOptions = {
         "resize": data.resize,

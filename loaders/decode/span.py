@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from av.error import FFmpegError
+from av.video.frame import VideoFrame
 from numpy.typing import ArrayLike, NDArray
 
 from ..corpus.corpus import Video
 from ..draw.augment import Box, Crop, Resize, with_square_pixels, with_stored_pixels
 from ..draw.sampler import Clip
 from ..video.decode import DecodeCount, WindowDecoder, decoder_key
-from ..video.video import GopTable, VideoError, VideoFacts
+from ..video.video import GopTable, Kind, VideoError, VideoFacts
 from ..video.window import Window, WindowReader
 from .batch import Failure, LoaderCount
+from .planes import NotPlanesError, PlaneCuts, PlaneWriter
 from .resize import Resizer
 
 OPEN_VIDEOS_PER_THREAD = 8
@@ -67,7 +69,8 @@ def check_side(resolution: object) -> None:
 @dataclass(frozen=True)
 class Recipe:
     """How a loader makes clips of draws. resolution: R. content_box: crop inside the black border. square_pixels: crops are drawn
-    on the picture as players show it, whatever the aspect of its pixels."""
+    on the picture as players show it, whatever the aspect of its pixels. planes: leave what a crop needs of the decoded planes in
+    the clip's memory, where that has room for it, for `kernels/yuv_clips.py`; not of videos of the kinds in rgb_kinds."""
 
     videos: VideoSource
     sampler: ClipSource
@@ -76,6 +79,8 @@ class Recipe:
     resize: Resize = "fast"
     content_box: bool = True
     square_pixels: bool = True
+    planes: bool = False
+    rgb_kinds: frozenset[Kind] = frozenset()
 
     def __post_init__(self) -> None:
         check_side(self.resolution)
@@ -125,13 +130,15 @@ class Cut:
 class SpanResult:
     """What became of a span.
 
-    clips: the V clips that were read, in the end. pts_seconds: (V, T). is_lost: it and all its replacements failed.
+    clips: the V clips that were read, in the end. pts_seconds: (V, T). is_lost: it and all its replacements failed. cuts: of V
+    clips that lie as planes, None where they are RGB.
     """
 
     clips: list[Clip]
     pts_seconds: NDArray[np.float64]
     count: LoaderCount = field(default_factory=LoaderCount)
     is_lost: bool = False
+    cuts: PlaneCuts | None = None
 
 
 class Closable(Protocol):
@@ -195,6 +202,7 @@ class SpanReader:
         self._videos: _Latest[_OpenVideo] = _Latest()
         self._decoders: _Latest[WindowDecoder] = _Latest()
         self._resizers: list[Resizer] = []  # by view
+        self._not_planes: frozenset[Kind] = frozenset()
 
     def close(self) -> None:
         self._videos.close()
@@ -207,7 +215,9 @@ class SpanReader:
             result.clips = self.recipe.clips(draw, views, spare)
             try:
                 cut = self.cut(result.clips, result.count)
-                self.decode(cut, output, result.count)
+                result.cuts = self._decode_planes(cut, output, result.count) if self.recipe.planes else None
+                if result.cuts is None:
+                    self.decode(cut, output, result.count)
             except VideoError as error:
                 self.note_failure(result.clips[0], error, result.count)
             else:
@@ -240,19 +250,42 @@ class SpanReader:
 
     def decode(self, cut: Cut, output: NDArray[np.uint8], count: LoaderCount) -> None:
         """Decodes a window and cuts its views into output, (V, T, R, R, 3). Adds to the count. Raises VideoError."""
+        resizers = self._resizers_for(cut.crops, cut.window.video.rotation)
+
+        def write(view: int, first: int, stop: int, frame: VideoFrame) -> None:
+            output[view, first:stop] = resizers[view](frame)
+
+        self._decode(cut, write, count)
+
+    def _decode_planes(self, cut: Cut, output: NDArray[np.uint8], count: LoaderCount) -> PlaneCuts | None:
+        """As `decode`, but what the crops need of the planes; None where the pictures are not such as can be left so."""
+        video = cut.window.video
+        if Kind.of(video) in self.recipe.rgb_kinds | self._not_planes:
+            return None
+        writer = PlaneWriter(cut.crops, video.rotation, output)
+        if not writer.has_room(video.width, video.height):
+            return None
+        try:
+            self._decode(cut, writer.write, count)
+        except NotPlanesError:
+            self._decoders.close()  # it stands in the middle of a window
+            self._not_planes |= {Kind.of(video)}
+            return None
+        return writer.cuts()
+
+    def _decode(self, cut: Cut, write: Callable[[int, int, int, VideoFrame], None], count: LoaderCount) -> None:
+        """Decodes a window. write: is given a view, the first of its places and the last but one, and their picture."""
         video, window = cut.window.video, cut.window
         key = decoder_key(window)
         decoder = self._decoders.get(key) or self._decoders.add(key, WindowDecoder(video))
-        resizers = self._resizers_for(cut.crops, video.rotation)
         bounds = np.arange(len(window.frames) + 1)
         first_places = [np.searchsorted(places, bounds).tolist() for places in cut.places]
         decoded = DecodeCount()
         try:
             for index, frame in decoder.frames(window, decoded):
-                for view, resizer in enumerate(resizers):
-                    first, stop = first_places[view][index], first_places[view][index + 1]
-                    if first < stop:
-                        output[view, first:stop] = resizer(frame)
+                for view, places in enumerate(first_places):
+                    if places[index] < places[index + 1]:
+                        write(view, places[index], places[index + 1], frame)
         except FFmpegError as error:
             raise VideoError(
                 f"{video.path}: frame {window.frames[0]} cannot be cropped to {cut.crops[0].box}: {error}"

@@ -5,6 +5,7 @@ Shapes: any.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -38,10 +39,12 @@ class Uploader:
     def __init__(self, device: torch.device) -> None:
         self.device, self._stream = device, torch.cuda.Stream(device)
 
-    def start(self, frames: torch.Tensor) -> Upload:
-        """frames: in pinned memory, which has to stay as it is until the upload is done."""
+    def start(self, frames: torch.Tensor, make: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Upload:
+        """frames: in pinned memory, which has to stay as it is until the upload is done. make: what becomes of them there."""
         with torch.cuda.stream(self._stream):
             copied = frames.to(self.device, non_blocking=True)
+            if make is not None:
+                copied = make(copied)
             done = torch.cuda.Event()
             done.record(self._stream)
         return Upload(copied, done)

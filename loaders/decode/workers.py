@@ -128,6 +128,13 @@ class Workers:
             pass
         return all(number in self._results for number in numbers)
 
+    def peek(self, numbers: Sequence[int]) -> list[SpanResult] | None:
+        """What became of jobs, to be asked for again; None where not all of it is known, or some raised."""
+        if not self.have_all(numbers):
+            return None
+        found = [self._results[number] for number in numbers]
+        return None if any(isinstance(result, Exception) for result in found) else found
+
     def ready(self, seconds: float) -> bool | None:
         """True once all of them have begun to work; None where they have not within so many seconds."""
         deadline = time.monotonic() + seconds

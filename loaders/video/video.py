@@ -23,6 +23,8 @@ from .error import TrocarError
 from .pyav import LENIENT_METADATA
 
 NEARLY_SQUARE = 0.01
+# FFmpeg's AVColorSpace; all others are taken for BT.601, as swscale takes them.
+MATRICES = {1: "bt709", 7: "smpte240", 9: "bt2020"}
 
 
 class VideoError(TrocarError):
@@ -224,3 +226,20 @@ class GopTable:
         while row > 0 and not fit[row]:
             row -= 1
         return row
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What decides where a video can be decoded, and how fast."""
+
+    codec: str
+    pix_fmt: str
+    width: int
+    height: int
+
+    @classmethod
+    def of(cls, video: VideoFacts) -> Kind:
+        return cls(video.codec, video.pix_fmt, video.width, video.height)
+
+    def __str__(self) -> str:
+        return f"{self.codec} {self.pix_fmt} {self.width}x{self.height}"

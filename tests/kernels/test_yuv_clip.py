@@ -13,41 +13,15 @@ import pytest
 import torch
 from av.video.frame import VideoFrame
 from kernel_checks import nan_memory, only_program
+from yuv_planes import Planes, planes
 
 from trocar.kernels import launch
-from trocar.kernels.yuv_clip import LUMA_SHARES, _yuv_clip, yuv_clip, yuv_clip_reference, yuv_clip_values
+from trocar.kernels.yuv_clip import _yuv_clip, yuv_clip, yuv_clip_reference, yuv_clip_values
+from trocar.kernels.yuv_geometry import LUMA_SHARES
 from trocar.loaders.decode.resize import Resizer
 from trocar.loaders.draw.augment import Box, Crop
 
 COLORSPACES = {"bt709": 1, "bt601": 5, "smpte240": 7, "bt2020": 9}  # FFmpeg's AVColorSpace
-Planes = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-def planes(
-    pictures: int, height: int, width: int, device: torch.device, *, bits: int = 8, nv12: bool = False
-) -> Planes:
-    """Smooth pictures with noise, over all the values that samples can have."""
-    rng = np.random.default_rng(height)
-    number, rows, columns = np.ogrid[:pictures, :height, :width]
-    luma = (
-        128 + 150 * np.sin((rows + 5 * number) / 7) * np.cos(columns / 5) + rng.normal(0, 8, (pictures, height, width))
-    )
-    blue, red = (
-        128 + 130 * np.sin(luma[:, ::2, ::2] / 50 + shift) + rng.normal(0, 4, luma[:, ::2, ::2].shape)
-        for shift in (0, 2)
-    )
-    found = [torch.from_numpy(plane.clip(0, 255).astype(np.uint8)) for plane in (luma, blue, red)]
-    if bits == 10:
-        low = [torch.from_numpy(rng.integers(0, 4, plane.shape, np.int32)) for plane in found]
-        found = [
-            (64 * (4 * plane.int() + extra)).numpy().astype(np.uint16) for plane, extra in zip(found, low, strict=True)
-        ]
-        found = [torch.from_numpy(plane) for plane in found]
-    if nv12:
-        chroma = torch.from_numpy(np.stack([plane.numpy() for plane in found[1:]], axis=-1)).to(device)
-        return found[0].to(device), chroma[..., 0], chroma[..., 1]
-    luma, blue, red = (plane.to(device) for plane in found)
-    return luma, blue, red
 
 
 def oracle(parts: Planes, *arguments: Any) -> torch.Tensor:

@@ -18,7 +18,7 @@ from trocar.engine.config.settings import ConfigError
 from trocar.engine.ranks.distributed import World
 from trocar.engine.step.loading import _settle, build_loader, build_order, diversity
 from trocar.loaders import choose, cpu
-from trocar.loaders.choice import Choice, Kind, agree
+from trocar.loaders.choice import Choice, agree
 from trocar.loaders.choose import Loader, LoaderChoice, choose_loader, decoding_processes
 from trocar.loaders.clip_loader import clip_loader
 from trocar.loaders.corpus.corpus import Corpus
@@ -26,6 +26,7 @@ from trocar.loaders.corpus.video_files import VideoFiles
 from trocar.loaders.draw.augment import CropRecipe
 from trocar.loaders.draw.order import ClipOrder
 from trocar.loaders.draw.sampler import Sampler
+from trocar.loaders.video.video import Kind
 
 CROPS = CropRecipe((1, 1), (1, 1), 0)
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -132,7 +133,7 @@ def test_dali_by_name(corpus: Corpus, capsys: pytest.CaptureFixture[str], monkey
 
 def test_nvdec_by_name_without_a_gpu(corpus: Corpus) -> None:
     config = settings(corpus, "nvdec")
-    with pytest.raises(ConfigError, match=r"data\.loader: 'nvdec' decodes on a GPU, and the run is on the CPU"):
+    with pytest.raises(ConfigError, match=r"data\.loader: 'nvdec' works on a GPU, and the run is on the CPU"):
         build_loader(config, corpus, sampler_of(corpus), [], CPU)
 
 
@@ -177,7 +178,7 @@ def choice_of(
 @pytest.mark.parametrize(("faster", "name", "on_cpu"), [([H264], "dali", {VP9}), ([], "cpu", None)])
 def test_auto_takes_what_is_faster(corpus, opened, monkeypatch, faster, name, on_cpu) -> None:
     def measured(videos: Any, sampler: Any, candidates: Any) -> list[Choice]:
-        names = ["cpu", "dali", "nvdec"]
+        names = ["cpu", "dali", "nvdec", "planes"]
         assert [(candidate.name, candidate.decoders) for candidate in candidates] == [(name, ()) for name in names]
         assert [candidate.make([]) for candidate in candidates] == [f".{name}" for name in names]
         return [Choice(kind, 0.5, "dali" if kind in faster else "cpu", "as seen here") for kind in (H264, VP9)]
@@ -192,13 +193,14 @@ def test_auto_takes_what_is_faster(corpus, opened, monkeypatch, faster, name, on
     assert choice.open([], order=None) == f".{name}"
     common = {"device": GPU, "threads": 3}
     measured_ones = [(".cpu", {**common, "workers": 7}), (".dali", {**common, "decoders": 5}), (".nvdec", common)]
-    assert opened[:3] == measured_ones
-    assert opened[3][1].get("on_cpu") == on_cpu
+    measured_ones.append((".planes", {**common, "workers": 7}))
+    assert opened[:4] == measured_ones
+    assert opened[4][1].get("on_cpu") == on_cpu
 
 
 def test_the_number_of_decoders_is_found_where_nobody_sets_it(corpus, opened, monkeypatch) -> None:
     def measured(videos: Any, sampler: Any, candidates: Any) -> list[Choice]:
-        assert [candidate.decoders for candidate in candidates] == [(), (16, 32, 64, 8), ()]
+        assert [candidate.decoders for candidate in candidates] == [(), (16, 32, 64, 8), (), ()]
         candidates[1].open([], 16)
         return [Choice(H264, 0.4, "cpu", "slow"), Choice(VP9, 0.6, "dali", "fast", 32)]
 
@@ -248,7 +250,7 @@ def test_what_was_measured_without_a_loader_is_not_remembered_with_it(corpus, op
         patch.setattr(choose, "find_spec", lambda name: None if name == choose.NVDEC_PACKAGE else name)
         choice_of(corpus, "auto")
     choice_of(corpus, "auto")
-    assert measured_with == [["cpu", "dali"], ["cpu", "dali", "nvdec"]]
+    assert measured_with == [["cpu", "dali", "planes"], ["cpu", "dali", "nvdec", "planes"]]
 
 
 def test_choices_of_runs_that_knew_two_loaders() -> None:

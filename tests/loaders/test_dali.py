@@ -20,7 +20,6 @@ import torch
 pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'trocar[dali]'")
 
 from trocar.loaders import cpu, dali
-from trocar.loaders.choose import Kind
 from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.corpus.index import index_corpus
 from trocar.loaders.dali import ClipLoader
@@ -33,7 +32,7 @@ from trocar.loaders.decode.span import SpanReader
 from trocar.loaders.draw.augment import CropRecipe
 from trocar.loaders.draw.order import ClipOrder
 from trocar.loaders.draw.sampler import Clip, Sampler
-from trocar.loaders.video.video import VideoError
+from trocar.loaders.video.video import Kind, VideoError
 from trocar.loaders.video.window import Window, WindowReader
 
 pytestmark = pytest.mark.timeout(180)

@@ -14,12 +14,12 @@ import torch
 from corpora import corpus_of_two_kinds
 
 from trocar.loaders import cpu, measure
-from trocar.loaders.choice import Choice, Kind
+from trocar.loaders.choice import Choice
 from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.draw.augment import CropRecipe
 from trocar.loaders.draw.sampler import Sampler
 from trocar.loaders.measure import Candidate, measure_loaders
-from trocar.loaders.video.video import VideoError
+from trocar.loaders.video.video import Kind, VideoError
 
 PREFETCH = 3
 CROPS = CropRecipe((1, 1), (1, 1), 0)

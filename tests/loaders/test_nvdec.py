@@ -16,7 +16,7 @@ from nvdec_stand_in import StandIn
 
 from trocar.loaders import choose as choosing
 from trocar.loaders import cpu, nvdec
-from trocar.loaders.choose import Kind, LoaderChoice, choose_loader
+from trocar.loaders.choose import LoaderChoice, choose_loader
 from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.corpus.index import index_corpus
 from trocar.loaders.decode.batch import ClipBatch
@@ -27,6 +27,7 @@ from trocar.loaders.draw.augment import Box, Crop, CropRecipe
 from trocar.loaders.draw.order import ClipOrder
 from trocar.loaders.draw.sampler import Sampler
 from trocar.loaders.nvdec import ClipLoader
+from trocar.loaders.video.video import Kind
 from trocar.loaders.video.window import WindowReader
 
 pytestmark = pytest.mark.timeout(120)
