@@ -91,7 +91,9 @@ def rate_arms(cores: int) -> list[Decoding]:
     threads: list[Decoding] = [(f"{number} thread{'s' * (number > 1)}", {"threads": number}) for number in numbers]
     processes: list[Decoding] = [(f"{number} process{'es' * (number > 1)}", {"workers": number}) for number in numbers]
     on_device: list[Decoding] = [
-        (f"{name}, planes", {**how, "planes": True, "device": "cuda"}) for name, how in processes if torch.cuda.is_available()
+        (f"{name}, planes", {**how, "planes": True, "device": "cuda"})
+        for name, how in processes
+        if torch.cuda.is_available()
     ]
     return threads + processes + on_device + nvdec_arms(numbers[-1])
 
@@ -211,7 +213,12 @@ def trained(corpus: Path, stride: int) -> list[dict[str, Any]]:
         with open_run(config) as run:
             speed = 0.0
             for number, (arm, how) in enumerate(
-                ((RESIDENT, None), ("processes", ()), ("planes", ("data.loader=planes",)), ("threads", ("data.workers=0",)))
+                (
+                    (RESIDENT, None),
+                    ("processes", ()),
+                    ("planes", ("data.loader=planes",)),
+                    ("threads", ("data.workers=0",)),
+                )
             ):
                 numbers = run_numbers(run, first_step=1000 * number)
                 if how is None:

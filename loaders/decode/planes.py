@@ -15,16 +15,16 @@ import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from ...kernels.yuv_geometry import CUT_FLOATS, CUT_INTEGERS, Window, cut_numbers, region, region_bytes
+from ...kernels.yuv_geometry import CUT_FLOATS, CUT_INTEGERS, cut_numbers, region, region_bytes
 from ..draw.augment import Crop
-from ..video.video import MATRICES
+from ..video.video import MATRICES, VideoFacts
 
 FORMATS = {"yuv420p": False, "yuvj420p": True}  # to whether luma has the full range, unless the picture says otherwise
 FULL_RANGE = 2  # FFmpeg's AVColorRange
 
 
 class NotPlanesError(Exception):
-    """Pictures of another format than YUV 4:2:0 of 8 bits, or not all of one kind."""
+    """Pictures of another format than YUV 4:2:0 of 8 bits, of another size than their video's, or not all of one kind."""
 
 
 @dataclass(frozen=True)
@@ -47,26 +47,23 @@ class PlaneCuts:
 
 
 class PlaneWriter:
-    """Writes the pictures of a span's V views. crops: in pixels of the picture that `rotation` sets upright. output: (V, T, R, R,
-    3) uint8, memory that is written as planes."""
+    """Writes pictures of one video to the clips of V views. crops: in pixels of the upright picture. output: (V, T, R, R, 3) uint8,
+    memory that is written as planes. has_room: whether what the crops need of a picture fits."""
 
-    def __init__(self, crops: Sequence[Crop], rotation: int, output: NDArray[np.uint8]) -> None:
-        self._crops, self._rotation, self._output = crops, rotation, output
+    def __init__(self, video: VideoFacts, crops: Sequence[Crop], output: NDArray[np.uint8]) -> None:
+        self._video, self._crops, self._output = video, crops, output
+        boxes = [(crop.box.left, crop.box.top, crop.box.width, crop.box.height) for crop in crops]
+        self._kept = [region(box, video.rotation, video.height, video.width) for box in boxes]
+        self.has_room = max(region_bytes(*kept[2:]) for kept, _ in self._kept) <= np.prod(output.shape[2:])
         self._kind: tuple[int, int, str, int, int] | None = None
-        self._kept: list[tuple[Window, Window]] = []
-
-    def has_room(self, width: int, height: int) -> bool:
-        """Whether what the crops need of pictures of W x H fits."""
-        room = int(np.prod(self._output.shape[2:]))
-        return all(region_bytes(*kept[2:]) <= room for kept, _ in self._regions(width, height))
 
     def write(self, view: int, first: int, stop: int, frame: VideoFrame) -> None:
         """Writes a picture to the places first .. stop - 1 of a view. Raises NotPlanesError."""
         kind = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
         if kind != self._kind:
-            if self._kind is not None or kind[2] not in FORMATS:
+            if self._kind is not None or kind[:2] != (self._video.width, self._video.height) or kind[2] not in FORMATS:
                 raise NotPlanesError
-            self._kind, self._kept = kind, self._regions(frame.width, frame.height)
+            self._kind = kind
         left, top, width, height = self._kept[view][0]
         size = region_bytes(width, height)
         places = self._output[view].reshape(-1)[first * size : stop * size].reshape(stop - first, size)
@@ -84,12 +81,8 @@ class PlaneWriter:
         full_range = FORMATS[name] or color_range == FULL_RANGE
         matrix, resolution = MATRICES.get(colorspace, "bt601"), self._output.shape[2]
         pairs = [
-            cut_numbers(kept, box, resolution, matrix, full_range, self._rotation, crop.flip)
+            cut_numbers(kept, box, resolution, matrix, full_range, self._video.rotation, crop.flip)
             for (kept, box), crop in zip(self._kept, self._crops, strict=True)
         ]
         integers = np.array([integers for integers, _ in pairs], np.int32).reshape(-1, len(CUT_INTEGERS))
         return PlaneCuts(integers, np.array([factors for _, factors in pairs], np.float32).reshape(-1, CUT_FLOATS))
-
-    def _regions(self, width: int, height: int) -> list[tuple[Window, Window]]:
-        boxes = [(crop.box.left, crop.box.top, crop.box.width, crop.box.height) for crop in self._crops]
-        return [region(box, self._rotation, height, width) for box in boxes]

@@ -262,8 +262,8 @@ class SpanReader:
         video = cut.window.video
         if Kind.of(video) in self.recipe.rgb_kinds | self._not_planes:
             return None
-        writer = PlaneWriter(cut.crops, video.rotation, output)
-        if not writer.has_room(video.width, video.height):
+        writer = PlaneWriter(video, cut.crops, output)
+        if not writer.has_room:
             return None
         try:
             self._decode(cut, writer.write, count)
@@ -274,7 +274,7 @@ class SpanReader:
         return writer.cuts()
 
     def _decode(self, cut: Cut, write: Callable[[int, int, int, VideoFrame], None], count: LoaderCount) -> None:
-        """Decodes a window. write: is given a view, the first of its places and the last but one, and their picture."""
+        """Decodes a window. write: is given a view, the first of its places and the one behind the last, and their picture."""
         video, window = cut.window.video, cut.window
         key = decoder_key(window)
         decoder = self._decoders.get(key) or self._decoders.add(key, WindowDecoder(video))
