@@ -23,6 +23,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from ..loaders.corpus.corpus import Corpus
+from ..loaders.corpus.whole_file import write_text_whole
 from ..loaders.decode.batch import ClipBatch, LoaderCount
 from ..ssl.objective import MaskSource, Objective
 from .checkpoint.checkpoint import remove_unfinished, restore, run_tensors
@@ -193,7 +194,7 @@ def train(
         if world.is_first:
             tell_changes(before, changes, first_step)
     if world.is_first:
-        (run_dir / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
+        write_text_whole(run_dir / CONFIG_FILE, config.to_yaml())
     record_start(config, world, first_step, {change.key: (change.before, change.now) for change in changes})
 
     micro_batch, parts = config.optim.clips_at_once, config.optim.parts

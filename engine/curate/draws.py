@@ -63,7 +63,13 @@ def draw_numbers(planned: Planned, first: int, count: int | None) -> NDArray[np.
 
 
 def shares_table(planned: Planned, draws: NDArray[np.int64]) -> str:
-    """Markdown: each source, domain and procedure in the corpus and among the draws, and how many leaves, in effect."""
+    """`shares` as Markdown."""
+    table, lines = shares(planned, draws)
+    return "\n".join([*([table.markdown(), ""] if table.rows else []), *lines]).rstrip("\n")
+
+
+def shares(planned: Planned, draws: NDArray[np.int64]) -> tuple[Table, list[str]]:
+    """Each source, domain and procedure in the corpus and among the draws, and in sentences how many leaves, in effect."""
     videos, _, _ = planned.sampler.frames(draws)
     spans = np.bincount(planned.sampler.grid()[0], minlength=len(planned.corpus))
     cells = []
@@ -74,17 +80,16 @@ def shares_table(planned: Planned, draws: NDArray[np.int64]) -> str:
                 chosen = names == name
                 corpus_share, share = spans[chosen].sum() / spans.sum(), chosen[videos].mean()
                 cells.append((column, name, f"{corpus_share:.2%}", f"{share:.2%}"))
-    if cells:
-        lines = [Table(("", "", "corpus", "draws"), cells).markdown()]
-    else:
-        lines = ["no video has a source, domain or procedure; name them in the table that `trocar index` reads"]
+    lines = []
+    if not cells:
+        lines.append("no video has a source, domain or procedure; name them in the table that `trocar index` reads")
     order = planned.sampler.order
     if isinstance(order, TreeOrder):
         leaves = np.bincount(order.leaves(draws))
-        lines.append(f"\n{effective_number(leaves):,.1f} leaves in effect among {int((leaves > 0).sum()):,} drawn from")
+        lines.append(f"{effective_number(leaves):,.1f} leaves in effect among {int((leaves > 0).sum()):,} drawn from")
     if repeats := repeats_line(order):
         lines.append(repeats)
-    return "\n".join(lines)
+    return Table(("", "", "corpus", "draws"), cells), lines
 
 
 def effective_number(weights: NDArray) -> float:

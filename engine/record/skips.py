@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...loaders.corpus.corpus import Corpus
+from ...loaders.corpus.whole_file import write_text_whole
 from ...loaders.decode.span import ClipSource
 from ...loaders.draw.order import ClipOrder
 from ...loaders.video.error import TrocarError
@@ -50,7 +51,7 @@ class SkipLog:
         if write and self.path.exists():
             header, *rows = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [row for row in rows if int(row.partition(",")[0]) <= last_step]
-            self.path.write_text("".join([header, *kept]), encoding="utf-8")
+            write_text_whole(self.path, "".join([header, *kept]))
 
     def __enter__(self) -> SkipLog:
         return self

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 
 from ...loaders.clip_loader import clip_loader
 from ...loaders.corpus.names import as_stored, cleaned, twins
+from ...loaders.corpus.whole_file import write_text_whole
 from ...loaders.video.video import is_remote
 from ...ssl.encoder import VideoEncoder
 from ..config.settings import Config, ConfigError
@@ -155,7 +156,7 @@ class OnlineProbe:
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if json.loads(line)["step"] <= first_step]
-            self.path.write_text("".join(kept), encoding="utf-8")
+            write_text_whole(self.path, "".join(kept))
 
     def __enter__(self) -> OnlineProbe:
         return self

@@ -31,6 +31,16 @@ class Exemplar:
         return f"{self.file} {minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
+@dataclass(frozen=True)
+class Spans:
+    """Where spans are: video_ids, and for each span the row there, its first frame and its frames, of the original; (N,) each."""
+
+    video_ids: list[str]
+    video: NDArray
+    first_frame: NDArray
+    span_frames: NDArray
+
+
 @dataclass
 class _Chosen:
     """A few spans' middle frames, a `ClipSource`."""
@@ -45,8 +55,10 @@ class _Chosen:
         return [self.chosen[draw] for draw in np.asarray(draws).tolist()]
 
 
-def exemplar_pictures(tree: ClusterTree, corpus: Corpus, spans: Sequence[int], side: int) -> dict[int, Exemplar]:
-    """By span, a row of the tree; those that are not in the corpus or cannot be read are missing."""
+def exemplar_pictures(
+    tree: ClusterTree | Spans, corpus: Corpus, spans: Sequence[int], side: int
+) -> dict[int, Exemplar]:
+    """By span, a row of the tree or of the table of spans; those that are not in the corpus or cannot be read are missing."""
     rows = {row["id"]: index for index, row in enumerate(corpus.scan("id"))}
     clips: list[Clip] = []
     shown = []

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,64 +11,57 @@ import torch
 from numpy.typing import NDArray
 
 from ...kernels.pixel_loss import patch_targets
-from ...loaders.corpus.corpus import Corpus
-from ...loaders.draw.phases import DrawSettings
 from ...ssl.mae import MaskedAutoencoder
 from ...ssl.masks import Masks
-from ..checkpoint.checkpoint import load_checkpoint
-from ..config.file import CONFIG_FILE, load_config
-from ..config.settings import Config, ConfigError, DataConfig, ValidationConfig
-from ..inputs.checkpoints import CheckpointError, newest_checkpoint
 from ..inputs.folders import no_metrics
 from ..record.metrics import read_metrics
-from ..step.build import build_model, build_sampler
 from ..step.changes import Change, marks
-from ..step.loading import build_loader
+from .errors import ORIGINAL, SEEN, feature_errors, token_errors
+from .grid import save_grid
+from .numbers import write_numbers
+from .unseen import Unseen, unseen_clips
 
-ORIGINAL, SEEN, REBUILT = "original", "what the model sees", "reconstructed"
+REBUILT = "reconstructed"
 GIVEN = f"{REBUILT}; every hidden patch\nhas been given its true mean and deviation"
 GUESSED = f"{REBUILT}; mean and deviation of\nhidden patches guessed from visible ones"
 SMOOTHED = 21  # steps, odd
-FIRST_UNSEEN_DRAW = 2**40  # far beyond any run: other offsets, crops and masks than the model was trained on
 
 
 def view_reconstruction(
-    run_dir: Path, out: Path | None = None, *, clips: int = 4, frames: int = 4, corpus: str | None = None
+    run_dir: Path,
+    out: Path | None = None,
+    *,
+    clips: int = 4,
+    frames: int = 4,
+    corpus: str | None = None,
+    numbers: Path | None = None,
 ) -> Path:
-    """Writes a grid of clips: original, what the model sees, what it makes of it.
+    """Writes a grid of clips: original, what the model sees, what it makes of it; of a JEPA, which predicts no pixels, how far its
+    features are from the target's.
 
     run_dir: a run with a checkpoint. out: RUN/reconstruction.png where None. clips: rows of the grid. frames: shown of each clip.
     corpus: another corpus than the run's, of which all spans come alike: the run's tree, shares, exclusions and held-out videos are
-    of its own one. Returns the path of the PNG. Raises ConfigError, CorpusError or CheckpointError.
+    of its own one. numbers: a JSON file of the errors, token by token. Returns the path of the PNG. Raises ConfigError, CorpusError
+    or CheckpointError.
     """
-    config = _run_config(run_dir, corpus)
-    if config.objective.kind != "mae":
-        raise ConfigError(
-            f"{run_dir}: a run with objective.kind={config.objective.kind} predicts features, not pixels: there is nothing to "
-            "reconstruct; `trocar view curve` shows how it went"
-        )
-    checkpoint = newest_checkpoint(run_dir)
-    # Every hidden patch is shown, whether or not training had the decoder drop some.
-    config = replace(config, objective=replace(config.objective, decoder_mask_ratio=0.0))
-    model, mask = build_model(config)
-    assert isinstance(model, MaskedAutoencoder)
-    model.load_state_dict(load_checkpoint(checkpoint).model)
-    model.eval()
-    opened = Corpus.open(config.data.corpus)
-    draws = np.arange(FIRST_UNSEEN_DRAW, FIRST_UNSEEN_DRAW + clips)
-    with build_loader(config, opened, build_sampler(config, opened), iter([draws]), torch.device("cpu")) as loader:
-        batch = next(loader)
-    masks = mask(config.run.seed, batch.numbers, 0)
-    with torch.no_grad():
-        prediction = model(batch.frames, masks).prediction
-    shown = np.linspace(0, config.data.frames - 1, frames).round().astype(int)
-    panels = reconstruction(model, batch.frames, masks, prediction)
+    unseen = unseen_clips(run_dir, clips, corpus=corpus)
     out = out or run_dir / "reconstruction.png"
-    title = f"{run_dir.name}, step {checkpoint.name.rpartition('_')[2].lstrip('0')}"
+    title = f"{run_dir.name}, step {unseen.step}"
     if corpus is not None:
         title += f"\nclips of {corpus}, all its spans alike"
-    _save_grid({name: video[:, shown] for name, video in panels.items()}, out, title)
+    shown = np.linspace(0, unseen.frames.shape[1] - 1, frames).round().astype(int)
+    save_grid({name: video[:, shown] for name, video in panels(unseen).items()}, out, title)
+    if numbers is not None:
+        errors = token_errors(unseen)
+        write_numbers(numbers, {"step": unseen.step, "clips": unseen.names, "errors": errors})
     return out
+
+
+def panels(unseen: Unseen, largest: float | None = None) -> dict[str, NDArray[np.uint8]]:
+    """What there is to see of a model's predictions, by name, each (B, T, H, W, 3) uint8. largest: as of `feature_errors`."""
+    if isinstance(unseen.model, MaskedAutoencoder):
+        return reconstruction(unseen.model, unseen.frames, unseen.masks, unseen.prediction)
+    return feature_errors(unseen, largest)
 
 
 def reconstruction(
@@ -103,8 +95,8 @@ def reconstruction(
     everything = torch.arange(model.encoder.num_tokens).expand(len(frames), -1)
     original = patch_targets(frames, everything, tubelet, patch, "none", torch.float32)
     index = masks.masked[..., None].expand(-1, -1, original.shape[-1])
-    panels = {ORIGINAL: original, SEEN: original.scatter(1, index, 0.5)}
-    panels |= {name: original.scatter(1, index, values.clamp(0, 1)) for name, values in rebuilt.items()}
+    made = {ORIGINAL: original, SEEN: original.scatter(1, index, 0.5)}
+    made |= {name: original.scatter(1, index, values.clamp(0, 1)) for name, values in rebuilt.items()}
 
     def video(patches: torch.Tensor) -> NDArray[np.uint8]:
         steps, rows, columns = grid
@@ -112,7 +104,7 @@ def reconstruction(
         ordered = cells.permute(0, 1, 4, 2, 5, 3, 6, 7)
         return (ordered.reshape(frames.shape) * 255).round().to(torch.uint8).numpy()
 
-    return {name: video(patches) for name, patches in panels.items()}
+    return {name: video(patches) for name, patches in made.items()}
 
 
 def _nearness(masks: Masks, grid: tuple[int, int, int]) -> torch.Tensor:
@@ -166,34 +158,3 @@ def _smooth(values: Sequence[float]) -> NDArray[np.float64]:
     middle = np.arange(len(values))
     beside = np.minimum(SMOOTHED // 2, np.minimum(middle, len(values) - 1 - middle))
     return (total[middle + beside + 1] - total[middle - beside]) / (2 * beside + 1)
-
-
-def _save_grid(panels: Mapping[str, NDArray[np.uint8]], out: Path, title: str) -> None:
-    """A panel a name, of videos (B, T, H, W, 3): a clip a row, its frames side by side."""
-    from matplotlib.figure import Figure
-
-    clips, frames, height, width, _ = next(iter(panels.values())).shape
-    panel_width = max(1.1 * frames * width / height, 3.2)  # inches; titles take three
-    figure = Figure(
-        figsize=(panel_width * len(panels), panel_width * clips * height / (frames * width) + 1), layout="constrained"
-    )
-    figure.suptitle(title)
-    for axis, (name, video) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        axis.imshow(video.transpose(0, 2, 1, 3, 4).reshape(clips * height, frames * width, 3))
-        axis.set_title(name, fontsize=9)
-        axis.set_axis_off()
-    figure.savefig(out, dpi=120)
-
-
-def _run_config(run_dir: Path, corpus: str | None) -> Config:
-    if not (run_dir / CONFIG_FILE).is_file():
-        raise CheckpointError(
-            f"{run_dir}: not a run (it has no {CONFIG_FILE}); name a folder that `trocar pretrain` wrote"
-        )
-    config = load_config(run_dir / CONFIG_FILE)
-    if corpus is None:
-        return config
-    plain = DataConfig(corpus)
-    names = {item.name for item in fields(DrawSettings)} & {item.name for item in fields(DataConfig)}
-    changed = {name: getattr(plain, name) for name in ("corpus", "phases", *names)}
-    return replace(config, data=replace(config.data, **changed), validation=ValidationConfig())

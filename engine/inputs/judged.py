@@ -1,0 +1,35 @@
+"""What encoders were judged to be worth: `report.csv`, as `trocar bench downstream` writes it."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from ..config.error import ConfigError
+from ..console.table import Table
+
+COLUMNS = ("dataset", "protocol", "model", "metric", "score", "low", "high", "seeds", "flags")
+
+
+def judged_table(path: Path) -> Table:
+    """A row for each encoder, data set and protocol: score and its 95 % interval in percent. Raises ConfigError."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise ConfigError(
+                    f"{path}: lacks the columns {', '.join(missing)}; give the report.csv of a `trocar bench downstream`"
+                )
+            rows = [{name: row[name] or "" for name in COLUMNS} for row in reader]
+            cells = [[row[name] for name in COLUMNS[:4]] + _scores(row) + [row["seeds"], row["flags"]] for row in rows]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as a report.csv of `trocar bench downstream`: {error}") from error
+    header = ("data set", "protocol", "encoder", "metric", "score", "95 % interval", "seeds", "flags")
+    return Table(header, cells)
+
+
+def _scores(row: dict[str, str]) -> list[str]:
+    """An empty end of an interval is one that is not known."""
+    score, low, high = (f"{100 * float(row[name]):.2f}" if row[name] else "" for name in ("score", "low", "high"))
+    return [score, f"{low} .. {high}" if low and high else "unknown"]

@@ -1,0 +1,102 @@
+"""The pictures of a run's page: what its checkpoints make of clips that it never trained on.
+
+Shapes: B clips, T frames, H W pixels, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from ...loaders.decode.batch import ClipBatch
+from ..inputs.checkpoints import checkpoints
+from ..view.errors import ORIGINAL, SEEN, enlarged, largest_error, token_errors
+from ..view.features import feature_components
+from ..view.neighbours import nearest
+from ..view.run import panels
+from ..view.unseen import Unseen, run_config, unseen_batch, unseen_clips
+from .page import paragraph, picture
+
+CLIPS, REBUILT_CLIPS, COLOURED_CLIPS = 24, 2, 4  # decoded; of which are reconstructed; of which features are coloured
+MOST_STEPS = 6  # checkpoints of the filmstrip
+QUERIES, NEAREST = 3, 4
+ENCODED = 8  # clips at a time
+
+
+def run_pictures(run_dir: Path) -> str:
+    """HTML: a filmstrip over the checkpoints that are kept, features as colours, neighbours; "" where there is no checkpoint.
+
+    Raises ConfigError, CheckpointError, CorpusError or VideoError.
+    """
+    kept = checkpoints(run_dir)
+    if not kept:
+        return ""
+    batch, names = unseen_batch(run_config(run_dir), CLIPS)
+    few = _first(batch, REBUILT_CLIPS), names[:REBUILT_CLIPS]
+    chosen = [kept[place] for place in np.unique(np.linspace(0, len(kept) - 1, MOST_STEPS).round().astype(int))]
+    parts = []
+    largest: float | None = None  # errors of all checkpoints have the scale of the first
+    for number, path in enumerate(chosen):
+        unseen = unseen_clips(run_dir, REBUILT_CLIPS, checkpoint=path, batch=few)
+        if largest is None:
+            largest = largest_error(token_errors(unseen).numpy())
+        parts += _film(unseen, largest, with_original=number == 0)
+    film = f'<div class="pictures">{"".join(parts)}</div>'
+    return (
+        "<h3>Over the steps</h3>"
+        + paragraph(f"Clips that the run never trained on: {'; '.join(few[1])}.")
+        + film
+        + _coloured(unseen, batch.frames[:COLOURED_CLIPS])
+        + _neighbours(unseen, batch, names)
+    )
+
+
+def _first(batch: ClipBatch, clips: int) -> ClipBatch:
+    arrays = {name: getattr(batch, name)[:clips] for name in ("frames", "numbers", "draws", "views", "videos")}
+    return replace(batch, **arrays, frame_numbers=batch.frame_numbers[:clips], pts_seconds=batch.pts_seconds[:clips])
+
+
+def _film(unseen: Unseen, largest: float, with_original: bool) -> list[str]:
+    """The middle frame of each clip, one below the other; what is predicted stands last among the panels."""
+    made = panels(unseen, largest)
+    middle = unseen.frames.shape[1] // 2
+    shown = {name: video[:, middle].reshape(-1, *video.shape[3:]) for name, video in made.items()}
+    predicted = list(made)[-1]
+    figures = [picture(name, shown[name]) for name in (ORIGINAL, SEEN)] if with_original else []
+    return [*figures, picture(f"step {unseen.step:,}: {' '.join(predicted.split())}", shown[predicted])]
+
+
+def _coloured(unseen: Unseen, frames: torch.Tensor) -> str:
+    found = feature_components(unseen.encoder, frames)
+    coloured = enlarged(found.colours(), unseen.encoder)
+    both = np.concatenate([frames.numpy(), coloured], axis=2)  # (B, T, 2 H, W, 3)
+    looping = np.concatenate(list(both), axis=2)
+    shares = ", ".join(f"{share:.0%}" for share in found.explained)
+    told = f"Equal colours are equal features, in all of these clips; three components, {shares} of the variance."
+    caption = f"step {unseen.step:,}: clips, and their features' principal components"
+    still = picture(caption, looping[len(looping) // 2])
+    return (
+        f'<h3>Features</h3>{paragraph(told)}<div class="pictures">{still}{picture(f"{caption}, moving", looping)}</div>'
+    )
+
+
+def _neighbours(unseen: Unseen, batch: ClipBatch, names: list[str]) -> str:
+    with torch.no_grad():
+        pooled = torch.cat([unseen.encoder.pooled(part) for part in batch.frames.split(ENCODED)])
+    unit = F.normalize(pooled - pooled.mean(dim=0), dim=1).numpy()
+    middle: NDArray[np.uint8] = batch.frames[:, batch.frames.shape[1] // 2].numpy()
+    lines = []
+    for query in range(min(QUERIES, len(unit))):
+        rows, cosines = nearest(unit, unit[query], NEAREST, batch.videos != batch.videos[query])
+        figures = [picture(f"query: {names[query]}", middle[query])]
+        figures += [
+            picture(f"{cosine:.2f}: {names[row]}", middle[row]) for row, cosine in zip(rows, cosines, strict=True)
+        ]
+        lines.append(f'<div class="pictures">{"".join(figures)}</div>')
+    told = f"Of {len(unit)} clips the nearest by the cosine of their mean features, in other videos than the query's."
+    return f"<h3>Neighbours</h3>{paragraph(told)}{''.join(lines)}"

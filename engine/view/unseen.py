@@ -1,0 +1,103 @@
+"""A run's model as a checkpoint has it, and clips that it was never trained on: what pictures of a run are made of.
+
+Shapes: B clips, T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...loaders.corpus.corpus import Corpus
+from ...loaders.decode.batch import ClipBatch
+from ...loaders.draw.phases import DrawSettings
+from ...ssl.encoder import VideoEncoder
+from ...ssl.objective import MaskSource, Objective
+from ..checkpoint.checkpoint import load_checkpoint
+from ..config.file import CONFIG_FILE, load_config
+from ..config.settings import Config, DataConfig, ValidationConfig
+from ..inputs.checkpoints import CheckpointError, newest_checkpoint
+from ..step.build import build_model, build_sampler
+from ..step.loading import build_loader
+
+FIRST_UNSEEN_DRAW = 2**40  # far beyond any run: other offsets, crops and masks than the model was trained on
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """step: of the checkpoint. frames: (B, T, H, W, 3) uint8. masks: of the objective's MaskSource. prediction: what the model says
+    of the hidden places. names: of the clips, file and second. videos: (B,) rows of the corpus."""
+
+    model: Objective
+    step: int
+    frames: torch.Tensor
+    masks: Any
+    prediction: torch.Tensor
+    names: list[str]
+    videos: NDArray[np.int64]
+
+    @property
+    def encoder(self) -> VideoEncoder:
+        """What is evaluated: of a JEPA the target encoder."""
+        return getattr(self.model, "target_encoder", self.model.encoder)
+
+
+def unseen_batch(config: Config, clips: int) -> tuple[ClipBatch, list[str]]:
+    """Clips as the run draws them, far behind its last draw, on the CPU, with their names. Raises CorpusError or VideoError."""
+    corpus = Corpus.open(config.data.corpus)
+    draws = np.arange(FIRST_UNSEEN_DRAW, FIRST_UNSEEN_DRAW + clips)
+    with build_loader(config, corpus, build_sampler(config, corpus), iter([draws]), torch.device("cpu")) as loader:
+        batch = next(loader)
+    starts = zip(batch.videos.tolist(), batch.pts_seconds[:, 0].tolist(), strict=True)
+    return batch, [f"{PurePath(corpus.video_path(video)).name}, {seconds:.1f} s" for video, seconds in starts]
+
+
+def predict(model: Objective, mask: MaskSource, seed: int, step: int, batch: ClipBatch, names: list[str]) -> Unseen:
+    """What the model makes of the clips, without gradients, as an evaluation does. The model is left as it was."""
+    masks, was_training = mask(seed, batch.numbers, 0), model.training
+    model.eval()
+    with torch.no_grad():
+        prediction = model(batch.frames, masks).prediction
+    model.train(was_training)
+    return Unseen(model, step, batch.frames, masks, prediction, names, batch.videos)
+
+
+def unseen_clips(
+    run_dir: Path,
+    clips: int,
+    *,
+    corpus: str | None = None,
+    checkpoint: Path | None = None,
+    batch: tuple[ClipBatch, list[str]] | None = None,
+) -> Unseen:
+    """checkpoint: the newest one where None. corpus: another than the run's, of which all spans come alike. batch: clips that were
+    read already. Raises ConfigError, CorpusError or CheckpointError."""
+    config = run_config(run_dir, corpus)
+    checkpoint = checkpoint or newest_checkpoint(run_dir)
+    # Every hidden patch is shown, whether or not training had the decoder drop some.
+    config = replace(config, objective=replace(config.objective, decoder_mask_ratio=0.0))
+    model, mask = build_model(config)
+    loaded = load_checkpoint(checkpoint)
+    model.load_state_dict(loaded.model)
+    made, names = batch or unseen_batch(config, clips)
+    return predict(model, mask, config.run.seed, int(checkpoint.name.rpartition("_")[2]), made, names)
+
+
+def run_config(run_dir: Path, corpus: str | None = None) -> Config:
+    """A run's settings; with another corpus, without what belongs to its own. Raises CheckpointError."""
+    if not (run_dir / CONFIG_FILE).is_file():
+        raise CheckpointError(
+            f"{run_dir}: not a run (it has no {CONFIG_FILE}); name a folder that `trocar pretrain` wrote"
+        )
+    config = load_config(run_dir / CONFIG_FILE)
+    if corpus is None:
+        return config
+    plain = DataConfig(corpus)
+    names = {item.name for item in fields(DrawSettings)} & {item.name for item in fields(DataConfig)}
+    changed = {name: getattr(plain, name) for name in ("corpus", "phases", *names)}
+    return replace(config, data=replace(config.data, **changed), validation=ValidationConfig())
