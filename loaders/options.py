@@ -53,7 +53,7 @@ VIEWS = Number(1, 64)
 PASSES = Number(2, 5)
 ENOUGH_STEPS = Number(2, 2**31 - 1)  # the first half of a measurement does not count
 POSITIVE = Number(0, is_whole=False, is_open=True)
-QUALITY = Number(0, is_whole=False)
+QUALITY = SECONDS = Number(0, is_whole=False)
 SHARE = Number(0, 1, is_whole=False, is_open=True)
 COSINE = Number(-1, 1, is_whole=False)
 

@@ -71,6 +71,7 @@ def add_commands(commands: Commands) -> None:
     _add_draws(draws)
     draws.add_argument("--out", type=Path, default=Path("draws.png"), metavar="PNG", help="default: draws.png")
     draws.add_argument("--clips", type=COUNT, default=48, help="of the contact sheet (default: 48)")
+    draws.add_argument("--json", type=Path, metavar="FILE", help="write the shares as numbers, too")
     draws.set_defaults(run=run_view_draws)
 
 
@@ -185,5 +186,6 @@ def run_view_draws(options: argparse.Namespace) -> int:
     from .draws import plan, view_draws
 
     planned = plan(options.config, options.overrides)
-    print("\n".join(view_draws(planned, options.first, options.draws, options.out, options.clips)))
+    lines = view_draws(planned, options.first, options.draws, options.out, options.clips, options.json)
+    print("\n".join(lines))
     return 0

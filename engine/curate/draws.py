@@ -27,6 +27,7 @@ from ..config.settings import Config
 from ..console.table import Table
 from ..step.build import build_sampler, plan_draws, repeats_line
 from ..step.loading import build_loader
+from ..view.numbers import write_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,8 +99,11 @@ def effective_number(weights: NDArray) -> float:
     return math.exp(float(-(shares * np.log(shares)).sum()))
 
 
-def view_draws(planned: Planned, first: int, count: int | None, out: Path, clips: int = 48) -> list[str]:
-    """Writes a contact sheet of the first `clips` draws, the middle frame of each. Returns the shares and the path, as lines."""
+def view_draws(
+    planned: Planned, first: int, count: int | None, out: Path, clips: int = 48, numbers: Path | None = None
+) -> list[str]:
+    """Writes a contact sheet of the first `clips` draws, the middle frame of each. numbers: a JSON file of the shares and of what
+    the sheet shows. Returns the shares and the path, as lines."""
     draws = draw_numbers(planned, first, count)
     table = shares_table(planned, draws)
     shown = draws[: max(1, clips)]
@@ -108,6 +112,13 @@ def view_draws(planned: Planned, first: int, count: int | None, out: Path, clips
     domains = [row["domain"] for row in planned.corpus.scan("domain")]
     labels = [domains[video] or Path(planned.corpus.video_path(video)).stem for video in batch.videos.tolist()]
     contact_sheet(batch.frames[:, batch.frames.shape[1] // 2].numpy(), labels, out)
+    if numbers is not None:
+        found, lines = shares(planned, draws)
+        named = [dict(zip(("column", "value", "corpus", "draws"), row, strict=True)) for row in found.rows]
+        shown_draws = {"draw": batch.draws, "label": labels, "seconds": batch.pts_seconds[:, 0]}
+        write_numbers(
+            numbers, {"draws": len(draws), "shares": named, "notes": [*planned.notes, *lines], "sheet": shown_draws}
+        )
     return [*planned.notes, table, f"contact sheet   {out}"]
 
 

@@ -114,8 +114,9 @@ def _nearness(masks: Masks, grid: tuple[int, int, int]) -> torch.Tensor:
     return weights / weights.sum(dim=2, keepdim=True)
 
 
-def view_curve(run_dir: Path, out: Path | None = None) -> Path:
-    """Plots loss, its mean around each step, and speed. Returns the path of the PNG, RUN/curve.png where `out` is None."""
+def view_curve(run_dir: Path, out: Path | None = None, numbers: Path | None = None) -> Path:
+    """Plots loss, its mean around each step, and speed. numbers: a JSON file of these. Returns the path of the PNG, RUN/curve.png
+    where `out` is None."""
     rows = read_metrics(run_dir)
     if not rows:  # or none that is whole
         raise no_metrics(run_dir)
@@ -142,6 +143,9 @@ def view_curve(run_dir: Path, out: Path | None = None) -> Path:
     speed.set_ylabel("clips/s")
     speed.set_xlabel("step")
     figure.savefig(out, dpi=120)
+    if numbers is not None:
+        named = ("step", "loss", "validation_loss", "clips_per_second")
+        write_numbers(numbers, {name: [row.get(name) for row in rows] for name in named})
     return out
 
 

@@ -11,7 +11,7 @@ import base64
 import html
 import io
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from ...loaders.curate.nodes import NODES_NAME
 from ...loaders.draw.tree import ClusterTree
 from ..config.error import ConfigError
 from .exemplars import Exemplar, exemplar_pictures
+from .numbers import write_numbers
 
 PICTURES, SIDE, NAMED_SOURCES = 4, 96, 3
 LETTER_WIDTH = 0.085  # of the text beside a picture's exemplars, in the sides of these
@@ -72,10 +73,12 @@ class ShownCluster:
         return f"{self.left_out:,} smaller left out, {self.left_out_spans:,} spans" if self.left_out else ""
 
 
-def view_tree(folder: Path, corpus: Corpus | None, out: Path, most: int | None = None) -> list[str]:
+def view_tree(
+    folder: Path, corpus: Corpus | None, out: Path, most: int | None = None, numbers: Path | None = None
+) -> list[str]:
     """Draws the tree in `folder`, a .png or .html file; with a corpus pictures and sources too. most: clusters shown of every one
-    above, and on the top level; where None all on a page, DRAWN_BELOW in a picture. Returns lines for the terminal. Raises
-    ConfigError on another suffix, CorpusError."""
+    above, and on the top level; where None all on a page, DRAWN_BELOW in a picture. numbers: a JSON file of the clusters. Returns
+    lines for the terminal. Raises ConfigError on another suffix, CorpusError."""
     if out.suffix not in (".png", ".html") or (most is not None and most < 1):
         raise ConfigError(
             f"--out {out}, --most {most}: give a file that ends in .png or .html, and at least one cluster"
@@ -93,6 +96,8 @@ def view_tree(folder: Path, corpus: Corpus | None, out: Path, most: int | None =
         out.write_text(_page(top, pictures), encoding="utf-8")
     else:
         _draw("\n".join(filter(None, (top.title, top.rest))), rows, pictures, out)
+    if numbers is not None:
+        write_numbers(numbers, asdict(top))
     all_clusters = pq.read_table(folder / NODES_NAME, columns=["spans"])["spans"].to_numpy()
     lines = [f"{len(rows):,} of {np.count_nonzero(all_clusters):,} clusters, {len(pictures):,} pictures: {out}"]
     if corpus is None:
