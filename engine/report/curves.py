@@ -88,6 +88,10 @@ class Curves:
     latest: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     _recent: pa.Table | None = None
+    _before: tuple[NDArray[np.float64], NDArray[np.float64]] = (
+        np.empty(0),
+        np.empty(0),
+    )  # first clip and speed of the last row
 
     def add(self, rows: pa.Table) -> None:
         steps = rows["step"].to_numpy()
@@ -113,6 +117,8 @@ class Curves:
 
     def _time(self, rows: pa.Table) -> None:
         first, speed = (rows[name].to_numpy().astype(np.float64) for name in ("first_clip", "clips_per_second"))
+        first, speed = np.append(self._before[0], first), np.append(self._before[1], speed)
+        self._before = first[-1:], speed[-1:]
         clips = np.diff(first)
         timed = (clips > 0) & (speed[:-1] > 0)
         self.seconds += float((clips[timed] / speed[:-1][timed]).sum())
