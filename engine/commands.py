@@ -32,6 +32,9 @@ def add_commands(commands: Commands) -> None:
     )
     export.add_argument("--out", type=Path, metavar="PLACE", help="default: RUN/encoder.safetensors, or RUN/LIBRARY")
     export.add_argument("--whole", action="store_true", help="with decoder or predictor: RUN/model.safetensors")
+    export.add_argument(
+        "--judged", type=Path, metavar="CSV", help="a report.csv of `trocar bench downstream`, for the model card"
+    )
     export.set_defaults(run=run_export)
 
     convert = commands.add(
@@ -119,13 +122,19 @@ def run_pretrain(options: argparse.Namespace) -> int:
 
 
 def run_export(options: argparse.Namespace) -> int:
+    from .config.error import ConfigError
     from .inputs.folders import run_with_checkpoint
+    from .inputs.judged import judged_table
 
     run_with_checkpoint(options.run_dir)
+    if options.judged is not None:
+        if not options.to:
+            raise ConfigError("--judged is for the model card, which stands beside an export --to another library")
+        judged_table(options.judged)
     if options.to:
         from .weights.publish import publish
 
-        folder, notes = publish(options.run_dir, options.to, options.out, whole=options.whole)
+        folder, notes = publish(options.run_dir, options.to, options.out, whole=options.whole, judged=options.judged)
         print("\n".join([*(f"note: {note}" for note in notes), str(folder)]))
         return 0
     from .weights.export import export_weights

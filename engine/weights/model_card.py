@@ -31,18 +31,27 @@ RECIPE = {
     "optim": ("batch", "base_learning_rate", "warmup", "schedule", "weight_decay", "betas", "ema", "clip_gradient"),
     "run": ("seed", "precision"),
 }
-JUDGED = """Unknown: no judgement is recorded with a run. `trocar bench downstream` and `trocar finetune` make one, with intervals,
-and compare the test videos with this corpus."""
+JUDGED = """Unknown: no judgement is recorded with a run. `trocar bench downstream` makes one, with intervals, and compares the test
+videos with this corpus; `trocar export --judged` writes it here."""
+INTERVALS = """In percent of the metric; intervals of 95 %, bootstrapped over subjects of the test split. A flagged score says nothing
+of the encoder. All encoders of that benchmark are listed; whoever publishes this one says which of them it is."""
 LIMITS = """- Not a medical device; nobody has tested it for clinical use.
 - The corpus is what stands above: operations, devices, centres and complications that it lacks were never seen.
 - Whether the videos identify people was not examined."""
 
 
 def model_card(
-    run_dir: Path, config: Config, encoder: VideoEncoder, step: int, to: str, usage: str, notes: list[str]
+    run_dir: Path,
+    config: Config,
+    encoder: VideoEncoder,
+    step: int,
+    to: str,
+    usage: str,
+    notes: list[str],
+    judged: Table | None = None,
 ) -> str:
     """Markdown behind a YAML header, without a path of this machine. usage: code that loads the folder. notes: what is other
-    there."""
+    there. judged: of `judged_table`."""
     header = {
         "library_name": "pytorch" if to == "torch" else to,
         "tags": ["video", "surgery", "trocar"],
@@ -63,7 +72,7 @@ def model_card(
         f"## Corpus\n\n{_corpus(run_dir, config)}\n",
         f"## Training\n\n{_training(read_starts(run_dir), rows)}\n",
         f"## Curves\n\n{_curves(run_dir, rows)}\n",
-        f"## Judged on labelled videos\n\n{JUDGED}\n",
+        f"## Judged on labelled videos\n\n{_judged(judged)}\n",
         f"## Limits\n\n{LIMITS}\n",
     ]
     return "\n".join(parts)
@@ -107,11 +116,28 @@ def _training(starts: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
         ("processes", str(last.get("ranks", UNKNOWN))),
         ("each on", machine.get("gpu") or machine.get("device", UNKNOWN)),
         ("hours of steps, by the log", f"{seconds / 3600:.2f}" if seconds else UNKNOWN),
+        ("GPU-hours", _gpu_hours(starts, seconds)),
         ("energy", UNKNOWN),
         ("commit of Trocar", git.get("commit", UNKNOWN) + (" (changed since)" if git.get("changed") else "")),
         ("versions", versions or UNKNOWN),
     ]
     return Table(("what", "as recorded"), cells).markdown()
+
+
+def _gpu_hours(starts: list[dict[str, Any]], seconds: float) -> str:
+    """Of steps, by the log; not known where the run was started with other numbers of processes, or the log has no clock."""
+    ranks = {start.get("ranks") for start in starts}
+    if not starts or not seconds or len(ranks) > 1:
+        return UNKNOWN
+    if not all(start.get("machine", {}).get("gpu") for start in starts):
+        return "none" if not any(start.get("machine", {}).get("gpu") for start in starts) else UNKNOWN
+    return f"{seconds / 3600 * (ranks.pop() or 0):.2f}"
+
+
+def _judged(judged: Table | None) -> str:
+    if judged is None:
+        return JUDGED
+    return f"{judged.markdown()}\n\n{INTERVALS}"
 
 
 def _curves(run_dir: Path, rows: list[dict[str, Any]]) -> str:

@@ -206,7 +206,11 @@ def test_a_trained_run_with_its_card(tmp_path: Path, capsys: pytest.CaptureFixtu
     corpus, run = make_corpus(tmp_path / "corpus"), tmp_path / "run"
     settings = [f"data.corpus={corpus}", f"run.dir={run}", *TINY, *FLAT, "optim.steps=2", "run.device=cpu"]
     assert main(["pretrain", "demo_cpu", *settings]) == 0
-    assert main(["export", str(run), "--to", "transformers", "--whole"]) == 0
+    scores = tmp_path / "report.csv"
+    scores.write_text(
+        "dataset,protocol,model,metric,score,low,high,seeds,flags\ncholec80,probe,a|b,macro_f1,0.512,0.44,0.58,2,unstable\n"
+    )
+    assert main(["export", str(run), "--to", "transformers", "--whole", "--judged", str(scores)]) == 0
     said = capsys.readouterr()
     folder = run / "transformers"
     assert said.out.splitlines()[-1] == str(folder)
@@ -215,6 +219,8 @@ def test_a_trained_run_with_its_card(tmp_path: Path, capsys: pytest.CaptureFixtu
     text = str(card)
     assert "| unknown | unknown | unknown | 2 | 0.00 |" in text
     assert "| energy | unknown |" in text
+    assert "| GPU-hours | none |" in text
+    assert "| cholec80 | probe | a\\|b | macro_f1 | 51.20 | 44.00 .. 58.00 | 2 | unstable |" in text
     assert re.search(r"\| loss \| \d", text)
     for path in folder.rglob("*"):
         for private in (str(tmp_path), str(Path.home()), str(Path.cwd())):
