@@ -33,8 +33,8 @@ RECIPE = {
 }
 JUDGED = """Unknown: no judgement is recorded with a run. `trocar bench downstream` makes one, with intervals, and compares the test
 videos with this corpus; `trocar export --judged` writes it here."""
-INTERVALS = """In percent of the metric; intervals of 95 %, bootstrapped over subjects of the test split. A flagged score says nothing
-of the encoder. All encoders of that benchmark are listed; whoever publishes this one says which of them it is."""
+INTERVALS = """In percent of the metric; intervals of 95 %, bootstrapped over subjects of the test split. A flagged score says
+nothing of the encoder. All encoders of that benchmark are listed; whoever publishes this one says which of them it is."""
 LIMITS = """- Not a medical device; nobody has tested it for clinical use.
 - The corpus is what stands above: operations, devices, centres and complications that it lacks were never seen.
 - Whether the videos identify people was not examined."""

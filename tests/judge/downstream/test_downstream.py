@@ -21,9 +21,11 @@ from trocar.engine.config.error import ConfigError
 from trocar.engine.weights.convert import Conversion, EncoderSettings, save_encoder
 from trocar.judge.downstream.downstream import bench_downstream, resolve_weights
 from trocar.judge.downstream.finetune_command import lines
-from trocar.judge.downstream.matrix import Places, load_matrix
-from trocar.judge.downstream.report import LISTED, _confusion, lost_table, write_report
-from trocar.judge.downstream.results import gather, ranks
+from trocar.judge.downstream.judgement import Interval
+from trocar.judge.downstream.matrix import DatasetEntry, ModelEntry, Places, ProtocolEntry, load_matrix
+from trocar.judge.downstream.metrics import METRICS, OVER_CLASSES
+from trocar.judge.downstream.report import BESIDE, LISTED, _confusion, _scores, lost_table, write_report
+from trocar.judge.downstream.results import Result, gather, ranks
 from trocar.judge.labels.audit_command import audit_dataset
 
 FAST = ("cholec80", "cholect50", "sar_rarp50")
@@ -142,6 +144,38 @@ def test_every_figure_stands_under_its_name(done: Path) -> None:
             len({line.count("</td>") + line.count("</th>") for line in table.split("</table>")[0].split("</tr>")[:-1]})
             == 1
         )
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_data_set_may_have_any_metric(metric: str) -> None:
+    """As many headers as cells, no header twice, the score under its name; classes without test rows are told where they count."""
+    dataset = DatasetEntry("custom", "custom", paper={"column": 12.5}, paper_majority=33.0)
+    values = {name: 0.01 * (number + 1) for number, name in enumerate(METRICS)}
+    row: dict[str, Any] = {
+        "metric": metric,
+        "classes": ["a", "b", "c"],
+        "classes_without_rows": {"test": ["c"]},
+        "majority": 0.91,
+        "majority_metrics": {},
+        "random": 0.92,
+        "subjects": 4,
+        "metrics": values,
+        "flags": [],
+    }
+    interval = Interval(values[metric], 0.001, 0.95, 0.93)
+    model, protocol = ModelEntry("tiny", "tiny", column="column"), ProtocolEntry("probe", "linear")
+    table = _scores(dataset, [Result(dataset, model, protocol, (row,), interval, float("nan"), 0.125)])
+    assert len({*table.header}) == len(table.header)
+    assert {len(cells) for cells in table.rows} == {len(table.header)}
+    (line,) = [dict(zip(table.header, cells, strict=True)) for cells in table.rows if cells[0] == "tiny"]
+    score = "score" + " (2 of 3 classes)" * (metric in OVER_CLASSES)
+    assert line[score] == f"{100 * values[metric]:.2f}"
+    for name, label in BESIDE.items():
+        assert line[label + " (2 of 3 classes)" * (name in OVER_CLASSES)] == f"{100 * values[name]:.2f}"
+    assert (line["paper"], line["95 % interval"]) == ("12.50", "0.10 .. 95.00")
+    first, *lines = table.markdown().splitlines()
+    assert {text.count("|") for text in lines} == {first.count("|")}
+    assert table.html().count("<th>") == len(table.header)
 
 
 def test_done_cells_are_read_and_a_lost_one_is_made_again(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
