@@ -54,11 +54,12 @@ from .step.changes import check_changes, check_same_corpus, check_same_draws, co
 from .step.device import choose_device
 from .step.guard import StepGuard
 from .step.loading import build_loader, build_order, diversity
-from .step.micro_batch import PEAK_STEPS, fit_batch, measured_peak
+from .step.micro_batch import PEAK_STEPS, device_memory, fit_batch, measured_peak
 from .step.online_probe import OnlineProbe
 from .step.optim import Schedule, build_optimizer, build_schedule, set_schedule, step_unless
 from .step.signals import CollapseWatch
 from .step.validation import Validation
+from .view.live import LivePictures
 from .weights.initial import initialize_encoder, record_init
 
 
@@ -218,11 +219,12 @@ def train(
         ) as saver,
         OnlineProbe(config, world.device, first_step, world.is_first) as probe,
         Validation(config, corpus, run.objective, world, steps) as validation,
-        StepProgress(first_step, steps, enabled=progress) as bar,
+        StepProgress(first_step, steps, progress, device_memory(world)) as bar,
         collect_garbage_seldom() as collect_garbage,
     ):
         name_decoding(loader)
         collapse = CollapseWatch(read_metrics(run_dir), write=world.is_first)
+        live = LivePictures(config, run.objective, world, log.picture)
 
         def write_down(everything: bool) -> tuple[bool, bool]:
             """The steps whose numbers have arrived. Returns whether one of them asks for a checkpoint, and for the end."""
@@ -255,6 +257,7 @@ def train(
                 report.row |= diversity(config, order, done)
                 read_back.push(report)
                 probe.update(done, run.objective.encoder)
+                live.update(done)
                 quarantine.update()
                 saver.update()
                 collect_garbage(done)
@@ -286,7 +289,8 @@ def clipped_norm(objective: Objective, largest: float | None) -> torch.Tensor:
 
 
 def open_log(settings: RunConfig, first_step: int, world: World) -> MetricsLog:
-    more = {"every": settings.log_every, "write": world.is_first, "wandb": settings.wandb}
+    names = {"wandb": settings.wandb, "mlflow": settings.mlflow}
+    more = {"every": settings.log_every, "write": world.is_first, **names}
     return MetricsLog(Path(settings.dir), first_step, settings.tensorboard, **more)
 
 

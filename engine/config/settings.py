@@ -37,7 +37,9 @@ class RunConfig:
     checkpoint_minutes: a checkpoint too when so many have passed since the one before; null is never. keep_checkpoints: how many of
     the newest stay. keep_every: checkpoints of steps that are multiples of it stay for good. allow_changes: resume although
     settings differ that change the curve or the draws. tensorboard: write the numbers of metrics.jsonl for TensorBoard too, into
-    RUN/tensorboard. wandb: project of Weights & Biases that gets them as well, which needs its package; null sends nothing.
+    RUN/tensorboard. wandb: project of Weights & Biases that gets them as well, which needs its package; null sends nothing. mlflow:
+    the same, an experiment of MLflow. pictures_every: steps between pictures of clips that are never trained on (reconstruction or
+    errors of features, and features as colours), in RUN/pictures and wherever the numbers go; null makes none. Needs sharding none.
 
     sharding: over several ranks, "none" keeps the whole model on each (DDP), "full" shards it over all (FSDP2), "node" shards it
     inside a node and keeps a copy per node (HSDP). checkpoint_activations: compute every block's activations again instead of
@@ -62,6 +64,8 @@ class RunConfig:
     allow_changes: bool = False
     tensorboard: bool = True
     wandb: str | None = None
+    mlflow: str | None = None
+    pictures_every: int | None = None
     sharding: Literal["none", "full", "node"] = "none"
     checkpoint_activations: bool = False
     compile: Literal["none", "auto", "inductor", "aot_eager"] = "none"
@@ -78,7 +82,14 @@ class RunConfig:
         counts = ("log_every", "checkpoint_every", "keep_checkpoints")
         check("a positive number", positive, *counts, "heartbeat_timeout", "rank_timeout", "save_timeout")
         check("a positive number of minutes or null", positive, "checkpoint_minutes")
-        check("a positive number of steps or null", positive, "keep_every")
+        check("a positive number of steps or null", positive, "keep_every", "pictures_every")
+        pictured = self.pictures_every is None or self.sharding == "none"
+        require(
+            pictured,
+            "run.pictures_every",
+            self.pictures_every,
+            "null, or run.sharding=none: a rank has the whole model",
+        )
         graphs = not self.cuda_graphs or self.compile in ("auto", "inductor")
         require(
             graphs,

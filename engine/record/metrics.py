@@ -1,31 +1,33 @@
-"""What a run writes down: metrics.jsonl, one JSON object per step, the same numbers for TensorBoard, and the clips that failed."""
+"""What a run writes down: metrics.jsonl, one JSON object per step, the same numbers for its trackers, and the clips that failed."""
 
 from __future__ import annotations
 
 import csv
 import errno
-import importlib
 import io
 import json
 import os
 import sys
 import threading
+from collections import deque
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-from ...loaders.corpus.whole_file import write_text_whole
+import numpy as np
+from numpy.typing import NDArray
+
+from ...loaders.corpus.whole_file import write_text_whole, write_whole
 from ...loaders.decode.batch import Failure
-from ..config.error import ConfigError
 from ..inputs.folders import METRICS_FILE
+from .trackers import Tracker, open_trackers
 
 QUARANTINE_FILE = "quarantine.csv"
-WANDB_ID = "wandb_id.txt"
+PICTURES = "pictures"  # of a run, every run.pictures_every steps
 NAMED_VIDEOS = 10  # on the console
 
 
 class MetricsLog:
-    """Appends rows to RUN/metrics.jsonl and RUN/tensorboard, and to Weights & Biases where a project is named.
+    """Appends rows to RUN/metrics.jsonl, and tells them to RUN/tensorboard, Weights & Biases and MLflow where that is wanted.
 
     Rows of steps after `last_step`, written by a run that died before its next checkpoint, are cut off first. every: how many
     rows are written at once. write: False on all ranks but one. While the disk is full, rows wait in memory.
@@ -40,22 +42,19 @@ class MetricsLog:
         every: int = 1,
         write: bool = True,
         wandb: str | None = None,
+        mlflow: str | None = None,
     ) -> None:
         self.path, self.every = run_dir / METRICS_FILE, every
         self._file: io.FileIO | None = None
-        self._writer = self._wandb = None
+        self._trackers: list[Tracker] = []
+        self._waiting: deque[tuple[int, str, NDArray[np.uint8]]] = deque()  # pictures
         self._unwritten: list[bytes] = []
         self._lock = threading.Lock()
         if not write:
             return
-        if wandb is not None:
-            self._wandb = _open_wandb(wandb, run_dir, last_step)
+        self._trackers = open_trackers(run_dir, last_step, tensorboard=tensorboard, wandb=wandb, mlflow=mlflow)
         _cut(self.path, last_step)
         self._file = self.path.open("ab", buffering=0)
-        if tensorboard:
-            from torch.utils.tensorboard.writer import SummaryWriter  # slow to import: only when asked for
-
-            self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=last_step + 1)
 
     def write(self, row: dict[str, Any]) -> None:
         if self._file is None:
@@ -68,12 +67,26 @@ class MetricsLog:
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise
-        if self._writer is not None:
-            for name, value in row.items():
-                if name != "step":
-                    self._writer.add_scalar(name, value, row["step"])
-        if self._wandb is not None:
-            self._wandb.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
+        values = {name: value for name, value in row.items() if name != "step"}
+        for tracker in self._trackers:
+            tracker.numbers(row["step"], values)
+        while self._waiting and self._waiting[0][0] <= row["step"]:
+            waiting = self._waiting.popleft()
+            for tracker in self._trackers:
+                tracker.picture(*waiting)
+
+    def picture(self, step: int, name: str, picture: NDArray[np.uint8]) -> None:
+        """picture: (H, W, 3). Written to RUN/pictures, and told to the trackers behind the step's numbers: these arrive later from a
+        GPU, and Weights & Biases takes no step after a later one."""
+        if self._file is None:
+            return
+        from PIL import Image
+
+        image = Image.fromarray(picture)
+        path = self.path.parent / PICTURES / f"{name}_{step:08d}.png"
+        write_whole(path, lambda unfinished: image.save(unfinished, "png"))
+        if self._trackers:
+            self._waiting.append((step, name, picture))
 
     def flush(self) -> None:
         """After this, the rows survive the process and the machine. Raises OSError where they do not, e.g. on a full disk."""
@@ -82,8 +95,8 @@ class MetricsLog:
         with self._lock:
             self._append()
             os.fsync(self._file.fileno())
-        if self._writer is not None:
-            self._writer.flush()
+        for tracker in self._trackers:
+            tracker.flush()
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -93,10 +106,8 @@ class MetricsLog:
             with self._lock:
                 self._append()
             self._file.close()
-        if self._writer is not None:
-            self._writer.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        for tracker in self._trackers:
+            tracker.close()
 
     def _append(self) -> None:
         """Writes whole rows or none: what a full disk cut in two is taken back."""
@@ -110,26 +121,6 @@ class MetricsLog:
             self._file.truncate(size)
             raise
         self._unwritten.clear()
-
-
-def _open_wandb(project: str, run_dir: Path, last_step: int) -> Any:
-    """A Weights & Biases run that goes on where the run directory's went.
-
-    Its id stands in RUN/wandb_id.txt: folders of one name are no rare thing among those who share a project, and theirs must not
-    flow into each other. Runs that began without that file had their folder's name for an id.
-    """
-    try:
-        wandb = importlib.import_module("wandb")
-    except ImportError as error:
-        raise ConfigError(
-            f"run.wandb: {project!r} needs Weights & Biases; pip install wandb, or set run.wandb=null"
-        ) from error
-    name, known = run_dir.resolve().name, run_dir / WANDB_ID
-    if not known.exists():
-        run_dir.mkdir(parents=True, exist_ok=True)
-        known.write_text(name if last_step else uuid4().hex[:12], encoding="utf-8")
-    identity = known.read_text(encoding="utf-8").strip()
-    return wandb.init(project=project, name=name, id=identity, dir=str(run_dir), resume="allow")
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

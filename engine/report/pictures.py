@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from ...loaders.decode.batch import ClipBatch
 from ..inputs.checkpoints import checkpoints
+from ..record.metrics import PICTURES
 from ..view.errors import ORIGINAL, SEEN, enlarged, largest_error, token_errors
-from ..view.features import feature_components
+from ..view.features import principal_components
 from ..view.neighbours import nearest
 from ..view.run import panels
 from ..view.unseen import Unseen, run_config, unseen_batch, unseen_clips
@@ -24,12 +25,13 @@ from .page import paragraph, picture
 
 CLIPS, REBUILT_CLIPS, COLOURED_CLIPS = 24, 2, 4  # decoded; of which are reconstructed; of which features are coloured
 MOST_STEPS = 6  # checkpoints of the filmstrip
+MOST_LIVE = 8  # pictures of a kind that were made while the run trained
 QUERIES, NEAREST = 3, 4
 ENCODED = 8  # clips at a time
 
 
 def run_pictures(run_dir: Path) -> str:
-    """HTML: a filmstrip over the checkpoints that are kept, features as colours, neighbours; "" where there is no checkpoint.
+    """HTML: pictures made while it trained, a filmstrip over the checkpoints that are kept, features as colours, neighbours; "" where there is no checkpoint.
 
     Raises ConfigError, CheckpointError, CorpusError or VideoError.
     """
@@ -48,12 +50,27 @@ def run_pictures(run_dir: Path) -> str:
         parts += _film(unseen, largest, with_original=number == 0)
     film = f'<div class="pictures">{"".join(parts)}</div>'
     return (
-        "<h3>Over the steps</h3>"
+        _live(run_dir)
+        + "<h3>Checkpoints</h3>"
         + paragraph(f"Clips that the run never trained on: {'; '.join(few[1])}.")
         + film
         + _coloured(unseen, batch.frames[:COLOURED_CLIPS])
         + _neighbours(unseen, batch, names)
     )
+
+
+def _live(run_dir: Path) -> str:
+    """What run.pictures_every left behind, MOST_LIVE of each kind."""
+    from PIL import Image
+
+    figures = []
+    for name in ("reconstruction", "features"):
+        files = sorted((run_dir / PICTURES).glob(f"{name}_*.png"))
+        for place in np.unique(np.linspace(0, len(files) - 1, MOST_LIVE).round().astype(int)) if files else ():
+            with Image.open(files[place]) as image:
+                shown = np.asarray(image.convert("RGB"))
+            figures.append(picture(f"{name}, step {int(files[place].stem.rpartition('_')[2]):,}", shown))
+    return f'<h3>While it trained</h3><div class="pictures">{"".join(figures)}</div>' if figures else ""
 
 
 def _first(batch: ClipBatch, clips: int) -> ClipBatch:
@@ -72,7 +89,7 @@ def _film(unseen: Unseen, largest: float, with_original: bool) -> list[str]:
 
 
 def _coloured(unseen: Unseen, frames: torch.Tensor) -> str:
-    found = feature_components(unseen.encoder, frames)
+    found = principal_components(unseen.tokens(frames), unseen.encoder.grid)
     coloured = enlarged(found.colours(), unseen.encoder)
     both = np.concatenate([frames.numpy(), coloured], axis=2)  # (B, T, 2 H, W, 3)
     looping = np.concatenate(list(both), axis=2)

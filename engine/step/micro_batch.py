@@ -12,7 +12,9 @@ import dataclasses
 import os
 import resource
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +134,11 @@ def memory_bytes(world: World) -> int:
 
 def _reserved(world: World) -> int:
     return RESERVED_BYTES if world.device.type == "cuda" else 0
+
+
+def device_memory(world: World) -> Callable[[], int] | None:
+    """Tells the bytes that PyTorch holds on the GPU now; None on a CPU."""
+    return partial(torch.cuda.memory_reserved, world.device) if world.device.type == "cuda" else None
 
 
 def measured_peak(world: World) -> str:

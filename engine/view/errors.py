@@ -31,8 +31,7 @@ def token_errors(unseen: Unseen) -> torch.Tensor:
         places = (masks.masked + torch.arange(clips)[:, None] * count).flatten()
         errors = (unseen.prediction.float() - target).abs().mean(dim=2).flatten()
     else:
-        with torch.no_grad():
-            features = unseen.encoder(unseen.frames).float()
+        features = unseen.tokens(unseen.frames)
         features = F.layer_norm(features, features.shape[-1:])
         sequence = row_clips(masks.target.offsets[:-1], len(masks.target.tokens))
         inside = sequence < masks.target.num_sequences

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...ssl.encoder import VideoEncoder
 from .errors import ORIGINAL, enlarged
 from .grid import save_grid
 from .numbers import write_numbers
@@ -50,12 +49,6 @@ def principal_components(tokens: torch.Tensor, grid: tuple[int, int, int]) -> Co
     return Components(values.numpy(), (explained[:3] / explained.sum().clamp(min=1e-30)).numpy())
 
 
-def feature_components(encoder: VideoEncoder, frames: torch.Tensor) -> Components:
-    """frames: (B, T, H, W, 3) uint8, on the encoder's device."""
-    with torch.no_grad():
-        return principal_components(encoder(frames).cpu(), encoder.grid)
-
-
 def view_features(
     run_dir: Path,
     out: Path,
@@ -70,7 +63,7 @@ def view_features(
     out: the path of a PNG, which is returned. frames: shown of each clip. Raises ConfigError, CorpusError or CheckpointError.
     """
     unseen = unseen_clips(run_dir, clips, corpus=corpus)
-    found = feature_components(unseen.encoder, unseen.frames)
+    found = principal_components(unseen.tokens(unseen.frames), unseen.encoder.grid)
     shown = np.linspace(0, unseen.frames.shape[1] - 1, frames).round().astype(int)
     coloured = enlarged(found.colours(), unseen.encoder)
     share = f"{found.explained.sum():.0%} of the variance"

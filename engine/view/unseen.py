@@ -5,6 +5,7 @@ Shapes: B clips, T frames, H W pixels.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -22,7 +23,7 @@ from ..checkpoint.checkpoint import load_checkpoint
 from ..config.file import CONFIG_FILE, load_config
 from ..config.settings import Config, DataConfig, ValidationConfig
 from ..inputs.checkpoints import CheckpointError, newest_checkpoint
-from ..step.build import build_model, build_sampler
+from ..step.build import autocast, build_model, build_sampler
 from ..step.loading import build_loader
 
 FIRST_UNSEEN_DRAW = 2**40  # far beyond any run: other offsets, crops and masks than the model was trained on
@@ -46,6 +47,12 @@ class Unseen:
         """What is evaluated: of a JEPA the target encoder."""
         return getattr(self.model, "target_encoder", self.model.encoder)
 
+    def tokens(self, frames: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) float32 on the CPU, what the encoder makes of frames (B, T, H, W, 3)."""
+        device = next(self.model.parameters()).device
+        with torch.no_grad():
+            return self.encoder(frames.to(device)).float().cpu()
+
 
 def unseen_batch(config: Config, clips: int) -> tuple[ClipBatch, list[str]]:
     """Clips as the run draws them, far behind its last draw, on the CPU, with their names. Raises CorpusError or VideoError."""
@@ -57,14 +64,27 @@ def unseen_batch(config: Config, clips: int) -> tuple[ClipBatch, list[str]]:
     return batch, [f"{PurePath(corpus.video_path(video)).name}, {seconds:.1f} s" for video, seconds in starts]
 
 
-def predict(model: Objective, mask: MaskSource, seed: int, step: int, batch: ClipBatch, names: list[str]) -> Unseen:
-    """What the model makes of the clips, without gradients, as an evaluation does. The model is left as it was."""
-    masks, was_training = mask(seed, batch.numbers, 0), model.training
+def predict(
+    model: Objective,
+    mask: MaskSource,
+    seed: int,
+    step: int,
+    batch: ClipBatch,
+    names: list[str],
+    trained_as: Config | None = None,
+) -> Unseen:
+    """What the model, wherever it is, makes of the clips, without gradients. It is left as it was; what it gives is on the CPU.
+
+    trained_as: of these settings is the precision; in the weights' own where None.
+    """
+    device = next(model.parameters()).device
+    precision = nullcontext() if trained_as is None else autocast(trained_as, device)
+    masks, was_training = mask(seed, batch.numbers, 0, device), model.training
     model.eval()
-    with torch.no_grad():
-        prediction = model(batch.frames, masks).prediction
+    with torch.no_grad(), precision:
+        prediction = model(batch.frames.to(device), masks).prediction.cpu()
     model.train(was_training)
-    return Unseen(model, step, batch.frames, masks, prediction, names, batch.videos)
+    return Unseen(model, step, batch.frames, mask(seed, batch.numbers, 0), prediction, names, batch.videos)
 
 
 def unseen_clips(

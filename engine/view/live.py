@@ -1,0 +1,57 @@
+"""Pictures while a run trains, of clips that it is never trained on: they see the model as it is, between two steps.
+
+Shapes: B clips, T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...loaders.decode.batch import ClipBatch
+from ...ssl.objective import MaskSource, Objective
+from ..config.settings import Config
+from ..ranks.distributed import World
+from ..step.build import build_masks
+from .errors import enlarged
+from .features import principal_components
+from .run import panels
+from .unseen import predict, unseen_batch
+
+CLIPS, FRAMES = 2, 4  # rows of a picture, and frames of each
+Picture = Callable[[int, str, NDArray[np.uint8]], None]
+
+
+class LivePictures:
+    """On the first rank, every run.pictures_every steps, two pictures (H, W, 3): "reconstruction" and "features". The clips have
+    the size that the run begins with, and are decoded once, when the first are due. tell: takes (step, name, picture)."""
+
+    def __init__(self, config: Config, objective: Objective, world: World, tell: Picture) -> None:
+        self.every = config.run.pictures_every if world.is_first else None
+        # Every hidden patch is shown, whether or not training has the decoder drop some.
+        shown = replace(config.objective, decoder_mask_ratio=0.0)
+        self.config = replace(config, objective=shown, data=replace(config.data, sizes=()))
+        self.objective, self.tell = objective, tell
+        self._masks: MaskSource | None = None if self.every is None else build_masks(self.config, objective.encoder)
+        self._batch: tuple[ClipBatch, list[str]] | None = None
+
+    def update(self, step: int) -> None:
+        """After optimizer step `step`. Raises VideoError where the clips cannot be read."""
+        if self.every is None or self._masks is None or step % self.every:
+            return
+        self._batch = self._batch or unseen_batch(self.config, CLIPS)
+        unseen = predict(self.objective, self._masks, self.config.run.seed, step, *self._batch, self.config)
+        shown = np.linspace(0, unseen.frames.shape[1] - 1, FRAMES).round().astype(int)
+        self.tell(step, "reconstruction", _rows([video[:, shown] for video in panels(unseen).values()]))
+        components = principal_components(unseen.tokens(unseen.frames), unseen.encoder.grid)
+        colours = enlarged(components.colours(), unseen.encoder)
+        self.tell(step, "features", _rows([unseen.frames.numpy()[:, shown], colours[:, shown]]))
+
+
+def _rows(videos: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Videos (B, T, H, W, 3) beside one another, a clip a row, its frames side by side."""
+    wide = [np.concatenate(list(video.transpose(1, 0, 2, 3, 4)), axis=2) for video in videos]  # (B, H, T W, 3)
+    return np.ascontiguousarray(np.concatenate(list(np.concatenate(wide, axis=2)), axis=0))
