@@ -76,8 +76,8 @@ class MetricsLog:
                 tracker.picture(*waiting)
 
     def picture(self, step: int, name: str, picture: NDArray[np.uint8]) -> None:
-        """picture: (H, W, 3). Written to RUN/pictures, and told to the trackers behind the step's numbers: these arrive later from a
-        GPU, and Weights & Biases takes no step after a later one."""
+        """picture: (H, W, 3). Written to RUN/pictures, and told to the trackers behind the step's numbers: these arrive later from
+        a GPU, and Weights & Biases takes no step after a later one."""
         if self._file is None:
             return
         from PIL import Image

@@ -31,7 +31,8 @@ ENCODED = 8  # clips at a time
 
 
 def run_pictures(run_dir: Path) -> str:
-    """HTML: pictures made while it trained, a filmstrip over the checkpoints that are kept, features as colours, neighbours; "" where there is no checkpoint.
+    """HTML: pictures made while it trained, a filmstrip over the checkpoints that are kept, features as colours, neighbours; ""
+    where there is no checkpoint.
 
     Raises ConfigError, CheckpointError, CorpusError or VideoError.
     """

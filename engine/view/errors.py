@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ...kernels.feature_loss import row_clips
 from ...kernels.pixel_loss import patch_targets
 from ...ssl.encoder import VideoEncoder
+from ...ssl.jepa import JointEmbedding
 from ...ssl.mae import MaskedAutoencoder
 from .unseen import Unseen
 
@@ -31,7 +32,8 @@ def token_errors(unseen: Unseen) -> torch.Tensor:
         places = (masks.masked + torch.arange(clips)[:, None] * count).flatten()
         errors = (unseen.prediction.float() - target).abs().mean(dim=2).flatten()
     else:
-        features = unseen.tokens(unseen.frames)
+        assert isinstance(model, JointEmbedding)
+        features = unseen.tokens(unseen.frames, model.target_encoder)
         features = F.layer_norm(features, features.shape[-1:])
         sequence = row_clips(masks.target.offsets[:-1], len(masks.target.tokens))
         inside = sequence < masks.target.num_sequences

@@ -18,6 +18,7 @@ from ...loaders.corpus.corpus import Corpus
 from ...loaders.decode.batch import ClipBatch
 from ...loaders.draw.phases import DrawSettings
 from ...ssl.encoder import VideoEncoder
+from ...ssl.jepa import JointEmbedding
 from ...ssl.objective import MaskSource, Objective
 from ..checkpoint.checkpoint import load_checkpoint
 from ..config.file import CONFIG_FILE, load_config
@@ -44,14 +45,16 @@ class Unseen:
 
     @property
     def encoder(self) -> VideoEncoder:
-        """What is evaluated: of a JEPA the target encoder."""
-        return getattr(self.model, "target_encoder", self.model.encoder)
+        """What is evaluated: of a JEPA the target encoder, unless that is a frozen teacher."""
+        if isinstance(self.model, JointEmbedding) and self.model.follows:
+            return self.model.target_encoder
+        return self.model.encoder
 
-    def tokens(self, frames: torch.Tensor) -> torch.Tensor:
-        """(B, N, D) float32 on the CPU, what the encoder makes of frames (B, T, H, W, 3)."""
+    def tokens(self, frames: torch.Tensor, encoder: VideoEncoder | None = None) -> torch.Tensor:
+        """(B, N, D) float32 on the CPU, what an encoder, the evaluated one where None, makes of frames (B, T, H, W, 3)."""
         device = next(self.model.parameters()).device
         with torch.no_grad():
-            return self.encoder(frames.to(device)).float().cpu()
+            return (encoder or self.encoder)(frames.to(device)).float().cpu()
 
 
 def unseen_batch(config: Config, clips: int) -> tuple[ClipBatch, list[str]]:
