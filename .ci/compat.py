@@ -3,6 +3,8 @@
     .ci/compat.py            newest packages for every Python; the lower bounds of pyproject.toml for the oldest and newest too
     .ci/compat.py --quick    Python 3.12 and 3.13 on the newest packages: index -> CPU loader -> two training steps; for `.ci/run`
 
+Where Python 3.11 passes on the newest packages, their versions are written to .ci/constraints.txt, which the containers take.
+
 Environments stay under build/compat and serve again until pyproject.toml changes. Every cell is written to build/compat/cells.json
 as it ends, so that an interrupted run goes on; `--again` runs all. Needs the network for what pip has not kept, and of the project
 nothing: only the standard library.
@@ -47,6 +49,8 @@ DEMO = "two training steps"  # from made videos, indexed, decoded on the CPU; an
 CELLS = {NEWEST: [TYPES, *CHECKS, DEMO], LOWEST: [*CHECKS, DEMO], QUICK: [DEMO]}
 VERSIONS = ("av", "torch", "numpy", "pyarrow", "triton", "timm", "scikit-learn")
 SECONDS = 1500
+CONSTRAINTS, CONTAINERS_PYTHON = ROOT / ".ci" / "constraints.txt", "3.11"
+LEFT_TO_TORCH = ("nvidia-cu", "nvidia-n", "cuda-", "triton==")
 
 
 @dataclass(frozen=True)
@@ -214,6 +218,15 @@ def versions(environment: Environment) -> str:
     return run([str(environment.interpreter), "-c", code]).stdout.strip()
 
 
+def write_constraints(environment: Environment) -> None:
+    """The versions that an environment's cells passed with. NVIDIA's libraries, which torch pins itself, are other packages for
+    CUDA 12; what is installed from a folder has no version to pin."""
+    frozen = run([str(environment.interpreter), "-m", "pip", "freeze", "--exclude-editable"]).stdout.splitlines()
+    pins = [line for line in frozen if "==" in line and not line.startswith(LEFT_TO_TORCH)]
+    head = f"# Versions that the tests passed with on Python {environment.python}; written by `make compat`."
+    CONSTRAINTS.write_text("\n".join([head, *sorted(pins, key=str.lower)]) + "\n", encoding="utf-8")
+
+
 def source_checksum() -> str:
     """Of all that the cells run: what passed with other code says nothing."""
     digest = hashlib.sha256()
@@ -277,6 +290,8 @@ def main() -> int:
                 record.write_text(json.dumps(cells, indent=1), encoding="utf-8")
             table[title][name] = cells[key]
             print(f"  {'ok    ' if not cells[key] else 'FAILED'} {name} ({time.monotonic() - began:.0f} s)", flush=True)
+        if environment == Environment(CONTAINERS_PYTHON, NEWEST) and not any(table[title].values()):
+            write_constraints(environment)
     names = [DEMO] if options.quick else CELLS[NEWEST]
     print("\n| environment | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 1) + "|")
     for title, row in table.items():
