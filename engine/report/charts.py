@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from .curves import Curve
 
 WIDTH, HEIGHT = 6.4, 2.6  # inches
+LOG_FROM = 10.0  # of the largest value over the least
 INK, FAINT = "#010203", "#010204"
 RUN_COLOURS = tuple(f"#0102{number:02x}" for number in range(0x10, 0x18))  # runs beyond these begin anew
 PALETTE = {INK: "var(--ink)", FAINT: "var(--faint)", **{c: f"var(--run{i})" for i, c in enumerate(RUN_COLOURS)}}
@@ -53,7 +54,7 @@ def chart(
 ) -> str:
     """A figure: mean of every stretch, with the range from its least to its largest value behind; "" where nothing is there.
 
-    marks: by run, the steps behind which its settings changed. log: where all values are positive.
+    marks: by run, the steps behind which its settings changed. log: where all values are positive and a power of ten apart.
     """
     drawn = [(line, points) for line in lines if len((points := line.curve.points())["step"])]
     if not drawn:
@@ -68,13 +69,20 @@ def chart(
             colour = RUN_COLOURS[line.run % len(RUN_COLOURS)]
             if (points["high"] > points["low"]).any():
                 axis.fill_between(points["step"], points["low"], points["high"], color=colour, alpha=0.25, linewidth=0)
+                for end in ("low", "high"):  # a single step's spike has no area to speak of
+                    axis.plot(points["step"], points[end], color=colour, alpha=0.6, linewidth=0.5)
             one = "o" if len(points["step"]) == 1 else None
             axis.plot(points["step"], points["mean"], "--" if line.dashed else "-", color=colour, marker=one, lw=1.3)
         for run, steps in (marks or {}).items():
             for step in steps:
                 axis.axvline(step + 0.5, color=RUN_COLOURS[run % len(RUN_COLOURS)], linestyle=":", linewidth=0.8)
-        if log and all(points["low"].min() > 0 for _, points in drawn):
+        low = min(float(points["low"].min()) for _, points in drawn)
+        high = max(float(points["high"].max()) for _, points in drawn)
+        if log and 0 < LOG_FROM * low < high:
             axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        else:
+            axis.ticklabel_format(axis="y", style="sci", scilimits=(-3, 5), useMathText=False)
         axis.set_xlabel("step")
         axis.set_ylabel(unit)
         axis.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
