@@ -5,6 +5,7 @@ Shapes: B clips, T frames, H W pixels.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...loaders.decode.batch import ClipBatch
+from ...loaders.video.error import TrocarError
 from ...ssl.objective import MaskSource, Objective
 from ..config.settings import Config
 from ..ranks.distributed import World
@@ -39,9 +41,16 @@ class LivePictures:
         self._batch: tuple[ClipBatch, list[str]] | None = None
 
     def update(self, step: int) -> None:
-        """After optimizer step `step`. Raises VideoError where the clips cannot be read."""
-        if self.every is None or self._masks is None or step % self.every:
+        """After optimizer step `step`. Training goes on without pictures that cannot be made or written, which is said."""
+        if self.every is None or step % self.every:
             return
+        try:
+            self._draw(step)
+        except (OSError, TrocarError) as error:
+            print(f"trocar: no pictures of step {step:,}: {error}", file=sys.stderr, flush=True)
+
+    def _draw(self, step: int) -> None:
+        assert self._masks is not None
         self._batch = self._batch or unseen_batch(self.config, CLIPS)
         unseen = predict(self.objective, self._masks, self.config.run.seed, step, *self._batch, self.config)
         shown = np.linspace(0, unseen.frames.shape[1] - 1, FRAMES).round().astype(int)

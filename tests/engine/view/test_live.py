@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from ranks import JEPA, make_corpus
 from runs import TINY, assert_same_run
@@ -16,8 +17,11 @@ from runs import TINY, assert_same_run
 from trocar.engine.config.error import ConfigError
 from trocar.engine.config.file import load_config
 from trocar.engine.pretrain import pretrain
+from trocar.engine.ranks.distributed import World
 from trocar.engine.record.progress import StepProgress, duration
 from trocar.engine.record.trackers import Mlflow
+from trocar.engine.step.build import build_model
+from trocar.engine.view.live import LivePictures
 
 
 class MadeMlflow(SimpleNamespace):
@@ -97,6 +101,26 @@ def test_mlflow_that_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(ConfigError, match=r"run\.mlflow: 'surgery' needs MLflow; pip install mlflow"):
         Mlflow("surgery", tmp_path)
+
+
+def test_training_goes_on_without_pictures_that_cannot_be_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a disk is full, or the clips cannot be read: it is said, and tried again when the next are due."""
+    config = load_config("demo_cpu", [*TINY, "run.pictures_every=2"])
+    objective, _ = build_model(config)
+    live = LivePictures(config, objective, World(torch.device("cpu"), 0, 1, 0, 1), lambda *_: None)
+    asked: list[int] = []
+
+    def unreadable(_config: object, clips: int) -> None:
+        asked.append(clips)
+        raise OSError("no space left")
+
+    monkeypatch.setattr("trocar.engine.view.live.unseen_batch", unreadable)
+    for step in range(1, 5):
+        live.update(step)
+    assert asked == [2, 2]
+    assert capsys.readouterr().err.count("no space left") == 2
 
 
 def test_pictures_need_the_whole_model() -> None:
