@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ LOG_FROM = 10.0  # of the largest value over the least
 INK, FAINT = "#010203", "#010204"
 RUN_COLOURS = tuple(f"#0102{number:02x}" for number in range(0x10, 0x18))  # runs beyond these begin anew
 PALETTE = {INK: "var(--ink)", FAINT: "var(--faint)", **{c: f"var(--run{i})" for i, c in enumerate(RUN_COLOURS)}}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # letters stay letters
     "font.family": "sans-serif",
     "font.size": 9,

@@ -72,7 +72,7 @@ class Curve:
     def points(self) -> dict[str, NDArray[np.float64]]:
         """step (the middle of a stretch), low, high, mean: (S,) each, of the stretches that hold a value."""
         kept = np.flatnonzero(self._count)
-        steps = kept * self.width + (self.width - 1) / 2
+        steps = (kept * self.width + (self.width - 1) / 2).astype(np.float64)
         mean = self._total[kept] / self._count[kept]
         return {"step": steps, "low": self._low[kept], "high": self._high[kept], "mean": mean}
 
@@ -109,11 +109,10 @@ class Curves:
         if self._recent is not None:
             joined.insert(0, self._recent)
         recent = pa.concat_tables(joined, promote_options="permissive")
-        self._recent = recent.slice(max(0, len(recent) - LATEST_STEPS))
-        self.last = {
-            key: value for key, value in recent.slice(len(recent) - 1).to_pylist()[0].items() if value is not None
-        }
-        self.latest = {name: _mean(self._recent[name]) for name in self._recent.column_names if name in self.by_name}
+        self._recent = recent = recent.slice(max(0, len(recent) - LATEST_STEPS))
+        (last,) = recent.slice(len(recent) - 1).to_pylist()
+        self.last = {name: value for name, value in last.items() if value is not None}
+        self.latest = {name: _mean(recent[name]) for name in recent.column_names if name in self.by_name}
 
     def _time(self, rows: pa.Table) -> None:
         first, speed = (rows[name].to_numpy().astype(np.float64) for name in ("first_clip", "clips_per_second"))

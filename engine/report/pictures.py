@@ -42,13 +42,12 @@ def run_pictures(run_dir: Path) -> str:
     batch, names = unseen_batch(run_config(run_dir), CLIPS)
     few = _first(batch, REBUILT_CLIPS), names[:REBUILT_CLIPS]
     chosen = [kept[place] for place in np.unique(np.linspace(0, len(kept) - 1, MOST_STEPS).round().astype(int))]
-    parts = []
-    largest: float | None = None  # errors of all checkpoints have the scale of the first
-    for number, path in enumerate(chosen):
+    unseen = unseen_clips(run_dir, REBUILT_CLIPS, checkpoint=chosen[0], batch=few)
+    largest = largest_error(token_errors(unseen).numpy())  # the scale of all checkpoints' errors
+    parts = _film(unseen, largest, with_original=True)
+    for path in chosen[1:]:
         unseen = unseen_clips(run_dir, REBUILT_CLIPS, checkpoint=path, batch=few)
-        if largest is None:
-            largest = largest_error(token_errors(unseen).numpy())
-        parts += _film(unseen, largest, with_original=number == 0)
+        parts += _film(unseen, largest, with_original=False)
     film = f'<div class="pictures">{"".join(parts)}</div>'
     return (
         _live(run_dir)
