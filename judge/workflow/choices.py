@@ -16,7 +16,8 @@ Mode = Literal["online", "offline"]
 ABSENT_IN_WORDS = {
     "absent_left_out": "a phase that a video's truth lacks is left out in that video; one that is there and never predicted has "
     "precision 0",
-    "undefined_left_out": "a score is left out in a video where it is 0 / 0; a phase that is predicted where it never occurs counts as 0",
+    "undefined_left_out": "a score is left out in a video where it is 0 / 0; a phase that is predicted where it never occurs "
+    "counts as 0",
     "zero": "a score that is 0 / 0 counts as 0, as scikit-learn's zero_division=0",
     "one": "a phase that is neither in a video nor predicted there counts as 1; what else is 0 / 0 counts as 0",
 }
@@ -30,8 +31,8 @@ ORDER_IN_WORDS = {
 class MetricChoices:
     """absent, order: keys of ABSENT_IN_WORDS and ORDER_IN_WORDS. deviation: of a sample (n - 1) or of a population (n).
     relaxed_seconds: within which of a boundary the relaxed metrics forgive. relaxed_rule: "m2cai16_script" as that script computes,
-    whose early transitions are looked for at the end of a phase and forgiven at its beginning; "m2cai16_intended" forgives them where
-    they are. unlabelled: frames between segments are "left_out", or "a_class" of their own, called none."""
+    whose early transitions are looked for at the end of a phase and forgiven at its beginning; "m2cai16_intended" forgives them
+    where they are. unlabelled: frames between segments are "left_out", or "a_class" of their own, called none."""
 
     absent: Absent = "absent_left_out"
     order: Order = "phases_then_videos"
@@ -93,7 +94,9 @@ class HeadChoices:
     def __post_init__(self) -> None:
         for name in ("width", "layers", "stages", "attention_heads", "memory", "epochs", "patience"):
             require(getattr(self, name) >= 1, f"head.{name}", getattr(self, name), "1 or more")
-        require(self.layers <= 16, "head.layers", self.layers, "at most 16: its dilation is 2 to the power of the layer")
+        require(
+            self.layers <= 16, "head.layers", self.layers, "at most 16: its dilation is 2 to the power of the layer"
+        )
         even = self.kind != "transformer" or self.width % (2 * self.attention_heads) == 0
         require(even, "head.width", self.width, f"a multiple of twice its {self.attention_heads} attention_heads")
         for name in ("smoothing", "balance", "weight_decay"):

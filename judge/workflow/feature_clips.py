@@ -70,7 +70,9 @@ def read_clips(
     assert place == len(frames)
 
 
-def _in_order(video: Video, gops: GopTable, wanted: NDArray[np.int64], count: DecodeCount) -> Iterator[tuple[int, object]]:
+def _in_order(
+    video: Video, gops: GopTable, wanted: NDArray[np.int64], count: DecodeCount
+) -> Iterator[tuple[int, object]]:
     for number, _, frame in read_frames(video.facts, gops, wanted, count):
         yield number, frame
 

@@ -1,8 +1,8 @@
 """`trocar features`: a frozen encoder over whole videos, a vector at every moment, in shards of fp16 rows.
 
 OUT holds `features.json`, which says of what encoder and clips the vectors are, and for each video a folder of embeddings as
-`trocar embed` writes them: row k is the moment k / rate. Its name ends with a digest of the video's own tables, so that a video which
-is moved or renamed keeps its vectors, and one that changes loses them. Shards are independent: several processes, or machines that
+`trocar embed` writes them: row k is the moment k / rate. Its name ends with a digest of the video's own tables, so that a video
+that is moved keeps its vectors, and one that changes loses them. Shards are independent: several processes, or machines that
 share the folder, take those that are missing, and whatever is killed goes on with them. Batches are cut anew in each video, in the
 same places whoever makes a shard: its vectors are the same bits.
 
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from ...engine.config.error import ConfigError
 from ...engine.inputs.finished import is_made
+from ...engine.inputs.folders import RANDOM, TIMM
 from ...engine.step.device import choose_device
 from ...loaders.corpus.folder import MANIFEST_NAME
 from ...loaders.corpus.progress import FileProgress
@@ -36,8 +37,9 @@ from ...loaders.pack.isolated import run_isolated, worker_number
 from ...loaders.video.decode import DecodeCount
 from ...loaders.video.timeline import Timeline
 from ...loaders.video.video import VideoError
-from ..downstream.backbones import Backbone, load_backbone
+from ..downstream.backbones import Backbone, load_backbone, pooled_as
 from ..downstream.features import encode
+from ..downstream.protocol import read_protocol
 from ..downstream.task import claim
 from .choices import FeatureChoices
 from .feature_clips import clip_frames, num_moments, read_clips
@@ -51,8 +53,8 @@ POLL_SECONDS = 0.1
 
 @dataclass
 class ShardCost:
-    """What making shards took. video_seconds: of the videos. decode_seconds, encode_seconds: of the two, which run beside each other.
-    decoded: frames that came out of decoders; used: of those wanted, each once; shown: that the videos have in these shards."""
+    """What making shards took. video_seconds: of the videos. decode_seconds, encode_seconds: of the two, which run beside each
+    other. decoded: frames that came out of decoders; used: of those wanted, each once; shown: that the videos have there."""
 
     video_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -87,7 +89,18 @@ class FeatureSummary:
                 f"the work, encoding the rest; {cost.decoded / max(cost.shown, 1):.2f} frames decoded for each of the videos, "
                 f"{cost.used / max(cost.shown, 1):.2f} used"
             )
-        return [*lines, *(f"not encoded: {path if path not in why else ''}{': ' * (path not in why)}{why}" for path, why in self.failed)]
+        return [
+            *lines,
+            *(
+                f"not encoded: {path if path not in why else ''}{': ' * (path not in why)}{why}"
+                for path, why in self.failed
+            ),
+        ]
+
+
+def as_told(options: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
+    """Options of `load_backbone` in an order of their own."""
+    return tuple(sorted((options or {}).items()))
 
 
 def extract_features(
@@ -106,9 +119,9 @@ def extract_features(
 ) -> FeatureSummary:
     """Encodes what `out` does not hold yet. A video that cannot be read is told of and the others are done.
 
-    paths: files or URLs. model, options, seed: of `load_backbone`. workers: processes; 1 works in this one; each takes a GPU in turn.
-    part: (i, n) takes every n-th shard from the i-th on, for n calls at the same time. rows_per_shard: a multiple of BATCH. Raises
-    ConfigError where `out` holds features of something else.
+    paths: files or URLs. model, options, seed: of `load_backbone`. workers: processes; 1 works in this one; each takes a GPU in
+    turn. part: (i, n) takes every n-th shard from the i-th on, for n calls at the same time. rows_per_shard: a multiple of BATCH.
+    Raises ConfigError where `out` holds features of something else.
     """
     if rows_per_shard % BATCH or rows_per_shard < 1 or workers < 1 or not 0 <= part[0] < part[1]:
         raise ConfigError(
@@ -116,7 +129,7 @@ def extract_features(
             "part from 0 on of more than that"
         )
     begin = time.monotonic()
-    told = tuple(sorted((options or {}).items()))
+    told = as_told(options)
     own = _own_device(device) if workers == 1 else "cpu"  # where others encode, this process wants no memory of a GPU
     extractor = _extractor(str(out), model, told, seed, choices, own, rows_per_shard)
     folders: dict[str, Path] = {}
@@ -165,7 +178,11 @@ class Extractor:
         self.device, self.rows_per_shard = device, rows_per_shard
         self.videos = VideoFiles()
         self.model = backbone.model.to(device)
-        claim(out / SETTINGS, {"encoder": backbone.digest, "clip_shape": asdict(backbone.clips), **asdict(choices)}, "features")
+        claim(
+            out / SETTINGS,
+            {"encoder": backbone.digest, "clip_shape": asdict(backbone.clips), **asdict(choices)},
+            "features",
+        )
 
     def prepare(self, path: str) -> tuple[Path, Manifest]:
         """The folder of a video, with its manifest and spans. Raises VideoError."""
@@ -222,7 +239,9 @@ class Extractor:
         values = torch.cat(found).cpu().numpy()
         cost.encode_seconds += time.monotonic() - start
         if not np.isfinite(values).all():
-            raise ConfigError(f"{path}: vectors of {self.backbone.name} are not finite; its weights are broken, or of another model")
+            raise ConfigError(
+                f"{path}: vectors of {self.backbone.name} are not finite; its weights are broken, or of another model"
+            )
         write_shard(folder, shard, values)
         cost.video_seconds = len(moments) / self.choices.rate
         cost.decoded, cost.used = count.frames, len(np.unique(frames))
@@ -247,8 +266,17 @@ def _extractor(
     rows_per_shard: int,
 ) -> Extractor:
     """This process's, which ends with another one's."""
-    backbone = load_backbone(model, seed=seed, **dict(told))
-    return Extractor(Path(out), backbone, choices, torch.device(device), rows_per_shard)
+    return Extractor(Path(out), loaded(model, told, seed), choices, torch.device(device), rows_per_shard)
+
+
+@lru_cache(maxsize=1)
+def loaded(model: str, told: tuple[tuple[str, Any], ...], seed: int) -> Backbone:
+    """The latest encoder, which several folders of features may want, pooled as a linear probe has it. told: of `as_told`. An image
+    model sees one picture a moment, where no other number is asked for."""
+    options = dict(told)
+    if model.removeprefix(RANDOM).startswith(TIMM):
+        options["frames"] = options.get("frames") or 1
+    return pooled_as(load_backbone(model, seed=seed, **options), read_protocol("linear"))
 
 
 def _own_device(wanted: str) -> str:
@@ -295,13 +323,14 @@ def _batches(clips: Iterator[NDArray[np.uint8]], cost: ShardCost) -> Iterator[ND
 
 def _ahead(batches: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
     """The same, made in a thread while others are encoded; FFmpeg lets the interpreter go. What it raises is raised here."""
-    ready: Queue[NDArray[np.uint8] | BaseException | None] = Queue(WAITING_BATCHES)
+    ready: Queue[NDArray[np.uint8] | Exception | None] = Queue(WAITING_BATCHES)
     stop = threading.Event()
 
-    def put(item: NDArray[np.uint8] | BaseException | None) -> None:
+    def put(item: NDArray[np.uint8] | Exception | None) -> None:
         while not stop.is_set():
             try:
-                return ready.put(item, timeout=POLL_SECONDS)
+                ready.put(item, timeout=POLL_SECONDS)
+                return
             except Full:
                 continue
 
@@ -312,7 +341,7 @@ def _ahead(batches: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
                 if stop.is_set():
                     return
             put(None)
-        except BaseException as error:  # noqa: BLE001: it is raised where the batches are read
+        except Exception as error:  # noqa: BLE001: it is raised where the batches are read
             put(error)
 
     thread = threading.Thread(target=work, daemon=True)
@@ -322,7 +351,7 @@ def _ahead(batches: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
             item = ready.get()
             if item is None:
                 return
-            if isinstance(item, BaseException):
+            if isinstance(item, Exception):
                 raise item
             yield item
     finally:

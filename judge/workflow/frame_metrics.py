@@ -107,7 +107,9 @@ def frame_statistics(
         found[name] = partial(averaged, table, choices.order)
         spread[name] = deviation(table, choices)
     found["f1_of_means"] = lambda weights: _harmonic(found["precision"](weights), found["recall"](weights))
-    found["pooled_accuracy"] = lambda weights: (weights @ counts[:, 0].sum(axis=1)) / (weights @ counts[:, 2].sum(axis=1))
+    found["pooled_accuracy"] = lambda weights: (
+        (weights @ counts[:, 0].sum(axis=1)) / (weights @ counts[:, 2].sum(axis=1))
+    )
     for name in OF_PHASES:
         found[f"pooled_{name}"] = partial(_pooled, counts, name, choices.absent)
     relaxed = [relaxed_scores(video.truth, video.predicted, phases, rate, choices, jumps) for video in videos]

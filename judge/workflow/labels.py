@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engine.config.error import ConfigError
 from ...loaders.video.timeline import TOLERANCE_SECONDS
 from ..downstream.task import check_videos, digest, note_opening
 from ..labels.audit_command import labelled
+from ..labels.corpus_overlap import KnownVideo, Overlap, overlap
 from ..labels.dataset import SPLITS, Card, DatasetError, Segment, class_names, labels_of
 from ..labels.segment_clips import clip_rows
 from .choices import MetricChoices
@@ -77,7 +77,12 @@ class WorkflowTask:
             (split,) = splits
             self.videos[split].append(LabelledVideo(paths[video], _name(video), rows[0].subject, rows))
         self.digest = digest([*map(str, kept), str(self.classes)])
+        self._cache = cache
         self.left_out = len({segment.video for segment in table} - found.keys())
+
+    def test_overlap(self, known: Sequence[KnownVideo]) -> Overlap:
+        """As of `Task`: tells nothing of labels. Raises what `overlap` does."""
+        return overlap([s for video in self.videos["test"] for s in video.segments], known, self.card, self._cache)
 
     def labels(self, split: str, frames: Sequence[int], rate: float, *, folder: Path | None = None) -> list[DenseVideo]:
         """The labels of a split's videos at so many moments of each. folder: of the cell, needed for the test split, which opens once
@@ -139,17 +144,13 @@ def open_workflow_task(
     dataset: str, root: Path, choices: MetricChoices, *, cache: Path | None = None, **of_table: object
 ) -> WorkflowTask:
     """A data set as whole videos. of_table: of `labelled`. Raises DatasetError and ConfigError."""
-    if not dataset:
-        raise ConfigError("dataset: empty; name a data set, a card or a table")
     card, rows = labelled(dataset, root, **of_table)  # pyright: ignore[reportArgumentType]
     return WorkflowTask(Path(dataset).stem, card, rows, choices, cache=cache or Path(root) / ".trocar")
 
 
 def _moments(start: float, end: float, frames: int, rate: float) -> tuple[int, int]:
     """The first moment within a piece, and the first one behind it."""
-    first, last = (
-        int(min(max(np.ceil((seconds - TOLERANCE_SECONDS) * rate), 0), frames)) for seconds in (start, end)
-    )
+    first, last = (int(min(max(np.ceil((seconds - TOLERANCE_SECONDS) * rate), 0), frames)) for seconds in (start, end))
     return first, last
 
 

@@ -103,7 +103,9 @@ def train_head(
         done = epoch + 1
         save_state(state, [head, best], optimizer, done)
         if tell:
-            tell(f"epoch {done}: validation {score:.4f}, loss {loss:.4f}; best {float(best.score):.4f} at {int(best.epoch)}")
+            tell(
+                f"epoch {done}: validation {score:.4f}, loss {loss:.4f}; best {float(best.score):.4f} at {int(best.epoch)}"
+            )
     found = best.head.eval().requires_grad_(False)
     leaked = None
     if choices.mode == "online":
@@ -172,13 +174,19 @@ def validate(
 def _score(videos: Sequence[VideoResult], classes: int, select: str) -> float:
     several = videos[0].truth.ndim == 2
     if several != (select == "mean_average_precision"):
-        raise ConfigError(f"head.select: {select!r} does not suit; several labels need mean_average_precision, one label the others")
+        raise ConfigError(
+            f"head.select: {select!r} does not suit; several labels need mean_average_precision, one label the others"
+        )
     if several:
         from sklearn.metrics import average_precision_score  # slow to import
 
         truth, scores = (np.concatenate([getattr(video, name) for video in videos]) for name in ("truth", "scores"))
         present = np.flatnonzero(truth.any(axis=0))
-        return float(np.mean([average_precision_score(truth[:, k], scores[:, k]) for k in present])) if len(present) else 0.0
+        return (
+            float(np.mean([average_precision_score(truth[:, k], scores[:, k]) for k in present]))
+            if len(present)
+            else 0.0
+        )
     counts = np.stack([phase_counts(video.truth, video.predicted, classes) for video in videos])
     if select == "accuracy":
         return float((counts[:, 0].sum(axis=1) / counts[:, 2].sum(axis=1)).mean())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -80,7 +81,9 @@ def test_pictures_are_those_of_the_loaders(video: Path) -> None:
 
 
 def vectors(path: Path, out: Path, **more: object) -> np.ndarray:
-    found = extract_features([str(path)], out, MODEL, FeatureChoices(rate=8), options=TINY, progress=False, device="cpu", **more)  # type: ignore[arg-type]
+    found = extract_features(
+        [str(path)], out, MODEL, FeatureChoices(rate=8), options=TINY, progress=False, device="cpu", **more
+    )  # type: ignore[arg-type]
     assert not found.failed
     return read_vectors(found.folders[str(path)])
 
@@ -124,10 +127,14 @@ def test_the_same_vectors_whatever_shard_or_resume_made_them(
 def test_a_vector_does_not_change_with_what_comes_after(video: Path, tmp_path: Path) -> None:
     """A video that goes on otherwise behind its fifth second."""
     other = tmp_path / "operation.mp4"
-    pictures = [number_picture(7, number, 96, 96) if number <= 125 else number_picture(9, 999, 96, 96) for number in range(230)]
+    pictures = [
+        number_picture(7, number, 96, 96) if number <= 125 else number_picture(9, 999, 96, 96) for number in range(230)
+    ]
     write_pictures(other, pictures, gop=1, fps=25, options={"qp": "0"})
     intra = tmp_path / "same.mp4"
-    write_pictures(intra, [number_picture(7, number, 96, 96) for number in range(230)], gop=1, fps=25, options={"qp": "0"})
+    write_pictures(
+        intra, [number_picture(7, number, 96, 96) for number in range(230)], gop=1, fps=25, options={"qp": "0"}
+    )
     first, second = vectors(intra, tmp_path / "out"), vectors(other, tmp_path / "out")
     changed = (first != second).any(axis=1)
     assert not changed[: 5 * 8 + 1].any()
@@ -137,7 +144,9 @@ def test_a_vector_does_not_change_with_what_comes_after(video: Path, tmp_path: P
 def test_features_of_something_else_are_refused(video: Path, tmp_path: Path) -> None:
     vectors(video, tmp_path)
     with pytest.raises(ConfigError, match="holds features of another clip_shape"):
-        extract_features([str(video)], tmp_path, MODEL, FeatureChoices(rate=8), options={**TINY, "stride": 4}, progress=False)
+        extract_features(
+            [str(video)], tmp_path, MODEL, FeatureChoices(rate=8), options={**TINY, "stride": 4}, progress=False
+        )
     with pytest.raises(ConfigError, match="holds features of another rate"):
         extract_features([str(video)], tmp_path, MODEL, FeatureChoices(rate=4), options=TINY, progress=False)
     with pytest.raises(ConfigError, match="multiple of 16"):
@@ -147,7 +156,9 @@ def test_features_of_something_else_are_refused(video: Path, tmp_path: Path) -> 
 def test_a_broken_video_is_told_of_and_the_others_are_done(video: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(video.read_bytes()[:2000])
-    found = extract_features([str(broken), str(video)], tmp_path / "out", MODEL, FeatureChoices(), options=TINY, progress=False)
+    found = extract_features(
+        [str(broken), str(video)], tmp_path / "out", MODEL, FeatureChoices(), options=TINY, progress=False
+    )
     assert list(found.folders) == [str(video)]
     assert [path for path, _ in found.failed] == [str(broken)]
     assert "broken.mp4" in found.lines()[-1]
@@ -193,7 +204,7 @@ def test_workers_and_a_killed_process_leave_the_same_bits(video: Path, tmp_path:
 
 
 def test_a_thread_that_decodes_hands_its_error_on() -> None:
-    def batches():  # noqa: ANN202
+    def batches() -> Iterator[np.ndarray]:
         yield np.zeros(1, np.uint8)
         raise ValueError("broken")
 

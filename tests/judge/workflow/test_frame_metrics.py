@@ -233,7 +233,9 @@ def test_presence_of_tools_as_average_precision() -> None:
         known = np.arange(40) % 8 != 0
         videos.append(DenseVideo(str(number), str(number), truth, known))
         scores.append(chance.random((40, 3)) + 0.5 * truth)
-    found = judge_videos(videos, scores, 1.0, MetricChoices(order="videos_then_phases"), {}, resamples=50).row["metrics"]
+    found = judge_videos(videos, scores, 1.0, MetricChoices(order="videos_then_phases"), {}, resamples=50).row[
+        "metrics"
+    ]
     kept = [(video.truth[video.known], score[video.known]) for video, score in zip(videos, scores, strict=True)]
     pooled_truth, pooled = (np.concatenate([pair[place] for pair in kept]) for place in (0, 1))
     wanted = np.mean([average_precision_score(pooled_truth[:, k], pooled[:, k]) for k in range(3)])
@@ -263,7 +265,9 @@ def test_intervals_draw_videos_and_all_of_a_subject() -> None:
     drawn = resampled_weights([video.name for video in videos], 500, 0)[7]
     accuracies = [(s.argmax(axis=1) == v.truth).mean() for v, s in zip(videos, scores, strict=True)]
     assert judged.drawn["accuracy"][7] == pytest.approx(np.average(accuracies, weights=drawn))
-    assert found["detectable"] == pytest.approx((1.959964 + 0.841621) * np.sqrt(2) * judged.drawn["accuracy"].std(ddof=1))
+    assert found["detectable"] == pytest.approx(
+        (1.959964 + 0.841621) * np.sqrt(2) * judged.drawn["accuracy"].std(ddof=1)
+    )
 
 
 def test_baselines_by_hand() -> None:

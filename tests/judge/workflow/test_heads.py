@@ -27,7 +27,9 @@ SMALL = {
 }  # fmt: skip
 
 
-def learned(kind: str, choices: HeadChoices, folder: Path, *, videos: int = 32, length: int = 120, seed: int = 0) -> float:
+def learned(
+    kind: str, choices: HeadChoices, folder: Path, *, videos: int = 32, length: int = 120, seed: int = 0
+) -> float:
     """Which share of the seconds that the cue tells is right, on test videos."""
     train, val, test = halves(planted(kind, videos, length=length, seed=seed))
     found = train_head(train, val, PHASES, choices, folder / "state.safetensors", seed=seed)
@@ -50,7 +52,7 @@ def test_a_head_that_says_it_is_online_and_is_not_is_refused() -> None:
     leaking = TemporalHead(replace(SMALL["tcn"], mode="offline"), VALUES, PHASES)
     with pytest.raises(ConfigError, match="'online' is not true of this head"):
         check_online(leaking, planted("look", 1)[0], CPU)
-    with pytest.raises(ConfigError, match="centred.*mode: offline"):
+    with pytest.raises(ConfigError, match=r"centred.*mode: offline"):
         HeadChoices(mode="online").check_clips(FeatureChoices(clips="centred"))
     HeadChoices(mode="offline").check_clips(FeatureChoices(clips="centred"))
 
@@ -97,7 +99,12 @@ def test_a_killed_training_goes_on_bit_for_bit(kind: str, tmp_path: Path, monkey
     with pytest.raises(KeyboardInterrupt):
         train_head(train, val, PHASES, choices, tmp_path / "killed.safetensors", seed=3)
     again = train_head(train, val, PHASES, choices, tmp_path / "killed.safetensors", seed=3)
-    assert (bits(again), again.epoch, again.score, again.epochs) == (bits(whole), whole.epoch, whole.score, whole.epochs)
+    assert (bits(again), again.epoch, again.score, again.epochs) == (
+        bits(whole),
+        whole.epoch,
+        whole.score,
+        whole.epochs,
+    )
     other = train_head(train, val, PHASES, choices, tmp_path / "other.safetensors", seed=4)
     assert bits(other) != bits(whole)
 
@@ -115,7 +122,9 @@ def test_several_labels_a_moment_are_learned_too(tmp_path: Path) -> None:
     examples = []
     for number in range(8):
         truth = chance.random((60, 3)) < [0.5, 0.1, 0.3]
-        vectors = (np.concatenate([truth, truth[:, ::-1]], axis=1) + 0.1 * chance.standard_normal((60, 6))).astype(np.float16)
+        vectors = (np.concatenate([truth, truth[:, ::-1]], axis=1) + 0.1 * chance.standard_normal((60, 6))).astype(
+            np.float16
+        )
         examples.append(Example(vectors, DenseVideo(str(number), str(number), truth, np.arange(60) % 7 != 0)))
     choices = replace(SMALL["linear"], balance=0.5)
     found = train_head(examples[:4], examples[4:6], 3, choices, tmp_path / "state.safetensors", seed=0)
@@ -127,37 +136,41 @@ def test_several_labels_a_moment_are_learned_too(tmp_path: Path) -> None:
 def sized(kind: str, minutes: int, mode: str = "online") -> HeadChoices:
     """Heads that reach over the whole operation."""
     if kind == "tcn":
-        return HeadChoices("tcn", mode, width=24, layers=9 if minutes < 20 else 10, stages=1, dropout=0.0, epochs=80,
-                           patience=80, learning_rate=5e-3)  # type: ignore[arg-type]  # fmt: skip
+        return HeadChoices("tcn", mode, width=24, layers=9 if minutes < 20 else 10, stages=1, dropout=0.1, epochs=40,
+                           patience=40, learning_rate=5e-3)  # type: ignore[arg-type]  # fmt: skip
     if kind == "transformer":
         return HeadChoices("transformer", mode, width=32, layers=2, attention_heads=4, memory=60 * minutes, dropout=0.0,
-                           epochs=80, patience=80, learning_rate=3e-3)  # type: ignore[arg-type]  # fmt: skip
+                           epochs=40, patience=40, learning_rate=3e-3)  # type: ignore[arg-type]  # fmt: skip
     return SMALL["linear"]
 
 
+CASES = [
+    (3, "look", "linear", "online", True),
+    (3, "before", "linear", "online", False),
+    (3, "before", "tcn", "online", True),
+    (3, "before", "transformer", "online", True),
+    (3, "after", "tcn", "offline", True),
+    (3, "after", "transformer", "offline", True),
+    (3, "after", "tcn", "online", False),
+    (3, "after", "transformer", "online", False),
+    (20, "before", "linear", "online", False),
+    (20, "before", "tcn", "online", True),
+    (20, "before", "transformer", "online", True),
+    (20, "after", "tcn", "offline", True),
+    (20, "after", "tcn", "online", False),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("minutes", [3, 20])
-@pytest.mark.parametrize(
-    ("kind", "head", "mode", "knows"),
-    [
-        ("look", "linear", "online", True),
-        ("before", "linear", "online", False),
-        ("before", "tcn", "online", True),
-        ("before", "transformer", "online", True),
-        ("after", "tcn", "offline", True),
-        ("after", "transformer", "offline", True),
-        ("after", "tcn", "online", False),
-        ("after", "transformer", "online", False),
-    ],
-)
+@pytest.mark.parametrize(("minutes", "kind", "head", "mode", "knows"), CASES)
 def test_planted_operations_over_three_seeds(
     minutes: int, kind: str, head: str, mode: str, knows: bool, tmp_path: Path
 ) -> None:
-    """Means over seeds with their 95 % intervals (t of two degrees): a head that can know is far above the prior, which is a half, one
+    """Means over seeds with their 95 % intervals (t of two degrees): a head that can know is far above the prior (a half), one
     that cannot is at it."""
     choices = sized(head, minutes, mode)
     found = [
-        learned(kind, choices, tmp_path / str(seed), videos=16, length=60 * minutes, seed=seed) for seed in range(3)
+        learned(kind, choices, tmp_path / str(seed), videos=32, length=60 * minutes, seed=seed) for seed in range(3)
     ]
     mean, half = float(np.mean(found)), 4.303 * float(np.std(found, ddof=1)) / 3**0.5
     print(f"{minutes} min, {kind}, {head} {mode}: {mean:.3f} ± {half:.3f}, seeds {found}")
