@@ -26,13 +26,12 @@ from ..downstream.backbones import Backbone
 from ..downstream.predictor import PREDICTOR, ROW, WEIGHTS
 from ..downstream.task import SELECTED, claim, write_json
 from ..downstream.training_state import restore_state, save_state
-from .baselines import NAMES, at_shares, baseline_scores
 from .cell_record import PhasePredictor, read_phase_predictor
 from .choices import FeatureChoices, HeadChoices, MetricChoices
 from .heads import TemporalHead
 from .labels import DenseVideo, WorkflowTask
 from .relaxed import jumps_of
-from .scores import judge_videos
+from .scores import BASELINES, at_shares, baseline_scores, judge_videos
 from .training import Example, Trained, probabilities, train_head
 
 SETTINGS, STATE, PREDICTIONS, RESAMPLES = "settings.json", "state.safetensors", "predictions.npz", "resamples.npz"
@@ -146,7 +145,7 @@ def _judged(
     write_arrays_whole(cell.folder / RESAMPLES, judged.drawn)
     shares = [at_shares(one_hot(e.labels, len(classes)), e.labels.known) for e in train]
     baselines = {}
-    for name in NAMES:
+    for name in BASELINES:
         said = [
             baseline_scores(name, shares, one_hot(video, len(classes)), video.known, len(classes)) for video in test
         ]

@@ -161,8 +161,8 @@ def banded_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, memory: 
 def head_loss(
     logits: torch.Tensor, truth: torch.Tensor, known: torch.Tensor, weights: torch.Tensor, smoothing: float
 ) -> torch.Tensor:
-    """logits: (S, T, K). truth: (T,) class numbers, or (T, K) 0 or 1. known: (T,) where a label is. weights: (K,) of the classes, or
-    of their positive labels.
+    """logits: (S, T, K). truth: (T,) class numbers, or (T, K) 0 or 1. known: (T,) where a label is. weights: (K,) of the classes,
+    or of their positive labels.
 
     Cross-entropy of the moments with a label, of each stage, and MS-TCN's error of neighbours: their log probabilities' squared
     difference, cut at SMOOTHING_LIMIT squared. Of several labels the binary cross-entropy alone.

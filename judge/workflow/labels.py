@@ -61,8 +61,8 @@ class WorkflowTask:
         torn = [video for video, splits in found.items() if len(splits) > 1]
         if torn:
             raise DatasetError(
-                f"{name}: {torn[0]} and {len(torn) - 1} more stand in several splits; whole videos are judged: give a split that "
-                "keeps them whole, as official or leak-free"
+                f"{name}: {torn[0]} and {len(torn) - 1} more stand in several splits; whole videos are judged: give a split "
+                "that keeps them whole, as official or leak-free"
             )
         missing = [split for split in SPLITS if not any(split in splits for splits in found.values())]
         if missing:
@@ -85,8 +85,8 @@ class WorkflowTask:
         return overlap([s for video in self.videos["test"] for s in video.segments], known, self.card, self._cache)
 
     def labels(self, split: str, frames: Sequence[int], rate: float, *, folder: Path | None = None) -> list[DenseVideo]:
-        """The labels of a split's videos at so many moments of each. folder: of the cell, needed for the test split, which opens once
-        the selection stands there; see `note_opening`. Raises DatasetError."""
+        """The labels of a split's videos at so many moments of each. folder: of the cell, needed for the test split, which opens
+        once the selection stands there; see `note_opening`. Raises DatasetError."""
         if split == "test":
             if folder is None:
                 raise DatasetError("the test videos' labels open for a cell's folder alone")
@@ -121,8 +121,8 @@ def dense_labels(
         twice = known[first:last] & (truth[first:last] != label)
         if twice.any():
             raise DatasetError(
-                f"{name}: two labels hold at {(first + int(twice.argmax())) / rate:g} s; correct the annotation, or say that there may "
-                "be several by a card"
+                f"{name}: two labels hold at {(first + int(twice.argmax())) / rate:g} s; correct the annotation, or say that "
+                "there may be several by a card"
             )
         truth[first:last], known[first:last] = label, True
     return truth, known

@@ -20,7 +20,8 @@ from ..downstream.predict import LIKELY
 from ..labels.dataset import MANY
 from .cell import load_head
 from .cell_record import PhasePredictor, read_phase_predictor
-from .features import as_told, extract_features, loaded, read_vectors
+from .feature_shards import as_told, loaded
+from .features import extract_features, read_vectors
 from .pictures import ribbons_png, write_png
 from .training import probabilities
 

@@ -16,12 +16,13 @@ from ...loaders.corpus.whole_file import write_text_whole, write_whole
 from ..downstream.matrix import Places
 from ..downstream.report import STYLE, lost_table, percent
 from ..downstream.results import failures
-from .baselines import NAMES
 from .matrix import WorkflowMatrix
 from .report_pictures import dataset_pictures
 from .results import WorkflowResult, gather
+from .scores import BASELINES
 
-STYLE_MORE = "img{max-width:100%}figure{display:inline-block;margin:.3em;font-size:11px;width:9em;vertical-align:top}figure img{width:9em}"
+STYLE_MORE = """img{max-width:100%}figure{display:inline-block;margin:.3em;font-size:11px;width:9em;vertical-align:top}
+figure img{width:9em}"""
 COLUMNS = {
     "accuracy": "accuracy",
     "precision": "precision",
@@ -47,11 +48,12 @@ POOLED = {
 }
 PRESENCE = {"video_mean_average_precision": "mAP of videos", "mean_average_precision": "mAP of all frames together"}
 EXPLAINED = """\
-Scores in percent, of whole videos. ±: as the choices under each table say. Interval: 95 %, a bootstrap of the test videos (all videos
-of a subject together), of the mean over seeds. Over seeds: the standard deviation of the seeds' scores. Detectable: the smallest
-difference to another method that such a test split would show in 80 % of the cases, as if errors were independent. An online head sees
-nothing that comes after, which is checked on the head as it was trained; an offline one sees the whole video: their scores are not to
-be compared. Pooled: all frames of all videos are counted together. Edit and F1@k: of segments, as MS-TCN's evaluation."""
+Scores in percent, of whole videos. ±: as the choices under each table say. Interval: 95 %, a bootstrap of the test videos (all
+videos of a subject together), of the mean over seeds. Over seeds: the standard deviation of the seeds' scores. Detectable: the
+smallest difference to another method that such a test split would show in 80 % of the cases, as if errors were independent. An
+online head sees nothing that comes after, which is checked on the head as it was trained; an offline one sees the whole video:
+their scores are not to be compared. Pooled: all frames of all videos are counted together. Edit and F1@k: of segments, as MS-TCN's
+evaluation."""
 
 
 def write_report(matrix: WorkflowMatrix, places: Places) -> list[Path]:
@@ -102,7 +104,7 @@ def _about(own: list[WorkflowResult]) -> list[str]:
         f"Split {own[0].dataset.split}: {videos} videos. {row['frames']:,} test frames with a label, {row['rate']:g} a second, "
         f"{row['frames_without_label']:,} without; {len(row['classes'])} classes. {counted}",
         f"Choices: {row['choices']}",
-        "Baselines: " + "; ".join(f"{name}: {meaning}" for name, meaning in NAMES.items()) + ".",
+        "Baselines: " + "; ".join(f"{name}: {meaning}" for name, meaning in BASELINES.items()) + ".",
     ]
     flags = {flag for result in own for row in result.rows for flag in row["pretraining"]["flags"]}
     return [*lines, *(f"Flag: {flag}." for flag in sorted(flags))]

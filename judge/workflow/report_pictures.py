@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...engine.console.table import Table
 from ...loaders.video.video import VideoError
 from ..downstream.matrix import folder_name
 from ..downstream.predict import LIKELY
 from .cell import read_predictions
-from .errors import Boundary, boundaries, changes, transitions
 from .frame_metrics import VideoResult
 from .labels import DenseVideo
 from .pictures import Row, embedded, pictures_at, ribbons_png, write_png
@@ -24,6 +25,43 @@ from .results import WorkflowResult
 
 PICTURES_A_VIDEO = 12
 SIDE = 128
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """A change of phase at frame `frame`, its first one. error_frames: from it to the nearest change into the same phase that is
+    predicted, later is above 0; None where there is none in the video."""
+
+    frame: int
+    before: int
+    after: int
+    error_frames: int | None
+
+
+def changes(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The frames that begin another phase than the one before."""
+    return np.flatnonzero(np.diff(labels)) + 1
+
+
+def boundaries(video: VideoResult) -> list[Boundary]:
+    """Of the truth, in order of time."""
+    said = changes(video.predicted)
+    found = []
+    for frame in changes(video.truth).tolist():
+        after = int(video.truth[frame])
+        same = said[video.predicted[said] == after]
+        error = None if not len(same) else int(same[np.abs(same - frame).argmin()]) - frame
+        found.append(Boundary(frame, int(video.truth[frame - 1]), after, error))
+    return found
+
+
+def transitions(labels: Sequence[NDArray[np.int64]], phases: int) -> NDArray[np.int64]:
+    """(K, K) how often a phase (row) is followed by another (column)."""
+    table = np.zeros((phases, phases), np.int64)
+    for row in labels:
+        places = changes(row)
+        np.add.at(table, (row[places - 1], row[places]), 1)
+    return table
 
 
 def dataset_pictures(own: Sequence[WorkflowResult], folder: Path) -> list[str]:

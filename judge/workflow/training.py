@@ -120,8 +120,8 @@ def check_online(head: nn.Module, example: Example, device: torch.device) -> flo
     found = leak(head, torch.from_numpy(example.vectors).to(device).float())
     if found > LEAK_TOLERANCE:
         raise ConfigError(
-            f"head.mode: 'online' is not true of this head: vectors behind a moment change its logits there by {found:.2g}; mend the "
-            "head, or say mode: offline"
+            f"head.mode: 'online' is not true of this head: vectors behind a moment change its logits there by {found:.2g}; mend "
+            "the head, or say mode: offline"
         )
     return found
 

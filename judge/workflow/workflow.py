@@ -28,7 +28,8 @@ from ..downstream.pretraining import compare_pretraining, find_pretraining
 from ..downstream.task import digest, write_json
 from ..labels.dataset import DatasetError
 from .cell import WorkflowCell, run_cell
-from .features import as_told, extract_features, loaded, read_vectors
+from .feature_shards import as_told, loaded
+from .features import extract_features, read_vectors
 from .labels import WorkflowTask, open_workflow_task
 from .matrix import FEATURES, HeadEntry, WorkflowMatrix, cell_folder
 
@@ -159,4 +160,5 @@ def _vectors(
 def _told(head: HeadEntry, seed: int, row: dict[str, Any]) -> str:
     name = "mean_average_precision" if row["several"] else "accuracy"
     score = row["metrics"][name]["score"]
-    return f"{head.name}, seed {seed}: {name} {score:.4f}, best after {row['selected']['epoch']} of {row['selected']['epochs']} epochs"
+    best = row["selected"]
+    return f"{head.name}, seed {seed}: {name} {score:.4f}, best after {best['epoch']} of {best['epochs']} epochs"

@@ -17,7 +17,7 @@ from killing import started
 
 from trocar.engine.config.error import ConfigError
 from trocar.engine.weights.encoder_sources import ClipShape
-from trocar.judge.workflow import features
+from trocar.judge.workflow import feature_shards
 from trocar.judge.workflow.choices import FeatureChoices
 from trocar.judge.workflow.feature_clips import clip_frames, num_moments, read_clips
 from trocar.judge.workflow.features import extract_features, read_vectors
@@ -109,11 +109,11 @@ def test_the_same_vectors_whatever_shard_or_resume_made_them(
             raise KeyboardInterrupt
         write(*arguments)  # type: ignore[arg-type]
 
-    write = features.write_shard
-    monkeypatch.setattr(features, "write_shard", killed)
+    write = feature_shards.write_shard
+    monkeypatch.setattr(feature_shards, "write_shard", killed)
     with pytest.raises(KeyboardInterrupt):
         vectors(video, tmp_path / "killed", rows_per_shard=16)
-    monkeypatch.setattr(features, "write_shard", write)
+    monkeypatch.setattr(feature_shards, "write_shard", write)
     moved = tmp_path / "elsewhere" / video.name
     moved.parent.mkdir()
     moved.write_bytes(video.read_bytes())
@@ -208,7 +208,7 @@ def test_a_thread_that_decodes_hands_its_error_on() -> None:
         yield np.zeros(1, np.uint8)
         raise ValueError("broken")
 
-    found = features._ahead(batches())
+    found = feature_shards._ahead(batches())
     assert next(found).shape == (1,)
     with pytest.raises(ValueError, match="broken"):
         next(found)

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, jaccard_score, precision_score, recall_score
 
-from trocar.judge.workflow.baselines import NAMES, at_shares, baseline_scores
 from trocar.judge.workflow.choices import ABSENT_IN_WORDS, Absent, MetricChoices
 from trocar.judge.workflow.frame_metrics import VideoResult, frame_statistics, phase_counts, phase_scores
 from trocar.judge.workflow.labels import DenseVideo
 from trocar.judge.workflow.relaxed import jumps_of, relaxed_scores
-from trocar.judge.workflow.scores import judge_videos, resampled_weights
+from trocar.judge.workflow.scores import BASELINES, at_shares, baseline_scores, judge_videos, resampled_weights
 
 ONE = np.ones((1, 1))
 CHOLEC80 = (
@@ -274,7 +273,7 @@ def test_baselines_by_hand() -> None:
     """Two training videos: phase 0 until 40 % of one, until half of the other, then phase 1."""
     train = [at_shares(np.eye(2)[np.repeat([0, 1], [n, 200 - n])], np.ones(200, bool)) for n in (80, 100)]
     truth, known = np.eye(2)[np.repeat([0, 1], [8, 12])], np.ones(20, bool)
-    found = {name: baseline_scores(name, train, truth, known, 2) for name in NAMES}
+    found = {name: baseline_scores(name, train, truth, known, 2) for name in BASELINES}
     assert found["majority"][0] == pytest.approx([0.45, 0.55])
     assert (found["majority"] == found["majority"][0]).all()
     np.testing.assert_allclose(found["prior by time"][:, 0], [1] * 8 + [0.5] * 2 + [0] * 10)

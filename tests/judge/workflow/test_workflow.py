@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +58,16 @@ def test_cholec80_from_its_files_to_a_table_and_chapters(tmp_path: Path, capsys:
     assert row["baselines"]["copy last frame"]["accuracy"] == pytest.approx(17 / 20)
     assert (cell / "test_opened.json").exists()
     report = (out / "report.md").read_text()
-    for text in ("| majority |", "| prior by time |", "| copy last frame |", "| tiny | tecno | online |", "| tiny | all | offline |",
-                 "5 of 7 scores of a class in a video are left out", "rule absent_left_out", "relaxed Jaccard"):  # fmt: skip
+    for text in (
+        *(
+            "| majority |",
+            "| prior by time |",
+            "| copy last frame |",
+            "| tiny | tecno | online |",
+            "| tiny | all | offline |",
+        ),
+        *("5 of 7 scores of a class in a video are left out", "rule absent_left_out", "relaxed Jaccard"),
+    ):
         assert text in report, text
     page = (out / "report.html").read_text()
     assert page.count("data:image/png") == 1
@@ -202,8 +211,8 @@ def test_the_matrix_that_ships_is_understood_and_wrong_ones_are_refused(tmp_path
         load_workflow(written(tmp_path / "a.yaml", datasets=entries, heads=[TECNO], features={"clips": "centred"}))
     with pytest.raises(ConfigError, match="multiple of twice its 3"):
         HeadChoices("transformer", width=64, attention_heads=3)
+    score = {"dataset": "other", "name": "x", "metric": "accuracy", "score": 90.0, "source": "y"}
     with pytest.raises(ConfigError, match="one of cholec80"):
-        score = {"dataset": "other", "name": "x", "metric": "accuracy", "score": 90.0, "source": "y"}
         load_workflow(written(tmp_path / "a.yaml", datasets=entries, heads=[TECNO], published=[score]))
 
 
@@ -275,7 +284,7 @@ def test_planted_videos_of_three_minutes(kind: str, tmp_path: Path) -> None:
         edges = [0, *(np.flatnonzero(np.diff(labels)) + 1).tolist(), len(labels)]
         table += [
             Segment(path.name, float(a), float(b), f"phase{labels[a]}", path.stem, split=split)
-            for a, b in zip(edges, edges[1:], strict=False)
+            for a, b in pairwise(edges)
         ]
     write_table(tmp_path / "planted.csv", table)
     tcn = {
