@@ -47,8 +47,9 @@ class FeatureSummary:
         lines = [f"{len(self.folders):,} videos have their vectors; {self.made:,} shards were made now"]
         if self.made:
             busy = max(cost.decode_seconds + cost.encode_seconds, 1e-9)
+            speed = cost.video_seconds / max(self.seconds, 1e-9)
             lines.append(
-                f"{cost.video_seconds / max(self.seconds, 1e-9):.1f} times real time; decoding took {cost.decode_seconds / busy:.0%} "
+                f"{speed:.1f} times real time; decoding took {cost.decode_seconds / busy:.0%} "
                 f"of the work, encoding the rest; {cost.decoded / max(cost.shown, 1):.2f} frames decoded for each of the videos', "
                 f"{cost.used / max(cost.shown, 1):.2f} used"
             )

@@ -217,15 +217,17 @@ def test_the_matrix_that_ships_is_understood_and_wrong_ones_are_refused(tmp_path
 
 
 DENSE = (
-    "autolaparo",
-    "cataract101",
-    "cataract1k",
-    "cholec80",
-    "cholect50",
-    "m2cai16",
-    "multibypass140",
-    "pitvis",
-    "sar_rarp50",
+    *(
+        "autolaparo",
+        "cataract101",
+        "cataract1k",
+        "cholec80",
+        "cholec80_tools",
+        "cholect50",
+        "m2cai16",
+        "multibypass140",
+    ),
+    *("multibypass140_steps", "pitvis", "sar_rarp50"),
 )
 
 
