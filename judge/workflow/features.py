@@ -50,7 +50,7 @@ class FeatureSummary:
             speed = cost.video_seconds / max(self.seconds, 1e-9)
             lines.append(
                 f"{speed:.1f} times real time; decoding took {cost.decode_seconds / busy:.0%} "
-                f"of the work, encoding the rest; {cost.decoded / max(cost.shown, 1):.2f} frames decoded for each of the videos', "
+                f"of the work, encoding the rest; {cost.decoded / max(cost.shown, 1):.2f} frames decoded for each that is shown, "
                 f"{cost.used / max(cost.shown, 1):.2f} used"
             )
         told = (why if path in why else f"{path}: {why}" for path, why in self.failed)
