@@ -91,11 +91,11 @@ def deviation(table: NDArray[np.float64], choices: MetricChoices) -> float:
 
 
 def frame_statistics(
-    videos: Sequence[VideoResult], rate: float, choices: MetricChoices, jumps: Jumps
+    videos: Sequence[VideoResult], rate: float, choices: MetricChoices, jumps: Jumps | None
 ) -> tuple[dict[str, Statistic], dict[str, float], int]:
     """({metric: its score from (R, V) weights}, {metric: deviation}, how many scores of a phase in a video were left out).
 
-    rate: frames a second. jumps: of `relaxed_scores`.
+    rate: frames a second. jumps: of `relaxed_scores`; None leaves the relaxed metrics out.
     """
     phases = videos[0].scores.shape[1]
     counts = np.stack([phase_counts(video.truth, video.predicted, phases) for video in videos])
@@ -112,12 +112,15 @@ def frame_statistics(
     )
     for name in OF_PHASES:
         found[f"pooled_{name}"] = partial(_pooled, counts, name, choices.absent)
-    relaxed = [relaxed_scores(video.truth, video.predicted, phases, rate, choices, jumps) for video in videos]
-    for name in ("accuracy", "precision", "recall", "jaccard"):
-        table = np.stack([scores[name] for scores in relaxed])
-        whole = name == "accuracy"
-        found[f"relaxed_{name}"] = partial(weighted_mean, table) if whole else partial(averaged, table, choices.order)
-        spread[f"relaxed_{name}"] = deviation(table, choices)
+    if jumps is not None:
+        relaxed = [relaxed_scores(video.truth, video.predicted, phases, rate, choices, jumps) for video in videos]
+        for name in ("accuracy", "precision", "recall", "jaccard"):
+            table = np.stack([scores[name] for scores in relaxed])
+            whole = name == "accuracy"
+            found[f"relaxed_{name}"] = (
+                partial(weighted_mean, table) if whole else partial(averaged, table, choices.order)
+            )
+            spread[f"relaxed_{name}"] = deviation(table, choices)
     for name, table, pooled in _segmental(videos, rate):
         found[name] = partial(weighted_mean, table)
         spread[name] = deviation(table, choices)

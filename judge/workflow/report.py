@@ -22,7 +22,7 @@ from .results import WorkflowResult, gather
 from .scores import BASELINES
 
 STYLE_MORE = """img{max-width:100%}figure{display:inline-block;margin:.3em;font-size:11px;width:9em;vertical-align:top}
-figure img{width:9em}"""
+figure img{width:9em}details{overflow-x:auto}"""
 COLUMNS = {
     "accuracy": "accuracy",
     "precision": "precision",
@@ -142,6 +142,7 @@ def _scores(own: list[WorkflowResult], columns: Mapping[str, str], main: str) ->
 
 
 def _plain(own: list[WorkflowResult], columns: Mapping[str, str]) -> Table:
+    columns = {metric: name for metric, name in columns.items() if metric in own[0].metrics}
     rows = [
         (name, "", *(percent(scores.get(metric)) for metric in columns))
         for name, scores in own[0].rows[0]["baselines"].items()

@@ -41,7 +41,7 @@ def judge_videos(
     scores: Sequence[NDArray[np.float64]],
     rate: float,
     choices: MetricChoices,
-    jumps: Jumps,
+    jumps: Jumps | None,
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,

@@ -150,6 +150,12 @@ def test_relaxed_scores_are_those_of_the_m2cai16_script(seed: int) -> None:
             np.testing.assert_allclose(found[name], values, err_msg=f"{name} {third}")
 
 
+def test_phases_without_an_order_have_no_relaxed_scores() -> None:
+    video = result([0, 1], [0, 1], 2)
+    assert not [name for name in frame_statistics([video], 1.0, MetricChoices(), None)[0] if "relaxed" in name]
+    assert "relaxed_jaccard" in scores_of([video])
+
+
 def test_relaxed_boundaries_by_hand() -> None:
     """Two phases of 30 frames; the change is seen 10 frames too late: forgiven. Too early: by the intended rule alone."""
     truth = np.repeat([0, 1], 30)

@@ -69,7 +69,8 @@ def test_attention_reaches_as_far_back_as_its_memory(moments: int, memory: int) 
 
 
 def test_one_look_suffices_a_linear_probe(tmp_path: Path) -> None:
-    assert learned("look", SMALL["linear"], tmp_path, videos=16) > 0.9
+    choices = replace(SMALL["linear"], epochs=12, learning_rate=5e-2)
+    assert learned("look", choices, tmp_path, videos=12, length=48) > 0.8
 
 
 @pytest.mark.slow
@@ -112,9 +113,9 @@ def test_a_killed_training_goes_on_bit_for_bit(kind: str, tmp_path: Path, monkey
 
 def test_training_ends_where_the_validation_videos_do_not_get_better(tmp_path: Path) -> None:
     train, val, _ = halves(planted("look", 8, length=60))
-    found = train_head(train, val, PHASES, replace(SMALL["linear"], epochs=200, patience=3, learning_rate=0.3),
+    found = train_head(train, val, PHASES, replace(SMALL["linear"], epochs=200, patience=2, learning_rate=0.3),
                        tmp_path / "state.safetensors", seed=0)  # fmt: skip
-    assert found.epochs == found.epoch + 3 < 200
+    assert found.epochs == found.epoch + 2 < 200
     assert found.leaked == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +24,7 @@ from trocar.judge.workflow.labels import WorkflowTask, dense_labels, dense_sets
 from trocar.judge.workflow.matrix import load_workflow
 from trocar.judge.workflow.phases import chapters, clock
 
+REAL = os.environ.get("TROCAR_TEST_VIDEOS", "")
 TINY = {"name": "tiny", "weights": "random:tiny", "frames": 2, "stride": 1, "resolution": 32}
 LINEAR = {"name": "probe", "head": {"kind": "linear", "epochs": 2}}
 TECNO = {"name": "tecno", "head": {"kind": "tcn", "width": 8, "layers": 2, "epochs": 2}}
@@ -152,6 +154,7 @@ def test_a_task_keeps_videos_whole_and_its_test_labels_closed(tmp_path: Path) ->
         WorkflowTask("made", card, [row for row in table if row.split != "val"], MetricChoices())
 
 
+@pytest.mark.slow
 def test_a_killed_cell_goes_on_to_the_same_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     FIXTURES["autolaparo"](tmp_path / "autolaparo")
     entries = [{"name": "autolaparo", "root": "autolaparo", "split": "official"}]
@@ -247,6 +250,24 @@ def test_every_layout_from_its_files_to_a_table(name: str, tmp_path: Path) -> No
     assert row["several"] == card.several
     main_metric = "video_mean_average_precision" if card.several else "accuracy"
     assert 0 <= row["metrics"][main_metric]["score"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL, reason="TROCAR_TEST_VIDEOS names no folder of real clips")
+def test_phases_of_real_clips(tmp_path: Path) -> None:
+    FIXTURES["cholec80"](tmp_path / "cholec80")
+    config = written(
+        tmp_path / "c.yaml", datasets=[{"name": "cholec80", "root": "cholec80", "split": "official"}], heads=[TECNO]
+    )
+    assert run(config, tmp_path) == 0
+    cell = tmp_path / "out/cells/cholec80/tiny/tecno/seed0"
+    clips = sorted(path for path in Path(REAL).iterdir() if path.suffix == ".mp4")
+    assert clips
+    for clip in clips:
+        out = tmp_path / "said" / clip.stem
+        assert main(["phases", str(clip), str(cell), "--out", str(out), "--device", "cpu"]) == 0
+        assert {path.suffix for path in out.iterdir() if path.is_file()} == {".csv", ".png", ".vtt"}, clip
+        assert len((out / f"{clip.stem}.csv").read_text().splitlines()) > 1
 
 
 def phase_pictures(
