@@ -31,7 +31,7 @@ from .choices import FeatureChoices, HeadChoices, MetricChoices
 from .heads import TemporalHead
 from .labels import DenseVideo, WorkflowTask
 from .relaxed import jumps_of
-from .scores import BASELINES, at_shares, baseline_scores, judge_videos
+from .scores import BASELINES, at_shares, baseline_scores, component_groups, judge_videos
 from .training import Example, Trained, probabilities, train_head
 
 SETTINGS, STATE, PREDICTIONS, RESAMPLES = "settings.json", "state.safetensors", "predictions.npz", "resamples.npz"
@@ -142,7 +142,8 @@ def _judged(
     rate, classes = cell.features.rate, cell.task.classes
     # The rule counts phases in the order of the operation, which a table without a card does not tell.
     jumps = jumps_of(classes) if cell.task.card.classes else None
-    judged = judge_videos(test, scores, rate, cell.metrics, jumps)
+    groups = component_groups(classes) if cell.task.several else None
+    judged = judge_videos(test, scores, rate, cell.metrics, jumps, groups=groups)
     write_arrays_whole(cell.folder / RESAMPLES, judged.drawn)
     shares = [at_shares(one_hot(e.labels, len(classes)), e.labels.known) for e in train]
     baselines = {}
@@ -150,7 +151,7 @@ def _judged(
         said = [
             baseline_scores(name, shares, one_hot(video, len(classes)), video.known, len(classes)) for video in test
         ]
-        found = judge_videos(test, said, rate, cell.metrics, jumps, resamples=0).row["metrics"]
+        found = judge_videos(test, said, rate, cell.metrics, jumps, groups=groups, resamples=0).row["metrics"]
         baselines[name] = {metric: value["score"] for metric, value in found.items()}
     selected = json.loads((cell.folder / SELECTED).read_text(encoding="utf-8"))
     return {

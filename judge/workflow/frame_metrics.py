@@ -126,6 +126,8 @@ def frame_statistics(
         spread[name] = deviation(table, choices)
         if pooled is not None:
             found[f"pooled_{name}"] = partial(_ratio, pooled)
+    # What SAR-RARP50's challenge ranks by.
+    found["sar_rarp50_score"] = lambda weights: np.sqrt(found["accuracy"](weights) * found["f1_at_10"](weights))
     left_out = int(np.isnan(tables["jaccard"]).sum())
     return found, spread, left_out
 

@@ -112,7 +112,13 @@ def _about(own: list[WorkflowResult]) -> list[str]:
 
 def _tables(own: list[WorkflowResult]) -> list[str | Table]:
     if own[0].rows[0]["several"]:
-        return [_scores(own, PRESENCE, "video_mean_average_precision")]
+        parts = {
+            name: f"{PRESENCE[name.replace(suffix, '')]}:{suffix.replace('_', ' ')}"
+            for name in own[0].metrics
+            if (suffix := name.partition("average_precision")[2])
+        }
+        main = _scores(own, PRESENCE, "video_mean_average_precision")
+        return [main, _plain(own, parts)] if parts else [main]
     return [_scores(own, COLUMNS, "accuracy"), _plain(own, POOLED)]
 
 

@@ -6,8 +6,8 @@ Shapes: V videos, T frames of one, K classes or phases, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -43,11 +43,12 @@ def judge_videos(
     choices: MetricChoices,
     jumps: Jumps | None,
     *,
+    groups: Mapping[str, NDArray[np.int64]] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Judgement:
-    """scores: (T, K) of each video, of which frames without a label are left out. rate: frames a second. Raises ValueError where no
-    video has a label, or a score is not finite."""
+    """scores: (T, K) of each video, of which frames without a label are left out. rate: frames a second. groups: of
+    `presence_statistics`. Raises ValueError where no video has a label, or a score is not finite."""
     kept = [(video, score) for video, score in zip(videos, scores, strict=True) if video.known.any()]
     if not kept:
         raise ValueError("no video has a labelled frame")
@@ -55,7 +56,7 @@ def judge_videos(
     if not all(np.isfinite(result.scores).all() for result in results):
         raise ValueError("a score is not finite")
     if results[0].truth.ndim == 2:
-        statistics, spread, left_out = presence_statistics(results, choices)
+        statistics, spread, left_out = presence_statistics(results, choices, groups)
     else:
         statistics, spread, left_out = frame_statistics(results, rate, choices, jumps)
     weights = resampled_weights([result.subject for result in results], resamples, seed)
@@ -86,7 +87,7 @@ def judge_videos(
 def resampled_weights(subjects: Sequence[str], resamples: int, seed: int) -> NDArray[np.float64]:
     """(R, V) how often each video counts in a bootstrap of subjects, all videos of one together; none where there is one alone."""
     names, index = np.unique(np.array(subjects), return_inverse=True)
-    if len(names) < 2:
+    if len(names) < 2 or not resamples:
         return np.empty((0, len(index)))
     drawn = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
     times = np.stack([np.bincount(row, minlength=len(names)) for row in drawn])
@@ -94,26 +95,71 @@ def resampled_weights(subjects: Sequence[str], resamples: int, seed: int) -> NDA
 
 
 def presence_statistics(
-    videos: Sequence[VideoResult], choices: MetricChoices
+    videos: Sequence[VideoResult], choices: MetricChoices, groups: Mapping[str, NDArray[np.int64]] | None = None
 ) -> tuple[dict[str, Statistic], dict[str, float], int]:
-    """Average precisions where frames may have several labels: of each class in each video that has it, averaged in the order of
-    `choices`; and over all frames of all videos together, for which nothing is drawn anew. truth of videos: (T, K) bool."""
+    """Average precisions where frames may have several labels: of each class in each video that has it, averaged over these
+    videos, then over classes, as ivtmetrics' video-wise AP; and over all frames of all videos together, as its global one, for
+    which nothing is drawn anew. truth of videos: (T, K) bool. groups: of `component_groups`, whose classes are judged as well: a
+    group is there where one of its classes is, and is as likely as the likeliest of them."""
+    found: dict[str, Statistic] = {}
+    spread: dict[str, float] = {}
+    left_out = 0
+    by_class = replace(choices, order="videos_then_phases")
+    for suffix, group in {"": None, **(groups or {})}.items():
+        shown = videos if group is None else [_grouped(video, group) for video in videos]
+        table, value = _average_precisions(shown)
+        found[f"video_mean_average_precision{suffix}"] = partial(averaged, table, by_class.order)
+        spread[f"video_mean_average_precision{suffix}"] = deviation(table, by_class)
+        found[f"mean_average_precision{suffix}"] = partial(_of_all_videos, value)
+        left_out = left_out or int(np.isnan(table).sum())
+    return found, spread, left_out
+
+
+def component_groups(classes: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+    """{"_instrument", "_verb", "_target", and of pairs: (K,) which of its groups each class belongs to} of classes that are
+    triplets, "instrument,verb,target"; nothing of others."""
+    parts = [name.split(",") for name in classes]
+    if any(len(part) != 3 for part in parts):
+        return {}
+    chosen = {
+        "_instrument": (0,),
+        "_verb": (1,),
+        "_target": (2,),
+        "_instrument_verb": (0, 1),
+        "_instrument_target": (0, 2),
+    }
+    return {
+        name: np.unique([",".join(part[place] for place in places) for part in parts], return_inverse=True)[1]
+        for name, places in chosen.items()
+    }
+
+
+def _grouped(video: VideoResult, group: NDArray[np.int64]) -> VideoResult:
+    count = int(group.max()) + 1
+    truth, scores = np.zeros((len(video.truth), count), bool), np.zeros((len(video.truth), count))
+    for label, place in enumerate(group.tolist()):
+        truth[:, place] |= video.truth[:, label].astype(bool)
+        scores[:, place] = np.maximum(scores[:, place], video.scores[:, label])
+    return VideoResult(video.name, video.subject, truth, scores)  # pyright: ignore[reportArgumentType]
+
+
+def _average_precisions(videos: Sequence[VideoResult]) -> tuple[NDArray[np.float64], float]:
+    """((V, K) of each class in each video that has it, NaN elsewhere; the mean over classes of that of all frames together)"""
     from sklearn.metrics import average_precision_score  # slow to import
 
-    classes = videos[0].scores.shape[1]
-    table = np.full((len(videos), classes), np.nan)
+    table = np.full((len(videos), videos[0].scores.shape[1]), np.nan)
     for row, video in enumerate(videos):
         for label in np.flatnonzero(video.truth.any(axis=0)):
             table[row, label] = average_precision_score(video.truth[:, label], video.scores[:, label])
     truth, scores = (np.concatenate([getattr(video, name) for video in videos]) for name in ("truth", "scores"))
     present = np.flatnonzero(truth.any(axis=0))
     pooled = [float(average_precision_score(truth[:, label], scores[:, label])) for label in present]
-    value = float(np.mean(pooled)) if pooled else float("nan")
-    found: dict[str, Statistic] = {
-        "video_mean_average_precision": partial(averaged, table, choices.order),
-        "mean_average_precision": lambda weights: np.where((weights == 1).all(axis=1), value, np.nan),
-    }
-    return found, {"video_mean_average_precision": deviation(table, choices)}, int(np.isnan(table).sum())
+    return table, float(np.mean(pooled)) if pooled else float("nan")
+
+
+def _of_all_videos(value: float, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(R,) `value` where each video counts once, NaN of resamples."""
+    return np.where((weights == 1).all(axis=1), value, np.nan)
 
 
 def baseline_scores(

@@ -12,7 +12,14 @@ from trocar.judge.workflow.choices import ABSENT_IN_WORDS, Absent, MetricChoices
 from trocar.judge.workflow.frame_metrics import VideoResult, frame_statistics, phase_counts, phase_scores
 from trocar.judge.workflow.labels import DenseVideo
 from trocar.judge.workflow.relaxed import jumps_of, relaxed_scores
-from trocar.judge.workflow.scores import BASELINES, at_shares, baseline_scores, judge_videos, resampled_weights
+from trocar.judge.workflow.scores import (
+    BASELINES,
+    at_shares,
+    baseline_scores,
+    component_groups,
+    judge_videos,
+    resampled_weights,
+)
 
 ONE = np.ones((1, 1))
 CHOLEC80 = (
@@ -227,6 +234,7 @@ def test_edit_score_and_segmental_f1_are_ms_tcns() -> None:
         hits, wrong, missed = np.sum(counted, axis=0)
         assert found[f"pooled_{name}"] == pytest.approx(2 * hits / (2 * hits + wrong + missed)), name
     assert found["f1_at_10"] > found["f1_at_50"] > 0
+    assert found["sar_rarp50_score"] == pytest.approx((found["accuracy"] * found["f1_at_10"]) ** 0.5)
 
 
 def test_presence_of_tools_as_average_precision() -> None:
@@ -238,9 +246,7 @@ def test_presence_of_tools_as_average_precision() -> None:
         known = np.arange(40) % 8 != 0
         videos.append(DenseVideo(str(number), str(number), truth, known))
         scores.append(chance.random((40, 3)) + 0.5 * truth)
-    found = judge_videos(videos, scores, 1.0, MetricChoices(order="videos_then_phases"), {}, resamples=50).row[
-        "metrics"
-    ]
+    found = judge_videos(videos, scores, 1.0, MetricChoices(), {}, resamples=50).row["metrics"]
     kept = [(video.truth[video.known], score[video.known]) for video, score in zip(videos, scores, strict=True)]
     pooled_truth, pooled = (np.concatenate([pair[place] for pair in kept]) for place in (0, 1))
     wanted = np.mean([average_precision_score(pooled_truth[:, k], pooled[:, k]) for k in range(3)])
@@ -251,11 +257,37 @@ def test_presence_of_tools_as_average_precision() -> None:
     assert found["video_mean_average_precision"]["score"] == pytest.approx(np.mean(of_tools))
 
 
+def test_parts_of_triplets_as_ivtmetrics_has_them() -> None:
+    """By its definition: a part's score is the largest of its triplets', AP of a part in a video, videos first, then parts."""
+    names = ["hook,cut,liver", "hook,cut,duct", "hook,grasp,duct", "clipper,clip,duct"]
+    chance = np.random.default_rng(3)
+    videos, scores = [], []
+    for number in range(3):
+        videos.append(DenseVideo(str(number), str(number), chance.random((50, 4)) < 0.3, np.ones(50, bool)))
+        scores.append(chance.random((50, 4)))
+    videos[0].truth[:, 3] = False
+    groups = component_groups(names)
+    found = judge_videos(videos, scores, 1.0, MetricChoices(), {}, groups=groups, resamples=0).row["metrics"]
+    for suffix, places in {"_instrument": (0,), "_target": (2,), "_instrument_verb": (0, 1)}.items():
+        parts: dict[tuple[str, ...], list[int]] = {}
+        for place, name in enumerate(names):
+            parts.setdefault(tuple(name.split(",")[p] for p in places), []).append(place)
+        of_parts = []
+        for members in parts.values():
+            pairs = [
+                (v.truth[:, members].any(axis=1), s[:, members].max(axis=1))
+                for v, s in zip(videos, scores, strict=True)
+            ]
+            of_parts.append(np.mean([average_precision_score(t, s) for t, s in pairs if t.any()]))
+        assert found[f"video_mean_average_precision{suffix}"]["score"] == pytest.approx(np.mean(of_parts)), suffix
+    assert component_groups(["Grasper", "Hook"]) == {}
+
+
 def test_intervals_draw_videos_and_all_of_a_subject() -> None:
     weights = resampled_weights(["x", "x", "y", "z"], 200, 0)
     assert (weights[:, 0] == weights[:, 1]).all()
     assert (weights[:, [0, 2, 3]].sum(axis=1) == 3).all()
-    assert len(resampled_weights(["x", "x"], 10, 0)) == 0
+    assert len(resampled_weights(["x", "x"], 10, 0)) == len(resampled_weights(["x", "y"], 0, 0)) == 0
     chance = np.random.default_rng(0)
     videos, scores = [], []
     for number in range(8):
