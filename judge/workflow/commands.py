@@ -106,6 +106,12 @@ def run_features(options: argparse.Namespace) -> int:
     from ...engine.inputs.folders import backbone_source
 
     backbone_source(options.model)
+    from ...loaders.corpus.folder import VIDEOS_NAME
+    from ...loaders.corpus.sources import list_videos
+
+    for source in options.sources:  # what is not there is told before PyTorch is imported
+        if not (Path(source) / VIDEOS_NAME).exists():
+            list_videos([source])
     from ..downstream.predict import Problem, listed_videos
 
     problems: list[Problem] = []
