@@ -21,7 +21,6 @@ from ...loaders.draw.sampler import Clip
 from ...loaders.video.decode import DecodeCount
 from ...loaders.video.sequence import read_frames
 from ...loaders.video.timeline import TOLERANCE_SECONDS, Timeline
-from ...loaders.video.video import GopTable
 from .choices import FeatureChoices
 
 
@@ -59,7 +58,7 @@ def read_clips(
     last, first = frames.max(axis=1), frames.min(axis=1)
     kept: dict[int, NDArray[np.uint8]] = {}
     place = 0
-    for number, frame in _in_order(video, gops, np.unique(frames), count):
+    for number, _, frame in read_frames(video.facts, gops, np.unique(frames), count):
         kept[number] = resizer(frame)
         while place < len(frames) and last[place] <= number:
             yield np.stack([kept[wanted] for wanted in frames[place].tolist()])
@@ -68,13 +67,6 @@ def read_clips(
             for gone in [other for other in kept if other < oldest]:
                 del kept[gone]
     assert place == len(frames)
-
-
-def _in_order(
-    video: Video, gops: GopTable, wanted: NDArray[np.int64], count: DecodeCount
-) -> Iterator[tuple[int, object]]:
-    for number, _, frame in read_frames(video.facts, gops, wanted, count):
-        yield number, frame
 
 
 def _resizer(videos: VideoFiles, video: Video, resolution: int) -> Resizer:

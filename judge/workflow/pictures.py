@@ -62,7 +62,7 @@ def ribbons_png(title: str, rows: Sequence[Row], rate: float, classes: Sequence[
         axes.set_yticks([])
         axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
         axes.tick_params(labelsize=7, labelbottom=number == len(rows) - 1)
-    axes.set_xlabel("minutes", fontsize=7, labelpad=1)
+        axes.set_xlabel("minutes" if number == len(rows) - 1 else "", fontsize=7, labelpad=1)
     figure.text(0.01, 1 - 0.2 / height, title, fontsize=9)
     patches = [Patch(color=hue, label=name) for hue, name in zip(hues.tolist(), classes, strict=True)]
     figure.legend(handles=patches, loc="lower center", ncols=4, fontsize=7, frameon=False)

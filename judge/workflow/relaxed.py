@@ -62,4 +62,4 @@ def relaxed_scores(
         found["jaccard"][phase] = hits / np.count_nonzero(true | said)
         found["precision"][phase] = min(hits / said.sum(), 1.0) if said.any() else 0.0
         found["recall"][phase] = min(hits / true.sum(), 1.0)
-    return {**found, "accuracy": np.float64(right.mean())}
+    return {**found, "accuracy": np.asarray(right.mean())}

@@ -55,7 +55,7 @@ class _Best(nn.Module):
     loss: torch.Tensor
     epoch: torch.Tensor
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: TemporalHead) -> None:
         super().__init__()
         self.head = deepcopy(head)
         self.register_buffer("score", torch.tensor(-torch.inf, dtype=torch.float64))
@@ -106,7 +106,7 @@ def train_head(
             tell(
                 f"epoch {done}: validation {score:.4f}, loss {loss:.4f}; best {float(best.score):.4f} at {int(best.epoch)}"
             )
-    found = best.head.eval().requires_grad_(False)
+    found: TemporalHead = best.head.eval().requires_grad_(False)
     leaked = None
     if choices.mode == "online":
         leaked = check_online(found, max(val, key=lambda example: len(example.vectors)), device)

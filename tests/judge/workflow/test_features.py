@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_pictures_are_those_of_the_loaders(video: Path) -> None:
             np.testing.assert_array_equal(picture, clips[number + 1])
 
 
-def vectors(path: Path, out: Path, **more: object) -> np.ndarray:
+def vectors(path: Path, out: Path, **more: Any) -> np.ndarray:
     found = extract_features(
         [str(path)], out, MODEL, FeatureChoices(rate=8), options=TINY, progress=False, device="cpu", **more
     )  # type: ignore[arg-type]

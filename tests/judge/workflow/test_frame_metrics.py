@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,19 +97,18 @@ def test_pooled_scores_are_scikit_learns(seed: int) -> None:
     said = np.concatenate([video.predicted for video in videos])
     known = np.unique(truth)
     found, zero = scores_of(videos), scores_of(videos, absent="zero")
-    common = {"average": "macro", "zero_division": 0}
+    common: dict[str, Any] = {"average": "macro", "zero_division": 0}
+    by_phase: dict[str, Any] = {"average": None, "zero_division": 0}
     functions = {"precision": precision_score, "recall": recall_score, "jaccard": jaccard_score, "f1": f1_score}
     for name, function in functions.items():
         assert found[f"pooled_{name}"] == pytest.approx(function(truth, said, labels=known, **common)), name
-        whole = [
-            function(v.truth, v.predicted, labels=np.arange(phases), average=None, zero_division=0) for v in videos
-        ]
+        whole = [function(v.truth, v.predicted, labels=np.arange(phases), **by_phase) for v in videos]
         assert zero[name] == pytest.approx(np.mean(whole)), name
 
 
-def relaxed_by_the_script(truth: np.ndarray, said: np.ndarray, rate: int, phases: int, third: bool) -> dict:
+def relaxed_by_the_script(true: np.ndarray, found: np.ndarray, rate: int, phases: int, third: bool) -> dict:
     """The challenge's program, statement by statement, phases counted from 1, in plain lists."""
-    truth, said = [int(x) + 1 for x in truth], [int(x) + 1 for x in said]
+    truth, said = [int(x) + 1 for x in true], [int(x) + 1 for x in found]
     difference = [b - a for a, b in zip(truth, said, strict=True)]
     last_four = range(phases - 3, phases + 1)
     place = 0
@@ -129,16 +129,16 @@ def relaxed_by_the_script(truth: np.ndarray, said: np.ndarray, rate: int, phases
         place += length
     scores: dict = {"accuracy": difference.count(0) / len(truth), "jaccard": [], "precision": [], "recall": []}
     for phase in range(1, phases + 1):
-        true = {i for i, x in enumerate(truth) if x == phase}
-        found = {i for i, x in enumerate(said) if x == phase}
-        if not true:
+        of_phase = {i for i, x in enumerate(truth) if x == phase}
+        predicted = {i for i, x in enumerate(said) if x == phase}
+        if not of_phase:
             for name in ("jaccard", "precision", "recall"):
                 scores[name].append(NAN)
             continue
-        hits = sum(difference[i] == 0 for i in true | found)
-        scores["jaccard"].append(hits / len(true | found))
-        scores["precision"].append(min(hits / len(found), 1) if found else 0)
-        scores["recall"].append(min(hits / len(true), 1))
+        hits = sum(difference[i] == 0 for i in of_phase | predicted)
+        scores["jaccard"].append(hits / len(of_phase | predicted))
+        scores["precision"].append(min(hits / len(predicted), 1) if predicted else 0)
+        scores["recall"].append(min(hits / len(of_phase), 1))
     return scores
 
 

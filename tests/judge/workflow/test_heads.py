@@ -12,7 +12,7 @@ from planted_features import VALUES, halves, planted, told_by_the_cue
 
 from trocar.engine.config.error import ConfigError
 from trocar.judge.workflow import training
-from trocar.judge.workflow.choices import FeatureChoices, HeadChoices
+from trocar.judge.workflow.choices import FeatureChoices, HeadChoices, Mode
 from trocar.judge.workflow.heads import TemporalHead, banded_attention, leak
 from trocar.judge.workflow.labels import DenseVideo
 from trocar.judge.workflow.training import Example, Trained, check_online, probabilities, train_head
@@ -135,7 +135,7 @@ def test_several_labels_a_moment_are_learned_too(tmp_path: Path) -> None:
     assert ((scores > 0.5) == examples[7].labels.truth).mean() > 0.97
 
 
-def sized(kind: str, minutes: int, mode: str = "online") -> HeadChoices:
+def sized(kind: str, minutes: int, mode: Mode = "online") -> HeadChoices:
     """Heads that reach over the whole operation."""
     if kind == "tcn":
         return HeadChoices("tcn", mode, width=24, layers=9 if minutes < 20 else 10, stages=1, dropout=0.1, epochs=40,
@@ -166,7 +166,7 @@ CASES = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("minutes", "kind", "head", "mode", "knows"), CASES)
 def test_planted_operations_over_three_seeds(
-    minutes: int, kind: str, head: str, mode: str, knows: bool, tmp_path: Path
+    minutes: int, kind: str, head: str, mode: Mode, knows: bool, tmp_path: Path
 ) -> None:
     """Means over seeds with their 95 % intervals (t of two degrees): a head that can know is far above the prior (a half), one
     that cannot is at it."""
