@@ -71,6 +71,28 @@ def cholec80(root: Path) -> list[Row]:
     ]
 
 
+def cholec80_tools(root: Path) -> list[Row]:
+    """One row for every 25 frames; several tools at once, or none; the third video's labels end a second before it."""
+    cholec80(root)
+    rows = {"video01": ("1000000", "1010000"), "video02": ("0000000",) * 4, "video40": ("1000000", "1010000", "1010000"),
+            "video41": ("0010000", "0010000", "0000000", "1000000")}  # fmt: skip
+    for name, shown in rows.items():
+        lines = ["\t".join([str(25 * second), *flags]) for second, flags in enumerate(shown)]
+        header = "Frame\tGrasper\tBipolar\tHook\tScissors\tClipper\tIrrigator\tSpecimenBag"
+        text(root / f"tool_annotations/{name}-tool.txt", header, *lines)
+    last = ("", "Cholec80")
+    return [
+        ("videos/video01.mp4", 0.0, 1.0, "Grasper", "video01", *last, "train"),
+        ("videos/video01.mp4", 1.0, 2.0, "Grasper|Hook", "video01", *last, "train"),
+        ("videos/video02.mp4", 0.0, 4.0, "", "video02", *last, "train"),
+        ("videos/video40.mp4", 0.0, 1.0, "Grasper", "video40", *last, "train"),
+        ("videos/video40.mp4", 1.0, 3.0, "Grasper|Hook", "video40", *last, "train"),
+        ("videos/video41.mp4", 0.0, 2.0, "Hook", "video41", *last, "test"),
+        ("videos/video41.mp4", 2.0, 3.0, "", "video41", *last, "test"),
+        ("videos/video41.mp4", 3.0, 4.0, "Grasper", "video41", *last, "test"),
+    ]
+
+
 def m2cai16(root: Path) -> list[Row]:
     """Sidecars, which are no annotations, and test videos whose names begin otherwise."""
     phases = {
@@ -133,8 +155,12 @@ def multibypass140(root: Path) -> list[Row]:
                 {"start": 2000, "end": 3000, "label_name": "out_of_body", "label_id": 12},
                 {"start": 3200, "end": 3400, "label_name": "severe_index", "label_id": 13},
             ]
+            steps = [
+                {"start": 0, "end": 2500, "label_name": "null_step", "label_id": 0},
+                {"start": 2500, "end": 4000, "label_name": "trocar_placement", "label_id": 1},
+            ]
             path = labels / f"labels_by70/{patient}.mp4.json"
-            text(path, json.dumps({"phases": phases, "steps": [{"start": 0, "end": 4000, "label_name": "s0"}]}))
+            text(path, json.dumps({"phases": phases, "steps": steps}))
             frames = [{"Frame_id": f"{patient}_00000001", "Original_frame_id": 1, "Phase_gt": 0, "Step_gt": 0}]
             stem = "1fps_100_0" if split == "train" else "1fps_0"
             pickled = labels / f"labels_by70_splits/labels/{split}/{stem}.pickle"
@@ -158,6 +184,17 @@ def multibypass140(root: Path) -> list[Row]:
             (path, 3.0, 4.0, "gastric_pouch_creation", patient, *last),
         ]
     return rows
+
+
+def multibypass140_steps(root: Path) -> list[Row]:
+    """Steps end where they like; the second out of the body lies in both."""
+    table: list[Row] = []
+    for path, start, *_, patient, centre, source, split in multibypass140(root):
+        if start == 0.0:
+            last = (patient, centre, source, split)
+            table.append((path, 0.0, 2.0, "null_step", *last))
+            table.append((path, 3.0, 4.0, "trocar_placement", *last))
+    return table
 
 
 def cataract101(root: Path) -> list[Row]:
@@ -509,6 +546,7 @@ FIXTURES: dict[str, Callable[[Path], list[Row]]] = {
     "cataract101": cataract101,
     "cataract1k": cataract1k,
     "cholec80": cholec80,
+    "cholec80_tools": cholec80_tools,
     "cholect50": cholect50,
     "colonoscopic": colonoscopic,
     "hyperkvasir": hyperkvasir,
@@ -518,6 +556,7 @@ FIXTURES: dict[str, Callable[[Path], list[Row]]] = {
     "ldpolypvideo": ldpolypvideo,
     "m2cai16": m2cai16,
     "multibypass140": multibypass140,
+    "multibypass140_steps": multibypass140_steps,
     "pitvis": pitvis,
     "sar_rarp50": sar_rarp50,
     "surgicalactions160": surgicalactions160,

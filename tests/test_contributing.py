@@ -185,7 +185,6 @@ def test_an_objective(add: Callable[..., list[str]], monkeypatch: pytest.MonkeyP
 
 def test_a_dataset(add: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add("dataset", READER, CARD)
-    monkeypatch.setattr(dataset, "READERS", tmp_path / "judge" / "labels" / "datasets")
     monkeypatch.setattr(dataset, "CARDS", tmp_path / "configs" / "datasets")
     assert dataset.dataset_names() == ["toy"]
     for name in ("a1.mp4", "b2.mp4"):

@@ -147,13 +147,13 @@ def segmental_f1(p: Predictions, overlap: float = 0.1) -> float:
 
     Every class counts, also "other", as in SAR-RARP50's challenge.
     """
-    counts = [_segments(p, rows, overlap) for rows in _rows_of_videos(p)]
+    counts = [segment_matches(p, rows, overlap) for rows in _rows_of_videos(p)]
     return float(np.mean([2 * matched / segments for matched, segments in counts]))
 
 
 def segmental_f1_pooled(p: Predictions, overlap: float = 0.1) -> float:
     """The same with the segments of all videos counted together, as MS-TCN's evaluation does (arXiv 1903.01945)."""
-    counts = [_segments(p, rows, overlap) for rows in _rows_of_videos(p)]
+    counts = [segment_matches(p, rows, overlap) for rows in _rows_of_videos(p)]
     return 2 * sum(matched for matched, _ in counts) / sum(segments for _, segments in counts)
 
 
@@ -247,7 +247,7 @@ def _order_likeness(p: Predictions, rows: NDArray[np.int64]) -> float:
     return 1 - edits[-1] / max(len(wanted), len(found))
 
 
-def _segments(p: Predictions, rows: NDArray[np.int64], overlap: float) -> tuple[int, int]:
+def segment_matches(p: Predictions, rows: NDArray[np.int64], overlap: float) -> tuple[int, int]:
     """Of a video: how many segments match, and how many there are in the truth and in what is said together."""
     rows = _in_time(p, rows)
     wanted, found = (_runs(p, rows, labels) for labels in (p.truth, p.predicted))

@@ -136,7 +136,7 @@ def predict(
         with target.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow([*COLUMNS, *(f"p({name})" for name in predictor.record.classes)])
-            for path, pieces in [*_by_video(rows), *((path, None) for path in _videos(sources, problems))]:
+            for path, pieces in [*_by_video(rows), *((path, None) for path in listed_videos(sources, problems))]:
                 try:
                     videos = VideoFiles()
                     found = pieces_of_video(videos, path, every) if pieces is None else pieces
@@ -188,7 +188,7 @@ def _by_video(rows: Iterable[Segment]) -> Iterator[tuple[str, list[Segment]]]:
     yield from found.items()
 
 
-def _videos(sources: Iterable[str], problems: list[Problem]) -> Iterator[str]:
+def listed_videos(sources: Iterable[str], problems: list[Problem]) -> Iterator[str]:
     """Paths of the videos, each once; what cannot be listed becomes a problem."""
     seen: set[str] = set()
     for source in sources:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import safe_open
 
@@ -25,7 +25,6 @@ from ...loaders.corpus.folder import CorpusError
 from ...loaders.corpus.selection import select_videos
 from ...loaders.corpus.whole_file import check_readable
 from ..labels.corpus_overlap import KnownVideo, Overlap, corpus_videos
-from .task import Task
 
 ON_TEST, NOT_COMPARED = "pretrained on test", "pretraining not compared"
 PUBLISHED = "published weights do not say on which videos they were pretrained; name a corpus of them: --corpus"
@@ -48,6 +47,12 @@ class Pretraining:
         )
 
 
+class Compared(Protocol):
+    """A task whose test split can be compared with videos of a corpus, as `Task` and `WorkflowTask` are."""
+
+    def test_overlap(self, known: Sequence[KnownVideo]) -> Overlap: ...
+
+
 def find_pretraining(model: str, corpus: str | None = None) -> Pretraining:
     """What the encoder `model`, as of `load_backbone`, was pretrained on.
 
@@ -63,7 +68,7 @@ def find_pretraining(model: str, corpus: str | None = None) -> Pretraining:
     return named + (found if corpus is None else replace(found, unknown=()))
 
 
-def compare_pretraining(task: Task, pretraining: Pretraining) -> dict[str, Any]:
+def compare_pretraining(task: Compared, pretraining: Pretraining) -> dict[str, Any]:
     """For a cell's row: corpora, how many test rows come from their videos and some of these, what is not known, and flags.
 
     "pretrained on test": some rows do. "pretraining not compared": a run's corpus, or a part of it, could not be looked at; of

@@ -86,7 +86,7 @@ class Task:
                 f"{name}: {len(val & test)} of {len(test)} test clips are validation clips too, so what is selected there has seen "
                 "them; take the official split, whose validation is carved from the training subjects, or the leak-free one"
             )
-        _check_videos(name, kept)
+        check_videos(name, kept)
         self.classes = class_names(kept, card)
         found = {split: {label for s in kept if s.split == split for label in labels_of(s, card)} for split in SPLITS}
         self.missing_classes = {
@@ -112,20 +112,7 @@ class Task:
     def open_test(self, folder: Path) -> Split:
         """The test split, for the selection that stands in `folder`. Raises DatasetError where there is none, or where the split
         was opened for another one."""
-        selected, opened = folder / SELECTED, folder / OPENED
-        if not selected.exists():
-            raise DatasetError(f"{folder}: the test split opens after the selection, and there is no {SELECTED}")
-        found = hashlib.sha256(selected.read_bytes()).hexdigest()
-        if opened.exists():
-            known = json.loads(opened.read_text(encoding="utf-8"))
-            if known["selection"] != found:
-                raise DatasetError(
-                    f"{folder}: the test split was opened at {known['time']} for another selection; it is not opened twice. "
-                    "Start anew in another folder"
-                )
-        else:
-            now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            write_json(opened, {"time": now, "selection": found})
+        note_opening(folder)
         return self._split(self._test, "test")
 
     def _split(self, table: Sequence[Segment], split: str) -> Split:
@@ -144,7 +131,26 @@ class Task:
         return Split(tuple(chosen), rows, self._videos, truth, digest(map(str, rows)))
 
 
-def _check_videos(name: str, table: Sequence[Segment]) -> None:
+def note_opening(folder: Path) -> None:
+    """Notes that the test split is opened for the selection that stands in `folder`. Raises DatasetError where there is none, or
+    where the split was opened for another one."""
+    selected, opened = folder / SELECTED, folder / OPENED
+    if not selected.exists():
+        raise DatasetError(f"{folder}: the test split opens after the selection, and there is no {SELECTED}")
+    found = hashlib.sha256(selected.read_bytes()).hexdigest()
+    if opened.exists():
+        known = json.loads(opened.read_text(encoding="utf-8"))
+        if known["selection"] != found:
+            raise DatasetError(
+                f"{folder}: the test split was opened at {known['time']} for another selection; it is not opened twice. "
+                "Start anew in another folder"
+            )
+    else:
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        write_json(opened, {"time": now, "selection": found})
+
+
+def check_videos(name: str, table: Sequence[Segment]) -> None:
     """Raises DatasetError where videos are missing, of whatever split: in training another row would take a missing one's place."""
     missing = {segment.video for segment in table if not is_remote(segment.video) and not os.path.exists(segment.video)}
     if not missing:

@@ -1,7 +1,8 @@
 """A labelled benchmark: its table, its card, and the reader that makes one of the other.
 
-A reader is one function, `read(root)` in `judge/labels/datasets/NAME.py`: the folder as downloaded -> a table. A card is one YAML,
-`configs/datasets/NAME.yaml`: what the labels are, whose data it is. A table is a list of `Segment`.
+A reader is one function, `read(root)` in `judge/labels/datasets/NAME.py`: the folder as downloaded -> a table. A card is one
+YAML, `configs/datasets/NAME.yaml`: what the labels are, whose data it is; it may name a function of another reader. A table is a
+list of `Segment`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,9 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
 
 from ...engine.config.error import ConfigError, require
@@ -24,7 +24,6 @@ from ...loaders.corpus.names import as_stored, cleaned
 from ...loaders.video.error import TrocarError
 from ...loaders.video.video import is_remote
 
-READERS = Path(__file__).parent / "datasets"
 CARDS = CONFIGS / "datasets"
 SPLITS = ("train", "val", "test")
 TABLE_SUBJECT = "as the table says"  # of a table without a card
@@ -74,7 +73,8 @@ class Card:
     tell. main_metric: by which it is ranked. clip_name: regular expression on the paths of the paper's clips, with a group `label`
     where they tell it; clip_subject: the subject, made of its groups. corpus_name: one on the names that videos of this data set
     have in others, up to the number `corpus_last`, and corpus_subject: the subject, made of `number` and of what other groups there
-    are. picture_fps: rate of folders of pictures. licence, source, citation: as the publisher states them; where that was not seen,
+    are. picture_fps: rate of folders of pictures. reader: FILE:FUNCTION beside the other readers, where it is not `read` in a file
+    of the card's own name. licence, source, citation: as the publisher states them; where that was not seen,
     the text says who states it, and "not confirmed".
     """
 
@@ -102,6 +102,7 @@ class Card:
     corpus_subject: str = ""
     corpus_last: int | None = None
     picture_fps: float | None = None
+    reader: str = ""
 
     def __post_init__(self) -> None:
         repeated = [name for name, count in Counter((*self.classes, *self.ignored)).items() if count > 1]
@@ -114,7 +115,7 @@ class Card:
 
 def dataset_names() -> list[str]:
     """The data sets that ship with trocar."""
-    return sorted(path.stem for path in READERS.glob("*.py"))
+    return sorted(path.stem for path in CARDS.glob("*.yaml"))
 
 
 def load_card(name: str | Path) -> Card:
@@ -163,9 +164,10 @@ def read_dataset(name: str | Path, root: str | os.PathLike[str]) -> list[Segment
     where a part is missing or not as expected, ConfigError where there is no such data set.
     """
     check_dataset(os.fspath(name), root)
-    card, reader, folder = load_card(name), _load_reader(name), Path(root).absolute()
+    card, folder = load_card(name), Path(root).absolute()
+    read = _load_reader(name, card)
     try:
-        table = reader.read(folder)
+        table = read(folder)
         if not table:
             raise DatasetError(f"{folder}: nothing labelled was found")
         return evaluated(table, card)
@@ -284,16 +286,20 @@ def _card_path(name: str | Path) -> Path:
     return CARDS / f"{name}.yaml"
 
 
-def _load_reader(name: str | Path) -> ModuleType:
+def _load_reader(name: str | Path, card: Card) -> Callable[[Path], list[Segment]]:
     path = _card_path(name)
+    file, _, function = card.reader.partition(":")
+    stem, function = file or path.stem, function or "read"
     if path.parent == CARDS:
-        return importlib.import_module(f".datasets.{path.stem}", __package__)
+        return getattr(importlib.import_module(f".datasets.{stem}", __package__), function)
     # A reader outside of trocar is loaded as if it stood among the others, so that it imports what they import.
-    reader, module_name = path.with_suffix(".py"), f"{__package__}.datasets.{path.stem}"
+    reader, module_name = path.with_name(f"{stem}.py"), f"{__package__}.datasets.{stem}"
     spec = importlib.util.spec_from_file_location(module_name, reader)
     if not reader.is_file() or spec is None or spec.loader is None:
         raise ConfigError(f"{reader}: no such file; a card's reader lies beside it under the same name")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # where dataclasses look it up
     spec.loader.exec_module(module)
-    return module
+    if not hasattr(module, function):
+        raise ConfigError(f"{reader}: no function {function} in it, which {path} names as its reader")
+    return getattr(module, function)

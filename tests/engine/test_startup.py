@@ -75,6 +75,12 @@ WRONG = {
         (["cholec80", GONE, "random:tiny", "--out", "out"], "no such folder"),
         (["labels.csv", "here", GONE, "--out", "out"], "no such encoder"),
     ],
+    "features": [
+        ([GONE, "--model", "random:tiny", "--out", "out"], "no such file or folder"),
+        (["vids", "--model", GONE, "--out", "out"], "no such encoder"),
+    ],
+    "phases": [(["vids", GONE], "no trained head there")],
+    "bench workflow": [([GONE, "--out", "out"], "give a YAML's path, or workflow")],
     "bench audit": [(["gone.csv", "here"], "not a readable CSV"), (["cholec80", GONE], "no such folder")],
     "bench downstream": [([GONE, "--out", "out"], "give a YAML's path, or one of table2")],
     "bench kernels": [(["gone"], "no such operator")],

@@ -1,4 +1,4 @@
-"""MultiBypass140, phases of 70 gastric bypasses in Bern and 70 in Strasbourg.
+"""MultiBypass140, phases and steps of 70 gastric bypasses in Bern and 70 in Strasbourg.
 
 Videos lie in {BernBypass70,StrasBypass70}/videos/BBP01.mp4 (at the root or in datasets/MultiBypass140), annotations in
 labels/{bern,strasbourg}/labels_by70/BBP01.mp4.json of the repository, in milliseconds. The folds exist in pickled files alone. A
@@ -27,6 +27,15 @@ def read(root: Path) -> list[Segment]:
 
     `severe_index` spans, which grade an event, lie over the phases. The split is that of fold 0, "" where its files are missing.
     """
+    return _read(root, "phases")
+
+
+def read_steps(root: Path) -> list[Segment]:
+    """The same of steps, which are no phases' parts: one may go on into the next phase."""
+    return _read(root, "steps")
+
+
+def _read(root: Path, kind: str) -> list[Segment]:
     table = []
     videos = folder(root, "datasets/MultiBypass140", ".")
     for centre, name in CENTRES.items():
@@ -34,32 +43,22 @@ def read(root: Path) -> list[Segment]:
         splits = dict(_fold(labels.parent / "labels_by70_splits" / "labels"))
         for match, annotation in matching(labels, r"(([BS]BP\d+)\.mp4)\.json"):
             video = str(file(videos / name / "videos" / match[1]))
-            phases = _spans(annotation)
-            outside = [span for span in phases if span[2] == OUT_OF_BODY]
-            for start, end, phase in phases:
-                for first, last in _without(start, end, [] if phase == OUT_OF_BODY else outside):
-                    table.append(
-                        Segment(
-                            video,
-                            first / 1000,
-                            last / 1000,
-                            phase,
-                            match[2],
-                            centre,
-                            f"MultiBypass140/{name}",
-                            splits.get(match[2], ""),
-                        )
-                    )
+            outside = [span for span in _spans(annotation, "phases") if span[2] == OUT_OF_BODY]
+            for start, end, label in _spans(annotation, kind):
+                for first, last in _without(start, end, [] if label == OUT_OF_BODY else outside):
+                    source = f"MultiBypass140/{name}"
+                    times = (first / 1000, last / 1000)
+                    table.append(Segment(video, *times, label, match[2], centre, source, splits.get(match[2], "")))
     return table
 
 
-def _spans(path: Path) -> list[tuple[int, int, str]]:
-    """(start, end, phase) in milliseconds, in order of time."""
+def _spans(path: Path, kind: str) -> list[tuple[int, int, str]]:
+    """(start, end, label) of phases or of steps in milliseconds, in order of time."""
     try:
         tree: Any = json.loads(path.read_text(encoding="utf-8"))
-        spans = [(int(span["start"]), int(span["end"]), str(span["label_name"])) for span in tree["phases"]]
+        spans = [(int(span["start"]), int(span["end"]), str(span["label_name"])) for span in tree[kind]]
     except (ValueError, TypeError, KeyError) as error:
-        raise DatasetError(f'{path}: not JSON with "phases" of start, end and label_name ({error!r})') from error
+        raise DatasetError(f'{path}: not JSON with "{kind}" of start, end and label_name ({error!r})') from error
     return sorted(spans)
 
 

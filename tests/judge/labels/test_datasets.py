@@ -42,7 +42,7 @@ def nine_digits(row: tuple) -> list:
 
 def test_every_reader_has_a_card_and_a_fixture() -> None:
     assert dataset_names() == sorted(path.stem for path in CARDS.glob("*.yaml")) == sorted(FIXTURES)
-    assert len(dataset_names()) == 18
+    assert len(dataset_names()) == 20
 
 
 @pytest.mark.parametrize("name", sorted(FIXTURES))
