@@ -41,8 +41,9 @@ class RunConfig:
 
     sharding: over several ranks, "none" keeps the whole model on each (DDP), "full" shards it over all (FSDP2), "node" shards it
     inside a node and keeps a copy per node (HSDP). checkpoint_activations: compute every block's activations again instead of
-    keeping them. compile: torch.compile per block; "auto" takes inductor where there is a compiler, else aot_eager. cuda_graphs:
-    replay compiled blocks as CUDA graphs. pin_cores: give every rank of a node its own cores, near its GPU.
+    keeping them. compile: torch.compile per block; "auto" takes inductor on a GPU, or none where that fails, and tells; none on a
+    CPU. cuda_graphs: replay the whole step as CUDA graphs; "auto" does where GPU and run allow it, and tells why not; on a CPU true
+    runs the step from the buffers that a graph would read. pin_cores: give every rank of a node its own cores, near its GPU.
 
     heartbeat_timeout: seconds without a sign of life from a rank before the run ends; rank_timeout: seconds that the others wait
     for one that lives but does not come on, also of collectives (NCCL's timeout). save_timeout: seconds that writing a checkpoint
@@ -64,8 +65,8 @@ class RunConfig:
     wandb: str | None = None
     sharding: Literal["none", "full", "node"] = "none"
     checkpoint_activations: bool = False
-    compile: Literal["none", "auto", "inductor", "aot_eager"] = "none"
-    cuda_graphs: bool = False
+    compile: Literal["none", "auto", "inductor", "aot_eager"] = "auto"
+    cuda_graphs: bool | Literal["auto"] = "auto"
     pin_cores: bool = True
     heartbeat_timeout: float = 30.0
     rank_timeout: float = 600.0
@@ -79,13 +80,6 @@ class RunConfig:
         check("a positive number", positive, *counts, "heartbeat_timeout", "rank_timeout", "save_timeout")
         check("a positive number of minutes or null", positive, "checkpoint_minutes")
         check("a positive number of steps or null", positive, "keep_every")
-        graphs = not self.cuda_graphs or self.compile in ("auto", "inductor")
-        require(
-            graphs,
-            "run.cuda_graphs",
-            self.cuda_graphs,
-            "false, or run.compile=auto or inductor, whose blocks are replayed",
-        )
 
 
 @dataclass(frozen=True)
