@@ -405,7 +405,8 @@ class OptimConfig:
 
     outlier_sigmas: a step whose loss or gradient norm is beyond the running mean by so many standard deviations is left out, on all
     ranks alike, as is one that is not finite; null leaves out the latter alone. skip_budget: so many of the last 1,000 steps may be
-    left out; one more ends the run. optimizer: "adamw" is PyTorch's fused one, "apex" NVIDIA apex's FusedAdam.
+    left out; one more ends the run. optimizer: "adamw" is PyTorch's fused one, "apex" NVIDIA apex's FusedAdam,
+    "muon" Muon for the blocks' matrices and AdamW for the rest.
     """
 
     batch: int = 256
@@ -426,7 +427,7 @@ class OptimConfig:
     clip_gradient: float | None = None
     outlier_sigmas: float | None = 10.0
     skip_budget: int = 20
-    optimizer: Literal["adamw", "apex"] = "adamw"
+    optimizer: Literal["adamw", "apex", "muon"] = "adamw"
 
     def __post_init__(self) -> None:
         check = partial(_check, self, "optim.")

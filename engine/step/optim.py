@@ -14,6 +14,7 @@ from torch.cuda import is_available as has_cuda
 from torch.distributed.tensor import DTensor
 
 from ..config.settings import ConfigError, OptimConfig
+from .muon import Muon
 
 BUILT_BY = "APEX_CPP_EXT=1 APEX_CUDA_EXT=1"
 UNFIT_APEX = {
@@ -91,7 +92,7 @@ def build_schedule(config: OptimConfig, steps: int) -> Schedule:
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW over what is trained; vectors (biases, norms, the mask token) are not decayed, as in VideoMAE.
 
-    Raises ConfigError where optim.optimizer asks for NVIDIA apex and it is not there.
+    Raises ConfigError where optim.optimizer asks for what is not there, NVIDIA apex or Muon.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -103,6 +104,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         if fused_adam is None:
             raise ConfigError(f"optim.optimizer: 'apex' is asked for, but {problem}; set optim.optimizer=adamw")
         return ApexAdam(fused_adam, groups, config)
+    if config.optimizer == "muon":
+        return Muon(model, groups, config)
     if config.final_weight_decay is not None and not any(isinstance(parameter, DTensor) for parameter in trained):
         # The fused kernel takes it from the host.
         groups[0] |= {"weight_decay": 0.0, "decay": config.weight_decay}
