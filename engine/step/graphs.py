@@ -58,6 +58,9 @@ def _why_not_on_a_gpu(config: Config) -> str | None:
         return "the stages of a step are being recorded, which a graph has not"
     if config.objective.kind == "jepa" and (varlen_attn is None or config.run.precision != "bfloat16"):
         return "packed attention reads lengths on the host (PyTorch before 2.10, or run.precision other than bfloat16)"
+    if config.objective.kind == "jepa" and config.run.cuda_graphs == "auto":
+        # Shapes that are not captured yet need the memory of a step beside what the graphs hold.
+        return "a JEPA's masks come in several shapes, which may take twice the memory; run.cuda_graphs=true tries it"
     return None
 
 

@@ -23,6 +23,7 @@ from trocar.engine.config.settings import Config, ConfigError
 from trocar.engine.pretrain import Run, train_step
 from trocar.engine.ranks import compiler, distributed
 from trocar.engine.ranks.distributed import World
+from trocar.engine.step import graphs
 from trocar.engine.step.graphs import MOST_SHAPES, GraphedStep, why_no_graphs
 
 STEPS, BATCH, POISONED_STEP = 20, 12, 5
@@ -86,7 +87,7 @@ def assert_same(actual: tuple[Run, list[torch.Tensor]], wanted: tuple[Run, list[
 )
 def test_from_buffers_as_without(objective: str, parts: int) -> None:
     config = [
-        configured(objective, f"optim.accumulation={parts}", f"run.cuda_graphs={graphs}") for graphs in ("on", "off")
+        configured(objective, f"optim.accumulation={parts}", f"run.cuda_graphs={switch}") for switch in ("on", "off")
     ]
     with stepping(config[0]) as held, stepping(config[1]) as ordinary:
         assert isinstance(held[0].body, GraphedStep)
@@ -143,7 +144,7 @@ def test_a_recorded_step_as_without(parts: int) -> None:
         assert isinstance(run.body, GraphedStep)
         run.body._captures, run.body._capture = True, Tape.capture  # type: ignore[method-assign]
 
-    config = [configured("mae", f"optim.accumulation={parts}", f"run.cuda_graphs={graphs}") for graphs in ("on", "off")]
+    config = [configured("mae", f"optim.accumulation={parts}", f"run.cuda_graphs={switch}") for switch in ("on", "off")]
     with stepping(config[0], record) as replayed, stepping(config[1]) as ordinary:
         assert len(replayed[0].body._graphs) == 2
         assert_same(replayed, ordinary)
@@ -156,9 +157,9 @@ def test_whole_runs_in_two_pieces(objective: str, parts: int, tmp_path: Path) ->
     common = [setting for setting in SETTINGS if not setting.startswith(("data.corpus", "run.dir", "optim.steps"))]
     common += [*OBJECTIVES[objective], "objective.bucket=8", f"optim.accumulation={parts}"]
     common += [f"data.corpus={make_corpus(tmp_path / 'videos')}", "optim.schedule=constant"]
-    for name, graphs in (("held", "on"), ("ordinary", "off")):
+    for name, switch in (("held", "on"), ("ordinary", "off")):
         for last in (9, STEPS):
-            chosen = [f"run.dir={tmp_path / name}", f"run.cuda_graphs={graphs}", f"optim.steps={last}"]
+            chosen = [f"run.dir={tmp_path / name}", f"run.cuda_graphs={switch}", f"optim.steps={last}"]
             train_made([*common, *chosen], poison=POISONED_STEP * BATCH + 7)
     assert_same_run(tmp_path / "held", tmp_path / "ordinary")
     rows = without_timings(tmp_path / "held")
@@ -214,6 +215,13 @@ def test_reasons_against_graphs(more: list[str], reason: str) -> None:
     if reason != "run.cuda_graphs is false":
         with pytest.raises(ConfigError, match=r"run\.cuda_graphs: true, but"):
             why_no_graphs(configured("mae", "run.cuda_graphs=on", *more), world)
+
+
+def test_a_jepa_has_graphs_where_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "varlen_attn", object())
+    world, more = World(torch.device("cuda", 0)), ["run.precision=bfloat16"]
+    assert "twice the memory" in (why_no_graphs(configured("jepa", "run.cuda_graphs=auto", *more), world) or "")
+    assert why_no_graphs(configured("jepa", "run.cuda_graphs=on", *more), world) is None
 
 
 def test_a_cpu_goes_without_unless_asked() -> None:
