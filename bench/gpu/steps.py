@@ -139,6 +139,9 @@ STAGES: dict[str, tuple[GpuStep, ...]] = {
     ),
 }  # fmt: skip
 
+# Stages whose rows go to another's file: there are few files.
+ROWS_OF = {"compiled": "training"}
+
 
 def check_stages(names: Sequence[str], stages: Mapping[str, Sequence[GpuStep]] = STAGES) -> None:
     """Raises ConfigError where one of them is no stage."""

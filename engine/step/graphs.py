@@ -102,7 +102,8 @@ class GraphedStep:
             for number, (leaf, kind) in enumerate(zip(leaves, shape, strict=True))
         ]
         # What the host does before the backward pass is not replayed; ranks that would have to know of it have no graphs.
-        self._run(shape, lambda: self.body.part(*tree_unflatten(held, layout), is_last))
+        inputs: Any = tree_unflatten(held, layout)
+        self._run(shape, lambda: self.body.part(*inputs, is_last))
 
     def update(self) -> tuple[torch.Tensor, torch.Tensor]:
         gradient_norm, skip = self._run(UPDATE, self.body.update)

@@ -18,7 +18,7 @@ from ..ranks.distributed import transformer_blocks
 MOMENTUM = 0.95
 
 
-def block_matrices(model: nn.Module) -> list[nn.Parameter]:
+def block_matrices(model: nn.Module) -> list[torch.Tensor]:
     """The weights of linear layers in blocks that are trained."""
     layers = (layer for block in transformer_blocks(model) for layer in block.modules())
     return [layer.weight for layer in layers if isinstance(layer, nn.Linear) and layer.weight.requires_grad]

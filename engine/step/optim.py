@@ -153,7 +153,7 @@ def _decay(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         kept = torch.as_tensor(1 - group["lr"] * group["decay"], dtype=torch.float64, device=parameters[0].device)
         if skip is not None:
             kept = torch.where(skip != 0, torch.ones_like(kept), kept)
-        torch._foreach_mul_(parameters, kept.to(parameters[0].dtype))
+        torch._foreach_mul_(parameters, kept.to(parameters[0].dtype))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def step_unless(optimizer: torch.optim.Optimizer, found_inf: torch.Tensor) -> None:

@@ -146,6 +146,7 @@ def test_a_recorded_step_as_without(parts: int) -> None:
 
     config = [configured("mae", f"optim.accumulation={parts}", f"run.cuda_graphs={switch}") for switch in ("on", "off")]
     with stepping(config[0], record) as replayed, stepping(config[1]) as ordinary:
+        assert isinstance(replayed[0].body, GraphedStep)
         assert len(replayed[0].body._graphs) == 2
         assert_same(replayed, ordinary)
 
@@ -237,6 +238,7 @@ def test_graphs_of_a_gpu_as_without(objective: str, parts: int) -> None:
         stepping(configured(objective, *more, "run.cuda_graphs=on")) as held,
         stepping(configured(objective, *more, "run.cuda_graphs=off")) as ordinary,
     ):
+        assert isinstance(held[0].body, GraphedStep)
         assert len(held[0].body._graphs) > 1
         for one, other in zip(held[1], ordinary[1], strict=True):
             torch.testing.assert_close(one[:1], other[:1], rtol=1e-3, atol=0, equal_nan=True)

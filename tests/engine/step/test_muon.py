@@ -70,6 +70,7 @@ def test_a_step_left_out_leaves_everything() -> None:
     model = small()
     optimizer = build_optimizer(model, CONFIG)
     set_schedule(optimizer, SCHEDULE, 0)
+    before: Any = None
     for step, skip in enumerate((0.0, 1.0)):
         give_gradients(model, step)
         before = copy.deepcopy((dict(model.state_dict()), list(optimizer.state.values())))
@@ -89,7 +90,7 @@ def test_refused_without_pytorch_s_and_where_matrices_are_sharded(
     torch.distributed.init_process_group("gloo", rank=0, world_size=1, init_method=f"file://{tmp_path / 'store'}")
     try:
         model, mesh = small(), DeviceMesh("cpu", [0])
-        layer = model.get_submodule("blocks.0.mlp.fc1")
+        layer: Any = model.get_submodule("blocks.0.mlp.fc1")
         layer.weight = nn.Parameter(DTensor.from_local(layer.weight.detach(), mesh, [Replicate()]))  # pyright: ignore[reportArgumentType]
         with pytest.raises(ConfigError, match=r"'muon' needs whole matrices on each rank; set run\.sharding=none"):
             build_optimizer(model, CONFIG)
