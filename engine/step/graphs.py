@@ -102,8 +102,8 @@ class GraphedStep:
             for number, (leaf, kind) in enumerate(zip(leaves, shape, strict=True))
         ]
         # What the host does before the backward pass is not replayed; ranks that would have to know of it have no graphs.
-        inputs: Any = tree_unflatten(held, layout)
-        self._run(shape, lambda: self.body.part(*inputs, is_last))
+        clips, drawn, rows = tree_unflatten(held, layout)
+        self._run(shape, lambda: self.body.part(clips, drawn, rows, is_last))
 
     def update(self) -> tuple[torch.Tensor, torch.Tensor]:
         gradient_norm, skip = self._run(UPDATE, self.body.update)

@@ -174,7 +174,7 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert main(["bench", "gpu"]) == 2
     assert "PyTorch finds no NVIDIA GPU here" in capsys.readouterr().err
     assert main(["bench", "gpu", "kernel"]) == 2
-    assert "there are tests, feed, kernels, loading, training, compiled, cluster" in capsys.readouterr().err
+    assert "there are tests, feed, step, kernels, loading, training, compiled, cluster" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="no NVIDIA GPU"):
         run_stages([], results=tmp_path)
     assert not list(tmp_path.iterdir())
