@@ -26,7 +26,15 @@ from .config.error import ConfigError
 # Each has a commands.py with add_commands(commands). By name: the engine imports neither bench nor judge.
 FOLDERS = (
     *("loaders", "engine", "engine.curate", "engine.view", "engine.report"),
-    *("bench.loading", "bench.training", "bench.kernels", "bench.profile", "bench.plan", "bench.curation", "bench.report"),
+    *(
+        "bench.loading",
+        "bench.training",
+        "bench.kernels",
+        "bench.profile",
+        "bench.plan",
+        "bench.curation",
+        "bench.report",
+    ),
     *("bench.gpu", "judge.labels", "judge.downstream", "judge.workflow"),
 )
 

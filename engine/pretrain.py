@@ -31,7 +31,7 @@ from .checkpoint.saver import CheckpointSaver
 from .config.file import CONFIG_FILE
 from .config.settings import Config, OptimConfig, RunConfig
 from .inputs.checkpoints import checkpoint_path, newest_step
-from .ranks.distributed import World, check_shares, distribute, gradients_exchanged, open_world, whole
+from .ranks.distributed import World, check_shares, distribute, open_world
 from .ranks.housekeeping import collect_garbage_seldom, pin_to_cores, snapshot_when_out_of_memory
 from .ranks.stop import StoppedBetweenPartsError, StopRequest, StopVote
 from .ranks.watch import RankWatch
@@ -39,11 +39,11 @@ from .record.device_time import DeviceTime
 from .record.metrics import MetricsLog, QuarantineLog, read_metrics
 from .record.profiler import name_decoding, name_modules, stage
 from .record.progress import StepProgress
-from .record.readback import ReadBack, StepReport, StepSums
+from .record.readback import ReadBack, StepReport
 from .record.run_record import record_start
 from .record.skips import SkipLog
+from .step.body import StepBody
 from .step.build import (
-    autocast,
     build_model,
     describe,
     draws_fingerprints,
@@ -52,11 +52,12 @@ from .step.build import (
 )
 from .step.changes import check_changes, check_same_corpus, check_same_draws, config_before, tell_changes
 from .step.device import choose_device
+from .step.graphs import GraphedStep, why_no_graphs
 from .step.guard import StepGuard
 from .step.loading import build_loader, build_order, diversity
 from .step.micro_batch import PEAK_STEPS, device_memory, fit_batch, measured_peak
 from .step.online_probe import OnlineProbe
-from .step.optim import Schedule, build_optimizer, build_schedule, set_schedule, step_unless
+from .step.optim import Schedule, build_optimizer, build_schedule, read_on_device
 from .step.signals import CollapseWatch
 from .step.validation import Validation
 from .view.live import LivePictures
@@ -85,7 +86,7 @@ class PretrainResult:
 
 @dataclass(frozen=True)
 class Run:
-    """What a step needs. objective: the model itself; model: the same, as it is called in training."""
+    """What a step needs. objective: the model itself; model: the same, as it is called in training; body: what its device does."""
 
     config: Config
     world: World
@@ -98,6 +99,7 @@ class Run:
     masks: MaskSource
     optimizer: torch.optim.Optimizer
     guard: StepGuard
+    body: StepBody | GraphedStep
     device_time: DeviceTime = field(default_factory=DeviceTime)
 
 
@@ -166,7 +168,27 @@ def build_run(
     optimizer = build_optimizer(objective, config.optim)
     guard = StepGuard(config.optim.outlier_sigmas).to(world.device)
     schedule = build_schedule(config.optim, steps)
-    return Run(config, world, watch, vote.request, vote, schedule, objective, model, masks, optimizer, guard)
+    body = build_body(config, world, objective, model, optimizer, guard)
+    return Run(config, world, watch, vote.request, vote, schedule, objective, model, masks, optimizer, guard, body)
+
+
+def build_body(
+    config: Config,
+    world: World,
+    objective: Objective,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    guard: StepGuard,
+) -> StepBody | GraphedStep:
+    """The step's body, replayed as CUDA graphs where run.cuda_graphs has it so; where a GPU goes without, the reason is told."""
+    reason = why_no_graphs(config, world)
+    body = StepBody(config, world, objective, model, optimizer, guard, keeps_gradients=reason is None)
+    if reason is None:
+        read_on_device(optimizer, world.device)
+        return GraphedStep(body, may_fall_back=config.run.cuda_graphs == "auto")
+    if world.is_first and world.device.type == "cuda" and config.run.cuda_graphs == "auto":
+        print(f"run.cuda_graphs: off, {reason}", file=sys.stderr, flush=True)
+    return body
 
 
 def count_steps(config: OptimConfig, num_spans: int) -> int:
@@ -279,15 +301,6 @@ def train(
     return PretrainResult(run_dir, newest, steps, first_step, done < steps, is_interrupted)
 
 
-def clipped_norm(objective: Objective, largest: float | None) -> torch.Tensor:
-    """The norm of all gradients, which are scaled down to norm `largest`; None leaves them, and spares a pass over them."""
-    gradients = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    if largest is not None:
-        nn.utils.clip_grads_with_norm_(objective.parameters(), largest, norm)
-    return norm
-
-
 def open_log(settings: RunConfig, first_step: int, world: World) -> MetricsLog:
     names = {"wandb": settings.wandb, "mlflow": settings.mlflow}
     more = {"every": settings.log_every, "write": world.is_first, **names}
@@ -299,12 +312,12 @@ def train_step(run: Run, step: int, loader: Iterator[ClipBatch], is_due: bool = 
 
     is_due: whether this rank wants a checkpoint after it. Raises StoppedBetweenPartsError, with weights as they were.
     """
-    config, world = run.config, run.world
+    config, world, body = run.config, run.world, run.body
     started, waited, count = time.perf_counter(), 0.0, LoaderCount()
     batch_clips, accumulation = config.optim.batch, config.optim.parts
     alone, since, frames = 0.0, started, config.data.frames
     is_sharded = isinstance(run.model, FSDPModule)
-    sums = StepSums.zeros(batch_clips, world.size, world.device)
+    body.begin(run.schedule, step)
     for part in range(accumulation):
         run.watch.reach(f"waiting for clips of step {step + 1}")
         run.vote.check()
@@ -316,41 +329,29 @@ def train_step(run: Run, step: int, loader: Iterator[ClipBatch], is_due: bool = 
         run.device_time.begin(batch.frames)
         frames = batch.frames.shape[1]
         run.watch.reach(f"the forward pass of step {step + 1}")
-        with gradients_exchanged(run.model, part == accumulation - 1):
-            with autocast(config, world.device):
-                with stage("masks"):
-                    masks = run.masks(config.run.seed, batch.numbers, 0, world.device)
-                # The exchange takes the mean over ranks: each weighs by its share, whether or not the shares are equal.
-                share = len(batch.numbers) * world.size / batch_clips
-                if is_sharded:  # ranks gather weights in the forward pass already, where all wait for the slowest
-                    alone += time.perf_counter() - since
-                with stage("forward"):
-                    output = run.model(batch.frames, masks, share)
+        with stage("masks"):
+            masks = run.masks(config.run.seed, batch.numbers, 0, world.device)
+        places = torch.from_numpy(batch.numbers - step * batch_clips).to(world.device, non_blocking=True)
+        if is_sharded:  # ranks gather weights in the forward pass already, where all wait for the slowest
+            alone += time.perf_counter() - since
+
+        def before_backward(clips: torch.Tensor = batch.frames) -> None:
+            nonlocal alone
             if not is_sharded:
                 alone = time.perf_counter() - started
             run.watch.reach(f"the exchange of gradients of step {step + 1}")
-            run.device_time.begin(batch.frames)
-            with stage("backward"):
-                output.loss.backward()
+            run.device_time.begin(clips)
+
+        body.part(batch.frames, masks, places, part == accumulation - 1, before_backward)
         if part < accumulation - 1:
             run.device_time.end()
         else:
             run.device_time.begin(batch.frames)
         since = time.perf_counter()
-        sums.add(batch.numbers - step * batch_clips, output.loss.detach() / world.size, output.clip_loss)
-    sums.tell(world.rank, count, run.stop.is_asked, waited, alone, is_due)
-    world.sum(sums.values)
-
-    with stage("guard"):
-        gradient_norm = whole(clipped_norm(run.objective, config.optim.clip_gradient))
-        skip = world.maximum(run.guard.verdict(sums.loss, gradient_norm))
-        run.guard.remember(sums.loss, gradient_norm, skip)
-    set_schedule(run.optimizer, run.schedule, step)
-    with stage("optimizer"):
-        step_unless(run.optimizer, skip)
-        run.optimizer.zero_grad(set_to_none=True)
-    with stage("ema"):
-        run.objective.update_target(run.schedule.momentum(step), skip)
+    body.sums.tell(world.rank, count, run.stop.is_asked, waited, alone, is_due)
+    world.sum(body.sums.values)
+    gradient_norm, skip = body.update()
     row = {"step": step + 1, "learning_rate": run.schedule(step), "first_clip": step * batch_clips}
-    signals, work = run.objective.signals(), run.device_time.finish()
-    return StepReport(row, frames, started, sums, gradient_norm, skip, signals, work, waited)
+    signals = {name: value.clone() for name, value in run.objective.signals().items()}
+    work = run.device_time.finish()
+    return StepReport(row, frames, started, body.sums.copy(), gradient_norm, skip, signals, work, waited)

@@ -201,7 +201,7 @@ def _yuv_clip(
     luma: torch.Tensor,
     blue: torch.Tensor,
     red: torch.Tensor,
-    box: list[int],
+    box: Sequence[int],
     resolution: int,
     matrix: str,
     full_range: bool,

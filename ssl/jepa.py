@@ -64,8 +64,6 @@ class JointEmbedding(Objective):
         else:
             # Not a submodule: a teacher is named by its path and not saved again.
             object.__setattr__(self, "target_encoder", target)
-        self._signals: dict[str, torch.Tensor] = {}
-        self.pooled = torch.empty(0)
 
     def _apply(self, fn, recurse=True):
         if not self.follows:
@@ -86,13 +84,13 @@ class JointEmbedding(Objective):
         return ObjectiveOutput(loss, sequence_loss.unflatten(0, (-1, masks.per_clip)).mean(dim=1), prediction)
 
     @torch.no_grad()
-    def update_target(self, momentum: float, skip: torch.Tensor | None = None) -> None:
+    def update_target(self, momentum: float | torch.Tensor, skip: torch.Tensor | None = None) -> None:
         if not self.follows:
             return
         pairs = zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True)
         local = [tuple(_local(part.detach()) for part in pair) for pair in pairs]
         targets, sources = zip(*(pair for pair in local if pair[0].numel()), strict=True)  # a rank's shard may be empty
-        held = torch.full((), momentum, dtype=torch.float32, device=targets[0].device)
+        held = torch.as_tensor(momentum, dtype=torch.float32, device=targets[0].device)
         if skip is not None:
             held = torch.where(skip != 0, torch.ones_like(held), held)
         ema(targets, sources, held)
@@ -100,15 +98,15 @@ class JointEmbedding(Objective):
     def signals(self) -> dict[str, torch.Tensor]:
         """feature_std: deviation over the batch's clips of the target's mean-pooled features before its last norm, the mean over
         their width (from two clips on). padding_percent: of the packed tokens."""
-        return self._signals
+        return {name: value for name, value in self.observed.items() if name != "pooled"}
 
     def _observe(self, tokens: torch.Tensor, masks: BlockMasks) -> None:
-        self.pooled = tokens.mean(dim=1, dtype=torch.float32)
+        pooled = tokens.mean(dim=1, dtype=torch.float32)
         context, target = masks.context, masks.target
         padding = (context.padding() + target.padding()) / (len(context.tokens) + len(target.tokens))
-        self._signals = {"padding_percent": 100.0 * padding}
+        self.observed = {"pooled": pooled, "padding_percent": 100.0 * padding}
         if len(tokens) > 1:
-            self._signals["feature_std"] = self.pooled.std(dim=0).mean()
+            self.observed["feature_std"] = pooled.std(dim=0).mean()
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:

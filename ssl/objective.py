@@ -44,14 +44,20 @@ class Objective(nn.Module):
 
     encoder: VideoEncoder
 
+    def __init__(self) -> None:
+        super().__init__()
+        # What the last forward pass left behind, by name, on the device; who replays a pass puts its own back.
+        self.observed: dict[str, torch.Tensor] = {}
+
     def forward(self, frames: torch.Tensor, masks: Any, loss_scale: float = 1.0) -> ObjectiveOutput:
         """frames: (B, T, H, W, 3) uint8. masks: of the objective's MaskSource. loss_scale: factor of the loss and its gradient."""
         raise NotImplementedError
 
-    def update_target(self, momentum: float, skip: torch.Tensor | None = None) -> None:
+    def update_target(self, momentum: float | torch.Tensor, skip: torch.Tensor | None = None) -> None:
         """Moves a target encoder towards the encoder, target = momentum target + (1 - momentum) encoder; without one, nothing.
 
-        momentum: 0 .. 1. skip: () float32 on the device; where it is not 0 the target stays, without a host sync.
+        momentum: 0 .. 1, a number or () float32 on the device. skip: () float32 on the device; where it is not 0 the target stays,
+        without a host sync.
         """
 
     def signals(self) -> dict[str, torch.Tensor]:

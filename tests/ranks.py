@@ -26,6 +26,7 @@ from clips import write_numbered
 from trocar.engine import pretrain as pretrain_module
 from trocar.engine.checkpoint import storage as checkpoint_storage
 from trocar.engine.config.file import load_config
+from trocar.engine.step import body as body_module
 from trocar.loaders.corpus.index import index_corpus
 from trocar.loaders.decode.batch import ClipBatch, LoaderCount
 
@@ -156,7 +157,7 @@ def train_made(
     """
     if in_save:
         checkpoint_storage.save_file = _disturbed(checkpoint_storage.save_file, in_save)
-    before = pretrain_module.build_loader, pretrain_module.step_unless, pretrain_module.build_model
+    before = pretrain_module.build_loader, body_module.step_unless, pretrain_module.build_model
     # These tests go on to more steps than they began with.
     config = load_config("demo_cpu", ["run.allow_changes=true", *settings])
 
@@ -191,13 +192,13 @@ def train_made(
         return output._replace(loss=output.loss * factor.prod(), clip_loss=output.clip_loss * factor)
 
     pretrain_module.build_loader = build_loader  # type: ignore[assignment]
-    pretrain_module.step_unless = step_unless
+    body_module.step_unless = step_unless
     if poison is not None or leave_out is not None:
         pretrain_module.build_model = build_model
     try:
         return pretrain_module.pretrain(config, progress=False)
     finally:
-        pretrain_module.build_loader, pretrain_module.step_unless, pretrain_module.build_model = before
+        pretrain_module.build_loader, body_module.step_unless, pretrain_module.build_model = before
 
 
 def _disturbed(save_file: Any, in_save: dict[int, str]) -> Any:

@@ -14,7 +14,10 @@ def add_commands(commands: Commands) -> None:
         "gpu", help="tests and measurements of an NVIDIA GPU, in stages; `make gpu` calls it"
     )
     gpu.add_argument(
-        "stages", nargs="*", metavar="STAGE", help="tests, kernels, loading, training, compiled, cluster (default: all)"
+        "stages",
+        nargs="*",
+        metavar="STAGE",
+        help="tests, feed, step, kernels, loading, training, compiled, cluster (default: all)",
     )
     gpu.add_argument("--videos", type=Path, metavar="DIR", help="videos of yours (default: some are made)")
     gpu.add_argument("--again", action="store_true", help="also the steps that are done")

@@ -27,7 +27,7 @@ import torch
 from ...engine.config.error import ConfigError
 from ...loaders.corpus.whole_file import write_whole
 from ..rows.row import read_rows, write_rows
-from .steps import STAGES, GpuStep, check_stages
+from .steps import ROWS_OF, STAGES, GpuStep, check_stages
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results" / "gpu"
@@ -124,7 +124,7 @@ def _run_step(stage: str, step: GpuStep, fingerprint: str, results: Path, videos
         command = _command(step, out, work, videos)
         status, printed = run_limited(command, step.seconds)
         if out.exists():
-            _take_rows(results / f"{stage}.jsonl", step.name, read_rows(out))
+            _take_rows(results / f"{ROWS_OF.get(stage, stage)}.jsonl", step.name, read_rows(out))
     absent, wrong = judge_skips(printed) if step.runs == "pytest" else ((), [])
     if status == DONE and wrong:
         status, printed = FAILED, "skipped, though no optional package is named:\n" + "\n".join(wrong)

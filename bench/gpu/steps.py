@@ -1,4 +1,4 @@
-"""The steps of `make gpu`: what is tested and measured on a machine with an NVIDIA GPU, in seven stages of at most eight minutes.
+"""The steps of `make gpu`: what is tested and measured on a machine with an NVIDIA GPU, in eight stages of at most eight minutes.
 
 A command's `{out}` is the file its rows go to, `{videos}` a folder of videos, `{work}` a folder for what is made on the way. A
 step's limit counts for all of its processes; the limits of a stage add up to no more than STAGE_SECONDS.
@@ -84,6 +84,14 @@ STAGES: dict[str, tuple[GpuStep, ...]] = {
         _tests("workers", ("loaders/decode/workers", "engine/record/device_time"), 70, ("av",)),
         _bench("feed", "bench feed {work}/packed --rounds 2 --out {out}", 200, ("av",)),
     ),
+    # Each switch of the step apart, on resident data.
+    "step": (
+        _tests("graphs", ("engine/step/graphs",), 110),
+        *(
+            GpuStep(f"switches-{model}", ("trocar.bench.training.switches", model, "{out}"), 120, (), "module")
+            for model in ("mae-base", "mae-large", "jepa-large")
+        ),
+    ),
     "kernels": tuple(_bench(name, f"bench kernels {name} --out {{out}}", 52) for name in OPERATORS),
     "loading": (
         VIDEOS,
@@ -130,6 +138,9 @@ STAGES: dict[str, tuple[GpuStep, ...]] = {
         _bench("level", "bench clustering --level-only --device cuda --out {out}", 180, ("av",)),
     ),
 }  # fmt: skip
+
+# Stages whose rows go to another's file: there are few files.
+ROWS_OF = {"compiled": "training"}
 
 
 def check_stages(names: Sequence[str], stages: Mapping[str, Sequence[GpuStep]] = STAGES) -> None:

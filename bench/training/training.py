@@ -196,6 +196,7 @@ def describe(config: Config) -> dict[str, Any]:
         "decoder_mask_ratio": config.objective.decoder_mask_ratio if config.objective.kind == "mae" else None,
         "views_per_span": config.data.views_per_span,
         "compile": config.run.compile,
+        "cuda_graphs": config.run.cuda_graphs,
         "threads": torch.get_num_threads(),
     }
 

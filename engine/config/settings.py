@@ -43,8 +43,9 @@ class RunConfig:
 
     sharding: over several ranks, "none" keeps the whole model on each (DDP), "full" shards it over all (FSDP2), "node" shards it
     inside a node and keeps a copy per node (HSDP). checkpoint_activations: compute every block's activations again instead of
-    keeping them. compile: torch.compile per block; "auto" takes inductor where there is a compiler, else aot_eager. cuda_graphs:
-    replay compiled blocks as CUDA graphs. pin_cores: give every rank of a node its own cores, near its GPU.
+    keeping them. compile: torch.compile per block; "auto" takes inductor on a GPU, or none where that fails, and tells; none on a
+    CPU. cuda_graphs: replay the whole step as CUDA graphs; "auto" does where GPU and run allow it, and tells why not; on a CPU true
+    runs the step from the buffers that a graph would read. pin_cores: give every rank of a node its own cores, near its GPU.
 
     heartbeat_timeout: seconds without a sign of life from a rank before the run ends; rank_timeout: seconds that the others wait
     for one that lives but does not come on, also of collectives (NCCL's timeout). save_timeout: seconds that writing a checkpoint
@@ -68,8 +69,8 @@ class RunConfig:
     pictures_every: int | None = None
     sharding: Literal["none", "full", "node"] = "none"
     checkpoint_activations: bool = False
-    compile: Literal["none", "auto", "inductor", "aot_eager"] = "none"
-    cuda_graphs: bool = False
+    compile: Literal["none", "auto", "inductor", "aot_eager"] = "auto"
+    cuda_graphs: bool | Literal["auto"] = "auto"
     pin_cores: bool = True
     heartbeat_timeout: float = 30.0
     rank_timeout: float = 600.0
@@ -84,19 +85,8 @@ class RunConfig:
         check("a positive number of minutes or null", positive, "checkpoint_minutes")
         check("a positive number of steps or null", positive, "keep_every", "pictures_every")
         pictured = self.pictures_every is None or self.sharding == "none"
-        require(
-            pictured,
-            "run.pictures_every",
-            self.pictures_every,
-            "null, or run.sharding=none: a rank has the whole model",
-        )
-        graphs = not self.cuda_graphs or self.compile in ("auto", "inductor")
-        require(
-            graphs,
-            "run.cuda_graphs",
-            self.cuda_graphs,
-            "false, or run.compile=auto or inductor, whose blocks are replayed",
-        )
+        accepted = "null, or run.sharding=none: a rank has the whole model"
+        require(pictured, "run.pictures_every", self.pictures_every, accepted)
 
 
 @dataclass(frozen=True)
@@ -422,7 +412,8 @@ class OptimConfig:
 
     outlier_sigmas: a step whose loss or gradient norm is beyond the running mean by so many standard deviations is left out, on all
     ranks alike, as is one that is not finite; null leaves out the latter alone. skip_budget: so many of the last 1,000 steps may be
-    left out; one more ends the run. optimizer: "adamw" is PyTorch's fused one, "apex" NVIDIA apex's FusedAdam.
+    left out; one more ends the run. optimizer: "adamw" is PyTorch's fused one, "apex" NVIDIA apex's FusedAdam,
+    "muon" Muon for the blocks' matrices and AdamW for the rest.
     """
 
     batch: int = 256
@@ -443,7 +434,7 @@ class OptimConfig:
     clip_gradient: float | None = None
     outlier_sigmas: float | None = 10.0
     skip_budget: int = 20
-    optimizer: Literal["adamw", "apex"] = "adamw"
+    optimizer: Literal["adamw", "apex", "muon"] = "adamw"
 
     def __post_init__(self) -> None:
         check = partial(_check, self, "optim.")

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...loaders.draw.order import ClipOrder
 from ..config.settings import ConfigError, OptimConfig, RunConfig
+from .compiler import blocks_backend
 
 # The watch over the ranks knows who is late; collectives give up after it, with no more than that they did.
 COLLECTIVE_GRACE = 1.5
@@ -133,11 +135,15 @@ def distribute(model: nn.Module, config: RunConfig, world: World, mesh: DeviceMe
 
     mesh: over which ranks; made where None.
     """
+    backend = blocks_backend(config.compile, world.device)
+    if config.compile == "auto" and world.device.type == "cuda" and world.is_first:
+        told = "the first steps take longer, a cache spares later runs that" if backend else "Triton is not there"
+        print(f"run.compile: {backend or 'off'}, {told}", file=sys.stderr, flush=True)
     for block in transformer_blocks(model):
         if config.checkpoint_activations:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-        if config.compile != "none":
-            _compile(block, config.compile, config.cuda_graphs)
+        if backend is not None:
+            block.compile(backend=backend)
     if config.sharding != "none":
         if world.size == 1:
             raise ConfigError(
@@ -197,12 +203,10 @@ def device_mesh(config: RunConfig, world: World) -> DeviceMesh:
     return init_device_mesh(world.device.type, shape, mesh_dim_names=("nodes", "gpus"))
 
 
-def _compile(block: nn.Module, wanted: Literal["auto", "inductor", "aot_eager"], cuda_graphs: bool) -> None:
-    from .compiler import choose_backend
-
-    backend = choose_backend(wanted)
-    mode = "reduce-overhead" if cuda_graphs and backend == "inductor" else None
-    block.compile(backend=backend, mode=mode) if mode else block.compile(backend=backend)
+def leave_uncompiled(model: nn.Module) -> None:
+    """From here on blocks run as they are written."""
+    for block in transformer_blocks(model):
+        block._compiled_call_impl = None
 
 
 def _number(name: str, default: int) -> int:

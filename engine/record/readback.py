@@ -15,9 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ...loaders.decode.batch import LoaderCount
 from .device_time import DeviceTime, StepWork, shares
@@ -38,11 +36,14 @@ class StepSums:
     def zeros(cls, batch: int, ranks: int, device: torch.device) -> StepSums:
         return cls(torch.zeros(1 + batch + len(HOST) + 2 * ranks, dtype=torch.float64, device=device), batch)
 
-    def add(self, places: NDArray[np.int64], loss: torch.Tensor, clip_loss: torch.Tensor) -> None:
-        """Takes in a part of the batch. places: (b,) of its clips in the batch. loss: this rank's part of the step's."""
+    def add(self, places: torch.Tensor, loss: torch.Tensor, clip_loss: torch.Tensor) -> None:
+        """Takes in a part of the batch. places: (b,) int64 of its clips in the batch. loss: this rank's part of the step's."""
         self.loss.add_(loss)
-        index = torch.from_numpy(places).to(self.values.device, non_blocking=True)
-        self.clip_loss.index_copy_(0, index, clip_loss.double())
+        self.clip_loss.index_copy_(0, places, clip_loss.double())
+
+    def copy(self) -> StepSums:
+        """As they are now, for who reads them later."""
+        return StepSums(self.values.clone(), self.batch)
 
     def tell(self, rank: int, count: LoaderCount, stop: bool, waited: float, alone: float, save: bool = False) -> None:
         """Puts in what this rank's host knows: the numbers named in HOST, and seconds (see `seconds`)."""

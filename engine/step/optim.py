@@ -11,8 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.cuda import is_available as has_cuda
+from torch.distributed.tensor import DTensor
 
 from ..config.settings import ConfigError, OptimConfig
+from .muon import Muon
 
 BUILT_BY = "APEX_CPP_EXT=1 APEX_CUDA_EXT=1"
 UNFIT_APEX = {
@@ -90,7 +92,7 @@ def build_schedule(config: OptimConfig, steps: int) -> Schedule:
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW over what is trained; vectors (biases, norms, the mask token) are not decayed, as in VideoMAE.
 
-    Raises ConfigError where optim.optimizer asks for NVIDIA apex and it is not there.
+    Raises ConfigError where optim.optimizer asks for what is not there, NVIDIA apex or Muon.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -102,16 +104,56 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         if fused_adam is None:
             raise ConfigError(f"optim.optimizer: 'apex' is asked for, but {problem}; set optim.optimizer=adamw")
         return ApexAdam(fused_adam, groups, config)
-    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)
+    if config.optimizer == "muon":
+        return Muon(model, groups, config)
+    if config.final_weight_decay is not None and not any(isinstance(parameter, DTensor) for parameter in trained):
+        # The fused kernel takes it from the host.
+        groups[0] |= {"weight_decay": 0.0, "decay": config.weight_decay}
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)
+    optimizer.register_step_pre_hook(_decay)
+    return optimizer
+
+
+def read_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """From here on AdamW reads its schedule from scalars on the device, and can be captured."""
+    is_cuda = device.type == "cuda"
+    for group in optimizer.param_groups:
+        # The fused kernel reads float32 on a GPU; on a CPU float64, which is what it makes of a number.
+        group["lr"] = torch.zeros((), dtype=torch.float32 if is_cuda else torch.float64, device=device)
+        group["capturable"] = is_cuda
+        if "decay" in group:
+            group["decay"] = torch.zeros((), dtype=torch.float64, device=device)
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> None:
     """Puts the step's learning rate and weight decay into the optimizer."""
     learning_rate, weight_decay = schedule(step), schedule.weight_decay(step)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        _put(group, "lr", learning_rate)
         if group["is_decayed"]:
-            group["weight_decay"] = weight_decay
+            _put(group, "decay" if "decay" in group else "weight_decay", weight_decay)
+
+
+def _put(group: dict[str, Any], key: str, value: float) -> None:
+    if isinstance(group[key], torch.Tensor):
+        group[key].fill_(value)
+    else:
+        group[key] = value
+
+
+@torch.no_grad()
+def _decay(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Decoupled weight decay that follows a schedule, weights times 1 - rate * decay, before AdamW's own step, whose moments do not
+    look at the weights."""
+    skip = getattr(optimizer, "found_inf", None)
+    for group in optimizer.param_groups:
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if "decay" not in group or not parameters:
+            continue
+        kept = torch.as_tensor(1 - group["lr"] * group["decay"], dtype=torch.float64, device=parameters[0].device)
+        if skip is not None:
+            kept = torch.where(skip != 0, torch.ones_like(kept), kept)
+        torch._foreach_mul_(parameters, kept.to(parameters[0].dtype))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def step_unless(optimizer: torch.optim.Optimizer, found_inf: torch.Tensor) -> None:

@@ -68,8 +68,9 @@ def window_clips(batch: int) -> int:
 class CollapseWatch:
     """Adds the signals above to the rows of a run.
 
-    rows: of the run so far, whose first ones say what things were at the start. Objectives without `pooled` features get loss_trend
-    alone. tell: say on stderr when collapse begins. write: False does nothing, for all ranks but the one that writes the metrics.
+    rows: of the run so far, whose first ones say what things were at the start. Objectives that leave no `pooled` features get
+    loss_trend alone. tell: say on stderr when collapse begins. write: False does nothing, for all ranks but the one that writes the
+    metrics.
     """
 
     def __init__(self, rows: Sequence[dict[str, Any]], tell: bool = True, write: bool = True) -> None:
@@ -89,10 +90,10 @@ class CollapseWatch:
 
     def observe(self, objective: Objective, step: int) -> None:
         """Keeps the features of the last forward pass, on their device. step: how many are done."""
-        pooled = getattr(objective, "pooled", None)
-        if self._thread is None or pooled is None or not len(pooled):
+        pooled = objective.observed.get("pooled")
+        if self._thread is None or pooled is None:
             return
-        self._pooled.append(pooled.detach())
+        self._pooled.append(pooled.detach().clone())  # a step that is replayed writes where the one before did
         self._window = window_clips(len(pooled))
         while sum(map(len, self._pooled)) - len(self._pooled[0]) >= self._window:
             self._pooled.popleft()

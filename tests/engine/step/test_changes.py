@@ -39,7 +39,7 @@ ASKED = [
 ]
 FREE = [
     "run.dir=elsewhere", "run.threads=3", "run.log_every=5", "run.checkpoint_every=3", "run.keep_every=2",
-    "run.tensorboard=false", "run.compile=auto", "run.sharding=full", "run.device=auto", "data.corpus=moved",
+    "run.tensorboard=false", "run.compile=none", "run.sharding=full", "run.device=auto", "data.corpus=moved",
     "data.threads=2", "data.prefetch=5", "data.failure_budget=0.5", "data.clip_timeout=5", "model.init=other",
     "optim.accumulation=2", "optim.skip_budget=3", "probe.every=5", "probe.batch=2", "validation.every=5",
     "validation.batch=2",

@@ -54,7 +54,7 @@ def follow(
     for step, (deviation, width) in enumerate(zip(deviations, spread, strict=True), start=start + 1):
         pooled = torch.randn(32, 16, generator=generator) * width
         pooled[:, 0] += 1
-        watch.observe(SimpleNamespace(pooled=pooled), step)  # pyright: ignore[reportArgumentType]
+        watch.observe(SimpleNamespace(observed={"pooled": pooled}), step)  # pyright: ignore[reportArgumentType]
         row = {"step": step, "loss": 1 / step, "feature_std": deviation}
         watch.complete(row)
         found.append(row)
@@ -66,7 +66,7 @@ def test_rankme_is_taken_of_few_steps() -> None:
     watch = CollapseWatch([], tell=False)
     basis = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))[0]
     for step in range(1, 31):  # each step's target encoder has a direction of its own
-        watch.observe(SimpleNamespace(pooled=basis[step].expand(8, -1)), step)  # pyright: ignore[reportArgumentType]
+        watch.observe(SimpleNamespace(observed={"pooled": basis[step].expand(8, -1)}), step)  # pyright: ignore[reportArgumentType]
         row = {"step": step, "loss": 1.0, "feature_std": 1.0}
         watch.complete(row)
         if step in (20, 30):  # of 10 steps before
@@ -87,7 +87,7 @@ def test_no_step_waits_for_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "rankme", slow)
     watch, rows = CollapseWatch([], tell=False), []
     for step in range(1, 21):
-        watch.observe(SimpleNamespace(pooled=torch.randn(32, 4)), step)  # pyright: ignore[reportArgumentType]
+        watch.observe(SimpleNamespace(observed={"pooled": torch.randn(32, 4)}), step)  # pyright: ignore[reportArgumentType]
         if step == 20:
             may_end.set()
         rows.append({"step": step, "loss": 1.0})
@@ -103,7 +103,7 @@ def test_nothing_waits_for_the_device() -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(1, 31):
-            watch.observe(SimpleNamespace(pooled=pooled), step)  # pyright: ignore[reportArgumentType]
+            watch.observe(SimpleNamespace(observed={"pooled": pooled}), step)  # pyright: ignore[reportArgumentType]
             row = {"step": step, "loss": 1.0}
             watch.complete(row)
     finally:
@@ -113,7 +113,7 @@ def test_nothing_waits_for_the_device() -> None:
 
 def test_other_ranks_keep_nothing() -> None:
     watch, row = CollapseWatch([], write=False), {"step": 10, "loss": 1.0}
-    watch.observe(SimpleNamespace(pooled=torch.randn(256, 4)), 10)  # pyright: ignore[reportArgumentType]
+    watch.observe(SimpleNamespace(observed={"pooled": torch.randn(256, 4)}), 10)  # pyright: ignore[reportArgumentType]
     watch.complete(row)
     assert row == {"step": 10, "loss": 1.0}
     assert not watch._pooled
@@ -156,7 +156,7 @@ def test_an_objective_without_features_gets_the_trend_alone() -> None:
     watch = CollapseWatch([])
     rows = [{"step": step, "loss": 1.0} for step in range(1, 121)]
     for row in rows:
-        watch.observe(SimpleNamespace(), row["step"])  # pyright: ignore[reportArgumentType]
+        watch.observe(SimpleNamespace(observed={}), row["step"])  # pyright: ignore[reportArgumentType]
         watch.complete(row)
     assert rows[-1] == {"step": 120, "loss": 1.0, "loss_trend": 0.0}
 
