@@ -184,6 +184,7 @@ def test_expected_errors_end_a_command_with_their_message(
 # Caught by who calls: they stand for an answer, not for a mistake.
 ANSWERS = {
     "ArmError",
+    "NotPlanesError",
     "PeerError",
     "ProcessDied",
     "RecipeError",
