@@ -34,6 +34,7 @@ TINY = [
 # By command: arguments that name a path where nothing is, or another thing that is not there, and what is said of it.
 WRONG = {
     "index": [([GONE, "--out", "out"], "no such file or folder")],
+    "screen": [([GONE], "no such folder"), (["here", "--model", GONE], "no such file")],
     "pack": [([GONE, "--out", "out"], "no such folder")],
     "convert": [([GONE, "--out", "out"], "no such encoder")],
     "pretrain": [
