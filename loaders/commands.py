@@ -62,6 +62,7 @@ def add_commands(commands: Commands) -> None:
     pack.add_argument("--codec", help="h264, hevc, vp9 or mjpeg (default: h264)")
     pack.add_argument("--quality", type=QUALITY, help="of the encoder, lower is better (default: the codec's)")
     pack.add_argument("--workers", type=COUNT, help="packing processes (default: one per core)")
+    pack.add_argument("--screen", action="store_true", help="black in place of what `trocar screen` found out of body")
     pack.set_defaults(run=run_pack)
 
 
@@ -113,6 +114,16 @@ def run_pack(options: argparse.Namespace) -> int:
         settings = PackSettings(**{name: value for name, value in given.items() if value is not None})
     except ValueError as error:
         raise UsageError(f"trocar pack: {error}") from error
-    summary = pack_corpus(options.corpus, options.out, settings, workers=options.workers)
-    print("\n".join(summary.lines()), flush=True)
+    if not options.screen:
+        summary = pack_corpus(options.corpus, options.out, settings, workers=options.workers)
+        print("\n".join(summary.lines()), flush=True)
+        return 0
+    from .corpus.corpus import Corpus
+    from .screen.proxies import hidden_frames, write_proxies_screen
+
+    corpus = Corpus.open(options.corpus)
+    hidden, told = hidden_frames(corpus)
+    summary = pack_corpus(options.corpus, options.out, settings, workers=options.workers, hidden=hidden)
+    write_proxies_screen(corpus, summary.path)
+    print("\n".join([*summary.lines(), *told]), flush=True)
     return 0

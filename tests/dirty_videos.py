@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from clips import write_pictures
 
+from trocar.loaders.corpus.spans import ScreenedVideo
+
 FPS = 25
 SIZES = ((192, 144), (240, 180), (320, 240))
 PALETTES = (
@@ -152,8 +154,8 @@ class Overlay:
 
 
 def write_dirty_video(
-    path: Path, seed: int, events: tuple[str, ...], *, overlay: str = "none", gop: int = 12, size: int = 0, longest_frozen: float = 8.0,
-    clean_seconds: float = 2.0,
+    path: Path, seed: int, events: tuple[str, ...], *, overlay: str = "none", gop: int = 12, size: int = 0, longest_frozen: float
+    = 8.0, clean_seconds: float = 2.0,
 ) -> Truth:  # fmt: skip
     """Writes a video with these events, `clean_seconds` and more of moving scene between them; returns the truth."""
     chance = np.random.default_rng(seed)
@@ -271,3 +273,57 @@ def flags(ranges: list[tuple[int, int]], frames: int) -> np.ndarray:
     for first, stop in ranges:
         found[first:stop] = True
     return found
+
+
+@dataclass
+class Counts:
+    """right, wrong and missed of a kind: events, or frames."""
+
+    right: int = 0
+    wrong: int = 0
+    missed: int = 0
+
+    @property
+    def precision(self) -> float:
+        return self.right / max(self.right + self.wrong, 1)
+
+    @property
+    def recall(self) -> float:
+        return self.right / max(self.right + self.missed, 1)
+
+
+def judge(found: ScreenedVideo, truth: Truth, counts: dict[str, Counts]) -> float:
+    """Adds to `counts`, by kind: cuts, flashes and instruments count events (right is one that was not taken for a cut), all others
+    frames. What is blank counts neither as frozen nor as defocused. Returns the overlay's intersection over union, NaN without
+    one."""
+    spans = found.spans
+    cuts = spans["first_frame"][1:][np.diff(spans["shot"]) > 0]
+    planted = np.array(truth.cuts)
+    right = [cut for cut in planted if np.abs(cuts - cut).min(initial=99) <= 1]
+    wrong = [cut for cut in cuts.tolist() if np.abs(planted - cut).min(initial=99) > 1]
+    _add(counts, "cut", len(right), len(wrong), len(planted) - len(right))
+    for kind, events in (("flash", truth.flashes), ("instrument", truth.instruments)):
+        false = sum(any(first - 3 <= cut <= stop + 3 for cut in wrong) for first, stop in events)
+        _add(counts, kind, len(events) - false, false, 0)
+    blank = flags(truth.blank, truth.frames)
+    for kind, told, events in (
+        ("blank", spans["blank"], truth.blank),
+        ("frozen", spans["frozen"], truth.frozen),
+        ("picture in picture", spans["picture_in_picture"], truth.inset),
+        ("fade or wipe", spans["transition"], truth.transitions),
+        ("defocus", spans["blur"] > 0.6, truth.defocus),
+    ):
+        counted = ~blank if kind in ("frozen", "defocus") else np.ones(truth.frames, bool)
+        one, other = np.repeat(told, spans["frames"])[counted], flags(events, truth.frames)[counted]
+        _add(counts, kind, int((one & other).sum()), int((one & ~other).sum()), int((~one & other).sum()))
+    if not truth.overlay.any():
+        return float("nan")
+    rows, columns = found.overlay.shape
+    height, width = truth.overlay.shape
+    mask = truth.overlay[np.arange(rows)[:, None] * height // rows, np.arange(columns) * width // columns]
+    return float((mask & found.overlay).sum() / (mask | found.overlay).sum())
+
+
+def _add(counts: dict[str, Counts], kind: str, right: int, wrong: int, missed: int) -> None:
+    of_kind = counts.setdefault(kind, Counts())
+    of_kind.right, of_kind.wrong, of_kind.missed = of_kind.right + right, of_kind.wrong + wrong, of_kind.missed + missed

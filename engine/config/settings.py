@@ -152,7 +152,8 @@ class DataConfig:
     epoch_draws: draws of an epoch, as many as there are spans where null. source_caps: the largest share of the draws of a source,
     by name. thin: leave out spans nearer than this to another of their leaf. include, exclude: videos by id, file name, pattern of
     paths, or @FILE that lists such. phases: what of these changes on the way. where: what spans that `trocar screen` scored have to
-    fulfil, as "in_body > 0.5 and not blank"; null is nothing. within_shots: no clip crosses a cut; null is where the corpus is screened.
+    fulfil, as "in_body > 0.5 and not blank"; null is nothing. within_shots: no clip crosses a cut; null is where the corpus is
+    screened.
     """
 
     corpus: str

@@ -1,7 +1,7 @@
 """What `trocar screen` found in a corpus, beside its index: `spans.parquet`, a row a span, and `screen.parquet`, a row a video.
 
-Spans of a video lie end to end from its first frame to its last. They end at cuts, pauses and where a picture freezes or goes blank,
-and are otherwise a few seconds long, so that what is said of a span holds for all of it.
+Spans of a video lie end to end from its first frame to its last. They end at cuts, pauses and where a picture freezes or goes
+blank, and are otherwise a few seconds long, so that what is said of a span holds for all of it.
 
     in_body             0 .. 1, how much it looks like the inside of a body
     blank, frozen       nothing to see; the picture stands still
@@ -59,8 +59,8 @@ VIDEO_SCHEMA = pa.schema(
 class ScreenedVideo:
     """What was found in one video.
 
-    video: its id. made_of: hex digits of the file, its index and how it was screened. spans: `SPAN_SCHEMA`'s columns but video, each
-    (N,). overlay: (H, W) bool, over the whole upright picture. pictures: how many were decoded. note: what could not be done.
+    video: its id. made_of: hex digits of the file, its index and how it was screened. spans: `SPAN_SCHEMA`'s columns but video,
+    each (N,). overlay: (H, W) bool, over the whole upright picture. pictures: how many were decoded. note: what could not be done.
     """
 
     video: str
@@ -134,8 +134,8 @@ def read_screen(folder: Path) -> list[ScreenedVideo]:
 class Screen:
     """The screen of a corpus.
 
-    video: (N,) int64 rows of the corpus, ascending. columns: the others of `SPAN_SCHEMA`, each (N,). Raises CorpusError where there is
-    none, or it does not cover every frame of every video.
+    video: (N,) int64 rows of the corpus, ascending. columns: the others of `SPAN_SCHEMA`, each (N,). Raises CorpusError where
+    there is none, or it does not cover every frame of every video.
     """
 
     def __init__(self, corpus: Corpus) -> None:

@@ -5,7 +5,8 @@ are numbered through. Draw n visits them in a keyed pseudo-random order: n // nu
 num_spans enters it, so every span is seen once before any is seen twice. The clip starts at the span's first frame plus a keyed
 offset below the span's length, clamped at the end of the video, or at the pause that follows: no two visits see the same cut, no
 frame is out of reach, and no clip crosses a pause. A stretch between two pauses that fills less than half a span is left out, if
-the video has a longer one. Cuts are as pauses where a screen tells them, and what it leaves out is no stretch at all (`screened.py`).
+the video has a longer one. Cuts are as pauses where a screen tells them, and what it leaves out is no stretch at all
+(`screened.py`).
 
 With sample_fps, in a video of variable rate, the grid still counts frames, so that a video weighs what it has pictures, at its
 average rate; the clip takes the frames nearest in time.
@@ -263,8 +264,8 @@ class Sampler:
     def within(
         self, video: Integers, first: Integers, frames: Integers
     ) -> tuple[NDArray[np.bool_], Integers, Integers]:
-        """Of spans (N,) of videos, from frame `first` on: whether half or more of each lies in one stretch that is not left out, and
-        the first frame and the frames of its longest such part. All as they are in videos that no screen says anything of."""
+        """Of spans (N,) of videos, from frame `first` on: whether half or more of each lies in one stretch that is not left out,
+        and the first frame and the frames of its longest such part. All as they are in videos that no screen says anything of."""
         begin = self._first_frame[video] + first
         end = np.minimum(begin + frames, self._first_frame[video + 1])
         stretch = np.searchsorted(self._stretches, begin, side="right") - 1

@@ -22,8 +22,8 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Screened:
-    """breaks: (K, 2) (video, frame) of frames that begin a stretch which no clip leaves. left_out: (M, 3) (video, first frame, the one
-    behind the last) of what no clip shows. notes: what that comes to, for the log."""
+    """breaks: (K, 2) (video, frame) of frames that begin a stretch which no clip leaves. left_out: (M, 3) (video, first frame,
+    the one behind the last) of what no clip shows. notes: what that comes to, for the log."""
 
     breaks: Integers
     left_out: Integers
@@ -35,8 +35,8 @@ def has_screen(corpus: Corpus) -> bool:
 
 
 def screened(corpus: Corpus, where: str | None = None, within_shots: bool | None = None) -> Screened | None:
-    """What `data.where` and `data.within_shots` ask for; None where they ask for nothing. within_shots: None is where the corpus has a
-    screen.
+    """What `data.where` and `data.within_shots` ask for; None where they ask for nothing. within_shots: None is where the corpus
+    has a screen.
 
     Raises CorpusError where there is no screen but one is asked for, or the expression is not accepted or leaves nothing.
     """

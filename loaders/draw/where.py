@@ -1,7 +1,7 @@
 """`data.where`: which spans of a screen may be drawn, as an expression: "in_body > 0.9 and not blank and blur < 0.5".
 
-Names of a screen's columns, numbers, comparisons, `and`, `or`, `not` and brackets; all else is refused. The text is parsed, not run:
-nothing in it is called, looked up or evaluated by Python.
+Names of a screen's columns, numbers, comparisons, `and`, `or`, `not` and brackets; all else is refused. The text is parsed, not
+run: nothing in it is called, looked up or evaluated by Python.
 
 Shapes: N spans.
 """

@@ -1,8 +1,8 @@
 """Fits the classical score of `in_body.py`: python -m trocar.loaders.screen.fit_in_body CLIPS... [--held-out NAME...]
 
-What is in a body: the surgical clips given, public ones. What is not: scenes that are made here, of rooms, text and faces. Sources are
-never on both sides: the error is that on sources held out, each in turn (`--held-out` leaves some out of the fit altogether). Prints
-the numbers of `in_body.py`.
+What is in a body: the surgical clips given, public ones. What is not: scenes that are made here, of rooms, text and faces.
+Sources are never on both sides: the error is that on sources held out, each in turn (`--held-out` leaves some out of the fit
+altogether). Prints the numbers of `in_body.py`.
 
 Shapes: N pictures, K features.
 """

@@ -1,8 +1,8 @@
 """How much a picture looks like the inside of a body: a logistic regression on what colour, light, texture and border say of it.
 
-It was fitted by `fit_in_body.py`, which says on what, and with which error. It knows laparoscopy, robotic and eye surgery as cameras in
-bodies show them, and knows nothing of people: what it calls out of body is for a person to look at. Weights of others go in its place
-by `--model` (`models.py`).
+It was fitted by `fit_in_body.py`, which says on what, and with which error. It knows laparoscopy, robotic and eye surgery as
+cameras in bodies show them, and knows nothing of people: what it calls out of body is for a person to look at. Weights of others
+go in its place by `--model` (`models.py`).
 
 Shapes: H W = 144 x 192 pixels of a sample, K features.
 """
@@ -16,8 +16,8 @@ from .pictures import LUMA, Picture, pooled
 
 IN_BODY = 0.5  # the default threshold
 FEATURES = (
-    "red", "blue", "saturation", "saturation_deviation", "brightness", "brightness_deviation", "dark", "vignette", "edges", "upright",
-    "warm", "cold", "grey", "colours", "dark_border",
+    "red", "blue", "saturation", "saturation_deviation", "brightness", "brightness_deviation", "dark", "vignette", "edges",
+    "upright", "warm", "cold", "grey", "colours", "dark_border",
 )  # fmt: skip
 # Of `fit_in_body.py`: mean and deviation of each feature, its weight; the constant.
 MEANS = (

@@ -1,9 +1,9 @@
 """Scores of bodies by a network that somebody has: a TorchScript or ONNX file that says in or out of one picture.
 
-Weights of OoBNet or of LEMON's classifier are not ours to hand out; whoever has them exports them to such a file. It gets (1, 3, H, W)
-float32, RGB, less ImageNet's mean and by its deviation, at the sides that an ONNX file names, else 224 x 224. It returns one value, of
-which the sigmoid counts, or two: out of the body, then in it, of which the softmax counts. With `head`, what it returns are features
-(1, D), of which a linear head makes that value: an .npz file of `weight` (D,) and `bias`.
+Weights of OoBNet or of LEMON's classifier are not ours to hand out; whoever has them exports them to such a file. It gets (1, 3,
+H, W) float32, RGB, less ImageNet's mean and by its deviation, at the sides that an ONNX file names, else 224 x 224. It returns one
+value, of which the sigmoid counts, or two: out of the body, then in it, of which the softmax counts. With `head`, what it
+returns are features (1, D), of which a linear head makes that value: an .npz file of `weight` (D,) and `bias`.
 
 TorchScript files hold code: only those of people you trust.
 """

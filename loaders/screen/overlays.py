@@ -1,7 +1,7 @@
 """What stands on top of a video all through it: text, logos, clocks; and pictures in the picture.
 
-Text keeps its edges where all else moves: a cell of the mask is covered where an edge is in nearly every one of several samples that
-otherwise show different things. Where nothing moves, nothing can be told, and nothing is claimed.
+Text keeps its edges where all else moves: a cell of the mask is covered where an edge is in nearly every one of several samples
+that otherwise show different things. Where nothing moves, nothing can be told, and nothing is claimed.
 
 Shapes: H W = 144 x 192 pixels of samples; the mask has the same cells.
 """
@@ -13,12 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .pictures import HEIGHT, LUMA, WIDTH, Picture, Sample, changed_share
+from .pictures import HEIGHT, LUMA, WIDTH, Sample, changed_share
 
 EDGE = 28.0  # of luma over two pixels
 PERSISTENT = 0.85  # share of the samples that have an edge near
 MOVED = 0.3  # share of the blocks in which a sample differs from the one before that counts
-GROUP, STEP, FEWEST = 10, 5, 6  # samples that are held together: a logo may drift
+GROUP, STEP, FEWEST, MOST_GROUPS = 10, 5, 6, 24  # samples that are held together: a logo may drift
 CLOSING = 4  # pixels between letters
 THINNEST, LARGEST_SHARE, LEAST_FILL = 4, 0.4, 0.4
 WIDENED = 2  # pixels by which edges reach beyond what they are of
@@ -39,12 +39,11 @@ def overlay_mask(samples: Sequence[Sample]) -> Mask:
     covered = np.zeros((HEIGHT, WIDTH), bool)
     if len(counted) < FEWEST:
         return covered
-    lumas = np.stack([(sample.pixels @ LUMA).astype(np.float32) for sample in counted])
-    edges = np.stack([dilated(_edges(luma), 1) for luma in lumas])
     last = max(len(counted) - GROUP, 0)
-    for first in sorted({*range(0, last + 1, STEP), last}):
-        group = slice(first, first + GROUP)
-        covered |= _covered(edges[group].mean(axis=0) >= PERSISTENT, lumas[group].std(axis=0))
+    for first in np.unique(np.linspace(0, last, min(last // STEP + 2, MOST_GROUPS)).round().astype(int)).tolist():
+        lumas = np.stack([(sample.pixels @ LUMA).astype(np.float32) for sample in counted[first : first + GROUP]])
+        edges = np.stack([dilated(_edges(luma), 1) for luma in lumas])
+        covered |= _covered(edges.mean(axis=0) >= PERSISTENT, lumas.std(axis=0))
     return covered
 
 
@@ -114,23 +113,20 @@ def _components(mask: Mask) -> NDArray[np.int64]:
 
 def insets(samples: Sequence[Sample], covered: Mask) -> NDArray[np.bool_]:
     """(S,) in which samples a smaller picture stands: a straight vertical and a straight horizontal edge that meet in a corner, as
-    long as a picture's side may be, and that are there in two samples, one after the other. What is covered (H, W) by text and logos
-    does not count."""
-    steps = []
-    for sample in samples:
+    long as a picture's side may be, and that are there in two samples, one after the other. What is covered (H, W) by text and
+    logos does not count."""
+    hidden, found = dilated(covered, 3), np.zeros(len(samples), bool)
+    before: tuple[NDArray[np.float32], NDArray[np.float32], list[tuple[Line, Line]]] | None = None
+    for index, sample in enumerate(samples):
         luma = sample.pixels @ LUMA
-        steps.append((np.abs(np.diff(luma, axis=1)), np.abs(np.diff(luma, axis=0)).T))
-    hidden = dilated(covered, 3)
-    corners = [_corners(upright, level, hidden) for upright, level in steps]
-    found = np.zeros(len(samples), bool)
-    for index in range(len(samples)):
-        for other in (index - 1, index + 1):
-            if 0 <= other < len(samples) and any(
-                _stands_out(steps[one][0], upright) and _stands_out(steps[one][1], level)
-                for one, among in ((other, corners[index]), (index, corners[other]))
-                for upright, level in among
-            ):
-                found[index] = True
+        upright, level = np.abs(np.diff(luma, axis=1)), np.abs(np.diff(luma, axis=0)).T
+        corners = _corners(upright, level, hidden)
+        if before is not None and (
+            any(_stands_out(before[0], one) and _stands_out(before[1], other) for one, other in corners)
+            or any(_stands_out(upright, one) and _stands_out(level, other) for one, other in before[2])
+        ):
+            found[index - 1 : index + 1] = True
+        before = upright, level, corners
     return found
 
 

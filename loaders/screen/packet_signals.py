@@ -20,7 +20,7 @@ BASELINE_FRAMES = 24
 SPIKE = 1.5  # times the larger packets around it
 KEYFRAME_CHANGE = 0.25  # of the logarithm of a keyframe's size from one to the next
 MACROBLOCK = 256
-REFINED_FRAMES = 4
+REFINED_FRAMES, ALONE_FRAMES = 4, 6
 LEVEL_FRAMES, LEVEL_CHANGE = 12, 2.5
 
 
@@ -52,7 +52,7 @@ def still_runs(packets: PacketSizes, pixels: int, fps: float) -> NDArray[np.int6
     pixels: of a picture. A stretch begins with the frame that repeats its predecessor.
     """
     sizes, keys = packets.sizes, packets.keys
-    fewest = max(2, int(round(STILL_SECONDS * fps)))
+    fewest = max(2, round(STILL_SECONDS * fps))
     if keys.all():
         # Equal pictures give equal keyframes.
         same = np.abs(np.diff(sizes, prepend=-1.0)) <= 0.002 * sizes
@@ -63,10 +63,14 @@ def still_runs(packets: PacketSizes, pixels: int, fps: float) -> NDArray[np.int6
     lively = others[others > 2 * floor]
     usual = float(np.median(lively)) if len(lively) else 0.0
     repeats = (sizes <= max(floor, min(0.06 * usual, 4 * floor))) & ~keys
-    # Between repeats stand keyframes, and what an encoder refines behind them and at first.
+    # Between repeats stand keyframes, what an encoder refines behind them, and a packet now and then; where more comes, something
+    # moves.
+    behind_key = np.convolve(keys, np.ones(REFINED_FRAMES + 1))[: len(keys)] > 0
+    moving = ~behind_key & (sizes > max(0.3 * usual, 2 * floor))
+    crowded = np.convolve(moving, np.ones(2 * ALONE_FRAMES + 1), "same") > 1
     joined: list[list[int]] = []
     for first, stop in runs_of(repeats).tolist():
-        if joined and first - joined[-1][1] <= REFINED_FRAMES:
+        if joined and first - joined[-1][1] <= REFINED_FRAMES and not crowded[joined[-1][1] : first].any():
             joined[-1][1] = stop
         else:
             joined.append([first, stop])

@@ -1,6 +1,7 @@
 """What one decoded picture says of itself.
 
-Shapes: H W = 144 x 192 pixels of a *sample*, 48 x 64 of a *thumbnail*, whatever the video's own shape; 6 x 8 blocks of 8 x 8 pixels.
+Shapes: H W = 144 x 192 pixels of a *sample*, 48 x 64 of a *thumbnail*, whatever the video's own shape; 6 x 8 blocks of 8 x 8
+pixels.
 """
 
 from __future__ import annotations
@@ -125,8 +126,9 @@ def colour_distance(first: Picture, second: Picture) -> float:
 
 
 def blur(pixels: Picture, covered: NDArray[np.bool_]) -> float:
-    """0 (sharp) .. 1 of what is not covered (H, W) by text and logos, without a reference: how little of the change from pixel to pixel another blurring takes away (Crete,
-    Dolmiere, Ladret and Nicolas 2007, with a filter of 9 pixels); the larger of both directions."""
+    """0 (sharp) .. 1 of what is not covered (H, W) by text and logos, without a reference: how little of the change from pixel
+    to pixel another blurring takes away (Crete, Dolmiere, Ladret and Nicolas 2007, with a filter of 9 pixels); the larger of
+    both directions."""
     luma = pixels @ LUMA
     found = []
     for picture, left_out in ((luma, covered), (luma.T, covered.T)):

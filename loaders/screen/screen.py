@@ -39,7 +39,8 @@ PARTS = "screen.parts"
 
 @dataclass(frozen=True)
 class ScreenSummary:
-    """What a screen holds. reused: of the videos, screened before. unreadable: (path, reason). hours: of video. pictures: decoded now."""
+    """What a screen holds. reused: of the videos, screened before. unreadable: (path, reason). hours: of video. pictures:
+    decoded now."""
 
     path: Path
     videos: int

@@ -1,8 +1,8 @@
 """Where one shot ends and the next begins, to the frame.
 
-Packets and samples name candidates; around these alone frames are decoded. A cut is where nearly all that has texture shows something
-else from one frame to the next, and where no picture before is like any of those behind: light that flashes comes back, an instrument
-changes a part. What changes slowly is a transition, reported as such: it has no frame of its own.
+Packets and samples name candidates; around these alone frames are decoded. A cut is where nearly all that has texture shows
+something else from one frame to the next, and where no picture before is like any of those behind: light that flashes comes
+back, an instrument changes a part. What changes slowly is a transition, reported as such: it has no frame of its own.
 
 Shapes: F frames.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,8 +111,8 @@ class Frames:
 
 @dataclass(frozen=True)
 class Shots:
-    """cuts: (C,) first frames of shots but the first, ascending. transitions: (T, 2) first frames of fades and wipes and those behind
-    their last. unchecked: how many candidates nothing was decoded for, as the budget was spent."""
+    """cuts: (C,) first frames of shots but the first, ascending. transitions: (T, 2) first frames of fades and wipes and those
+    behind their last. unchecked: how many candidates nothing was decoded for, as the budget was spent."""
 
     cuts: NDArray[np.int64]
     transitions: NDArray[np.int64]
@@ -125,7 +126,10 @@ def find_shots(frames: Frames, candidates: NDArray[np.int64], strength: NDArray[
     keyframe = np.searchsorted(frames.starts, candidates - SEARCH - BEFORE[-1], side="right")
     groups = [np.flatnonzero(keyframe == start) for start in np.unique(keyframe).tolist()]
     for group in sorted(groups, key=lambda group: -strength[group].max()):
-        near = [(candidate - SEARCH - BEFORE[-1], candidate + SEARCH + BEHIND[-1]) for candidate in candidates[group].tolist()]
+        near = [
+            (candidate - SEARCH - BEFORE[-1], candidate + SEARCH + BEHIND[-1])
+            for candidate in candidates[group].tolist()
+        ]
         if frames.cost(max(near[0][0], 0), near[-1][1]) > frames.budget:
             unchecked += len(group)
             continue
@@ -234,13 +238,14 @@ def _transition(frames: Frames, begin: int, end: int, middle: int) -> NDArray[np
 
 
 def settled(frames: Frames, runs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Those runs of still packets (R, 2) in which nothing moves from one keyframe to the next, with the frames before them that show
-    the same: an encoder refines a picture at first, and again behind a keyframe. Where the budget is spent, they stay as they are."""
+    """Those runs of still packets (R, 2) in which nothing moves from one keyframe to the next, with the frames before them that
+    show the same: an encoder refines a picture at first, and again behind a keyframe. Where the budget is spent, they stay as they
+    are."""
     grown, kept = runs.copy(), np.ones(len(runs), bool)
     for row, (first, stop) in enumerate(runs.tolist()):
         earliest = max(first - SETTLING_FRAMES, 1)
         ends = [first, *frames.starts[(frames.starts > first) & (frames.starts < stop)].tolist(), stop]
-        begin, end = max(zip(ends, ends[1:], strict=False), key=lambda piece: piece[1] - piece[0])
+        begin, end = max(pairwise(ends), key=lambda piece: piece[1] - piece[0])
         begin = min(begin + REFINED, end - 1)
         if frames.cost(earliest - 1, first + 1) + frames.cost(begin, end - 1) > frames.budget:
             continue

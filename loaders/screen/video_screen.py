@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ from .shots import Frames, Shots, find_shots, settled
 
 LONGEST_SPAN_SECONDS = 5.0
 # Of what is decoded besides samples: a share of all frames, but at least so many pixels.
-DECODED_SHARE, DECODED_PIXELS = 0.01, 1_200_000_000
+DECODED_SHARE, DECODED_PIXELS = 0.004, 1_200_000_000
 NEAR_TEXT = 4  # pixels around text that are as sharp as it
 STILL_DIFFERENCE = 4.0  # of luma, between two samples of a picture that stands still
 
@@ -74,7 +75,7 @@ def screen_video(
         for first, stop in runs.tolist():
             frames.sample(_keyframe_in(frames.starts, first, stop))
         bounds = [0, *shots.cuts.tolist(), video.frames]
-        for first, stop in zip(bounds, bounds[1:], strict=False):
+        for first, stop in pairwise(bounds):
             if not any(first <= frame < stop for frame in frames.samples):
                 frames.sample(_keyframe_in(frames.starts, first, stop))
         samples = [frames.samples[frame] for frame in sorted(frames.samples)]
@@ -140,7 +141,7 @@ def _spans(video: VideoFacts, shots: Shots, still: NDArray[np.int64], blank: dic
     longest = max(1, round(LONGEST_SPAN_SECONDS * video.fps_numerator / video.fps_denominator))
     edges: list[int] = []
     ordered = sorted(bound for bound in bounds if 0 <= bound <= video.frames)
-    for first, stop in zip(ordered, ordered[1:], strict=False):
+    for first, stop in pairwise(ordered):
         edges += np.linspace(first, stop, -(-(stop - first) // longest) + 1).astype(np.int64)[:-1].tolist()
     first = np.array(edges, np.int64)
     count = np.diff(first, append=video.frames)
@@ -158,7 +159,7 @@ def _spans(video: VideoFacts, shots: Shots, still: NDArray[np.int64], blank: dic
             if low == high:  # nothing is known inside: as the nearest frame
                 beside = [place for place in (low - 1, low) if 0 <= place < len(known)]
                 middle = first[index] + count[index] // 2
-                columns["blank"][index] = flags[min(beside, key=lambda place: abs(int(known[place]) - middle))]  # noqa: B023
+                columns["blank"][index] = flags[min(beside, key=lambda place: abs(int(known[place]) - middle))]
             else:
                 columns["blank"][index] = flags[low:high].mean() > 0.5
     else:

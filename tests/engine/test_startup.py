@@ -59,7 +59,8 @@ WRONG = {
     "view draws": [(["demo_cpu", f"data.corpus={GONE}"], "no such folder")],
     "view tree": [([GONE], "no such tree")],
     "demo": [(["--videos", GONE], "no such file or folder")],
-    "corpus report": [([GONE], "no such folder")],
+    "view screen": [([GONE], "no such folder")],
+    "corpus report": [([GONE], "no such folder"), (["here", "--where", "import os"], "not an expression")],
     "corpus sources": [(["--file", GONE], "no such file")],
     "corpus export": [(["demo_cpu", f"data.corpus={GONE}", "--out", "draws.csv"], "no such folder")],
     "embed": [
