@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -109,7 +109,7 @@ def screen_corpus(
         if earlier is not None:
             found[row] = earlier
     reused, unreadable = len(found), []
-    jobs = [(str(corpus.path), row, settings, wanted[row]) for row in wanted if row not in found]
+    jobs = [(corpus, row, settings, wanted[row]) for row in wanted if row not in found]
     if jobs and settings.model:
         load_score(settings.model, settings.head)  # what is wrong with it is said once, here
     core_seconds = pictures = 0
@@ -134,7 +134,9 @@ def screen_corpus(
     return _summary(corpus, videos, reused, unreadable, time.monotonic() - started, core_seconds, pictures, new_hours)
 
 
-def _run(jobs, workers: int):
+def _run(
+    jobs: list[tuple[Corpus, int, ScreenSettings, str]], workers: int
+) -> Iterator[tuple[int, tuple[ScreenedVideo, float] | Exception]]:
     """Yields (row, (ScreenedVideo, core seconds) or what was raised) as they end."""
     if workers == 1:
         for job in jobs:
@@ -149,18 +151,12 @@ def _run(jobs, workers: int):
 
 
 @lru_cache(maxsize=1)
-def _opened(path: str) -> Corpus:
-    return Corpus.open(path)
-
-
-@lru_cache(maxsize=1)
 def _score(model: str, head: str) -> Score:
     return load_score(model, head) if model else in_body
 
 
-def screen_row(corpus_path: str, row: int, settings: ScreenSettings, name: str) -> tuple[ScreenedVideo, float]:
+def screen_row(corpus: Corpus, row: int, settings: ScreenSettings, name: str) -> tuple[ScreenedVideo, float]:
     """Screens video `row`, in a worker, and writes its part. name: of `made_of`. Returns it with the core seconds it took."""
-    corpus = _opened(corpus_path)
     video, began = corpus.video(row), time.process_time()
     screened = screen_video(video.id, video.facts, corpus.gops(row), settings, _score(settings.model, settings.head))
     screened = replace(screened, made_of=name)
@@ -173,7 +169,7 @@ def screen_row(corpus_path: str, row: int, settings: ScreenSettings, name: str) 
 def _read_part(path: Path, identity: str, name: str) -> ScreenedVideo | None:
     """A part that is whole and of the same video and settings."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             made, pictures, note = json.loads(str(arrays["about"]))
             spans = {field.name: arrays[field.name] for field in list(SPAN_SCHEMA)[1:]}
             overlay = np.unpackbits(arrays["overlay"], count=HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(bool)

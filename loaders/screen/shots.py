@@ -259,6 +259,10 @@ def settled(frames: Frames, runs: NDArray[np.int64]) -> NDArray[np.int64]:
             if frame in thumbnails and frame - 1 in thumbnails
         }
         moving = max(steps.values(), default=0.0)
-        while steps.get(grown[row, 0] - 1, np.inf) < min(STILL_STEP, moving / 3):
-            grown[row, 0] -= 1
+        keyframes = set(frames.starts.tolist())
+        for frame in range(first - 1, earliest - 1, -1):
+            if steps.get(frame, np.inf) < min(STILL_STEP, moving / 3):
+                grown[row, 0] = frame
+            elif frame not in keyframes:  # which may show the same in another quality
+                break
     return grown[kept]
