@@ -1,4 +1,4 @@
-"""The commands of the loaders: index and pack."""
+"""The commands of the loaders: index, screen and pack."""
 
 from __future__ import annotations
 
@@ -27,6 +27,24 @@ def add_commands(commands: Commands) -> None:
     index.add_argument("--replace", action="store_true", help="leave out what these sources do not name (default: add)")
     index.set_defaults(run=run_index)
 
+    screen = commands.add(
+        "screen",
+        task="corpus",
+        text="find shots, and what no model should learn from, and write a table of spans beside the index",
+    )
+    screen.add_argument("corpus", metavar="CORPUS", help="folder that `trocar index` wrote, of originals or proxies")
+    screen.add_argument("--workers", type=COUNT, help="screening processes (default: one per core)")
+    screen.add_argument(
+        "--thorough",
+        action="store_true",
+        help="look at every keyframe and at every place where a cut may be (default: 2 in 10 s)",
+    )
+    screen.add_argument(
+        "--model", default="", metavar="FILE", help="TorchScript or ONNX that tells bodies (default: a classical score)"
+    )
+    screen.add_argument("--head", default="", metavar="NPZ", help="linear head, where --model is an encoder")
+    screen.set_defaults(run=run_screen)
+
     pack = commands.add(
         "pack", task="corpus", text="make small proxies of a corpus, from which training reads at full speed"
     )
@@ -44,6 +62,7 @@ def add_commands(commands: Commands) -> None:
     pack.add_argument("--codec", help="h264, hevc, vp9 or mjpeg (default: h264)")
     pack.add_argument("--quality", type=QUALITY, help="of the encoder, lower is better (default: the codec's)")
     pack.add_argument("--workers", type=COUNT, help="packing processes (default: one per core)")
+    pack.add_argument("--screen", action="store_true", help="black in place of what `trocar screen` found out of body")
     pack.set_defaults(run=run_pack)
 
 
@@ -67,6 +86,20 @@ def run_index(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_screen(options: argparse.Namespace) -> int:
+    from .corpus.folder import corpus_folder, existing_file
+
+    corpus_folder(options.corpus)
+    for path in filter(None, (options.model, options.head)):
+        existing_file(path)
+    from .screen.screen import screen_corpus
+    from .screen.video_screen import ScreenSettings
+
+    settings = ScreenSettings(thorough=options.thorough, model=options.model, head=options.head)
+    print("\n".join(screen_corpus(options.corpus, settings, workers=options.workers).lines()))
+    return 0
+
+
 def run_pack(options: argparse.Namespace) -> int:
     from .corpus.folder import corpus_folder
 
@@ -81,6 +114,16 @@ def run_pack(options: argparse.Namespace) -> int:
         settings = PackSettings(**{name: value for name, value in given.items() if value is not None})
     except ValueError as error:
         raise UsageError(f"trocar pack: {error}") from error
-    summary = pack_corpus(options.corpus, options.out, settings, workers=options.workers)
-    print("\n".join(summary.lines()), flush=True)
+    if not options.screen:
+        summary = pack_corpus(options.corpus, options.out, settings, workers=options.workers)
+        print("\n".join(summary.lines()), flush=True)
+        return 0
+    from .corpus.corpus import Corpus
+    from .screen.proxies import hidden_frames, write_proxies_screen
+
+    corpus = Corpus.open(options.corpus)
+    hidden, told = hidden_frames(corpus)
+    summary = pack_corpus(options.corpus, options.out, settings, workers=options.workers, hidden=hidden)
+    write_proxies_screen(corpus, summary.path)
+    print("\n".join([*summary.lines(), *told]), flush=True)
     return 0

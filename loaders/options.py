@@ -55,6 +55,7 @@ ENOUGH_STEPS = Number(2, 2**31 - 1)  # the first half of a measurement does not 
 POSITIVE = Number(0, is_whole=False, is_open=True)
 QUALITY = SECONDS = Number(0, is_whole=False)
 SHARE = Number(0, 1, is_whole=False, is_open=True)
+ANY_NUMBER = Number(-1e12, 1e12, is_whole=False)
 COSINE = Number(-1, 1, is_whole=False)
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from ...kernels.choices import Distance, Normalization
 from ...loaders.draw.augment import Resize
+from ...loaders.draw.where import parse_where
 from ...ssl.choices import LONG_RANGE, MAX_KINDS, SHORT_RANGE, SIZES, BlockRecipe, Kind, Positions
 from .error import ConfigError, require
 
@@ -152,7 +153,9 @@ class DataConfig:
     it is, 1 all branches of the tree alike. max_repeats: most draws of one span an epoch, rounded down from 1 on; null is no limit.
     epoch_draws: draws of an epoch, as many as there are spans where null. source_caps: the largest share of the draws of a source,
     by name. thin: leave out spans nearer than this to another of their leaf. include, exclude: videos by id, file name, pattern of
-    paths, or @FILE that lists such. phases: what of these changes on the way.
+    paths, or @FILE that lists such. phases: what of these changes on the way. where: what spans that `trocar screen` scored have to
+    fulfil, as "in_body > 0.5 and not blank"; null is nothing. within_shots: no clip crosses a cut; null is where the corpus is
+    screened.
     """
 
     corpus: str
@@ -187,6 +190,8 @@ class DataConfig:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     phases: tuple[SamplingPhase, ...] = ()
+    where: str | None = None
+    within_shots: bool | None = None
 
     def __post_init__(self) -> None:
         if self.sample_fps is not None and self.stride is not None:
@@ -217,6 +222,11 @@ class DataConfig:
         check("a probability, 0 .. 1", lambda flip: 0 <= flip <= 1, "flip")
         check("a positive number of seconds or null", positive, "clip_timeout")
         check("a share, 0 .. 1", lambda share: 0 <= share <= 1, "failure_budget")
+        if self.where is not None:
+            try:
+                parse_where(self.where)
+            except ValueError as error:
+                raise ConfigError(f"data.where: {error}") from error
         sampled = [self, *self.phases]
         if all(part.tree is None for part in sampled) and any(
             part.balance not in (None, 1.0) or part.thin for part in sampled

@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ...loaders.options import COUNT, FROM_ZERO, INDEX, PASSES, SEED, Commands, add_device
+from ...loaders.corpus.folder import SCORES, corpus_folder
+from ...loaders.options import ANY_NUMBER, COUNT, FROM_ZERO, INDEX, PASSES, SEED, Commands, add_device
 from ..config.error import ConfigError
+
+if TYPE_CHECKING:
+    from ...loaders.draw.where import Condition
 
 GROUP_TIMEOUT = 24 * 3600.0  # seconds that processes wait for the first, which clusters in memory alone
 
@@ -17,6 +22,11 @@ def add_commands(commands: Commands) -> None:
     reports = corpus.add_subparsers(required=True, metavar="WHAT")
     report = reports.add_parser("report", help="videos, frames and hours by source and domain, beside the paper's")
     report.add_argument("corpus", metavar="CORPUS", help="folder that `trocar index` wrote")
+    report.add_argument(
+        "--where",
+        metavar="EXPRESSION",
+        help="what data.where would remove (default: of each fault that is screened for)",
+    )
     report.set_defaults(run=run_corpus_report)
     sources = reports.add_parser("sources", help="the public sources of the paper's corpus, as far as they are known")
     sources.add_argument("--file", type=Path, metavar="YAML", help="default: ours, configs/corpus/surgrec.yaml")
@@ -67,6 +77,19 @@ def add_commands(commands: Commands) -> None:
     export.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .csv or .parquet file")
     export.set_defaults(run=run_export)
 
+    screen = commands.views.add_parser("screen", help="spans of a screened corpus by a score, pictures to look at")
+    screen.add_argument("corpus", metavar="CORPUS", help="folder that `trocar screen` wrote to")
+    screen.add_argument("--by", default="in_body", choices=SCORES, help="what they are ordered by (default: in_body)")
+    screen.add_argument(
+        "--threshold", type=ANY_NUMBER, default=0.5, help="where a line is drawn between them (default: 0.5)"
+    )
+    screen.add_argument("--out", type=Path, default=Path("screen.png"), metavar="PNG", help="default: screen.png")
+    screen.add_argument("--spans", type=COUNT, default=48, help="how many (default: 48)")
+    screen.add_argument(
+        "--label", type=Path, metavar="CSV", help="write a table of the same spans, to be filled in by hand"
+    )
+    screen.set_defaults(run=run_view_screen)
+
     draws = commands.views.add_parser("draws", help="what a config draws: shares, and a contact sheet")
     _add_draws(draws)
     draws.add_argument("--out", type=Path, default=Path("draws.png"), metavar="PNG", help="default: draws.png")
@@ -92,14 +115,29 @@ def parse_levels(text: str | None) -> tuple[int, ...] | None:
 
 
 def run_corpus_report(options: argparse.Namespace) -> int:
-    from ...loaders.corpus.folder import corpus_folder
 
     corpus_folder(options.corpus)
+    where = None if options.where is None else checked_where(options.where)
     from ...loaders.corpus.corpus import Corpus
+    from ...loaders.draw.screened import has_screen
     from .corpus_report import corpus_report
+    from .screen_report import screen_report
 
-    print(corpus_report(Corpus.open(options.corpus)))
+    corpus = Corpus.open(options.corpus)
+    print(corpus_report(corpus))
+    if where is not None or has_screen(corpus):
+        print(f"\n{screen_report(corpus, where)}")
     return 0
+
+
+def checked_where(text: str) -> Condition:
+    """Raises ConfigError."""
+    from ...loaders.draw.where import parse_where
+
+    try:
+        return parse_where(text)
+    except ValueError as error:
+        raise ConfigError(f"--where: {error}") from error
 
 
 def run_corpus_sources(options: argparse.Namespace) -> int:
@@ -112,7 +150,6 @@ def run_corpus_sources(options: argparse.Namespace) -> int:
 
 
 def run_embed(options: argparse.Namespace) -> int:
-    from ...loaders.corpus.folder import corpus_folder
     from ..inputs.folders import embedder_source
 
     part, separator, parts = options.part.partition("/")
@@ -135,7 +172,7 @@ def run_embed(options: argparse.Namespace) -> int:
 
 
 def run_cluster(options: argparse.Namespace) -> int:
-    from ...loaders.corpus.folder import corpus_folder, embeddings_folder
+    from ...loaders.corpus.folder import embeddings_folder
 
     embeddings_folder(options.embeddings)
     if options.corpus is not None:
@@ -176,6 +213,17 @@ def run_export(options: argparse.Namespace) -> int:
     from .draws import export_draws, plan
 
     print("\n".join(export_draws(plan(options.config, options.overrides), options.first, options.draws, options.out)))
+    return 0
+
+
+def run_view_screen(options: argparse.Namespace) -> int:
+    corpus_folder(options.corpus)
+    from ...loaders.corpus.corpus import Corpus
+    from .screen_report import view_screen
+
+    corpus = Corpus.open(options.corpus)
+    lines = view_screen(corpus, options.by, options.threshold, options.spans, options.out, options.label)
+    print("\n".join(lines))
     return 0
 
 

@@ -19,6 +19,7 @@ from ...loaders.draw.clip_list import check_proxies
 from ...loaders.draw.order import ClipOrder
 from ...loaders.draw.phases import DrawSettings, PlannedOrder, plan_order, uniform_order
 from ...loaders.draw.sampler import Sampler
+from ...loaders.draw.screened import screened
 from ...loaders.draw.tree_draws import TreeOrder
 from ...ssl.ahead import DrawnAhead
 from ...ssl.block_masks import MultiBlockMask
@@ -194,7 +195,12 @@ def build_held_out_sampler(config: Config, corpus: Corpus) -> Sampler:
 
 
 def _sampler_of(data: DataConfig, corpus: Corpus) -> Callable[..., Sampler]:
-    return partial(Sampler.of, corpus, num_frames=data.frames, stride=data.stride, sample_fps=data.sample_fps)
+    timing = {"num_frames": data.frames, "stride": data.stride, "sample_fps": data.sample_fps}
+    try:
+        found = screened(corpus, data.where, data.within_shots)
+    except CorpusError as error:
+        raise ConfigError(str(error)) from error
+    return partial(Sampler.of, corpus, **timing, screened=found)
 
 
 def held_out(config: Config, corpus: Corpus) -> NDArray[np.bool_] | None:
@@ -209,8 +215,9 @@ def selection_notes(config: Config, corpus: Corpus) -> list[str]:
     data, notes = config.data, []
     for phase in (data, *data.phases):
         notes += select_videos(corpus, phase.include or (), phase.exclude or ()).notes
-    held = _hold_out(config, corpus)
-    return [*dict.fromkeys(notes), *([] if held is None else held.notes)]
+    held, found = _hold_out(config, corpus), screened(corpus, data.where, data.within_shots)
+    parts = [] if found is None else found.notes
+    return [*dict.fromkeys(notes), *([] if held is None else held.notes), *parts]
 
 
 def _hold_out(config: Config, corpus: Corpus) -> Selection | None:

@@ -34,8 +34,8 @@ FREE = frozenset([
 ])
 DRAWN = frozenset([
     "run.seed", "data.frames", "data.stride", "data.sample_fps", "data.sizes", "data.tree", "data.balance", "data.max_repeats",
-    "data.epoch_draws", "data.source_caps", "data.thin", "data.include", "data.exclude", "data.phases", "validation.videos",
-    "validation.fraction",
+    "data.epoch_draws", "data.source_caps", "data.thin", "data.include", "data.exclude", "data.phases", "data.where",
+    "data.within_shots", "validation.videos", "validation.fraction",
 ])
 SCHEDULE = frozenset([
     "optim.steps", "optim.epochs", "optim.base_learning_rate", "optim.final_learning_rate", "optim.start_learning_rate",
@@ -113,7 +113,7 @@ def check_same_draws(
     elif before is None:
         cause = f"what is drawn is not as it was, and {config.run.dir}/{CONFIG_FILE} does not tell why"
     else:
-        cause = "no setting differs, so what they name does: the tree, a list of videos (@FILE) or the corpus's sources"
+        cause = "no setting differs, so what they name does: the tree, a list of videos (@FILE), the corpus's screen or its sources"
     raise ConfigError(
         f"data: the first {step:,} steps of the run in {config.run.dir} would draw other clips now: {cause}. Set it back, "
         "change it from a later draw on (data.phases with a first_draw at the end of an epoch, draw "

@@ -11,6 +11,10 @@ VIDEOS_NAME, GOPS_NAME, PACKETS_NAME = "videos.parquet", "gops.parquet", "packet
 QUARANTINE_NAME = "quarantine.csv"
 TREE_NAME = "tree.parquet"
 MANIFEST_NAME = "manifest.json"  # of embeddings
+# What `trocar screen` finds, and what it says of every span: numbers, and what is so or not; see `spans.py`.
+SPANS_NAME, SCREEN_NAME = "spans.parquet", "screen.parquet"
+SCORES = ("in_body", "blur", "overlay_share", "brightness", "saturation", "cut_seconds")
+FLAGS = ("blank", "frozen", "picture_in_picture", "transition")
 # What a CSV may say of a video beside its path. origin: web, clinical or institutional.
 DESCRIPTION = ("source", "domain", "procedure", "subject", "centre", "origin", "licence")
 
@@ -45,3 +49,11 @@ def embeddings_folder(path: str | os.PathLike[str]) -> Path:
     if not file.exists():
         raise CorpusError(f"{file}: missing; embed again with `trocar embed CORPUS --out {path}`")
     return Path(path)
+
+
+def existing_file(path: str | os.PathLike[str]) -> Path:
+    """A file that is to be read. Raises CorpusError where it is not there."""
+    file = Path(path)
+    if not file.is_file():
+        raise CorpusError(f"{file}: no such file")
+    return file

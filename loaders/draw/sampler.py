@@ -5,7 +5,8 @@ are numbered through. Draw n visits them in a keyed pseudo-random order: n // nu
 num_spans enters it, so every span is seen once before any is seen twice. The clip starts at the span's first frame plus a keyed
 offset below the span's length, clamped at the end of the video, or at the pause that follows: no two visits see the same cut, no
 frame is out of reach, and no clip crosses a pause. A stretch between two pauses that fills less than half a span is left out, if
-the video has a longer one.
+the video has a longer one. Cuts are as pauses where a screen tells them, and what it leaves out is no stretch at all
+(`screened.py`).
 
 With sample_fps, in a video of variable rate, the grid still counts frames, so that a video weighs what it has pictures, at its
 average rate; the clip takes the frames nearest in time.
@@ -25,7 +26,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...kernels.philox import FEW, Stream, below, philox_integers, philox_words, random_words
 from ..corpus.corpus import Corpus
+from ..corpus.folder import CorpusError
 from ..video.timeline import Timeline
+from .screened import Screened
 
 # Below this size a permutation is the argsort of random keys: a Feistel network of a few bits is far from uniform.
 SORTED_PERMUTATION_LIMIT = 64
@@ -150,7 +153,7 @@ class Sampler:
     2) as a `Corpus` has them. timeline: when the frames of a video are shown, asked for with sample_fps where it has a
     variable_rate (V,); without, all rates are taken for constant. `Sampler.of` gives all this from a corpus. seed: 0 .. 2**64 - 1.
     order: draws from a cluster tree instead of from all spans alike; spans are the tree's then, and a longer clip reaches into
-    those that follow. Raises ValueError on values out of range.
+    those that follow. screened: where clips may lie. Raises ValueError on values out of range, CorpusError where no span is left.
     """
 
     max_spares = MAX_SPARES
@@ -168,6 +171,7 @@ class Sampler:
         timeline: Callable[[int], Timeline] | None = None,
         seed: int = 0,
         order: SpanOrder | None = None,
+        screened: Screened | None = None,
     ) -> None:
         self.video_frames = np.asarray(video_frames, dtype=np.int64)
         self.num_frames, self.seed, self.order = num_frames, seed, order
@@ -198,9 +202,15 @@ class Sampler:
         self._first_frame = np.concatenate([[0], np.cumsum(self.video_frames)])
         pauses = np.zeros((0, 2), np.int64) if pauses is None else pauses
         starts = np.union1d(self._first_frame[:-1], self._first_frame[pauses[:, 0]] + pauses[:, 1])
+        self._is_left_out = np.zeros(len(starts), bool)
+        self._is_screened = np.zeros(self.num_videos, bool)
+        if screened is not None:
+            starts = self._screen(starts, screened)
         self._stretches = np.append(starts, self._first_frame[-1])
         self._stretch_video = np.searchsorted(self._first_frame, starts, side="right") - 1
         self._first_span = np.concatenate([[0], np.cumsum(self._spans_of_stretches())])
+        if not self._first_span[-1]:
+            raise CorpusError("data.where and data.within_shots leave no stretch as long as half a clip; ask for less")
 
     @classmethod
     def of(
@@ -212,6 +222,7 @@ class Sampler:
         sample_fps: float | None = None,
         seed: int = 0,
         order: SpanOrder | None = None,
+        screened: Screened | None = None,
     ) -> Sampler:
         """Of a corpus of originals or proxies. stride: in frames of the originals, a multiple of what the proxies keep."""
         return cls(
@@ -225,15 +236,50 @@ class Sampler:
             timeline=corpus.timeline,
             seed=seed,
             order=order,
+            screened=screened,
         )
+
+    def _screen(self, starts: Integers, screened: Screened) -> Integers:
+        """Where stretches start that begin at `starts` and wherever a screen says; those that it leaves out are marked."""
+        breaks, left_out = screened.breaks, screened.left_out
+        begin, end = (self._first_frame[left_out[:, 0]] + left_out[:, column] for column in (1, 2))
+        starts = np.unique(np.concatenate([starts, self._first_frame[breaks[:, 0]] + breaks[:, 1], begin, end]))
+        starts = starts[starts < self._first_frame[-1]]
+        # Spans of a screen overlap nowhere, so what begins inside of one is left out.
+        order = np.argsort(begin)
+        inside = np.searchsorted(begin[order], starts, side="right") - 1
+        self._is_left_out = (inside >= 0) & (starts < np.append(end[order], 0)[inside])
+        self._is_screened[np.concatenate([breaks[:, 0], left_out[:, 0]])] = True
+        return starts
 
     def _spans_of_stretches(self) -> Integers:
         video, frames = self._stretch_video, np.diff(self._stretches)
         length = self.span_frames[video]
         kept = 2 * frames >= length
         longest_first = np.lexsort((-frames, video))
-        kept[longest_first[np.unique(video[longest_first], return_index=True)[1]]] = True
-        return np.where(kept, np.maximum(frames // length, 1), 0)
+        longest = longest_first[np.unique(video[longest_first], return_index=True)[1]]
+        kept[longest[~self._is_screened[video[longest]]]] = True
+        return np.where(kept & ~self._is_left_out, np.maximum(frames // length, 1), 0)
+
+    def within(
+        self, video: Integers, first: Integers, frames: Integers
+    ) -> tuple[NDArray[np.bool_], Integers, Integers]:
+        """Of spans (N,) of videos, from frame `first` on: whether half or more of each lies in one stretch that is not left out,
+        and the first frame and the frames of its longest such part. All as they are in videos that no screen says anything of."""
+        begin = self._first_frame[video] + first
+        end = np.minimum(begin + frames, self._first_frame[video + 1])
+        stretch = np.searchsorted(self._stretches, begin, side="right") - 1
+        last = np.searchsorted(self._stretches, end - 1, side="right") - 1
+        best, length = begin.copy(), np.zeros_like(frames)
+        for step in range(int((last - stretch).max(initial=-1)) + 1):
+            here = np.minimum(stretch + step, last)
+            start, stop = np.maximum(begin, self._stretches[here]), np.minimum(end, self._stretches[here + 1])
+            part = np.where((stretch + step <= last) & ~self._is_left_out[here], stop - start, 0)
+            better = part > length
+            best, length = np.where(better, start, best), np.where(better, part, length)
+        untouched = ~self._is_screened[video]
+        kept = untouched | (2 * length >= frames)
+        return kept, np.where(untouched, first, best - self._first_frame[video]), np.where(untouched, frames, length)
 
     @property
     def num_videos(self) -> int:
@@ -257,6 +303,8 @@ class Sampler:
         # What has neither pauses nor variable rates is drawn from as before there was a look at them.
         if len(self._stretch_video) > self.num_videos:
             digest.update(self._stretches.tobytes())
+        if self._is_left_out.any():
+            digest.update(self._is_left_out.tobytes())
         if self._by_time.any():
             digest.update(self._by_time.tobytes())
         return digest.hexdigest()

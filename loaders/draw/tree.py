@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -141,9 +141,11 @@ def place_tree(
     wanted: NDArray[np.bool_],
     groups: NDArray[np.int64] | None = None,
     thin: float | None = None,
+    within: Callable[..., tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]] | None = None,
 ) -> TreeSpans:
     """The spans of `tree` in `corpus`. wanted: (V,) which videos may be drawn. groups: (V,) splits every leaf by its videos'
-    group. thin: leave out spans whose duplicate distance is below this.
+    group. thin: leave out spans whose duplicate distance is below this. within: `Sampler.within`, which says what a screen leaves
+    of each.
 
     A proxy takes its original's place. Raises CorpusError where a wanted video is not in the tree, duplicate distances are
     wanted and were not measured, or no span is left.
@@ -168,12 +170,22 @@ def place_tree(
     kept = np.flatnonzero(drawn)
     if not kept.size:
         raise CorpusError(f"{corpus.path}: no span is left to draw; widen data.include or shorten data.exclude")
+    packed = corpus.packed_stride[video[kept]]
+    first = tree.first_frame[kept] // packed
+    frames = np.maximum(-(-tree.span_frames[kept] // packed), 1).astype(np.int64)
+    if within is not None:
+        is_left, first, frames = within(video[kept], first, frames)
+        kept, first, frames = kept[is_left], first[is_left], frames[is_left]
+        if not kept.size:
+            raise CorpusError(
+                f"{corpus.path}: data.where and data.within_shots leave half of no span of the tree; ask for less"
+            )
     video, leaf = video[kept], tree.leaf[kept]
     rank = np.empty(len(tree.paths), dtype=np.int64)
     rank[np.lexsort(tree.paths.T[::-1])] = np.arange(len(tree.paths))
     keys: Sequence[NDArray] = (rank[leaf],) if groups is None else (groups[video], rank[leaf])
     order = np.lexsort(keys)  # stable: inside a leaf, spans stay as the tree lists them
-    kept, video, leaf = kept[order], video[order], leaf[order]
+    first, frames, video, leaf = first[order], frames[order], video[order], leaf[order]
     changes = np.diff(leaf) != 0
     paths = tree.paths
     if groups is not None:
@@ -182,12 +194,11 @@ def place_tree(
     leaf_paths = paths[leaf[starts]]
     if groups is not None:
         leaf_paths = np.column_stack([leaf_paths, groups[video[starts]]]).astype(np.int32)
-    packed = corpus.packed_stride[video]
     return TreeSpans(
         video.astype(np.int32),
-        tree.first_frame[kept] // packed,
-        np.maximum(-(-tree.span_frames[kept] // packed), 1).astype(np.int32),
-        np.append(starts, len(kept)).astype(np.int64),
+        first,
+        frames.astype(np.int32),
+        np.append(starts, len(video)).astype(np.int64),
         leaf[starts],
         leaf_paths,
     )

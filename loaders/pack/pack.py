@@ -19,7 +19,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from ..video.storage import stored_version
 from ..video.video import VideoError
 from .gain import expected_gain
 from .isolated import ProcessDied, run_isolated
-from .proxy import Proxy, write_proxy
+from .proxy import Hidden, Proxy, write_proxy
 from .record import VIDEOS_FOLDER, finished_proxy, proxy_path, remove_record, write_record
 from .settings import PackSettings
 
@@ -77,6 +77,7 @@ def pack_corpus(
     *,
     workers: int | None = None,
     progress: bool = True,
+    hidden: Mapping[int, Hidden] | None = None,
 ) -> PackSummary:
     """Makes a proxy of every video of a corpus, and indexes them.
 
@@ -86,6 +87,7 @@ def pack_corpus(
         settings: of the proxies; the defaults where None.
         workers: processes, each at one video; None takes as many as there are cores.
         progress: tell the expected gain and the progress on stderr.
+        hidden: by row of the corpus, the frames that are black in a proxy.
 
     Raises:
         CorpusError: the corpus cannot be read or holds proxies, `out` is that corpus or another pack writes to it, or no video
@@ -108,7 +110,7 @@ def pack_corpus(
     with _only_packer(out):
         for left in (out / VIDEOS_FOLDER).glob("*/*.tmp"):
             left.unlink(missing_ok=True)
-        proxies, reused, problems = _pack_all(corpus, out, settings, workers, progress)
+        proxies, reused, problems = _pack_all(corpus, out, settings, workers, progress, hidden or {})
         if not proxies:
             _write_csv(out / QUARANTINE_NAME, ["path", "reason"], problems)
             reasons = "\n  ".join(reason for _, reason in problems[:3])
@@ -130,7 +132,7 @@ def pack_corpus(
 
 
 def _pack_all(
-    corpus: Corpus, out: Path, settings: PackSettings, workers: int, progress: bool
+    corpus: Corpus, out: Path, settings: PackSettings, workers: int, progress: bool, hidden: Mapping[int, Hidden]
 ) -> tuple[dict[int, Proxy], int, list[tuple[str, str]]]:
     """Row -> proxy, ascending; how many were there before; (path, reason) of what went wrong."""
     proxies: dict[int, Proxy] = {}
@@ -141,17 +143,17 @@ def _pack_all(
         path = video.facts.path
         if _is_changed(video):
             problems[row] = (path, f"{path}: changed since it was indexed; run `trocar index` again")
-        elif (proxy := finished_proxy(out, video, settings)) is None:
+        elif (proxy := finished_proxy(out, video, settings, hidden.get(row, ()))) is None:
             rows.append(row)
         else:
             proxies[row] = proxy
     reused = len(proxies)
     if rows and progress:
         print("\n".join(expected_gain(corpus, rows, settings, workers).lines()), file=sys.stderr, flush=True)
-    jobs = [(str(corpus.path), row, str(out), settings) for row in rows]
+    jobs = [(str(corpus.path), row, str(out), settings, hidden.get(row, ())) for row in rows]
     results = run_isolated(pack_video, jobs, min(workers, len(rows)))
     with closing(results), FileProgress(len(rows), progress, "packing") as report:
-        for (_, row, _, _), result in results:
+        for (_, row, *_), result in results:
             if isinstance(result, Proxy):
                 proxies[row] = result
             elif isinstance(result, OSError):
@@ -180,15 +182,15 @@ def _write_packing(out: Path, settings: PackSettings, proxies: dict[int, Proxy])
     write_text_whole(out / PACKING_NAME, json.dumps(told, indent=1))
 
 
-def pack_video(corpus_path: str, row: int, out: str, settings: PackSettings) -> Proxy:
+def pack_video(corpus_path: str, row: int, out: str, settings: PackSettings, hidden: Hidden = ()) -> Proxy:
     """Makes the proxy of video `row`, and its record. Raises what `write_proxy` does."""
     corpus = Corpus.open(corpus_path)
     video, folder = corpus.video(row), Path(out)
     remove_record(folder, video)  # it would be of another proxy
     began = time.process_time()
-    proxy = write_proxy(video.facts, corpus.gops(row), proxy_path(folder, video.id), settings)
+    proxy = write_proxy(video.facts, corpus.gops(row), proxy_path(folder, video.id), settings, hidden)
     proxy = replace(proxy, core_seconds=time.process_time() - began)
-    write_record(folder, video, settings, proxy)
+    write_record(folder, video, settings, proxy, hidden)
     return proxy
 
 

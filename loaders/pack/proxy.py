@@ -37,8 +37,13 @@ class Proxy:
     core_seconds: float = field(default=0.0, compare=False)
 
 
-def write_proxy(video: VideoFacts, gops: GopTable, path: Path, settings: PackSettings) -> Proxy:
-    """Makes `path` (MP4) from an indexed video. Frame k of the proxy is frame k * stride of the original.
+# First frames of what is not to be seen, in frames of the original, and those behind the last.
+Hidden = tuple[tuple[int, int], ...]
+
+
+def write_proxy(video: VideoFacts, gops: GopTable, path: Path, settings: PackSettings, hidden: Hidden = ()) -> Proxy:
+    """Makes `path` (MP4) from an indexed video. Frame k of the proxy is frame k * stride of the original, or
+    black where that is hidden.
 
     The file appears under its name only when it has been read again and found right. Where the original stops decoding on the way,
     the proxy holds the whole frames before that, if they fill a GOP: a clip is never cut from both sides of a gap.
@@ -48,7 +53,7 @@ def write_proxy(video: VideoFacts, gops: GopTable, path: Path, settings: PackSet
     """
 
     def write(unfinished: Path) -> tuple[Expected, str]:
-        expected, damage = _encode(video, gops, unfinished, settings)
+        expected, damage = _encode(video, gops, unfinished, settings, hidden)
         check_proxy(unfinished, expected, settings)
         return expected, damage
 
@@ -56,7 +61,9 @@ def write_proxy(video: VideoFacts, gops: GopTable, path: Path, settings: PackSet
     return Proxy(len(expected.ticks), expected.width, expected.height, path.stat().st_size, damage)
 
 
-def _encode(video: VideoFacts, gops: GopTable, path: Path, settings: PackSettings) -> tuple[Expected, str]:
+def _encode(
+    video: VideoFacts, gops: GopTable, path: Path, settings: PackSettings, hidden: Hidden
+) -> tuple[Expected, str]:
     """Writes the file. Returns what it has to hold, and why it ends early."""
     ticks, time_base = display_times(video, gops, settings.stride)
     if len(ticks) < 2:
@@ -71,7 +78,9 @@ def _encode(video: VideoFacts, gops: GopTable, path: Path, settings: PackSetting
     with ProxyEncoder(str(path), video, settings, time_base) as encoder:
         for frame in _until_damage(video, gops, wanted, errors):
             index = len(thumbnails)
-            thumbnails.append(thumbnail(encoder.write(frame, int(ticks[index]), int(durations[index]))))
+            is_hidden = any(first <= wanted[index] < stop for first, stop in hidden)
+            picture = encoder.write(frame, int(ticks[index]), int(durations[index]), is_hidden=is_hidden)
+            thumbnails.append(thumbnail(picture))
         if errors and len(thumbnails) < max(2, settings.keyframe_interval):
             raise errors[0]
     StoredFile(video).close()  # it may have changed on the way

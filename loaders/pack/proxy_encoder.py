@@ -103,14 +103,19 @@ class ProxyEncoder:
             except FFmpegError as error:
                 raise self._failure(error) from error
 
-    def write(self, frame: VideoFrame, ticks: int, duration: int) -> VideoFrame:
-        """Encodes a decoded frame to be shown at `ticks` for `duration`, both of the time base. Returns the picture encoded."""
+    def write(self, frame: VideoFrame, ticks: int, duration: int, *, is_hidden: bool = False) -> VideoFrame:
+        """Encodes a decoded frame to be shown at `ticks` for `duration`, both of the time base; a black one in its place where
+        it is hidden. Returns the picture encoded."""
         try:
             picture = self.scaler(frame)
         except FFmpegError as error:
             raise VideoError(
                 f"{self.video.path}: the frame at {ticks * self.time_base} s cannot be scaled ({error})"
             ) from error
+        if is_hidden:
+            black = 0 if self.settings.codec == "mjpeg" else 16
+            for number, plane in enumerate(picture.planes):
+                plane.update(bytes([128 if number else black]) * plane.buffer_size)
         picture.pts, picture.time_base = ticks, self.time_base
         if self._stream is None:
             self._stream = self._open_stream(picture, frame)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..corpus.corpus import Video
 from ..corpus.whole_file import write_text_whole
-from .proxy import Proxy
+from .proxy import Hidden, Proxy
 from .settings import SIDE_MULTIPLE, PackSettings
 
 VIDEOS_FOLDER = "videos"
@@ -27,10 +27,10 @@ def proxy_path(out: Path, video_id: str) -> Path:
     return out / VIDEOS_FOLDER / video_id[:2] / f"{video_id}.mp4"
 
 
-def write_record(out: Path, video: Video, settings: PackSettings, proxy: Proxy) -> None:
+def write_record(out: Path, video: Video, settings: PackSettings, proxy: Proxy, hidden: Hidden = ()) -> None:
     # The same proxy has the same record, however long it took.
     kept = {name: value for name, value in asdict(proxy).items() if name != "core_seconds"}
-    record = {"made_of": _made_of(video, settings), "proxy": kept}
+    record = {"made_of": _made_of(video, settings, hidden), "proxy": kept}
     write_text_whole(_record_path(out, video), json.dumps(record, indent=1))
 
 
@@ -38,7 +38,7 @@ def remove_record(out: Path, video: Video) -> None:
     _record_path(out, video).unlink(missing_ok=True)
 
 
-def finished_proxy(out: Path, video: Video, settings: PackSettings) -> Proxy | None:
+def finished_proxy(out: Path, video: Video, settings: PackSettings, hidden: Hidden = ()) -> Proxy | None:
     """The proxy that stands there, if it would come out the same again, or differs in sides that nobody asks for."""
     try:
         record = json.loads(_record_path(out, video).read_text(encoding="utf-8"))
@@ -46,7 +46,7 @@ def finished_proxy(out: Path, video: Video, settings: PackSettings) -> Proxy | N
     except (FileNotFoundError, ValueError):
         return None
     found = {"side_multiple": FIRST_SIDE_MULTIPLE, **record["made_of"]}
-    wanted = _made_of(video, settings)
+    wanted = _made_of(video, settings, hidden)
     if settings.side_multiple is None:
         wanted["side_multiple"] = found["side_multiple"]
     if found != wanted or record["proxy"]["size_bytes"] != size_bytes:
@@ -58,7 +58,7 @@ def _record_path(out: Path, video: Video) -> Path:
     return proxy_path(out, video.id).with_suffix(".json")
 
 
-def _made_of(video: Video, settings: PackSettings) -> dict[str, Any]:
+def _made_of(video: Video, settings: PackSettings, hidden: Hidden) -> dict[str, Any]:
     """All that decides what a proxy comes out like."""
     facts = video.facts
     return {
@@ -72,6 +72,7 @@ def _made_of(video: Video, settings: PackSettings) -> dict[str, Any]:
         "frames": facts.frames,
         "box": [facts.box_left, facts.box_top, facts.box_width, facts.box_height],
         # Named only where they are not as usual, so that the proxies of most videos need not be made again for them.
+        **({"hidden": [list(ends) for ends in hidden]} if hidden else {}),
         **({"mirrored": True} if facts.mirrored else {}),
         **({"pixel_aspect": facts.pixel_aspect} if facts.pixel_aspect != 1 else {}),
         **({"track": video.track} if video.track is not None else {}),

@@ -34,6 +34,7 @@ TINY = [
 # By command: arguments that name a path where nothing is, or another thing that is not there, and what is said of it.
 WRONG = {
     "index": [([GONE, "--out", "out"], "no such file or folder")],
+    "screen": [([GONE], "no such folder"), (["here", "--model", GONE], "no such file")],
     "pack": [([GONE, "--out", "out"], "no such folder")],
     "convert": [([GONE, "--out", "out"], "no such encoder")],
     "pretrain": [
@@ -62,7 +63,8 @@ WRONG = {
     "view clip": [([GONE, "1"], "no such file")],
     "report": [([GONE], "neither a run")],
     "demo": [(["--videos", GONE], "no such file or folder")],
-    "corpus report": [([GONE], "no such folder")],
+    "view screen": [([GONE], "no such folder")],
+    "corpus report": [([GONE], "no such folder"), (["here", "--where", "import os"], "not an expression")],
     "corpus sources": [(["--file", GONE], "no such file")],
     "corpus export": [(["demo_cpu", f"data.corpus={GONE}", "--out", "draws.csv"], "no such folder")],
     "embed": [

@@ -1,0 +1,64 @@
+"""What `trocar pack --screen` leaves out of proxies, and the screen of the originals as that of the proxies.
+
+Shapes: N spans of a video.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..corpus.corpus import Corpus
+from ..corpus.spans import Screen, ScreenedVideo, write_screen
+from .in_body import IN_BODY
+
+Hidden = tuple[tuple[int, int], ...]
+
+
+def hidden_frames(corpus: Corpus, threshold: float = IN_BODY) -> tuple[dict[int, Hidden], list[str]]:
+    """By row of the corpus, (first frame, the one behind the last) of spans that are out of the body, those that touch as one;
+    and a report of what that comes to, as lines. Raises CorpusError where the corpus has no whole screen."""
+    screen = Screen(corpus)
+    out = ~screen.columns["blank"] & (screen.columns["in_body"] <= threshold)
+    hours = screen.seconds() / 3600
+    found: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for span in np.flatnonzero(out).tolist():
+        row, first = int(screen.video[span]), int(screen.columns["first_frame"][span])
+        stop = first + int(screen.columns["frames"][span])
+        if found[row] and found[row][-1][1] == first:
+            found[row][-1] = (found[row][-1][0], stop)
+        else:
+            found[row].append((first, stop))
+    lines = [
+        f"left out as out of body (in_body <= {threshold:g}): {hours[out].sum():,.3f} of {hours.sum():,.3f} hours, "
+        f"{sum(map(len, found.values())):,} stretches of {len(found):,} videos; black stands in their place"
+    ]
+    lines += [f"  {corpus.video_path(row)}: {len(ends):,}" for row, ends in sorted(found.items())[:10]]
+    lines += [f"  and {len(found) - 10:,} videos more"] if len(found) > 10 else []
+    return {row: tuple(ends) for row, ends in found.items()}, lines
+
+
+def write_proxies_screen(corpus: Corpus, packed: Path, threshold: float = IN_BODY) -> None:
+    """Writes the screen of the originals as that of their proxies in `packed`, where what was left out is blank."""
+    originals = {video.video: video for video in Screen(corpus).videos}
+    proxies = Corpus.open(packed)
+    found = [
+        _of_proxy(originals[row["id"]], int(proxies.packed_stride[number]), int(proxies.frames[number]), threshold)
+        for number, row in enumerate(proxies.scan("id"))
+    ]
+    write_screen(packed, found, json.dumps({"of": "originals"}))
+
+
+def _of_proxy(video: ScreenedVideo, stride: int, frames: int, threshold: float) -> ScreenedVideo:
+    """Frame k of a proxy is frame k * stride of its original; spans that hold none of these are gone."""
+    spans = dict(video.spans)
+    first = np.minimum(-(-spans["first_frame"] // stride), frames)
+    count = np.diff(first, append=frames)
+    spans["blank"] = spans["blank"] | (spans["in_body"] <= threshold)
+    kept = count > 0
+    spans["first_frame"], spans["frames"] = first, count.astype(np.int32)
+    return replace(video, made_of="", spans={name: column[kept] for name, column in spans.items()}, pictures=0)

@@ -1,0 +1,268 @@
+"""Where one shot ends and the next begins, to the frame.
+
+Packets and samples name candidates; around these alone frames are decoded. A cut is where nearly all that has texture shows
+something else from one frame to the next, and where no picture before is like any of those behind: light that flashes comes
+back, an instrument changes a part. What changes slowly is a transition, reported as such: it has no frame of its own.
+
+Shapes: F frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..video.decode import DecodeCount, WindowDecoder
+from ..video.video import GopTable, VideoError, VideoFacts
+from ..video.window import WindowReader
+from .pictures import Pictures, Sample, changed_share, colour_distance, is_blank, lasting_change
+
+CUT_SHARE = 0.5  # of the blocks
+BEFORE, BEHIND = (1, 3, 6, 10), (0, 2, 5, 10)  # frames from a cut to what has to differ
+SEARCH = 5  # frames around a candidate: coded pictures are reordered
+COLOUR_CHANGE = 0.35
+TRANSITION_SECONDS = 6.0
+SETTLING_FRAMES, REFINED = 12, 4
+STILL_STEP, STILL_DIFFERENCE = 0.6, 1.2  # luma from frame to frame, and from end to end, of what does not move
+NEAR = 8  # frames apart that are decoded in one go
+FADED = 0.2  # of the colours' distance between both sides of a transition
+LONGEST_SCAN = 600  # frames between two keyframes that are looked at one by one
+
+Thumbnail = NDArray[np.float32]
+
+
+class Frames:
+    """Decoded pictures of one video, as few as possible. budget: how many may be decoded besides samples.
+
+    blank: what is known of frames, by number. count: what decoding cost. note: the first thing that failed.
+    """
+
+    def __init__(self, video: VideoFacts, gops: GopTable, budget: int) -> None:
+        self.video, self.gops, self.budget = video, gops, budget
+        self.count, self.blank, self.samples = DecodeCount(), dict[int, bool](), dict[int, Sample]()
+        self.note = ""
+        self._reader, self._decoder = WindowReader(video), WindowDecoder(video)
+        self._pictures = Pictures(video.rotation, video.mirrored)
+        self._thumbnails: dict[int, Thumbnail] = {}
+        self.starts = gops.first_frame[gops.clean & (gops.frames > 0)].astype(np.int64)
+
+    def close(self) -> None:
+        self._reader.close()
+        self._decoder.close()
+
+    def sample(self, frame: int) -> Sample | None:
+        """None where it cannot be decoded."""
+        if frame not in self.samples:
+            self._decode(np.array([frame]), wants_sample=True)
+        return self.samples.get(frame)
+
+    def cost(self, first: int, last: int) -> int:
+        """Pictures that have to be decoded for those from `first` to `last`."""
+        start = int(np.searchsorted(self.starts, first, side="right")) - 1
+        return last + 1 - (int(self.starts[start]) if start >= 0 else 0)
+
+    def thumbnails(self, *numbers: int) -> dict[int, Thumbnail]:
+        """Of those frames that there are and that decode."""
+        frames = np.unique([number for number in numbers if 0 <= number < self.video.frames]).astype(np.int64)
+        missing = np.array([frame for frame in frames.tolist() if frame not in self._thumbnails], np.int64)
+        if missing.size:
+            before = self.count.packets
+            self._decode(missing, wants_sample=False)
+            self.budget -= self.count.packets - before
+        return {frame: self._thumbnails[frame] for frame in frames.tolist() if frame in self._thumbnails}
+
+    def passing_samples(self, numbers: NDArray[np.int64]) -> list[Sample]:
+        """Samples that are looked at once and count for nothing else."""
+        kept, before = set(self.samples), self.count.packets
+        self._decode(numbers, wants_sample=True)
+        self.budget -= self.count.packets - before
+        found = [self.samples[number] for number in numbers.tolist() if number in self.samples]
+        for sample in found:
+            if sample.frame not in kept:
+                del self.samples[sample.frame]
+        return found
+
+    def forget(self) -> None:
+        """Thumbnails; what is known of blank frames stays."""
+        self._thumbnails.clear()
+
+    def _decode(self, frames: NDArray[np.int64], *, wants_sample: bool) -> None:
+        # Frames that need the same keyframe are decoded in one go.
+        starts = np.searchsorted(self.starts, frames, side="right")
+        apart = (np.diff(starts) > 0) & (self.starts[np.maximum(starts[1:] - 1, 0)] > frames[:-1] + NEAR)
+        for part in np.split(frames, np.flatnonzero(apart) + 1):
+            try:
+                window = self._reader.window(part, self.gops)
+                for index, frame in self._decoder.frames(window, self.count):
+                    number = int(part[index])
+                    if wants_sample:
+                        sample = self.samples[number] = self._pictures.sample(number, frame)
+                        thumbnail = sample.thumbnail
+                    else:
+                        thumbnail = self._thumbnails[number] = self._pictures.thumbnail(frame)
+                    self.blank[number] = is_blank(thumbnail)
+            except VideoError as error:
+                self.note = self.note or str(error)
+
+
+@dataclass(frozen=True)
+class Shots:
+    """cuts: (C,) first frames of shots but the first, ascending. transitions: (T, 2) first frames of fades and wipes and those
+    behind their last. unchecked: how many candidates nothing was decoded for, as the budget was spent."""
+
+    cuts: NDArray[np.int64]
+    transitions: NDArray[np.int64]
+    unchecked: int
+
+
+def find_shots(frames: Frames, candidates: NDArray[np.int64], strength: NDArray[np.float64]) -> Shots:
+    """The shots of a video of which samples are taken. candidates, strength: as of `cut_candidates`."""
+    cuts: set[int] = set()
+    unchecked = 0
+    keyframe = np.searchsorted(frames.starts, candidates - SEARCH - BEFORE[-1], side="right")
+    groups = [np.flatnonzero(keyframe == start) for start in np.unique(keyframe).tolist()]
+    for group in sorted(groups, key=lambda group: -strength[group].max()):
+        near = [
+            (candidate - SEARCH - BEFORE[-1], candidate + SEARCH + BEHIND[-1])
+            for candidate in candidates[group].tolist()
+        ]
+        if frames.cost(max(near[0][0], 0), near[-1][1]) > frames.budget:
+            unchecked += len(group)
+            continue
+        thumbnails = frames.thumbnails(*(number for first, last in near for number in range(first, last + 1)))
+        for candidate in candidates[group].tolist():
+            cuts.update(_cuts_near(thumbnails, candidate))
+        frames.forget()
+    transitions = []
+    for first, last in _unlike_neighbours(frames, cuts):
+        found = _between(frames, first, last)
+        cuts.update(found.cuts.tolist())
+        transitions += found.transitions.tolist()
+        unchecked += found.unchecked
+        frames.forget()
+    return Shots(np.array(sorted(cuts), np.int64), np.array(sorted(transitions), np.int64).reshape(-1, 2), unchecked)
+
+
+def _cuts_near(thumbnails: dict[int, Thumbnail], candidate: int) -> list[int]:
+    """The cut at most a few frames from a candidate, if there is one."""
+    near = range(candidate - SEARCH, candidate + SEARCH + 1)
+    shares = {
+        frame: changed_share(thumbnails[frame - 1], thumbnails[frame])
+        for frame in near
+        if frame in thumbnails and frame - 1 in thumbnails
+    }
+    best = max(shares, key=lambda frame: shares[frame], default=None)
+    return [best] if best is not None and shares[best] > CUT_SHARE and _is_cut(thumbnails, best) else []
+
+
+def _is_cut(thumbnails: dict[int, Thumbnail], frame: int) -> bool:
+    """Whether no picture before is like one behind."""
+    before = [thumbnails[frame - step] for step in BEFORE if frame - step in thumbnails]
+    behind = [thumbnails[frame + step] for step in BEHIND if frame + step in thumbnails]
+    return all(lasting_change(one, other) > CUT_SHARE for one in before for other in behind)
+
+
+def _unlike_neighbours(frames: Frames, cuts: Iterable[int]) -> list[tuple[int, int]]:
+    """Neighbouring frames of which something is known, no cut between them, with other colours or of which one is blank."""
+    cut_at = np.array(sorted(cuts), np.int64)
+
+    def pairs(known: Iterable[int]) -> list[tuple[int, int]]:
+        numbers = np.array(sorted(known), np.int64)
+        shot = np.searchsorted(cut_at, numbers, side="right")
+        chosen = (np.diff(numbers) > 1) & (np.diff(shot) == 0)
+        return list(zip(numbers[:-1][chosen].tolist(), numbers[1:][chosen].tolist(), strict=True))
+
+    found = {(first, last) for first, last in pairs(frames.blank) if frames.blank[first] != frames.blank[last]}
+    for first, last in pairs(frames.samples):
+        one, other = frames.samples[first], frames.samples[last]
+        if colour_distance(one.pixels, other.pixels) > COLOUR_CHANGE and not any(
+            first <= begin and end <= last for begin, end in found
+        ):
+            found.add((first, last))
+    return sorted(found)
+
+
+def _between(frames: Frames, first: int, last: int) -> Shots:
+    """What lies between two unlike frames: keyframes between them are halved, then every frame is looked at."""
+    nothing = np.zeros(0, np.int64)
+    begin, end = first, last
+    while True:
+        one, other = frames.sample(first), frames.sample(last)
+        keys = frames.starts[(frames.starts > first) & (frames.starts < last)]
+        middle = frames.sample(int(keys[len(keys) // 2])) if len(keys) else None
+        if middle is None or one is None or other is None:
+            break
+        if frames.blank[first] != frames.blank[last]:
+            is_in_first = frames.blank[middle.frame] != frames.blank[first]
+        else:
+            is_in_first = colour_distance(one.pixels, middle.pixels) > colour_distance(middle.pixels, other.pixels)
+        first, last = (first, middle.frame) if is_in_first else (middle.frame, last)
+    if last - first > LONGEST_SCAN or frames.cost(first, last) > frames.budget:
+        return Shots(nothing, nothing.reshape(0, 2), 1)
+    thumbnails = frames.thumbnails(*range(first - BEFORE[-1], last + BEHIND[-1] + 1))
+    cuts = [
+        frame
+        for frame in range(first + 1, last + 1)
+        if frame in thumbnails
+        and frame - 1 in thumbnails
+        and changed_share(thumbnails[frame - 1], thumbnails[frame]) > CUT_SHARE
+        and _is_cut(thumbnails, frame)
+    ]
+    transitions = nothing.reshape(0, 2) if cuts else _transition(frames, begin, end, (first + last) // 2)
+    return Shots(np.array(cuts, np.int64), transitions, 0)
+
+
+def _transition(frames: Frames, begin: int, end: int, middle: int) -> NDArray[np.int64]:
+    """(0 or 1, 2): the frames around `middle` whose colours are those of neither side, if they are few. begin, end: unlike frames
+    before and behind."""
+    fps = frames.video.fps_numerator / frames.video.fps_denominator
+    reach = int(TRANSITION_SECONDS * fps / 2)
+    numbers = np.arange(max(begin, middle - reach), min(end, middle + reach) + 1, 2)
+    one, other = frames.sample(begin), frames.sample(end)
+    if one is None or other is None or frames.cost(int(numbers[0]), int(numbers[-1])) > frames.budget:
+        return np.zeros((0, 2), np.int64)
+    pictures = frames.passing_samples(numbers)
+    total = colour_distance(one.pixels, other.pixels)
+    between = [
+        picture.frame
+        for picture in pictures
+        if min(colour_distance(one.pixels, picture.pixels), colour_distance(picture.pixels, other.pixels))
+        > total * FADED
+    ]
+    is_short = bool(between) and numbers[0] < between[0] and between[-1] < numbers[-1]
+    return np.array([[between[0], between[-1] + 1]] if is_short else [], np.int64).reshape(-1, 2)
+
+
+def settled(frames: Frames, runs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those runs of still packets (R, 2) in which nothing moves from one keyframe to the next, with the frames before them that
+    show the same: an encoder refines a picture at first, and again behind a keyframe. Where the budget is spent, they stay as they
+    are."""
+    grown, kept = runs.copy(), np.ones(len(runs), bool)
+    for row, (first, stop) in enumerate(runs.tolist()):
+        earliest = max(first - SETTLING_FRAMES, 1)
+        ends = [first, *frames.starts[(frames.starts > first) & (frames.starts < stop)].tolist(), stop]
+        begin, end = max(pairwise(ends), key=lambda piece: piece[1] - piece[0])
+        begin = min(begin + REFINED, end - 1)
+        if frames.cost(earliest - 1, first + 1) + frames.cost(begin, end - 1) > frames.budget:
+            continue
+        thumbnails = frames.thumbnails(*range(earliest - 1, min(first + 2, stop)), begin, end - 1)
+        frames.forget()
+        if begin in thumbnails and end - 1 in thumbnails:
+            kept[row] = np.abs(thumbnails[begin] - thumbnails[end - 1]).mean() < STILL_DIFFERENCE
+        steps = {
+            frame: float(np.abs(thumbnails[frame] - thumbnails[frame - 1]).mean())
+            for frame in range(earliest, first)
+            if frame in thumbnails and frame - 1 in thumbnails
+        }
+        moving = max(steps.values(), default=0.0)
+        keyframes = set(frames.starts.tolist())
+        for frame in range(first - 1, earliest - 1, -1):
+            if steps.get(frame, np.inf) < min(STILL_STEP, moving / 3):
+                grown[row, 0] = frame
+            elif frame not in keyframes:  # which may show the same in another quality
+                break
+    return grown[kept]
