@@ -99,8 +99,9 @@ def _number(node: ast.expr, columns: Mapping[str, NDArray]) -> NDArray | float:
     sign = 1.0
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         sign, node = -1.0, node.operand
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float) and abs(node.value) < 1e12:
-        return sign * float(node.value)
+    value = node.value if isinstance(node, ast.Constant) else None
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e12:
+        return sign * float(value)
     if isinstance(node, ast.Name) and node.id in SCORES and sign > 0:
         return np.asarray(columns[node.id])
     if isinstance(node, ast.Name) and node.id == "inf":

@@ -53,7 +53,7 @@ class Pictures:
         if self._turn % 2:
             width, height = height, width
         scaled = self._scaler.reformat(frame, width, height, format_name, interpolation=Interpolation.AREA)
-        picture = np.rot90(scaled.to_ndarray(), self._turn)
+        picture: Picture = np.rot90(scaled.to_ndarray(), self._turn)  # pyright: ignore[reportAssignmentType]: of 8 bits
         return np.ascontiguousarray(picture[:, ::-1] if self._mirrored else picture)
 
 

@@ -178,7 +178,7 @@ def _changes(known: NDArray[np.int64], flags: NDArray[np.bool_], cuts: NDArray[n
 
 
 def _inside(first: NDArray[np.int64], runs: NDArray[np.int64]) -> NDArray[np.bool_]:
-    return ((first[:, None] >= runs[:, 0]) & (first[:, None] < runs[:, 1])).any(axis=1)
+    return np.any((first[:, None] >= runs[:, 0]) & (first[:, None] < runs[:, 1]), axis=1)
 
 
 def _describe(

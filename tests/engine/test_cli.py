@@ -223,7 +223,7 @@ def test_help_lists_every_command_once(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     shown = re.findall(r"^  (\w+) ", capsys.readouterr().out, re.MULTILINE)
-    assert len(shown) == len(set(shown)) == 19
+    assert len(shown) == len(set(shown)) == 20
     assert {"index", "pretrain", "finetune", "view", "bench", "doctor"} <= set(shown)
     with pytest.raises(SystemExit, match="0"):
         main(["view", "tree", "--help"])

@@ -32,14 +32,13 @@ POOL = ClipOrder(views_per_span=3, pool_spans=12, lanes=6, seed=1)
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """Of 4:2:0, in full range too, of 4:2:2, and turned by 90 degrees; a part of the first is damaged."""
     folder = tmp_path_factory.mktemp("planes")
-    for number, (name, encoding) in enumerate(
-        [
-            ("0.mp4", {}),
-            ("1.mov", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}),
-            ("2.mp4", {"pix_fmt": "yuv422p"}),
-            ("3.mp4", {"rotation": 90}),
-        ]
-    ):
+    encodings: dict[str, dict[str, Any]] = {
+        "0.mp4": {},
+        "1.mov": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
+        "2.mp4": {"pix_fmt": "yuv422p"},
+        "3.mp4": {"rotation": 90},
+    }
+    for number, (name, encoding) in enumerate(encodings.items()):
         write_numbered(folder / name, 60, video_id=number, gop=6, **encoding)
     index_corpus([folder], folder / "corpus", workers=1, progress=False)
     found = Corpus.open(folder / "corpus")

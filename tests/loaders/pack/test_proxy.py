@@ -342,7 +342,7 @@ def test_a_full_disk_is_no_fault_of_the_video(tmp_path: Path) -> None:
     clips.write_numbered(tmp_path / "a.mp4", 30)
     video, gops = probe_video(tmp_path / "a.mp4")
     with pytest.raises(OSError, match="No space left on device"):
-        proxy_module._encode(video, gops, Path("/dev/full"), SMALL)
+        proxy_module._encode(video, gops, Path("/dev/full"), SMALL, ())
 
 
 def test_thumbnails_are_block_means() -> None:
