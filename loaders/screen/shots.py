@@ -26,8 +26,8 @@ BEFORE, BEHIND = (1, 3, 6, 10), (0, 2, 5, 10)  # frames from a cut to what has t
 SEARCH = 5  # frames around a candidate: coded pictures are reordered
 COLOUR_CHANGE = 0.35
 TRANSITION_SECONDS = 6.0
-SETTLING_FRAMES, REFINED = 12, 4
-STILL_STEP, STILL_DIFFERENCE = 0.6, 1.2  # luma from frame to frame, and from end to end, of what does not move
+SETTLING_FRAMES, REFINED, WATCHED = 12, 4, 50
+STILL_STEP, STILL_MEDIAN = 0.6, 0.05  # luma from frame to frame of what does not move: at first, and then
 NEAR = 8  # frames apart that are decoded in one go
 FADED = 0.2  # of the colours' distance between both sides of a transition
 LONGEST_SCAN = 600  # frames between two keyframes that are looked at one by one
@@ -238,26 +238,28 @@ def _transition(frames: Frames, begin: int, end: int, middle: int) -> NDArray[np
 
 
 def settled(frames: Frames, runs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Those runs of still packets (R, 2) in which nothing moves from one keyframe to the next, with the frames before them that
-    show the same: an encoder refines a picture at first, and again behind a keyframe. Where the budget is spent, they stay as they
-    are."""
+    """Those runs of still packets (R, 2) in which hardly any frame differs from the one before, with the frames before them that
+    show the same: an encoder refines a picture at first, behind a keyframe and now and then, and then it changes at once. Where the
+    budget is spent, they stay as they are."""
     grown, kept = runs.copy(), np.ones(len(runs), bool)
     for row, (first, stop) in enumerate(runs.tolist()):
         earliest = max(first - SETTLING_FRAMES, 1)
         ends = [first, *frames.starts[(frames.starts > first) & (frames.starts < stop)].tolist(), stop]
         begin, end = max(pairwise(ends), key=lambda piece: piece[1] - piece[0])
         begin = min(begin + REFINED, end - 1)
+        end = min(end, begin + WATCHED)
         if frames.cost(earliest - 1, first + 1) + frames.cost(begin, end - 1) > frames.budget:
             continue
-        thumbnails = frames.thumbnails(*range(earliest - 1, min(first + 2, stop)), begin, end - 1)
+        thumbnails = frames.thumbnails(*range(earliest - 1, first), *range(begin, end))
         frames.forget()
-        if begin in thumbnails and end - 1 in thumbnails:
-            kept[row] = np.abs(thumbnails[begin] - thumbnails[end - 1]).mean() < STILL_DIFFERENCE
         steps = {
-            frame: float(np.abs(thumbnails[frame] - thumbnails[frame - 1]).mean())
-            for frame in range(earliest, first)
-            if frame in thumbnails and frame - 1 in thumbnails
+            frame: float(np.abs(thumbnail - thumbnails[frame - 1]).mean())
+            for frame, thumbnail in thumbnails.items()
+            if frame - 1 in thumbnails
         }
+        watched = [steps[frame] for frame in range(begin + 1, end) if frame in steps]
+        kept[row] = not watched or np.median(watched) < STILL_MEDIAN
+        steps = {frame: step for frame, step in steps.items() if frame < first}
         moving = max(steps.values(), default=0.0)
         keyframes = set(frames.starts.tolist())
         for frame in range(first - 1, earliest - 1, -1):
