@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ..kernels.yuv_clips import yuv_clips
 from .decode.batch_memory import BatchMemory
 from .decode.job_board import Job
 from .decode.loader import BaseClipLoader, LoaderOptions, Span
@@ -135,6 +134,8 @@ class ClipLoader(BaseClipLoader[_CpuBlock]):
         cuts = PlaneCuts.of_batch([result.cuts for result in block.results], self.order.views_per_span)
         if cuts is None:
             return frames
+        from ..kernels.yuv_clips import yuv_clips  # only here: it imports Triton
+
         return yuv_clips(frames, torch.from_numpy(cuts.integers), torch.from_numpy(cuts.factors))
 
     def _upload(self, block: _CpuBlock) -> Upload:

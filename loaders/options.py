@@ -53,9 +53,8 @@ VIEWS = Number(1, 64)
 PASSES = Number(2, 5)
 ENOUGH_STEPS = Number(2, 2**31 - 1)  # the first half of a measurement does not count
 POSITIVE = Number(0, is_whole=False, is_open=True)
-QUALITY = SECONDS = Number(0, is_whole=False)
+QUALITY = SECONDS = SCORE = Number(0, is_whole=False)
 SHARE = Number(0, 1, is_whole=False, is_open=True)
-ANY_NUMBER = Number(-1e12, 1e12, is_whole=False)
 COSINE = Number(-1, 1, is_whole=False)
 
 

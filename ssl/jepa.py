@@ -90,7 +90,9 @@ class JointEmbedding(Objective):
         pairs = zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True)
         local = [tuple(_local(part.detach()) for part in pair) for pair in pairs]
         targets, sources = zip(*(pair for pair in local if pair[0].numel()), strict=True)  # a rank's shard may be empty
-        held = torch.as_tensor(momentum, dtype=torch.float32, device=targets[0].device)
+        held = momentum
+        if not isinstance(held, torch.Tensor):
+            held = torch.full((), held, dtype=torch.float32, device=targets[0].device)
         if skip is not None:
             held = torch.where(skip != 0, torch.ones_like(held), held)
         ema(targets, sources, held)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...loaders.corpus.folder import SCORES, corpus_folder
-from ...loaders.options import ANY_NUMBER, COUNT, FROM_ZERO, INDEX, PASSES, SEED, Commands, add_device
+from ...loaders.options import COUNT, FROM_ZERO, INDEX, PASSES, SCORE, SEED, Commands, add_device
 from ..config.error import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def add_commands(commands: Commands) -> None:
     report.add_argument(
         "--where",
         metavar="EXPRESSION",
-        help="what data.where would remove (default: of each fault that is screened for)",
+        help="what data.where would leave out (default: of each fault that is screened for)",
     )
     report.set_defaults(run=run_corpus_report)
     sources = reports.add_parser("sources", help="the public sources of the paper's corpus, as far as they are known")
@@ -81,7 +81,7 @@ def add_commands(commands: Commands) -> None:
     screen.add_argument("corpus", metavar="CORPUS", help="folder that `trocar screen` wrote to")
     screen.add_argument("--by", default="in_body", choices=SCORES, help="what they are ordered by (default: in_body)")
     screen.add_argument(
-        "--threshold", type=ANY_NUMBER, default=0.5, help="where a line is drawn between them (default: 0.5)"
+        "--threshold", type=SCORE, default=0.5, help="where a line is drawn between them (default: 0.5)"
     )
     screen.add_argument("--out", type=Path, default=Path("screen.png"), metavar="PNG", help="default: screen.png")
     screen.add_argument("--spans", type=COUNT, default=48, help="how many (default: 48)")

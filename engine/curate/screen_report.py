@@ -37,16 +37,14 @@ def screen_report(corpus: Corpus, where: Condition | None = None) -> str:
     group = np.array([groups.index(name) for name in names])[screen.video]
     terms = condition.terms()
     removed = [~term.holds(screen.columns) for term in terms] + [~condition.holds(screen.columns)]
-    header = ("source", "domain", "hours", *(f"not: {term.text}" for term in terms), "removed in all")
+    header = ("source", "domain", "hours", *(f"not: {term.text}" for term in terms), "left out in all")
     cells = []
     for number, (source, domain) in enumerate([*groups, ("all", "")]):
         chosen = group == number if number < len(groups) else np.ones(len(group), bool)
         total = hours[chosen].sum()
         shares = [_amount(hours[chosen & part].sum(), total) for part in removed]
         cells.append((source, domain, f"{total:,.2f}", *shares))
-    return (
-        f"{Table(header, cells).markdown()}\n\nhours that each condition removes; with none but it, or with others too"
-    )
+    return f"{Table(header, cells).markdown()}\n\nhours that each condition leaves out; with none but it, or with others too"
 
 
 def _amount(hours: float, total: float) -> str:

@@ -8,6 +8,7 @@ Shapes: N spans of the screen, V videos.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ class Screened:
 
 
 def has_screen(corpus: Corpus) -> bool:
-    return (corpus.path / SPANS_NAME).exists()
+    return Path(corpus.path, SPANS_NAME).exists()
 
 
 def screened(corpus: Corpus, where: str | None = None, within_shots: bool | None = None) -> Screened | None:

@@ -48,7 +48,7 @@ def slots(cuts: list[Cut], resolution: int, pictures: int = 2) -> tuple[torch.Te
     return memory, torch.tensor(integers, dtype=torch.int32), torch.tensor(floats), wanted
 
 
-@pytest.mark.parametrize("resolution", [24, 35])
+@pytest.mark.parametrize("resolution", [24, pytest.param(35, marks=pytest.mark.slow)])
 def test_as_of_whole_pictures(resolution: int, kernels: torch.device) -> None:
     memory, cuts, factors, wanted = slots(CUTS, resolution)
     with nan_memory():
@@ -60,7 +60,7 @@ def test_as_of_whole_pictures(resolution: int, kernels: torch.device) -> None:
 
 
 def test_in_any_order_and_all_of_them(kernels: torch.device) -> None:
-    memory, cuts, factors, _ = slots(CUTS, 24)
+    memory, cuts, factors, _ = slots(CUTS, 24, pictures=1)
     expected = yuv_clips_reference(memory, cuts, factors)
     order = torch.tensor([3, 0, 4, 1, 5, 2])
     with nan_memory():

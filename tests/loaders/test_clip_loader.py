@@ -278,7 +278,7 @@ def test_options_are_the_keywords_of_the_loaders() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"loader": "gpu"}, ValueError, "loader must be one of auto, cpu, dali, nvdec, both, got 'gpu'"),
+        ({"loader": "gpu"}, ValueError, "loader must be one of auto, cpu, planes, dali, nvdec, both, got 'gpu'"),
         ({"thread": 2}, TypeError, "unexpected keyword argument 'thread'"),
         ({"loader": "cpu", "decoders": 2}, TypeError, "unexpected keyword argument 'decoders'"),
         ({"resolution": (64, 96)}, ValueError, r"one positive number of pixels, as clips are square; got \(64, 96\)"),

@@ -26,7 +26,9 @@ def commands(parser: argparse.ArgumentParser, name: str = "trocar") -> Iterator[
 
 ACTIONS = list(commands(build_parser()))
 NUMBERS = [
-    (f"{name} {action.option_strings[0]}", action) for name, action in ACTIONS if isinstance(action.type, Number)
+    (f"{name} {(action.option_strings or [action.dest])[0]}", action)
+    for name, action in ACTIONS
+    if isinstance(action.type, Number)
 ]
 
 

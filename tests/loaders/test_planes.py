@@ -55,7 +55,7 @@ def batches(corpus: Corpus, device: str, **options: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("order", [ClipOrder(), POOL], ids=["views in one batch", "pool"])
+@pytest.mark.parametrize("order", [pytest.param(ClipOrder(), marks=pytest.mark.slow), POOL], ids=["one view", "pool"])
 def test_the_clips_of_the_exact_resize(corpus: Corpus, device: str, order: ClipOrder) -> None:
     rgb, planes = (batches(corpus, device, order=order, planes=planes) for planes in (False, True))
     assert any(batch.count.failures for batch in rgb), "some is replaced"

@@ -16,7 +16,7 @@ from killing import started
 from PIL import Image
 from ranks import make_corpus
 from runs import TINY
-from test_report import hostile_runs, make_run, row
+from test_run_report import hostile_runs, make_run, row
 
 from trocar.engine.cli import main
 from trocar.engine.report.report import Report, watch
