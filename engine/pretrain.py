@@ -352,6 +352,5 @@ def train_step(run: Run, step: int, loader: Iterator[ClipBatch], is_due: bool = 
     world.sum(body.sums.values)
     gradient_norm, skip = body.update()
     row = {"step": step + 1, "learning_rate": run.schedule(step), "first_clip": step * batch_clips}
-    signals = {name: value.clone() for name, value in run.objective.signals().items()}
-    work = run.device_time.finish()
+    signals, work = run.objective.signals(), run.device_time.finish()
     return StepReport(row, frames, started, body.sums.copy(), gradient_norm, skip, signals, work, waited)

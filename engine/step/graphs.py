@@ -123,7 +123,7 @@ class GraphedStep:
             replay, result, observed = self._graphs[key]
             replay()
             if key != UPDATE:
-                self.body.objective.observed = observed
+                self.body.objective.observed = {name: value.clone() for name, value in observed.items()}
             return result
         return self._beside(call)
 

@@ -93,7 +93,7 @@ class CollapseWatch:
         pooled = objective.observed.get("pooled")
         if self._thread is None or pooled is None:
             return
-        self._pooled.append(pooled.detach().clone())  # a step that is replayed writes where the one before did
+        self._pooled.append(pooled.detach())
         self._window = window_clips(len(pooled))
         while sum(map(len, self._pooled)) - len(self._pooled[0]) >= self._window:
             self._pooled.popleft()

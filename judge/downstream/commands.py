@@ -26,19 +26,23 @@ def add_commands(commands: Commands) -> None:
         "downstream", help="encoders x data sets x protocols x seeds, and their report"
     )
     downstream.add_argument("config", metavar="CONFIG", help="a YAML of the matrix, or table2: the paper's table")
-    downstream.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="of cells and report; goes on with what is there"
-    )
-    downstream.add_argument("--data", type=Path, default=Path(), metavar="DIR", help="where folders of data sets begin")
-    downstream.add_argument("--weights", type=Path, default=Path(), metavar="DIR", help="where files of weights begin")
-    downstream.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto, all GPUs in turn)"
-    )
+    add_matrix(downstream, out="of cells and report", devices="auto, all GPUs in turn")
     downstream.add_argument("--workers", type=COUNT, default=1, help="encoders on data sets at a time (default: 1)")
-    downstream.add_argument(
-        "--report-only", action="store_true", help="train nothing; write the report of what is there"
-    )
     downstream.set_defaults(run=run_bench_downstream)
+
+
+def add_matrix(parser: argparse.ArgumentParser, *, out: str, devices: str = "auto") -> None:
+    """What a benchmark of encoders on data sets takes. out: what --out is of. devices: what --device is by default."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"{out}; goes on with what is there")
+    parser.add_argument("--data", type=Path, default=Path(), metavar="DIR", help="where folders of data sets begin")
+    parser.add_argument("--weights", type=Path, default=Path(), metavar="DIR", help="where files of weights begin")
+    add_numbered_device(parser, devices)
+    parser.add_argument("--report-only", action="store_true", help="train nothing; write the report of what is there")
+
+
+def add_numbered_device(parser: argparse.ArgumentParser, default: str = "auto") -> None:
+    """--device, of several GPUs a certain one too. default: in words."""
+    parser.add_argument("--device", default="auto", help=f"auto, cpu, cuda or cuda:1 (default: {default})")
 
 
 def add_finetune(finetune: argparse.ArgumentParser) -> None:
@@ -80,7 +84,7 @@ def add_finetune(finetune: argparse.ArgumentParser) -> None:
         metavar="CORPUS",
         help="compare with these videos of its pretraining too (default: what its run says)",
     )
-    finetune.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+    add_numbered_device(finetune)
     finetune.set_defaults(run=run_finetune)
 
 
@@ -105,7 +109,7 @@ def add_predict(predict: argparse.ArgumentParser) -> None:
     predict.add_argument(
         "--model", metavar="MODEL", help="the encoder, if it is not where it was (default: as recorded)"
     )
-    predict.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+    add_numbered_device(predict)
     predict.set_defaults(run=run_predict)
 
 

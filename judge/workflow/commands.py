@@ -8,6 +8,7 @@ from pathlib import Path
 from ...engine.commands import add_weights_arguments
 from ...engine.config.error import ConfigError
 from ...loaders.options import COUNT, POSITIVE, SEED, Commands, tell
+from ..downstream.commands import add_matrix, add_numbered_device
 
 
 def add_commands(commands: Commands) -> None:
@@ -27,20 +28,10 @@ def add_commands(commands: Commands) -> None:
         "workflow", help="encoders x data sets x temporal heads on whole videos, and their report"
     )
     workflow.add_argument("config", metavar="CONFIG", help="a YAML of the matrix, or workflow, which ships with trocar")
-    workflow.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="of vectors, cells and report; goes on with what is there",
-    )
-    workflow.add_argument("--data", type=Path, default=Path(), metavar="DIR", help="where folders of data sets begin")
-    workflow.add_argument("--weights", type=Path, default=Path(), metavar="DIR", help="where files of weights begin")
-    workflow.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+    add_matrix(workflow, out="of vectors, cells and report")
     workflow.add_argument(
         "--workers", type=COUNT, default=1, help="processes that encode videos, each on a GPU in turn (default: 1)"
     )
-    workflow.add_argument("--report-only", action="store_true", help="train nothing; write the report of what is there")
     workflow.set_defaults(run=run_workflow)
 
 
@@ -71,7 +62,7 @@ def add_features(features: argparse.ArgumentParser) -> None:
     )
     add_weights_arguments(features)
     features.add_argument("--seed", type=SEED, default=0, help="of random weights (default: 0)")
-    features.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+    add_numbered_device(features)
     features.add_argument("--workers", type=COUNT, default=1, help="processes, each on a GPU in turn (default: 1)")
     features.add_argument(
         "--part", type=part, default=(0, 1), metavar="I/N", help="every N-th shard from the I-th on, I from 0"
@@ -90,7 +81,7 @@ def add_phases(phases: argparse.ArgumentParser) -> None:
     phases.add_argument(
         "--model", metavar="MODEL", help="the encoder, if it is not where it was (default: as recorded)"
     )
-    phases.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+    add_numbered_device(phases)
     phases.set_defaults(run=run_phases)
 
 

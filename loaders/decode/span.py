@@ -202,7 +202,7 @@ class SpanReader:
         self._videos: _Latest[_OpenVideo] = _Latest()
         self._decoders: _Latest[WindowDecoder] = _Latest()
         self._resizers: list[Resizer] = []  # by view
-        self._not_planes: frozenset[Kind] = frozenset()
+        self._not_planes = set(recipe.rgb_kinds)
 
     def close(self) -> None:
         self._videos.close()
@@ -260,7 +260,7 @@ class SpanReader:
     def _decode_planes(self, cut: Cut, output: NDArray[np.uint8], count: LoaderCount) -> PlaneCuts | None:
         """As `decode`, but what the crops need of the planes; None where the pictures are not such as can be left so."""
         video = cut.window.video
-        if Kind.of(video) in self.recipe.rgb_kinds | self._not_planes:
+        if Kind.of(video) in self._not_planes:
             return None
         writer = PlaneWriter(video, cut.crops, output)
         if not writer.has_room:
@@ -269,7 +269,7 @@ class SpanReader:
             self._decode(cut, writer.write, count)
         except NotPlanesError:
             self._decoders.close()  # it stands in the middle of a window
-            self._not_planes |= {Kind.of(video)}
+            self._not_planes.add(Kind.of(video))
             return None
         return writer.cuts()
 

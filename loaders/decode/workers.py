@@ -122,18 +122,13 @@ class Workers:
                 raise result
         return found
 
-    def have_all(self, numbers: Sequence[int]) -> bool:
-        """Whether the results of these jobs are there."""
-        while self._receive(0.0):
-            pass
-        return all(number in self._results for number in numbers)
-
     def peek(self, numbers: Sequence[int]) -> list[SpanResult] | None:
         """What became of jobs, to be asked for again; None where not all of it is known, or some raised."""
-        if not self.have_all(numbers):
-            return None
-        found = [self._results[number] for number in numbers]
-        return None if any(isinstance(result, Exception) for result in found) else found
+        while self._receive(0.0):
+            pass
+        known = (self._results.get(number) for number in numbers)
+        found = [result for result in known if isinstance(result, SpanResult)]
+        return found if len(found) == len(numbers) else None
 
     def ready(self, seconds: float) -> bool | None:
         """True once all of them have begun to work; None where they have not within so many seconds."""
