@@ -37,15 +37,14 @@ def span_at(spans: Spans, corpus: Corpus, video: str, second: float) -> int:
 
     Raises ConfigError where no video, or more than one, has that name, or no span of it holds that second.
     """
-    paths = [row["path"] for row in corpus.scan("path")]
-    ids = [row["id"] for row in corpus.scan("id")]
-    found = [n for n, path in enumerate(paths) if video in (ids[n], path, PurePath(path).name)]
+    rows = list(corpus.scan("id", "path"))
+    found = [n for n, row in enumerate(rows) if video in (*row.values(), PurePath(row["path"]).name)]
     if len(found) != 1:
-        some = ", ".join(PurePath(path).name for path in paths[:5])
+        some = ", ".join(PurePath(row["path"]).name for row in rows[:5])
         raise ConfigError(
             f"--video {video}: {len(found)} videos of {corpus.path} have that name; give one's path, as of {some}"
         )
-    of_video = np.flatnonzero(np.asarray(spans.video) == spans.video_ids.index(ids[found[0]]))
+    of_video = np.flatnonzero(np.asarray(spans.video) == spans.video_ids.index(rows[found[0]]["id"]))
     begins = corpus.timeline(found[0]).begins(_packed(spans.first_frame[of_video], corpus, found[0]))
     place = int(np.searchsorted(begins, second, side="right")) - 1
     if place < 0:
