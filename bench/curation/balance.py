@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from ...engine.checkpoint.checkpoint import load_checkpoint
 from ...engine.config.file import load_config
 from ...engine.config.settings import Config
-from ...engine.console.table import Table
 from ...engine.curate.embed import embed_corpus
 from ...engine.pretrain import pretrain
 from ...engine.step.build import build_model
@@ -31,7 +30,7 @@ from ...loaders.cpu import ClipLoader
 from ...loaders.curate.cluster import cluster_embeddings
 from ...loaders.curate.settings import ClusterSettings
 from ...loaders.draw.grid_clips import GridClips, WholePicture
-from ..rows.cells import known_cell
+from ..rows.cells import known_cell, table_of
 from ..rows.row import row
 from .balance_corpus import DOMAINS, PROCEDURE_SHARES, make_corpus, span_counts
 
@@ -213,15 +212,12 @@ def _row(name: str, means: dict[str, float], gains: NDArray, facts: dict[str, An
     return row("balance", torch.device("cpu"), {**measured, **facts})
 
 
-COLUMNS = {
-    "domain": "{domain}",
-    "probe, untrained": f"{{{UNTRAINED}:.3f}}",
-    **{arm: f"{{{arm}:.3f}}" for arm in ARMS},
-    "gain (95 % interval)": "{gain:+.3f} ({gain_low:+.3f} to {gain_high:+.3f})",
-    **{f"loss, {arm}": known_cell(f"{arm}_loss", "{:.4f}", "") for arm in ARMS},
-}
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
-    return Table.of(rows, COLUMNS).markdown()
+table = table_of(
+    {
+        "domain": "{domain}",
+        "probe, untrained": f"{{{UNTRAINED}:.3f}}",
+        **{arm: f"{{{arm}:.3f}}" for arm in ARMS},
+        "gain (95 % interval)": "{gain:+.3f} ({gain_low:+.3f} to {gain_high:+.3f})",
+        **{f"loss, {arm}": known_cell(f"{arm}_loss", "{:.4f}", "") for arm in ARMS},
+    }
+)

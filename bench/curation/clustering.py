@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...engine.console.table import Table
 from ...kernels.kmeans_assign import kmeans_assign
 from ...loaders.curate.cluster import cluster_embeddings
 from ...loaders.curate.embeddings import Manifest, write_shard, write_spans
 from ...loaders.curate.kmeans import CumlKMeans
 from ...loaders.curate.settings import ClusterSettings
+from ..rows.cells import table_of
 from ..rows.row import row
 
 CENTRES = 3000
@@ -138,21 +138,18 @@ def _passes_microseconds(row: dict[str, Any]) -> str:
     return f"{1e6 * seconds / row['rows']:.0f}"
 
 
-COLUMNS = {
-    "rows": "{rows:,} x {width}",
-    "levels": lambda row: " / ".join(map(str, row["levels"])),
-    "seconds": "{seconds:,.0f}",
-    "of processor": "{processor_seconds:,.0f}",
-    "passes": "{passes}",
-    "their microseconds a row": _passes_microseconds,
-    "seconds of the steps": lambda row: ", ".join(f"{name} {value:g}" for name, value in row["steps"].items()),
-    "peak resident": lambda row: f"{row['peak_resident_bytes'] / 1e9:.2f} GB",
-}
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
-    return Table.of(rows, COLUMNS).markdown()
+table = table_of(
+    {
+        "rows": "{rows:,} x {width}",
+        "levels": lambda row: " / ".join(map(str, row["levels"])),
+        "seconds": "{seconds:,.0f}",
+        "of processor": "{processor_seconds:,.0f}",
+        "passes": "{passes}",
+        "their microseconds a row": _passes_microseconds,
+        "seconds of the steps": lambda row: ", ".join(f"{name} {value:g}" for name, value in row["steps"].items()),
+        "peak resident": lambda row: f"{row['peak_resident_bytes'] / 1e9:.2f} GB",
+    }
+)
 
 
 def _measure(task: dict[str, Any]) -> dict[str, Any]:

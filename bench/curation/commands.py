@@ -31,13 +31,11 @@ def add_commands(commands: Commands) -> None:
 
 
 def run_bench_balance(options: argparse.Namespace) -> int:
-    from ..rows.row import write_rows
+    from ..rows.row import keep_rows
     from .balance import bench_balance, table
 
     rows = bench_balance(seeds=options.seeds, steps=options.steps, spans=options.spans, tell=tell)
-    write_rows(options.out, rows)
-    print(table(rows))
-    return 0
+    return keep_rows(options.out, rows, table)
 
 
 def run_bench_clustering(options: argparse.Namespace) -> int:

@@ -102,7 +102,7 @@ def run_bench_loading(options: argparse.Namespace) -> int:
     for given in (options.corpus, options.packed):
         if given:
             corpus_folder(given)
-    from ..rows.row import write_rows
+    from ..rows.row import keep_rows
     from .case import make_1080p
     from .corpora import MADE_CLIPS, make_corpora
     from .loading import ARMS, bench_loading
@@ -124,9 +124,7 @@ def run_bench_loading(options: argparse.Namespace) -> int:
             stride=options.stride,
             arms=options.arms or tuple(ARMS),
         )
-    write_rows(options.out, rows)
-    print(table(rows))
-    return 0
+    return keep_rows(options.out, rows, table)
 
 
 def run_bench_proxies(options: argparse.Namespace) -> int:
@@ -151,27 +149,23 @@ def run_bench_proxies(options: argparse.Namespace) -> int:
 
 def run_bench_decode(options: argparse.Namespace) -> int:
     from ...engine.step.device import choose_device
-    from ..rows.row import write_rows
+    from ..rows.row import keep_rows
     from .decode import QUICK, bench_decode, table
 
     device = choose_device("auto")
     if device.type == "cpu":
         print("no NVIDIA GPU: a small run on DALI's CPU backend, which says nothing about one", file=sys.stderr)
     rows = bench_decode(device, QUICK if options.quick and device.type == "cuda" else None)
-    write_rows(options.out, rows)
-    print(table(rows))
-    return 0
+    return keep_rows(options.out, rows, table)
 
 
 def run_bench_dali_cache(options: argparse.Namespace) -> int:
     from ...engine.step.device import choose_device
-    from ..rows.row import write_rows
+    from ..rows.row import keep_rows
     from .dali_cache import bench_dali_cache, table
 
     rows = bench_dali_cache(choose_device("auto"))
-    write_rows(options.out, rows)
-    print(table(rows))
-    return 0
+    return keep_rows(options.out, rows, table)
 
 
 def run_bench_data_wait(options: argparse.Namespace) -> int:
@@ -184,12 +178,10 @@ def run_bench_data_wait(options: argparse.Namespace) -> int:
     corpora = {name: corpus_folder(path) for name, _, path in pairs}
     load_config(options.config, options.set)
     from ...engine.step.device import choose_device
-    from ..rows.row import write_rows
+    from ..rows.row import keep_rows
     from .data_wait import bench_data_wait, table
 
     device = choose_device("auto")
     numbers = {"views_per_span": options.views, "steps": options.steps}
     rows = bench_data_wait(device, corpora, config=options.config, overrides=options.set, **numbers)
-    write_rows(options.out, rows)
-    print(table(rows))
-    return 0
+    return keep_rows(options.out, rows, table)

@@ -8,17 +8,15 @@ multiples of 16, and windows whose header cuts nothing off. JPEGs, which need no
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...engine.console.table import Table
 from ...loaders.draw.augment import CropRecipe
 from ...loaders.draw.sampler import Sampler
-from ..rows.cells import known_cell
+from ..rows.cells import known_cell, table_of
 from ..rows.row import row
 from .decode import ON_CPU, Scale, Utilization, run_windows, write_corpus
 
@@ -60,15 +58,12 @@ def bench_dali_cache(device: torch.device) -> list[dict[str, Any]]:
     return rows
 
 
-COLUMNS = {
-    "proxies": "{arm}, {codec} {width}x{height}",
-    "clips/s": "{clips_per_second:.0f}",
-    "amplification": "{amplification:.2f}",
-    "kB a clip": lambda entry: f"{entry['bytes_per_clip'] / 1e3:.0f}",
-    "NVDEC busy": known_cell("nvdec_busy_percent", "{:.0f} %"),
-}
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
-    return Table.of(rows, COLUMNS).markdown()
+table = table_of(
+    {
+        "proxies": "{arm}, {codec} {width}x{height}",
+        "clips/s": "{clips_per_second:.0f}",
+        "amplification": "{amplification:.2f}",
+        "kB a clip": lambda entry: f"{entry['bytes_per_clip'] / 1e3:.0f}",
+        "NVDEC busy": known_cell("nvdec_busy_percent", "{:.0f} %"),
+    }
+)

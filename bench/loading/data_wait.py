@@ -15,9 +15,9 @@ import torch
 
 from ...engine.config.file import load_config
 from ...engine.config.settings import ConfigError
-from ...engine.console.table import Table
 from ...engine.pretrain import pretrain
 from ...engine.record.metrics import read_metrics
+from ..rows.cells import table_of
 from ..rows.row import row
 
 FIGURES = ("data_wait_percent", "clips_per_second", "spans_per_second", "amplification", "bytes_per_clip")
@@ -54,15 +54,12 @@ def bench_data_wait(
     return rows
 
 
-COLUMNS = {
-    "videos": "{corpus}",
-    "data wait": "{data_wait_percent:.0f} %",
-    "clips/s": "{clips_per_second:.1f}",
-    "spans/s": "{spans_per_second:.1f}",
-    "amplification": "{amplification:.2f}",
-}
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as Markdown, as docs/performance.md has them."""
-    return Table.of(rows, COLUMNS).markdown()
+table = table_of(
+    {
+        "videos": "{corpus}",
+        "data wait": "{data_wait_percent:.0f} %",
+        "clips/s": "{clips_per_second:.1f}",
+        "spans/s": "{spans_per_second:.1f}",
+        "amplification": "{amplification:.2f}",
+    }
+)

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from av.video.stream import VideoStream
 
-from ...engine.console.table import Table
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.corpus.index import index_corpus
 from ...loaders.decode.batch import LoaderCount
@@ -29,7 +28,7 @@ from ...loaders.decode.loader import clip_numbers
 from ...loaders.decode.span import CropSource
 from ...loaders.draw.augment import Box, Crop, CropRecipe
 from ...loaders.draw.sampler import Sampler
-from ..rows.cells import known_cell, share_cell
+from ..rows.cells import known_cell, share_cell, table_of
 from ..rows.row import row
 from ..rows.timing import wait
 
@@ -199,16 +198,8 @@ class Utilization:
 
     def __enter__(self) -> Utilization:
         if self._device.type == "cuda":
-            query = "--query-gpu=utilization.decoder,utilization.gpu"
-            command = [
-                "nvidia-smi",
-                query,
-                "--format=csv,noheader,nounits",
-                "-lms",
-                "100",
-                "-i",
-                str(self._device.index or 0),
-            ]
+            command = ["nvidia-smi", "--query-gpu=utilization.decoder,utilization.gpu", "--format=csv,noheader,nounits"]
+            command += ["-lms", "100", "-i", str(self._device.index or 0)]
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         return self
 
@@ -226,18 +217,15 @@ class Utilization:
             self.decoder_percent, self.sm_percent = (float(value) for value in values[10:].mean(axis=0))
 
 
-COLUMNS = {
-    "video": "{codec} {width}x{height} GOP {gop}",
-    "ceiling, frames/s (sessions)": "{ceiling_frames_per_second:.0f} ({sessions})",
-    "windows, frames/s": "{decoded_frames_per_second:.0f}",
-    "of the ceiling": share_cell("of_ceiling"),
-    "clips/s": "{clips_per_second:.0f}",
-    "amplification": "{amplification:.1f}",
-    "NVDEC busy": known_cell("nvdec_busy_percent", "{:.0f} %"),
-    "SM busy": known_cell("sm_busy_percent", "{:.0f} %"),
-}
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as Markdown, as docs/performance.md has them."""
-    return Table.of(rows, COLUMNS).markdown()
+table = table_of(
+    {
+        "video": "{codec} {width}x{height} GOP {gop}",
+        "ceiling, frames/s (sessions)": "{ceiling_frames_per_second:.0f} ({sessions})",
+        "windows, frames/s": "{decoded_frames_per_second:.0f}",
+        "of the ceiling": share_cell("of_ceiling"),
+        "clips/s": "{clips_per_second:.0f}",
+        "amplification": "{amplification:.1f}",
+        "NVDEC busy": known_cell("nvdec_busy_percent", "{:.0f} %"),
+        "SM busy": known_cell("sm_busy_percent", "{:.0f} %"),
+    }
+)

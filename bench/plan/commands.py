@@ -61,10 +61,8 @@ def run_plan(options: argparse.Namespace) -> int:
 
 
 def run_bench_plan(options: argparse.Namespace) -> int:
-    from ..rows.row import write_rows
+    from ..rows.row import keep_rows
     from .check import bench_plan, table
 
     rows = bench_plan(rounds=options.rounds, steps=options.steps, tell=tell)
-    write_rows(options.out, rows)
-    print(table(rows))
-    return 0
+    return keep_rows(options.out, rows, table)

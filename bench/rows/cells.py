@@ -1,11 +1,18 @@
-"""Cells of tables of measured rows, for `Table.of`: what several tables write alike."""
+"""Tables of measured rows, and the cells that several of them write alike."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from ...engine.console.table import Table
+
 Row = Mapping[str, Any]
+
+
+def table_of(columns: Mapping[str, str | Callable[[Any], str]]) -> Callable[[Iterable[Row]], str]:
+    """What writes rows as Markdown, with these columns of `Table.of`."""
+    return lambda rows: Table.of(rows, columns).markdown()
 
 
 def spread_cell(key: str, digits: int = 2, to: str = "..") -> str:

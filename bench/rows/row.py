@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,18 +16,8 @@ from ...loaders.corpus.whole_file import write_whole
 if TYPE_CHECKING:
     import torch
 
-PACKAGES = (
-    "torch",
-    "triton",
-    "timm",
-    "numpy",
-    "av",
-    "torchcodec",
-    "decord",
-    "nvidia-dali-cuda120",
-    "nvidia-dali-cuda130",
-    "trocar",
-)
+PACKAGES = ("torch", "triton", "timm", "numpy", "av", "torchcodec", "decord")
+PACKAGES += ("nvidia-dali-cuda120", "nvidia-dali-cuda130", "trocar")
 
 
 def versions() -> dict[str, str]:
@@ -49,23 +39,18 @@ def machine(device: torch.device) -> dict[str, Any]:
         "capability": f"{properties.major}.{properties.minor}",
         "memory_bytes": properties.total_memory,
         "multiprocessors": properties.multi_processor_count,
-        "driver": _driver(),
+        "driver": _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
     }
-
-
-def _driver() -> str:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0]
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def commit() -> str:
     """The source's commit, with + where files differ from it; "unknown" outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    return _first_line("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12")
+
+
+def _first_line(*command: str) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0]
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -86,6 +71,13 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """One row a line; replaces the file, as a whole even where the process is ended in the middle."""
     text = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in rows)
     write_whole(path, lambda target: target.write_text(text, encoding="utf-8"))
+
+
+def keep_rows(path: Path, rows: list[dict[str, Any]], table: Callable[[list[dict[str, Any]]], str]) -> int:
+    """How most benchmarks end: rows written, the table printed; the exit status."""
+    write_rows(path, rows)
+    print(table(rows))
+    return 0
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

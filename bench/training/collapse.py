@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from ...engine.console.table import Table
 from ...engine.record.metrics import read_metrics
-from ..rows.cells import known_cell
+from ..rows.cells import known_cell, table_of
 from ..rows.row import row
 
 ENDS = 20  # steps at either end over which noisy values are averaged
@@ -57,14 +56,12 @@ def _rank(row: dict[str, Any]) -> str:
     return f"{first:.2f}, {last:.2f} ({error:.2f}), {min(row['rankme']):.2f}"
 
 
-COLUMNS = {
-    "peak rate, `ema`": "{setting}",
-    "`feature_std`, first and last 20 steps": _ends("feature_std"),
-    "`rankme`, first and last third (error of the difference), lowest": _rank,
-    "loss, first and last 20 steps": _ends("loss"),
-    "`collapse`": known_cell("collapse_from", "from step {}", "never"),
-}
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    return Table.of(rows, COLUMNS).markdown()
+table = table_of(
+    {
+        "peak rate, `ema`": "{setting}",
+        "`feature_std`, first and last 20 steps": _ends("feature_std"),
+        "`rankme`, first and last third (error of the difference), lowest": _rank,
+        "loss, first and last 20 steps": _ends("loss"),
+        "`collapse`": known_cell("collapse_from", "from step {}", "never"),
+    }
+)

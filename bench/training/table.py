@@ -26,18 +26,8 @@ def grouped(rows: Sequence[Row]) -> list[list[Row]]:
     """Rows of one config at a time, ranks of all sizes together."""
     groups: dict[str, list[Row]] = {}
     for entry in rows:
-        keys = (
-            "objective",
-            "encoder",
-            "precision",
-            "frames",
-            "resolution",
-            "mask_ratio",
-            "decoder_mask_ratio",
-            "views_per_span",
-            "changed",
-            "videos",
-        )
+        keys = ("objective", "encoder", "precision", "frames", "resolution", "mask_ratio", "decoder_mask_ratio")
+        keys += ("views_per_span", "changed", "videos")
         batch = None if entry["part"] == "ranks" else entry["batch"]
         groups.setdefault(repr([*(entry.get(key) for key in keys), batch]), []).append(entry)
     return list(groups.values())

@@ -16,6 +16,9 @@ from ...loaders.draw.where import parse_where
 from ...ssl.choices import LONG_RANGE, MAX_KINDS, SHORT_RANGE, SIZES, BlockRecipe, Kind, Positions
 from .error import ConfigError, require
 
+CompileBackend = Literal["none", "auto", "inductor", "aot_eager"]
+ScheduleShape = Literal["cosine", "constant", "linear"]
+
 
 def _check(section: Any, prefix: str, accepted: str, holds: Callable[[Any], bool], *keys: str) -> None:
     """Raises ConfigError where one of the section's keys is not such that it `holds`, nor null where its type has null."""
@@ -70,7 +73,7 @@ class RunConfig:
     pictures_every: int | None = None
     sharding: Literal["none", "full", "node"] = "none"
     checkpoint_activations: bool = False
-    compile: Literal["none", "auto", "inductor", "aot_eager"] = "auto"
+    compile: CompileBackend = "auto"
     cuda_graphs: bool | Literal["auto"] = "auto"
     pin_cores: bool = True
     heartbeat_timeout: float = 30.0
@@ -433,7 +436,7 @@ class OptimConfig:
     base_learning_rate: float = 1.5e-4
     final_learning_rate: float = 0.0
     start_learning_rate: float = 0.0
-    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    schedule: ScheduleShape = "cosine"
     schedule_scale: float = 1.0
     cooldown: float = 0.0
     warmup: float = 0.05

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import sys
-from typing import Literal
 
 import torch
 
+from ..config.settings import CompileBackend
 
-def choose_backend(wanted: Literal["auto", "inductor", "aot_eager"]) -> str:
+
+def choose_backend(wanted: CompileBackend) -> str:
     """What "auto" comes to: inductor where it can generate code (Triton on a GPU, a C++ compiler on a CPU), else aot_eager."""
     if wanted != "auto":
         return wanted
@@ -20,7 +21,7 @@ def choose_backend(wanted: Literal["auto", "inductor", "aot_eager"]) -> str:
     return "inductor" if any(map(shutil.which, ("c++", "g++", "clang++"))) else "aot_eager"
 
 
-def blocks_backend(wanted: Literal["none", "auto", "inductor", "aot_eager"], device: torch.device) -> str | None:
+def blocks_backend(wanted: CompileBackend, device: torch.device) -> str | None:
     """What a run compiles its blocks with; None leaves them as they are, as "auto" does where nothing would be gained by it."""
     if wanted == "none" or (wanted == "auto" and device.type != "cuda"):
         return None

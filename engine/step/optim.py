@@ -13,7 +13,7 @@ from torch import nn
 from torch.cuda import is_available as has_cuda
 from torch.distributed.tensor import DTensor
 
-from ..config.settings import ConfigError, OptimConfig
+from ..config.settings import ConfigError, OptimConfig, ScheduleShape
 from .muon import Muon
 
 BUILT_BY = "APEX_CPP_EXT=1 APEX_CUDA_EXT=1"
@@ -22,7 +22,6 @@ UNFIT_APEX = {
     "another": "the installed apex is PyPI's, an unrelated web toolkit (pip uninstall apex)",
     "partial": f"the installed NVIDIA apex was built without its CUDA extension ({BUILT_BY})",
 }
-ScheduleShape = Literal["cosine", "constant", "linear"]
 
 
 @dataclass(frozen=True)

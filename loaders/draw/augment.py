@@ -96,14 +96,14 @@ def with_square_pixels(box: Box, pixel_aspect: float) -> Box:
 
 
 def with_stored_pixels(box: Box, content: Box, pixel_aspect: float) -> Box:
-    """The rectangle `box` of the square pixels of `with_square_pixels(content, pixel_aspect)` in the pixels of `content`."""
-    across, down = max(pixel_aspect, 1.0), max(1 / pixel_aspect, 1.0)
-    square = with_square_pixels(content, pixel_aspect)
+    """The rectangle `box` of the square pixels of `with_square_pixels(content, pixel_aspect)` in the pixels of `content`; all of
+    these is all of those."""
+    shown = with_square_pixels(content, pixel_aspect)
     return Box(
-        content.left + even((box.left - square.left) / across),
-        content.top + even((box.top - square.top) / down),
-        max(even(box.width / across), min(box.width, 2)),
-        max(even(box.height / down), min(box.height, 2)),
+        content.left + even((box.left - shown.left) * content.width // shown.width),
+        content.top + even((box.top - shown.top) * content.height // shown.height),
+        max(even(box.width * content.width // shown.width), min(box.width, 2)),
+        max(even(box.height * content.height // shown.height), min(box.height, 2)),
     )
 
 

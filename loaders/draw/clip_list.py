@@ -22,7 +22,8 @@ from ..corpus.video_files import VideoFiles
 from ..video.timeline import TOLERANCE_SECONDS, Timeline
 from ..video.video import VideoError
 from .clip_rows import ClipRows
-from .sampler import Clip, permute, repeats
+from .permutation import permute
+from .sampler import Clip, repeats
 
 
 class ClipList:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...kernels.philox import Stream
-from .sampler import permute
+from .permutation import permute
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def plan_order(
             spans = grid_spans(grid, wanted, groups)
         else:
             tree = trees.setdefault(settings.tree, ClusterTree.read(settings.tree))
-            spans = place_tree(tree, corpus, wanted, groups, settings.thin, grid.within)
+            spans = place_tree(tree, corpus, wanted, groups, settings.thin, grid.stretches.within)
             notes += _left_out(tree, settings)
         epoch_draws = settings.epoch_draws or len(spans.video)
         levels = spans.paths.shape[1]

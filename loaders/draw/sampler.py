@@ -24,15 +24,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ...kernels.philox import FEW, Stream, below, philox_integers, philox_words, random_words
+from ...kernels.philox import Stream, below, random_words
 from ..corpus.corpus import Corpus
-from ..corpus.folder import CorpusError
 from ..video.timeline import Timeline
+from .permutation import permute
 from .screened import Screened
+from .stretches import Stretches
 
-# Below this size a permutation is the argsort of random keys: a Feistel network of a few bits is far from uniform.
-SORTED_PERMUTATION_LIMIT = 64
-FEISTEL_ROUNDS = 6
 MAX_SPARES = 64
 
 Integers = NDArray[np.int64]
@@ -61,65 +59,6 @@ def repeats(frames: Integers, beyond: NDArray[np.bool_]) -> Integers:
     """How many places of clips `frames` (..., T) show the frame before them again or are `beyond` (..., T) the video's end."""
     again = np.diff(frames, axis=-1, prepend=-1) == 0
     return (beyond | again).sum(axis=-1)
-
-
-def feistel(
-    values: Integers, bits: int | Integers, seed: int, cycles: Integers, stream: Stream, leaves: int | Integers = 0
-) -> Integers:
-    """A keyed permutation of 0 .. 2**bits - 1: a Feistel network whose round function is Philox (Luby and Rackoff 1988).
-
-    values, cycles: (B,). bits: one number or (B,). leaves: below 2**24, part of the key. The halves have bits // 2 and
-    bits - bits // 2 bits and change places every round.
-    """
-    if values.size <= FEW:  # as in `philox`, but all rounds at once
-        table = np.broadcast(values, bits, cycles, leaves)
-        found = [_feistel_integer(*map(int, row), seed=seed, stream=stream) for row in table]
-        return np.array(found, np.int64).reshape(table.shape)
-    low_bits = bits // 2
-    left, right = values >> low_bits, values & ((1 << low_bits) - 1)
-    left_bits, right_bits = bits - low_bits, low_bits
-    cycle_low, cycle_high = (cycles & 0xFFFFFFFF).astype(np.uint64), cycles >> 32
-    domain = np.asarray(stream | np.asarray(leaves, dtype=np.int64) << 8).astype(np.uint64)
-    for round_number in range(FEISTEL_ROUNDS):
-        second = (cycle_high | (round_number << 16)).astype(np.uint64)
-        key = (seed & 0xFFFFFFFF, seed >> 32)
-        mixed = philox_words(right.astype(np.uint64), cycle_low, second, domain, key)[0].astype(np.int64)
-        left, right = right, left ^ (mixed & ((1 << left_bits) - 1))
-        left_bits, right_bits = right_bits, left_bits
-    return (left << right_bits) | right
-
-
-def _feistel_integer(value: int, bits: int, cycle: int, leaf: int, *, seed: int, stream: int) -> int:
-    low_bits = bits // 2
-    left, right = value >> low_bits, value & ((1 << low_bits) - 1)
-    left_bits, right_bits = bits - low_bits, low_bits
-    cycle_low, cycle_high, domain = cycle & 0xFFFFFFFF, cycle >> 32, stream | leaf << 8
-    key = (seed & 0xFFFFFFFF, seed >> 32)
-    for round_number in range(FEISTEL_ROUNDS):
-        mixed = philox_integers(right, cycle_low, cycle_high | round_number << 16, domain, *key)[0]
-        left, right = right, left ^ (mixed & ((1 << left_bits) - 1))
-        left_bits, right_bits = right_bits, left_bits
-    return left << right_bits | right
-
-
-def permute(
-    positions: Integers, size: int, seed: int, cycles: Integers, stream: Stream = Stream.PERMUTATION
-) -> Integers:
-    """Where `positions` go under the permutations of 0 .. size - 1 that (seed, cycle, stream) key.
-
-    positions: (B,) in 0 .. size - 1. cycles: (B,), 0 .. 2**48 - 1. Returns (B,).
-    """
-    if size <= SORTED_PERMUTATION_LIMIT:
-        distinct, which = np.unique(cycles, return_inverse=True)
-        keys = random_words(seed, distinct, 0, stream, size)
-        return np.argsort(keys, axis=-1, kind="stable")[which, positions]
-    bits = (size - 1).bit_length()
-    result = feistel(positions, bits, seed, cycles, stream)
-    outside = np.flatnonzero(result >= size)
-    while outside.size:  # cycle walking keeps it a permutation of the smaller set; two steps on average at most
-        result[outside] = feistel(result[outside], bits, seed, cycles[outside], stream)
-        outside = outside[result[outside] >= size]
-    return result
 
 
 class SpanOrder(Protocol):
@@ -198,19 +137,7 @@ class Sampler:
         if sample_fps is not None and variable_rate is not None and timeline is not None:
             self._by_time = np.asarray(variable_rate, bool)
             self._steps = np.arange(num_frames) / sample_fps
-        # Stretches between pauses, in frames of all videos numbered through.
-        self._first_frame = np.concatenate([[0], np.cumsum(self.video_frames)])
-        pauses = np.zeros((0, 2), np.int64) if pauses is None else pauses
-        starts = np.union1d(self._first_frame[:-1], self._first_frame[pauses[:, 0]] + pauses[:, 1])
-        self._is_left_out = np.zeros(len(starts), bool)
-        self._is_screened = np.zeros(self.num_videos, bool)
-        if screened is not None:
-            starts = self._screen(starts, screened)
-        self._stretches = np.append(starts, self._first_frame[-1])
-        self._stretch_video = np.searchsorted(self._first_frame, starts, side="right") - 1
-        self._first_span = np.concatenate([[0], np.cumsum(self._spans_of_stretches())])
-        if not self._first_span[-1]:
-            raise CorpusError("data.where and data.within_shots leave no stretch as long as half a clip; ask for less")
+        self.stretches = Stretches(self.video_frames, self.span_frames, pauses, screened)
 
     @classmethod
     def of(
@@ -239,55 +166,13 @@ class Sampler:
             screened=screened,
         )
 
-    def _screen(self, starts: Integers, screened: Screened) -> Integers:
-        """Where stretches start that begin at `starts` and wherever a screen says; those that it leaves out are marked."""
-        breaks, left_out = screened.breaks, screened.left_out
-        begin, end = (self._first_frame[left_out[:, 0]] + left_out[:, column] for column in (1, 2))
-        starts = np.unique(np.concatenate([starts, self._first_frame[breaks[:, 0]] + breaks[:, 1], begin, end]))
-        starts = starts[starts < self._first_frame[-1]]
-        # Spans of a screen overlap nowhere, so what begins inside of one is left out.
-        order = np.argsort(begin)
-        inside = np.searchsorted(begin[order], starts, side="right") - 1
-        self._is_left_out = (inside >= 0) & (starts < np.append(end[order], 0)[inside])
-        self._is_screened[np.concatenate([breaks[:, 0], left_out[:, 0]])] = True
-        return starts
-
-    def _spans_of_stretches(self) -> Integers:
-        video, frames = self._stretch_video, np.diff(self._stretches)
-        length = self.span_frames[video]
-        kept = 2 * frames >= length
-        longest_first = np.lexsort((-frames, video))
-        longest = longest_first[np.unique(video[longest_first], return_index=True)[1]]
-        kept[longest[~self._is_screened[video[longest]]]] = True
-        return np.where(kept & ~self._is_left_out, np.maximum(frames // length, 1), 0)
-
-    def within(
-        self, video: Integers, first: Integers, frames: Integers
-    ) -> tuple[NDArray[np.bool_], Integers, Integers]:
-        """Of spans (N,) of videos, from frame `first` on: whether half or more of each lies in one stretch that is not left out,
-        and the first frame and the frames of its longest such part. All as they are in videos that no screen says anything of."""
-        begin = self._first_frame[video] + first
-        end = np.minimum(begin + frames, self._first_frame[video + 1])
-        stretch = np.searchsorted(self._stretches, begin, side="right") - 1
-        last = np.searchsorted(self._stretches, end - 1, side="right") - 1
-        best, length = begin.copy(), np.zeros_like(frames)
-        for step in range(int((last - stretch).max(initial=-1)) + 1):
-            here = np.minimum(stretch + step, last)
-            start, stop = np.maximum(begin, self._stretches[here]), np.minimum(end, self._stretches[here + 1])
-            part = np.where((stretch + step <= last) & ~self._is_left_out[here], stop - start, 0)
-            better = part > length
-            best, length = np.where(better, start, best), np.where(better, part, length)
-        untouched = ~self._is_screened[video]
-        kept = untouched | (2 * length >= frames)
-        return kept, np.where(untouched, first, best - self._first_frame[video]), np.where(untouched, frames, length)
-
     @property
     def num_videos(self) -> int:
         return len(self.video_frames)
 
     @property
     def num_spans(self) -> int:
-        return int(self._first_span[-1]) if self.order is None else self.order.num_spans
+        return self.stretches.num_spans if self.order is None else self.order.num_spans
 
     @property
     def epoch_draws(self) -> int:
@@ -300,11 +185,7 @@ class Sampler:
         digest = hashlib.blake2b(repr((self.num_frames, self.seed, order)).encode(), digest_size=16)
         for array in (self.video_frames, self.stride):
             digest.update(array.tobytes())
-        # What has neither pauses nor variable rates is drawn from as before there was a look at them.
-        if len(self._stretch_video) > self.num_videos:
-            digest.update(self._stretches.tobytes())
-        if self._is_left_out.any():
-            digest.update(self._is_left_out.tobytes())
+        self.stretches.add_to(digest)
         if self._by_time.any():
             digest.update(self._by_time.tobytes())
         return digest.hexdigest()
@@ -347,9 +228,7 @@ class Sampler:
         """(B, T) frame numbers of clips of videos (B,) from frame `start` (B,) on, or from the first of the span, `first` (B,),
         moved into the stretch between pauses that holds `first` where they would reach beyond; (B,) how many places repeat the
         frame before, for there are fewer frames than a clip has."""
-        before = self._first_frame[video]
-        stretch = np.searchsorted(self._stretches, before + first, side="right") - 1
-        begin, last = self._stretches[stretch] - before, self._stretches[stretch + 1] - before - 1
+        begin, last = self.stretches.around(video, first)
         start = first if start is None else start
         counted = np.maximum(np.minimum(start, last + 1 - self.span_frames[video]), begin)
         frames = counted[:, None] + self._offsets(self.stride[video])
@@ -366,20 +245,10 @@ class Sampler:
 
     def grid(self) -> tuple[Integers, Integers, Integers]:
         """(video, first frame, frames), each (num_spans,), of all spans in turn, where no other order is given."""
-        counts = np.diff(self._first_span)
-        stretch = np.repeat(np.arange(len(counts)), counts)
-        return self._placed(np.arange(len(stretch)), stretch)
+        return self.stretches.placed(np.arange(self.stretches.num_spans))
 
     def _spans(self, draw: Integers, words: NDArray[np.uint32] | None) -> tuple[Integers, Integers, Integers]:
         """(video, first frame, frames) of the spans of these draws, all spans in turn; of replacements where there are words."""
         if words is not None:
-            span = below(words[:, 0], self.num_spans)
-        else:
-            span = permute(draw % self.num_spans, self.num_spans, self.seed, draw // self.num_spans)
-        return self._placed(span, np.searchsorted(self._first_span, span, side="right") - 1)
-
-    def _placed(self, span: Integers, stretch: Integers) -> tuple[Integers, Integers, Integers]:
-        video = self._stretch_video[stretch]
-        length = self.span_frames[video]
-        first = self._stretches[stretch] - self._first_frame[video] + (span - self._first_span[stretch]) * length
-        return video, first, length
+            return self.stretches.placed(below(words[:, 0], self.num_spans))
+        return self.stretches.placed(permute(draw % self.num_spans, self.num_spans, self.seed, draw // self.num_spans))

@@ -144,7 +144,7 @@ def place_tree(
     within: Callable[..., tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]] | None = None,
 ) -> TreeSpans:
     """The spans of `tree` in `corpus`. wanted: (V,) which videos may be drawn. groups: (V,) splits every leaf by its videos'
-    group. thin: leave out spans whose duplicate distance is below this. within: `Sampler.within`, which says what a screen leaves
+    group. thin: leave out spans whose duplicate distance is below this. within: `Stretches.within`, which says what a screen leaves
     of each.
 
     A proxy takes its original's place. Raises CorpusError where a wanted video is not in the tree, duplicate distances are

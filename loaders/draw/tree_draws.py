@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from ...kernels.philox import Stream, below, philox
 from .limits import LimitedRounding
-from .sampler import SORTED_PERMUTATION_LIMIT, feistel, permute
+from .permutation import SORTED_PERMUTATION_LIMIT, feistel, permute
 from .shares import QuotaRounding
 from .tree import TreeSpans
 

@@ -14,6 +14,7 @@ from motion_task import FPS, FRAMES, motion_table, tiny_conversion
 
 from trocar.engine.cli import main
 from trocar.engine.weights.convert import save_encoder
+from trocar.judge.downstream.predict import Problem, listed_videos
 from trocar.judge.labels.dataset import write_table
 from trocar.loaders.corpus import progress
 
@@ -103,6 +104,17 @@ def test_videos_are_cut_by_the_clock_and_what_fails_is_named(
     assert [float(row["start_seconds"]) for row in read(out)] == pytest.approx(
         [n * FRAMES / FPS for n in range(6)], abs=1e-3
     )
+
+
+def test_a_corpus_names_its_originals_and_so_do_its_proxies(folder: Path, tmp_path: Path) -> None:
+    originals = [str(folder / f"test_{number}.mp4") for number in range(2)]
+    corpus, packed = tmp_path / "corpus", tmp_path / "packed"
+    assert main(["index", *originals, "--out", str(corpus)]) == 0
+    assert main(["pack", str(corpus), "--out", str(packed), "--short-side", "32"]) == 0
+    for sources in ([str(corpus)], [str(packed)], [str(packed), *originals]):
+        problems: list[Problem] = []
+        assert sorted(listed_videos(sources, problems)) == originals
+        assert not problems
 
 
 def test_nothing_predicted_leaves_what_was_there(

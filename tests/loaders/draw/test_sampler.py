@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trocar.loaders.draw.sampler import Clip, Sampler, permute
+from trocar.loaders.draw.permutation import permute
+from trocar.loaders.draw.sampler import Clip, Sampler
 
 
 def same(a: Clip, b: Clip) -> bool:

@@ -182,11 +182,12 @@ def test_pixels_are_square_by_default(tmp_path: Path, aspect: Fraction, rotation
     assert roundness(batch.frames[0, 0].numpy()) == pytest.approx(1, abs=0.03)
 
 
-@pytest.mark.parametrize("aspect", [64 / 45, 8 / 9, 2.0, 0.5, 1.7])
+@pytest.mark.parametrize("aspect", [64 / 45, 8 / 9, 2.0, 0.5, 1.7, 64 / 63, 1.001])
 def test_square_crops_stay_inside_the_content(aspect: float) -> None:
     content = Box(10, 6, 350, 286)
     shown = with_square_pixels(content, aspect)
     assert shown.width / shown.height == pytest.approx(350 / 286 * aspect, rel=0.02)
+    assert with_stored_pixels(shown, content, aspect) == content
     for draw in range(50):
         crop = CropRecipe((0.01, 1)).crop(shown, seed=0, draw=draw)
         box = with_stored_pixels(crop.box, content, aspect)
