@@ -78,7 +78,8 @@ def corpus_neighbours(
 
 def _unit(rows: NDArray[np.float16]) -> NDArray[np.float32]:
     wide = rows.astype(np.float32)
-    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+    wide /= np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+    return wide
 
 
 def view_neighbours(
