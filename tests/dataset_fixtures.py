@@ -297,6 +297,32 @@ def cholect50(root: Path) -> list[Row]:
     return table
 
 
+def endoscapes(root: Path) -> list[Row]:
+    """All videos' pictures in one folder a split; a judged picture, then two without a label; shares of three surgeons."""
+    third, table = 1 / 3, []
+    judged: list[tuple[list[float], str]] = [
+        ([third, 0.0, third], ""), ([1.0, 2 * third, 0.0], "C1|C2"), ([2 * third, third, 1.0], "C1|C3"),
+    ]  # fmt: skip
+    for split, names in {"train": ("2", "10"), "val": ("121",), "test": ("162",)}.items():
+        images = []
+        for name in names:
+            pictures = [f"{name}_{975 + 25 * second}.jpg" for second in range(9)]  # 1000 before 975 by letters
+            picture_folder(root / split, pictures)
+            for second, picture in enumerate(pictures):
+                shares, label = judged[second // 3]
+                images.append({"file_name": picture, "ds": shares, "video_id": int(name), "id": len(images)})
+                images[-1]["is_ds_keyframe"] = second % 3 == 0
+                if second % 3 == 0:
+                    place = (f"{split}/{name}_*.jpg", float(second), second + 1.0)
+                    table.append((*place, label, name, "", "Endoscapes", split))
+        for file, kept in {
+            "annotation_ds_coco.json": [image for image in images if image["is_ds_keyframe"]],
+            "annotation_coco_vid.json": images,
+        }.items():
+            text(root / split / file, json.dumps({"images": kept[::-1], "annotations": [], "categories": []}))
+    return table
+
+
 def sar_rarp50(root: Path) -> list[Row]:
     """Inclusive ends, an operation in two folders, and one folder with the table of every sixth frame alone."""
     for name in ("train1/video_01", "train1/video_11_1", "train1/video_11_2", "train2/video_20", "test/video_41"):
@@ -549,6 +575,7 @@ FIXTURES: dict[str, Callable[[Path], list[Row]]] = {
     "cholec80_tools": cholec80_tools,
     "cholect50": cholect50,
     "colonoscopic": colonoscopic,
+    "endoscapes": endoscapes,
     "hyperkvasir": hyperkvasir,
     "jigsaws": jigsaws,
     "kvasir_capsule": kvasir_capsule,

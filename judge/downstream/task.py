@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -26,6 +25,7 @@ from ...engine.config.error import ConfigError
 from ...loaders.corpus.video_files import VideoFiles
 from ...loaders.corpus.whole_file import write_whole
 from ...loaders.video.video import is_remote
+from ..labels.annotations import is_there
 from ..labels.audit import audit
 from ..labels.corpus_overlap import KnownVideo, Overlap, overlap
 from ..labels.dataset import NAMED, SPLITS, Card, DatasetError, Segment, class_names, labels_of
@@ -152,7 +152,7 @@ def note_opening(folder: Path) -> None:
 
 def check_videos(name: str, table: Sequence[Segment]) -> None:
     """Raises DatasetError where videos are missing, of whatever split: in training another row would take a missing one's place."""
-    missing = {segment.video for segment in table if not is_remote(segment.video) and not os.path.exists(segment.video)}
+    missing = {segment.video for segment in table if not is_remote(segment.video) and not is_there(segment.video)}
     if not missing:
         return
     told = []

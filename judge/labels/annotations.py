@@ -6,8 +6,10 @@ A label that holds for frames a .. b, both included, at F frames a second, is a 
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Hashable, Iterable, Sequence
+from fnmatch import fnmatchcase
 from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
@@ -152,8 +154,31 @@ def runs(
 
 
 def pictures(parent: Path) -> list[Path]:
-    """The pictures of a folder in order of their numbers. Raises DatasetError where there are none."""
-    found = [path for path in parent.iterdir() if path.suffix.lower() in PICTURES]
+    """The pictures of a folder, or beside others those that a pattern names (`train/1_*.jpg`), in order of their numbers.
+
+    Raises DatasetError where there are none.
+    """
+    within, pattern = (parent.parent, parent.name) if _is_pattern(parent) else (parent, "*")
+    found = [path for path in within.iterdir() if path.suffix.lower() in PICTURES and fnmatchcase(path.name, pattern)]
     if not found:
         raise DatasetError(f"{parent}: no picture in it")
     return sorted(found, key=lambda path: natural(path.name))
+
+
+def are_pictures(video: str) -> bool:
+    """Whether a table means pictures by it: a folder, or a pattern of names."""
+    return os.path.isdir(video) or _is_pattern(Path(video))
+
+
+def is_there(video: str) -> bool:
+    """Whether a table's video, or one of the pictures that it names, is on the disk."""
+    path = Path(video)
+    return path.exists() or (
+        _is_pattern(path)
+        and path.parent.is_dir()
+        and any(fnmatchcase(name, path.name) for name in os.listdir(path.parent))
+    )
+
+
+def _is_pattern(path: Path) -> bool:
+    return "*" in path.name and path.suffix.lower() in PICTURES

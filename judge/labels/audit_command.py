@@ -14,7 +14,7 @@ from ...loaders.corpus.folder import corpus_folder
 from .audit import SIMILAR, Audit, audit
 from .corpus_overlap import corpus_videos
 from .dataset import Card, Segment, Unlabelled, load_card, placed, read_dataset, read_table, table_card, write_table
-from .splits import from_release, leak_free, leave_one_out, official, papers
+from .splits import from_release, leak_free, leave_one_out, named, official, papers
 
 LEFT_OUT = "-left-out"
 THUMBNAILS = "thumbnails"
@@ -108,9 +108,9 @@ def dataset_table(
 ) -> list[Segment]:
     """The table of a data set with the split of that name.
 
-    split: "leak-free", "official", "as-is" (the reader's), "paper", or "bern-left-out" for a centre. csv: a folder of split files
-    as the release writes them, which are the table then. table: a table's file instead of the data set's reader; its relative paths
-    begin at `root`. Raises DatasetError, and ConfigError on a split that there is not.
+    split: "leak-free", "official", "as-is" (the reader's), "paper", one of the card's own names, or "bern-left-out" for a centre.
+    csv: a folder of split files as the release writes them, which are the table then. table: a table's file instead of the data
+    set's reader; its relative paths begin at `root`. Raises DatasetError, and ConfigError on a split that there is not.
     """
     if csv is not None:
         return from_release(csv, str(root), card)
@@ -129,10 +129,13 @@ def split_table(rows: list[Segment], card: Card, split: str, seed: int = 0) -> l
         return leak_free(rows, seed=seed)
     if split == "official":
         return official(rows, seed=seed, is_partial=card.official_is_partial)
+    if split in card.named_splits:
+        return named(rows, card, split)
     if split.endswith(LEFT_OUT):
         folds = leave_one_out(rows, seed=seed)
         centre = split.removesuffix(LEFT_OUT)
         if centre in folds:
             return folds[centre]
         raise ConfigError(f"split: {split!r}: no such centre; there are {', '.join(folds)}")
-    raise ConfigError(f"split: {split!r} is not accepted; give leak-free, official, as-is, paper or CENTRE{LEFT_OUT}")
+    known = ", ".join(["leak-free", "official", "as-is", "paper", *card.named_splits])
+    raise ConfigError(f"split: {split!r} is not accepted; give {known} or CENTRE{LEFT_OUT}")

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.video.probe import probe_video
 from ...loaders.video.video import GopTable, VideoError, VideoFacts, is_remote
+from .annotations import is_there
 from .dataset import Card, DatasetError, Segment
 from .fingerprint import Fingerprint, fingerprint
 from .segment_clips import clip_rows
@@ -78,7 +79,7 @@ def overlap(
     named = {segment.video: subjects[segment.subject] for segment in table if segment.subject in subjects}
     open_rows = [segment for segment in table if segment.video not in same and segment.video not in named]
     same |= named
-    absent = sorted({s.video for s in open_rows if not is_remote(s.video) and not os.path.exists(s.video)})
+    absent = sorted({s.video for s in open_rows if not is_remote(s.video) and not is_there(s.video)})
     if absent:
         raise DatasetError(
             f"{absent[0]}: no such video ({len(absent)} of {len({s.video for s in table})} are missing), so it cannot be compared "

@@ -14,7 +14,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -40,10 +40,11 @@ class DatasetError(TrocarError):
 class Segment:
     """A labelled piece of a video.
 
-    video: path of a file, or of a folder of numbered pictures. start, end: seconds as a player shows them, to the first frame
-    behind the piece; None: the video's own. label: a class by its name; several are joined by "|", none is "". subject: what must
-    not stand in two splits: the patient where known, else as the card says. centre: hospital, "" where unknown. source: the data
-    set, and the part of it. split: the official one, train, val or test; "" where there is none.
+    video: path of a file, of a folder of numbered pictures, or a pattern of names of pictures (train/1_*.jpg). start, end: seconds
+    as a player shows them, to the first frame behind the piece; None: the video's own. label: a class by its name; several are
+    joined by "|", none is "". subject: what must not stand in two splits: the patient where known, else as the card says. centre:
+    hospital, "" where unknown. source: the data set, and the part of it. split: the official one, train, val or test; "" where
+    there is none.
     """
 
     video: str
@@ -68,7 +69,8 @@ class Card:
     their numbers; empty: those that occur, sorted. num_classes: how many there are. ignored: labels that are no class, left out on
     purpose. others: what to do with a label that is neither: "refuse" it, or "drop" it where the data set has many more. several:
     segments may have several labels, or none. subject: what the column holds. videos: how many there are. official_split,
-    paper_split: in words. official_is_partial: the official split leaves rows out on purpose; they take no part in it. paper_rule:
+    paper_split: in words. named_splits: others that are published, by name: the subjects of val and of test; all others train.
+    official_is_partial: the official split leaves rows out on purpose; they take no part in it. paper_rule:
     how the paper's split follows from the official one: "official", "validation_is_test", or "" where only the release's files
     tell. main_metric: by which it is ranked. clip_name: regular expression on the paths of the paper's clips, with a group `label`
     where they tell it; clip_subject: the subject, made of its groups. corpus_name: one on the names that videos of this data set
@@ -93,6 +95,7 @@ class Card:
     official_is_partial: bool = False
     paper_split: str = ""
     paper_rule: Literal["", "official", "validation_is_test"] = ""
+    named_splits: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     others: Literal["refuse", "drop"] = "refuse"
     several: bool = False
@@ -110,6 +113,12 @@ class Card:
         require(self.num_classes > 1, "num_classes", self.num_classes, "two or more")
         accepted = f"none, or num_classes ({self.num_classes}) of them"
         require(len(self.classes) in (0, self.num_classes), "classes", self.classes, accepted)
+        for name, split in self.named_splits.items():
+            chosen = [subject for subjects in split.values() for subject in subjects]
+            accepted = "the subjects of val and of test, none of them twice"
+            require(
+                {*split} == {"val", "test"} and len({*chosen}) == len(chosen), f"named_splits.{name}", split, accepted
+            )
         require(self.picture_fps is None or self.picture_fps > 0, "picture_fps", self.picture_fps, "a positive rate")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import av
 
-from .annotations import pictures
+from .annotations import are_pictures, pictures
 from .dataset import Card, DatasetError, Segment
 
 CODECS = {".jpg": "mjpeg", ".jpeg": "mjpeg", ".png": "png"}
@@ -34,7 +34,7 @@ def clip_rows(table: Sequence[Segment], card: Card | None = None, cache: Path | 
     for segment in table:
         if segment.video not in videos:
             video = segment.video
-            if os.path.isdir(video):
+            if are_pictures(video):
                 if card is None or card.picture_fps is None or cache is None:
                     raise DatasetError(f"{video}: a folder of pictures needs a card with picture_fps, and a cache")
                 video = str(picture_video(Path(video), card.picture_fps, cache))
@@ -49,7 +49,7 @@ def clip_rows(table: Sequence[Segment], card: Card | None = None, cache: Path | 
 
 
 def picture_video(folder: Path, fps: float, cache: Path) -> Path:
-    """The video of a folder's pictures, in order of their numbers; made where it is not in `cache` yet.
+    """The video of the pictures of a folder or a pattern, in order of their numbers; made where it is not in `cache` yet.
 
     Raises DatasetError where the pictures differ in format or are of none that is known.
     """
@@ -61,7 +61,7 @@ def picture_video(folder: Path, fps: float, cache: Path) -> Path:
         raise DatasetError(f"{folder}: its pictures are {', '.join(sorted(kinds))}; all JPEG or all PNG is expected")
     identity = f"{folder.resolve()} {len(files)} {files[-1].stat().st_mtime_ns} {fps}"
     name = hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=8).hexdigest()
-    path = cache / f"{folder.name}_{name}{CONTAINERS[codec]}"
+    path = cache / f"{folder.name.partition('*')[0]}_{name}{CONTAINERS[codec]}"
     if path.exists():
         return path
     cache.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Named ways to split a table: official, the paper's, leak-free by subject, one centre or subject left out.
+"""Named ways to split a table: official, the paper's, a card's others, leak-free by subject, one centre or subject left out.
 
 Each returns the table with the column `split` filled anew: train, val or test. Subjects are shared out whole, by scikit-learn's
 StratifiedGroupKFold, which keeps the classes' shares alike; what it draws depends on the table and the seed alone.
@@ -87,6 +87,18 @@ def papers(table: Sequence[Segment], card: Card) -> list[Segment]:
             f"{card.title}: the paper's split takes the official one's train and test, which are missing"
         )
     return [*train, *(replace(segment, split="val") for segment in test), *test]
+
+
+def named(table: Sequence[Segment], card: Card, name: str) -> list[Segment]:
+    """One of the card's named splits. Raises DatasetError where a subject of its validation or test videos has no row."""
+    chosen = {subject: split for split, subjects in card.named_splits[name].items() for subject in subjects}
+    missing = sorted({*chosen} - {segment.subject for segment in table})
+    if missing:
+        raise DatasetError(
+            f"{card.title}: the split {name} validates and tests on {', '.join(missing)}, of which the table has no row; "
+            "without them its scores are not those of that split: fetch them, or take another split"
+        )
+    return [replace(segment, split=chosen.get(segment.subject, "train")) for segment in table]
 
 
 def from_release(

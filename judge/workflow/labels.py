@@ -157,4 +157,4 @@ def _moments(start: float, end: float, frames: int, rate: float) -> tuple[int, i
 def _name(video: str) -> str:
     """As short as is told apart by: of videos that are all called alike, the folder too."""
     path = Path(video)
-    return f"{path.parent.name}/{path.stem}" if path.stem == "video_left" else path.stem
+    return f"{path.parent.name}/{path.stem}" if path.stem == "video_left" else path.stem.removesuffix("_*")

@@ -7,10 +7,13 @@ import shutil
 from dataclasses import astuple
 from pathlib import Path
 
+import av
 import pytest
+from clips import read_number
 from dataset_fixtures import FIXTURES
 
 from trocar.engine.config.error import ConfigError
+from trocar.judge.labels.annotations import is_there, pictures
 from trocar.judge.labels.dataset import (
     CARDS,
     DatasetError,
@@ -21,6 +24,7 @@ from trocar.judge.labels.dataset import (
     read_table,
     write_table,
 )
+from trocar.judge.labels.segment_clips import clip_rows
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,7 @@ def nine_digits(row: tuple) -> list:
 
 def test_every_reader_has_a_card_and_a_fixture() -> None:
     assert dataset_names() == sorted(path.stem for path in CARDS.glob("*.yaml")) == sorted(FIXTURES)
-    assert len(dataset_names()) == 20
+    assert len(dataset_names()) == 21
 
 
 @pytest.mark.parametrize("name", sorted(FIXTURES))
@@ -51,7 +55,7 @@ def test_table_is_the_one_written_by_hand(name: str, tmp_path: Path) -> None:
     table = read_dataset(name, tmp_path)
     found = [(Path(segment.video).relative_to(tmp_path).as_posix(), *astuple(segment)[1:]) for segment in table]
     assert [nine_digits(row) for row in found] == [nine_digits(row) for row in expected]
-    assert all(Path(segment.video).exists() for segment in table)
+    assert all(is_there(segment.video) for segment in table)
 
 
 @pytest.mark.parametrize("name", sorted(FIXTURES))
@@ -83,6 +87,8 @@ def test_empty_folder_names_what_is_missing_and_where_it_comes_from(name: str, t
         ("cat21", "case_02_training.mp4", r"no file .*case_02_training\.mp4"),
         ("cholect50", "videos/VID02", "no folder VID02"),
         ("cholect50", "labels", "no folder labels"),
+        ("endoscapes", "val/annotation_ds_coco.json", r"no file .*val/annotation_ds_coco\.json"),
+        ("endoscapes", "test/162_1050.jpg", r"162_1050\.jpg is annotated and not beside it"),
         ("sar_rarp50", "train2", "no folder train2"),
         ("sar_rarp50", "test/video_41/action_discrete.txt", None),
         ("jigsaws", "Suturing/video/Suturing_C001_capture2.avi", r"no file .*Suturing_C001_capture2\.avi"),
@@ -145,6 +151,13 @@ def test_missing_part_is_named(
             "endSec",
             "end",
             "no column endSec among",
+        ),
+        (
+            "endoscapes",
+            "val/annotation_ds_coco.json",
+            "0.0, 0.3333333333333333]",
+            "0.0]",
+            "not a share for each of C1, C2, C3",
         ),
         ("sar_rarp50", "test/video_41/action_continues.txt", "119 3", "119 8", r"action 8 is not in 0 \.\. 7"),
         ("jigsaws", "Suturing/transcriptions/Suturing_B001.txt", " G1 ", "", "not three columns"),
@@ -231,3 +244,18 @@ def test_unknown_names_and_bad_cards_are_refused(tmp_path: Path) -> None:
     (tmp_path / "odd.yaml").write_text(card)
     with pytest.raises(ConfigError, match=r"odd\.py: no such file"):
         read_dataset(tmp_path / "odd.yaml", tmp_path)
+
+
+def test_pictures_of_one_video_among_those_of_others(made: dict[str, Path], tmp_path: Path) -> None:
+    """By a pattern, in the order of frame numbers; what no picture fits is not there."""
+    video = str(made["endoscapes"] / "train/2_*.jpg")
+    assert [path.name for path in pictures(Path(video))[:3]] == ["2_975.jpg", "2_1000.jpg", "2_1025.jpg"]
+    assert len(pictures(Path(video))) == 9
+    assert is_there(video)
+    assert not is_there(video.replace("2_", "3_"))
+    rows = [segment for segment in read_dataset("endoscapes", made["endoscapes"]) if segment.video == video]
+    ((path, start, _, _), *_) = clip_rows(rows[1:], load_card("endoscapes"), tmp_path)
+    assert (Path(path).parent, start) == (tmp_path, 3.0)
+    with av.open(path) as container:
+        shown = [read_number(frame.to_ndarray(format="rgb24"))[1] for frame in container.decode(video=0)]
+    assert shown == list(range(9))

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from trocar.engine.config.error import ConfigError
+from trocar.judge.labels.audit_command import split_table
 from trocar.judge.labels.dataset import DatasetError, Segment, load_card
 from trocar.judge.labels.splits import from_release, leak_free, leave_one_out, official, papers
 
@@ -70,6 +72,35 @@ def test_official_carves_validation_from_training_subjects_alone() -> None:
     for wrong in (made(5), made(5, split="train"), [*table, replace(table[0], split="dev")]):
         with pytest.raises(DatasetError, match="no official split"):
             official(wrong)
+
+
+def test_cholect50_has_the_folds_that_are_published_with_it() -> None:
+    """Each of its 50 videos is tested once; the last five training videos, in the order of the folds, validate."""
+    card = load_card("cholect50")
+    folds = {name: split for name, split in card.named_splits.items() if name.startswith("crossval-")}
+    tested = [subject for split in folds.values() for subject in split["test"]]
+    assert len(folds) == 5
+    assert len(tested) == len({*tested}) == card.videos == 50
+    for name, split in folds.items():
+        training = [subject for other in folds if other != name for subject in folds[other]["test"]]
+        assert list(split["val"]) == training[-5:], name
+    table = [Segment(f"{name}.mp4", 0.0, 1.0, "x", name) for name in tested]
+    for name in card.named_splits:
+        found = subjects(split_table(table, card, name))
+        assert_disjoint(split_table(table, card, name))
+        assert [len(found[split]) for split in ("train", "val", "test")] == [35, 5, 10], name
+    assert subjects(split_table(table, card, "crossval-3"))["test"] == {
+        f"VID{number:02d}" for number in (31, 57, 36, 18, 52, 68, 10, 8, 73, 103)
+    }
+    assert split_table([row for row in table if row.subject != "VID02"], card, "crossval-3")
+    with pytest.raises(DatasetError, match="crossval-3 validates and tests on VID10, of which the table has no row"):
+        split_table([row for row in table if row.subject != "VID10"], card, "crossval-3")
+    with pytest.raises(
+        ConfigError, match=r"'crossval-6' is not accepted; give leak-free, .*crossval-5, rendezvous or CENTRE"
+    ):
+        split_table(table, card, "crossval-6")
+    with pytest.raises(ConfigError, match=r"named_splits\.twice: .* none of them twice"):
+        replace(card, named_splits={"twice": {"val": ("a",), "test": ("a", "b")}})
 
 
 def test_centres_and_subjects_are_left_out_in_turn() -> None:

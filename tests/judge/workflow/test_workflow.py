@@ -227,6 +227,7 @@ DENSE = (
         "cholec80",
         "cholec80_tools",
         "cholect50",
+        "endoscapes",
         "m2cai16",
         "multibypass140",
     ),
