@@ -1,9 +1,9 @@
 """Endoscapes (2023): the critical view of safety in {train,val,test}/VIDEO_FRAME.jpg, one picture a second.
 
 annotation_ds_coco.json in each folder has the pictures that three surgeons judged, one in five seconds: `ds` is for each
-criterion the share of them who see it fulfilled. As in the authors' evaluation a criterion holds where most do. The pictures between
-them have no label: what annotation_coco_vid.json says of these is the label of the last judged one. Frame numbers are those of
-the original videos; pictures of one video follow each other by them.
+criterion the share of them who see it fulfilled. As in the authors' evaluation a criterion holds where most do. The others have no
+label: what annotation_coco_vid.json says of them is the label of the last judged one. Frame numbers are those of the original
+videos; pictures of one video follow each other by them.
 """
 
 from __future__ import annotations
