@@ -35,6 +35,14 @@ def add_commands(commands: Commands) -> None:
     export.add_argument(
         "--judged", type=Path, metavar="CSV", help="a report.csv of `trocar bench downstream`, for the model card"
     )
+    export.add_argument(
+        "--audited",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="JSON",
+        help="what `trocar bench audit --corpus --json` found of benchmarks in the corpus, for the model card",
+    )
     export.set_defaults(run=run_export)
 
     convert = commands.add(
@@ -124,17 +132,27 @@ def run_pretrain(options: argparse.Namespace) -> int:
 def run_export(options: argparse.Namespace) -> int:
     from .config.error import ConfigError
     from .inputs.folders import run_with_checkpoint
-    from .inputs.judged import judged_table
+    from .inputs.judged import audited_lines, judged_table
 
     run_with_checkpoint(options.run_dir)
+    if (options.judged is not None or options.audited) and not options.to:
+        raise ConfigError(
+            "--judged and --audited are for the model card, which stands beside an export --to another library"
+        )
     if options.judged is not None:
-        if not options.to:
-            raise ConfigError("--judged is for the model card, which stands beside an export --to another library")
         judged_table(options.judged)
+    audited_lines(options.audited)
     if options.to:
         from .weights.publish import publish
 
-        folder, notes = publish(options.run_dir, options.to, options.out, whole=options.whole, judged=options.judged)
+        folder, notes = publish(
+            options.run_dir,
+            options.to,
+            options.out,
+            whole=options.whole,
+            judged=options.judged,
+            audited=options.audited,
+        )
         print("\n".join([*(f"note: {note}" for note in notes), str(folder)]))
         return 0
     from .weights.export import export_weights

@@ -1,8 +1,11 @@
-"""What encoders were judged to be worth: `report.csv`, as `trocar bench downstream` writes it."""
+"""What others found: `report.csv` of `trocar bench downstream`, what encoders are worth; JSON of `trocar bench audit`, which videos
+of a benchmark stand in a corpus."""
 
 from __future__ import annotations
 
 import csv
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..config.error import ConfigError
@@ -27,6 +30,27 @@ def judged_table(path: Path) -> Table:
         raise ConfigError(f"{path}: cannot be read as a report.csv of `trocar bench downstream`: {error}") from error
     header = ("data set", "protocol", "encoder", "metric", "score", "95 % interval", "seeds", "flags")
     return Table(header, cells)
+
+
+def audited_lines(paths: Sequence[Path]) -> list[str]:
+    """A line for each benchmark: which of its validation and test rows come from videos of the corpus. Raises ConfigError."""
+    lines = []
+    for path in paths:
+        try:
+            tree = json.loads(path.read_text(encoding="utf-8"))
+            title, compared = tree["title"] or path.stem, tree["compared_videos"]
+            found = [finding["detail"] for finding in tree["findings"] if finding["kind"].startswith("pretraining")]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{path}: cannot be read as what `trocar bench audit --json` writes: {error!r}"
+            ) from error
+        if compared is None:
+            raise ConfigError(
+                f"{path}: this audit compared no corpus; run `trocar bench audit {title} --corpus CORPUS --json`"
+            )
+        said = "; ".join(found) or "no row of validation or test comes from a video of the corpus"
+        lines.append(f"{title}: {said} ({compared:,} videos compared)")
+    return lines
 
 
 def _scores(row: dict[str, str]) -> list[str]:

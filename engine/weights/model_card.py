@@ -10,17 +10,15 @@ from typing import Any
 
 import yaml
 
-from ...loaders.corpus.corpus import Corpus
-from ...loaders.corpus.folder import CorpusError
 from ...ssl.encoder import VideoEncoder
 from ..config.settings import Config
 from ..console.table import Table
 from ..inputs.folders import PROBE_FILE
 from ..record.metrics import read_metrics
 from ..record.run_record import last_folder, read_starts
+from .card_corpus import UNKNOWN, corpus_section
 
-UNKNOWN = "unknown"
-CURVES = ("loss", "validation_loss", "rankme", "skipped")  # their last values
+CURVES = ("loss", "validation_loss", "feature_std", "rankme")
 RECIPE = {
     "model": ("encoder", "width", "depth", "heads", "tubelet", "patch", "positions"),
     "objective": ("kind", "mask_ratio", "decoder_mask_ratio", "targets", "masks", "distance"),
@@ -49,9 +47,10 @@ def model_card(
     usage: str,
     notes: list[str],
     judged: Table | None = None,
+    audited: list[str] | None = None,
 ) -> str:
     """Markdown behind a YAML header, without a path of this machine. usage: code that loads the folder. notes: what is other
-    there. judged: of `judged_table`."""
+    there. judged: of `judged_table`. audited: of `audited_lines`."""
     header = {
         "library_name": "pytorch" if to == "torch" else to,
         "tags": ["video", "surgery", "trocar"],
@@ -69,7 +68,7 @@ def model_card(
         f"```python\n{usage}\n```\n",
         *(f"- {note}\n" for note in notes),
         f"## Recipe\n\n{_recipe(config)}\n",
-        f"## Corpus\n\n{_corpus(run_dir, config)}\n",
+        f"## Corpus\n\n{corpus_section(last_folder(run_dir), config, audited)}\n",
         f"## Training\n\n{_training(read_starts(run_dir), rows)}\n",
         f"## Curves\n\n{_curves(run_dir, rows)}\n",
         f"## Judged on labelled videos\n\n{_judged(judged)}\n",
@@ -84,23 +83,6 @@ def _recipe(config: Config) -> str:
         settings = getattr(config, section)
         cells += [(f"{section}.{name}", _shown(getattr(settings, name))) for name in names]
     return Table(("setting", "value"), cells).markdown()
-
-
-def _corpus(run_dir: Path, config: Config) -> str:
-    try:
-        corpus = Corpus.open(Path(last_folder(run_dir)) / config.data.corpus)
-    except (CorpusError, OSError):
-        return f"{UNKNOWN}: it is not where the run read it."
-    hours: dict[tuple[str, str, str], list[float]] = {}
-    for row in corpus.scan("source", "domain", "licence", "duration_seconds"):
-        key = (row["source"] or UNKNOWN, row["domain"] or UNKNOWN, row["licence"] or UNKNOWN)
-        hours.setdefault(key, []).append((row["duration_seconds"] or 0) / 3600)
-    cells = [(*key, f"{len(found):,}", f"{sum(found):,.2f}") for key, found in sorted(hours.items())]
-    table = Table(("source", "domain", "licence", "videos", "hours"), cells).markdown()
-    rules = len(config.data.exclude)
-    said = f"{rules} rules of data.exclude kept videos out of the draws" if rules else "no video was left out by a rule"
-    total = f"{sum(map(sum, hours.values())):,.2f} hours"
-    return f"{table}\n\n{total}; {said}. Overlap with benchmarks: {UNKNOWN}; `trocar bench audit --corpus` tells."
 
 
 def _training(starts: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
@@ -141,14 +123,37 @@ def _judged(judged: Table | None) -> str:
 
 
 def _curves(run_dir: Path, rows: list[dict[str, Any]]) -> str:
-    cells = [(name, _shown(value)) for name, value in {n: row[n] for row in rows for n in CURVES if n in row}.items()]
+    """How losses, signals of collapse and probes went: their first value, that of half way, the last."""
     file = run_dir / PROBE_FILE
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    if lines:
-        cells += [(f"probe: {name}", _shown(value)) for name, value in json.loads(lines[-1]).items()]
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
+    probes = [json.loads(line) for line in lines]
+    found = {name: [row[name] for row in rows if row.get(name) is not None] for name in CURVES}
+    for name in dict.fromkeys(name for row in probes for name in row if name != "step"):
+        values = [row[name] for row in probes if isinstance(row.get(name), (int, float))]
+        found[f"probe: {name}"] = values
+    cells = [
+        (name, *(_shown(values[place]) for place in (0, len(values) // 2, -1)), f"{len(values):,}")
+        for name, values in found.items()
+        if values
+    ]
     if not cells:
         return UNKNOWN
-    return f"{Table(('curve', 'its last value'), cells).markdown()}\n\nOf {len(rows):,} recorded steps."
+    header = ("curve", "first", "half way", "last", "values")
+    return f"{Table(header, cells).markdown()}\n\n{_steps(rows, probes)}"
+
+
+def _steps(rows: list[dict[str, Any]], probes: list[dict[str, Any]]) -> str:
+    watched = [row["collapse"] for row in rows if "collapse" in row]
+    collapsed = (
+        f"{sum(value > 0 for value in watched):,} of {len(watched):,} said that features collapse" if watched else ""
+    )
+    said = [
+        f"{len(rows):,} recorded steps",
+        f"{sum(row.get('skipped', 0) for row in rows):,} of them were left out",
+        collapsed or f"whether features collapse: {UNKNOWN}",
+        "" if probes else f"probe: {UNKNOWN}, the run had none",
+    ]
+    return "; ".join(text for text in said if text) + "."
 
 
 def _shown(value: Any) -> str:

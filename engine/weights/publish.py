@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,7 +20,7 @@ from ..checkpoint.checkpoint import load_checkpoint
 from ..config.file import CONFIG_FILE, load_config
 from ..config.settings import Config, ConfigError
 from ..inputs.checkpoints import newest_checkpoint
-from ..inputs.judged import judged_table
+from ..inputs.judged import audited_lines, judged_table
 from .files import Tensors
 from .model_card import model_card
 from .programs import export_onnx, export_program
@@ -32,12 +32,18 @@ TIMM_MODEL = "vit_base_patch16_224"  # whose sizes are arguments
 
 
 def publish(
-    run_dir: Path, to: str, out: Path | None = None, *, whole: bool = False, judged: Path | None = None
+    run_dir: Path,
+    to: str,
+    out: Path | None = None,
+    *,
+    whole: bool = False,
+    judged: Path | None = None,
+    audited: Sequence[Path] = (),
 ) -> tuple[Path, list[str]]:
     """Writes the newest checkpoint's encoder (of a JEPA the target encoder) for another library. Returns (folder, what to know).
 
     to: of WRITERS. out: RUN/<to> where None. whole: transformers alone, with decoder or predictor. judged: a report.csv of
-    `trocar bench downstream`, for the card. Raises CheckpointError, or
+    `trocar bench downstream`, and audited: what `trocar bench audit --json` wrote, both for the card. Raises CheckpointError, or
     ConfigError where that library has no such model or the folder is there already.
     """
     out = out or run_dir / to
@@ -45,7 +51,7 @@ def publish(
         raise ConfigError(f"{out}: is there already; name another folder with --out")
     if whole and to != "transformers":
         raise ConfigError(f"--whole: --to {to} takes an encoder alone; leave it out")
-    scores = None if judged is None else judged_table(judged)
+    scores, overlaps = None if judged is None else judged_table(judged), audited_lines(audited)
     checkpoint, config = load_checkpoint(newest_checkpoint(run_dir)), load_config(run_dir / CONFIG_FILE)
     encoder = build_encoder(config)
     encoder.load_state_dict(encoder_tensors(checkpoint.model))
@@ -55,7 +61,7 @@ def publish(
     unfinished.mkdir(parents=True)
     try:
         notes, usage = written(unfinished)
-        card = model_card(run_dir, config, encoder, int(checkpoint.state["step"]), to, usage, notes, scores)
+        card = model_card(run_dir, config, encoder, int(checkpoint.state["step"]), to, usage, notes, scores, overlaps)
         (unfinished / CARD).write_text(card, encoding="utf-8")
         unfinished.rename(out)
     finally:

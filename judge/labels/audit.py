@@ -29,7 +29,7 @@ BLOCK = 1024
 class Audit:
     """rows, subjects: of each split that has any. shares: of each class in each split. majority: accuracy of the training split's
     largest class on the others, NaN without training rows. findings: the faults. notes: what is no fault, but limits what a score
-    says."""
+    says. title: of the card. compared_videos: of a corpus, None where none was looked at."""
 
     rows: dict[str, int]
     subjects: dict[str, int]
@@ -37,6 +37,8 @@ class Audit:
     majority: dict[str, float]
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
+    title: str = ""
+    compared_videos: int | None = None
 
     def lines(self) -> list[str]:
         """As text: a table of classes, then the faults."""
@@ -88,6 +90,8 @@ def audit(
         {} if card and card.several else _majority(of_split),
         tuple(findings),
         (*_unpublished(card), *_lacking(of_split, card), *_not_trained(of_split, card)),
+        card.title if card else "",
+        None if corpus is None else len(corpus),
     )
 
 
