@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from trocar.engine.weights.convert import convert
 from trocar.engine.weights.objectives import from_huggingface_videomae, from_huggingface_vjepa2
 from trocar.engine.weights.publish import publish
 from trocar.engine.weights.run_encoder import build_encoder, encoder_tensors
+from trocar.ssl.choices import SIZES, Positions
 from trocar.ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, VideoEncoder
 from trocar.ssl.mae import MaskedAutoencoder
 from trocar.ssl.masks import Masks
@@ -49,14 +51,14 @@ FAST = ("V-JEPA 2",)
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A run's folder with random weights in place of a checkpoint; (folder, model, encoder)."""
 
-    def make(name: str, *more: str) -> tuple[Path, Objective, VideoEncoder]:
+    def make(name: str, *more: str, noise: float = 0.1) -> tuple[Path, Objective, VideoEncoder]:
         settings = [*TINY, "data.corpus=/nowhere/private", f"run.dir={tmp_path / 'run'}", *RUNS[name], *more]
         config = load_config("demo_cpu", settings)
         torch.manual_seed(0)
         model, _ = build_model(config)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
+                parameter.add_(noise * torch.randn_like(parameter))
             for part, value in model.state_dict().items():
                 if part.endswith("qkv.bias"):
                     value.chunk(3)[1].zero_()  # as it begins: no output depends on it
@@ -199,6 +201,74 @@ def test_what_a_library_has_not_is_refused_by_name(
     with pytest.raises(ConfigError, match=re.escape(reason)):
         publish(run, to, tmp_path / "out", whole=whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+USUAL = (("flat", "mae"), ("rope", "jepa"), ("axes", "mae"))  # an encoder is the same program whatever trained it
+SHAPES = [(size, positions, kind) for size in SIZES for positions in get_args(Positions) for kind in ("mae", "jepa")]
+OF_A_SIZE = ("width", "heads", "decoder_width", "decoder_heads", "predictor_heads")
+
+
+def differences(to: str, folder: Path, encoder: VideoEncoder) -> float:
+    """The largest between the features of an exported encoder and ours, of one clip."""
+    frames = frames_of(encoder, 1)
+    if to == "timm":
+        frames[:, 1:] = frames[:, :1]  # one picture
+    with torch.no_grad():
+        ours = encoder(frames)
+        if to == "transformers":
+            model: Any = AutoModel.from_pretrained(folder).eval()
+            if isinstance(model, VJEPA2Model):
+                theirs = model(pixel_values_videos=pixels_of(frames), skip_predictor=True).last_hidden_state
+            else:
+                theirs = model(pixel_values=pixels_of(frames)).last_hidden_state
+        elif to == "timm":
+            names: dict[str, Any] = {}
+            code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+            assert code
+            exec(code[1].replace("FOLDER", str(folder)), names)
+            theirs = names["model"].eval().forward_features(pixels_of(frames)[:, 0])
+        elif to == "torch":
+            theirs = torch.export.load(folder / "encoder.pt2").module()(frames)
+        else:
+            runtime = pytest.importorskip("onnxruntime")
+            session = runtime.InferenceSession(folder / "encoder.onnx", providers=["CPUExecutionProvider"])
+            theirs = torch.from_numpy(session.run(["tokens"], {"frames": frames.numpy()})[0])
+    return float((theirs - ours).abs().max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [2, None])
+@pytest.mark.parametrize(("size", "positions", "kind"), SHAPES)
+def test_every_shape_is_the_same_elsewhere_or_refused_by_name(
+    size: str, positions: str, kind: str, depth: int | None, made: Any, tmp_path: Path
+) -> None:
+    """Two blocks of every size; whole depths of the small ones, and of all with TROCAR_TEST_SIZES=all (20 GB)."""
+    if depth is None and size in ("large", "huge") and os.environ.get("TROCAR_TEST_SIZES") != "all":
+        pytest.skip("TROCAR_TEST_SIZES=all runs whole large and huge encoders")
+    settings = [f"model.encoder={size}", f"model.positions={positions}", "data.resolution=32", "model.patch=16"]
+    settings += [f"model.{name}=null" for name in OF_A_SIZE]
+    settings.append(f"model.depth={'null' if depth is None else depth}")
+    name = "V-JEPA" if kind == "jepa" else "axes"
+    programs = ("torch", "onnx") if (positions, kind) in USUAL else ()
+    for frames, libraries in ((4, ("transformers", *programs)), (2, ("timm",))):
+        run, _, encoder = made(name, *settings, f"data.frames={frames}", noise=0.02)
+        assert len(encoder.blocks) == (depth or SIZES[size].depth)
+        assert encoder.width == SIZES[size].width
+        for to in libraries:
+            refused = {"transformers": positions == "axes", "timm": positions == "rope"}.get(to, False)
+            if refused:
+                with pytest.raises(
+                    ConfigError, match=r"positions=axes" if to == "transformers" else "rotary positions"
+                ):
+                    publish(run, to, tmp_path / to)
+                continue
+            folder, _ = publish(run, to, tmp_path / to)
+            found = differences(to, folder, encoder)
+            print(f"{size}, {positions}, {kind}, {len(encoder.blocks)} blocks, {to}: {found:.1e}")
+            assert found <= 1e-5, to
+        if frames == 4 and (positions, kind) in (("flat", "jepa"), ("rope", "mae")):
+            with pytest.raises(ConfigError, match="is no model of transformers as a whole"):
+                publish(run, "transformers", tmp_path / "whole", whole=True)
 
 
 def test_a_trained_run_with_its_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
