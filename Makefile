@@ -2,6 +2,7 @@
 # make gpu     tests and speeds on an NVIDIA GPU, without a network, resumable     (STAGE=kernels: one stage; VIDEOS=DIR: your videos)
 # make test    lint, types and all tests                                             (PYTHON=python3.12 picks the interpreter)
 # make docs    the pages and the interface in Python as a site, in build/docs/site; a link that leads nowhere is an error
+# make notebooks    the tutorials as notebooks, in build/notebooks
 # make compat  does it run on Python 3.10 to 3.13, on the newest and the oldest packages? A table; needs a network and some hours
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VIDEOS ?=
 STAGE ?=
 ARGS ?=
 
-.PHONY: help demo test test-slow gpu compat docs lint typing setup setup-dev setup-docs clean
+.PHONY: help demo test test-slow gpu compat docs notebooks lint typing setup setup-dev setup-docs clean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -34,6 +35,9 @@ docs: setup-docs
 	@rm -rf build/docs && mkdir -p build/docs/trocar
 	@cp -r bench engine judge kernels loaders ssl build/docs/trocar
 	$(BIN)/mkdocs build --strict --config-file .ci/mkdocs.yml
+
+notebooks:
+	$(PYTHON) .ci/notebooks.py
 
 # On a machine with an NVIDIA GPU, which needs no network: STAGE=tests, feed, kernels, loading, training, compiled or cluster; all of them where unset.
 gpu:

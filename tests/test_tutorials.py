@@ -1,13 +1,16 @@
-"""docs/tutorials, executed as they are printed, on made videos; each ends in a picture."""
+"""docs/tutorials as notebooks, whose cells are what is printed, executed in order on made videos; each ends in a picture."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +43,47 @@ def blocks(name: str) -> list[tuple[str, str]]:
     return re.findall(r"```(python|sh|bash)\n(.*?)```", text, re.DOTALL)
 
 
+def notebook(name: str) -> dict[str, Any]:
+    """Of the page, as `make notebooks` writes it."""
+    spec = importlib.util.spec_from_file_location("notebooks", FOLDER.parents[1] / ".ci/notebooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return json.loads(json.dumps(module.notebook((FOLDER / f"{name}.md").read_text(encoding="utf-8"))))
+
+
+def code_cells(name: str) -> list[str]:
+    return ["".join(cell["source"]) for cell in notebook(name)["cells"] if cell["cell_type"] == "code"]
+
+
+def test_notebooks_hold_the_pages_and_nothing_else() -> None:
+    """Every word of a page in its place; what runs in cells of its own, commands behind "!"; cells as nbformat 4.5 wants them."""
+    for name in ENDS_IN:
+        page, made = (FOLDER / f"{name}.md").read_text(encoding="utf-8"), notebook(name)
+        assert (made["nbformat"], made["nbformat_minor"]) == (4, 5)
+        assert len({cell["id"] for cell in made["cells"]}) == len(made["cells"])
+        keys = {"id", "cell_type", "metadata", "source"}
+        told = ""
+        for cell in made["cells"]:
+            text = "".join(cell["source"])
+            if cell["cell_type"] == "code":
+                assert {*cell} == {*keys, "outputs", "execution_count"}
+                is_shell = text.startswith("!")
+                assert all(line.startswith("!") for line in text.splitlines()) == is_shell
+                text = f"```{'sh' if is_shell else 'python'}\n{text.replace('!trocar', 'trocar')}\n```"
+            else:
+                assert {*cell} == keys
+                assert "```python" not in text
+                assert "```sh" not in text
+            told += f"{text}\n\n"
+        assert told.split() == page.split(), name
+        wanted = [text for language, text in blocks(name) if language != "bash"]
+        assert [text.replace("!trocar", "trocar") for text in code_cells(name)] == [
+            text.rstrip("\n") for text in wanted
+        ]
+
+
 def test_there_are_five_and_their_commands_exist() -> None:
     """Every option and setting is one that a command takes, every Python example compiles."""
     assert {path.stem for path in FOLDER.glob("*.md")} == {*ENDS_IN}
@@ -58,10 +102,11 @@ def test_there_are_five_and_their_commands_exist() -> None:
 def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     names: dict[str, object] = {"__name__": name}
-    for language, text in blocks(name):
-        if language == "python":
+    for text in code_cells(name):
+        if not text.startswith("!"):
             exec(compile(text, name, "exec"), names)
-        for command in text.splitlines() if language == "sh" else ():
+            continue
+        for command in (line.removeprefix("!") for line in text.splitlines()):
             if command.startswith("trocar report runs/slurm"):
                 job(folder)
             assert main(shlex.split(command)[1:]) == 0, command
