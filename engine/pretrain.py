@@ -36,6 +36,7 @@ from .ranks.housekeeping import collect_garbage_seldom, pin_to_cores, snapshot_w
 from .ranks.stop import StoppedBetweenPartsError, StopRequest, StopVote
 from .ranks.watch import RankWatch
 from .record.device_time import DeviceTime
+from .record.energy import EnergyMeter
 from .record.metrics import MetricsLog, QuarantineLog, read_metrics
 from .record.profiler import name_decoding, name_modules, stage
 from .record.progress import StepProgress
@@ -101,6 +102,7 @@ class Run:
     guard: StepGuard
     body: StepBody | GraphedStep
     device_time: DeviceTime = field(default_factory=DeviceTime)
+    energy: EnergyMeter = field(default_factory=EnergyMeter)
 
 
 def pretrain(
@@ -243,6 +245,7 @@ def train(
         Validation(config, corpus, run.objective, world, steps) as validation,
         StepProgress(first_step, steps, progress, device_memory(world)) as bar,
         collect_garbage_seldom() as collect_garbage,
+        run.energy.watching(world.device),
     ):
         name_decoding(loader)
         collapse = CollapseWatch(read_metrics(run_dir), write=world.is_first)
@@ -348,7 +351,7 @@ def train_step(run: Run, step: int, loader: Iterator[ClipBatch], is_due: bool = 
         else:
             run.device_time.begin(batch.frames)
         since = time.perf_counter()
-    body.sums.tell(world.rank, count, run.stop.is_asked, waited, alone, is_due)
+    body.sums.tell(world.rank, count, run.stop.is_asked, waited, alone, is_due, run.energy.taken())
     world.sum(body.sums.values)
     gradient_norm, skip = body.update()
     row = {"step": step + 1, "learning_rate": run.schedule(step), "first_clip": step * batch_clips}

@@ -9,6 +9,7 @@ Shapes: B clips of the step over all ranks, R ranks. All sums are float64, which
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -19,10 +20,23 @@ import torch
 
 from ...loaders.decode.batch import LoaderCount
 from .device_time import DeviceTime, StepWork, shares
+from .energy import UNKNOWN
 
 LAG_STEPS = 2
-# stop: whether this rank was asked to; save: whether a checkpoint is due by its clock. The others are what its batches cost.
-HOST = ("stop", "save", "clips", "spans", "packets_decoded", "frames_used", "repeated_frames", "bytes_read", "replaced")
+# stop: whether this rank was asked to; save: whether a checkpoint is due by its clock; joules: of its GPU. The others are what its
+# batches cost.
+HOST = (
+    "stop",
+    "save",
+    "joules",
+    "clips",
+    "spans",
+    "packets_decoded",
+    "frames_used",
+    "repeated_frames",
+    "bytes_read",
+    "replaced",
+)
 
 
 @dataclass
@@ -45,10 +59,19 @@ class StepSums:
         """As they are now, for who reads them later."""
         return StepSums(self.values.clone(), self.batch)
 
-    def tell(self, rank: int, count: LoaderCount, stop: bool, waited: float, alone: float, save: bool = False) -> None:
+    def tell(
+        self,
+        rank: int,
+        count: LoaderCount,
+        stop: bool,
+        waited: float,
+        alone: float,
+        save: bool = False,
+        joules: float = UNKNOWN,
+    ) -> None:
         """Puts in what this rank's host knows: the numbers named in HOST, and seconds (see `seconds`)."""
         replaced = len({failure.draw for failure in count.failures})
-        told = [float(stop), float(save), *(getattr(count, name) for name in HOST[2:-1]), replaced]
+        told = [float(stop), float(save), joules, *(getattr(count, name) for name in HOST[3:-1]), replaced]
         seconds = torch.zeros_like(self.seconds, device="cpu")
         seconds[:, rank] = torch.tensor([waited, alone])
         host = torch.cat([torch.tensor(told, dtype=torch.float64), seconds.flatten()])
@@ -161,6 +184,8 @@ def _complete(report: StepReport, seconds: float) -> None:
     row["replaced_clips"] = int(host["replaced"])
     row["clips_per_second"] = host["clips"] / seconds
     row["spans_per_second"] = host["spans"] / seconds
+    if math.isfinite(host["joules"]):
+        row["joules"] = host["joules"]
     waits, alone = sums.seconds
     row["data_wait_percent"] = min(100.0, 100 * waits.max().item() / seconds)
     if len(waits) > 1:

@@ -99,7 +99,7 @@ def _training(starts: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
         ("each on", machine.get("gpu") or machine.get("device", UNKNOWN)),
         ("hours of steps, by the log", f"{seconds / 3600:.2f}" if seconds else UNKNOWN),
         ("GPU-hours", _gpu_hours(starts, seconds)),
-        ("energy", UNKNOWN),
+        ("energy of the GPUs' boards", _energy(rows)),
         ("commit of Trocar", git.get("commit", UNKNOWN) + (" (changed since)" if git.get("changed") else "")),
         ("versions", versions or UNKNOWN),
     ]
@@ -114,6 +114,15 @@ def _gpu_hours(starts: list[dict[str, Any]], seconds: float) -> str:
     if not all(start.get("machine", {}).get("gpu") for start in starts):
         return "none" if not any(start.get("machine", {}).get("gpu") for start in starts) else UNKNOWN
     return f"{seconds / 3600 * (ranks.pop() or 0):.2f}"
+
+
+def _energy(rows: list[dict[str, Any]]) -> str:
+    """By the cards' counters, as far as steps have them; of steps that a killed run did again it is the last time."""
+    known = [row["joules"] for row in rows if "joules" in row]
+    if not known:
+        return UNKNOWN
+    counted = "" if len(known) == len(rows) else f" in {len(known):,} of {len(rows):,} steps, of the others {UNKNOWN}"
+    return f"{sum(known) / 3.6e6:.3g} kWh{counted}"
 
 
 def _judged(judged: Table | None) -> str:

@@ -13,7 +13,7 @@ from trocar.engine.config.error import ConfigError
 from trocar.engine.config.file import load_config
 from trocar.engine.inputs.judged import audited_lines
 from trocar.engine.weights.card_corpus import corpus_section
-from trocar.engine.weights.model_card import _curves
+from trocar.engine.weights.model_card import _curves, _energy
 from trocar.judge.labels.audit import audit
 from trocar.judge.labels.corpus_overlap import KnownVideo
 from trocar.judge.labels.dataset import Segment, load_card
@@ -126,3 +126,10 @@ def test_an_audit_says_which_benchmarks_stand_in_the_corpus(tmp_path: Path) -> N
         audited_lines([tmp_path / "odd.json"])
     text = corpus_section(str(tmp_path), load_config("demo_cpu"), audited_lines(paths[:1]))
     assert "- Cholec80: 1 rows of test come" in text
+
+
+def test_energy_is_of_the_steps_that_have_it() -> None:
+    rows = [{"step": n, "joules": 1.8e6} for n in range(4)]
+    assert _energy(rows) == "2 kWh"
+    assert _energy([*rows, {"step": 4}]) == "2 kWh in 4 of 5 steps, of the others unknown"
+    assert _energy([{"step": 0}]) == "unknown"

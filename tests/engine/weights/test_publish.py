@@ -288,7 +288,7 @@ def test_a_trained_run_with_its_card(tmp_path: Path, capsys: pytest.CaptureFixtu
     card.data.to_dict()
     text = str(card)
     assert "| unknown | unknown | unknown | 2 | 0.00 |" in text
-    assert "| energy | unknown |" in text
+    assert "| energy of the GPUs' boards | unknown |" in text
     assert "| GPU-hours | none |" in text
     assert "| cholec80 | probe | a\\|b | macro_f1 | 51.20 | 44.00 .. 58.00 | 2 | unstable |" in text
     assert re.search(r"\| loss \| \d", text)
