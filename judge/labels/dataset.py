@@ -224,7 +224,7 @@ def write_table(path: Path, table: Sequence[Segment]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([field.name for field in fields(Segment)])
-        writer.writerows(map(astuple, table))
+        writer.writerows(astuple(segment) for segment in table)
 
 
 def read_table(path: Path, unlabelled: Unlabelled = "refuse") -> list[Segment]:

@@ -205,7 +205,7 @@ def test_what_a_library_has_not_is_refused_by_name(
 
 USUAL = (("flat", "mae"), ("rope", "jepa"), ("axes", "mae"))  # an encoder is the same program whatever trained it
 SHAPES = [(size, *of) for size in SIZES for of in (*USUAL, ("flat", "jepa"), ("axes", "jepa"))]  # an MAE has no rope
-OF_A_SIZE = ("width", "heads", "decoder_width", "decoder_heads", "predictor_heads")
+OF_A_SIZE = ("width", "heads", "decoder_width", "decoder_heads")
 
 
 def differences(to: str, folder: Path, encoder: VideoEncoder) -> float:
