@@ -66,12 +66,14 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Case:
-    """One operator, ready to run: both ways of computing the same, and what it costs at least."""
+    """One operator, ready to run: both ways of computing the same, and what it costs at least. forward: the fused way without its
+    backward pass, where there is one."""
 
     fused: Callable[[], Any]
     eager: Callable[[], Any]
     bytes: int
     flops: int
+    forward: Callable[[], Any] | None = None
 
 
 def with_backward(forward: Callable[[], Any], leaves: Sequence[torch.Tensor]) -> Callable[[], None]:
@@ -91,7 +93,7 @@ def with_backward(forward: Callable[[], Any], leaves: Sequence[torch.Tensor]) ->
 def trained(ways: Sequence[Callable[[], Any]], leaves: Sequence[torch.Tensor], moved: int, flops: int = 0) -> Case:
     """ways: fused and eager, each with its backward pass."""
     fused, eager = (with_backward(way, leaves) for way in ways)
-    return Case(fused, eager, moved, flops)
+    return Case(fused, eager, moved, flops, ways[0])
 
 
 def batch(size: Size, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
