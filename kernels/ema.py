@@ -150,9 +150,7 @@ def _(targets, sources, momentum, copies):
     return None
 
 
-def _check(
-    targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor], copies: Sequence[torch.Tensor]
-) -> None:
+def _check(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor], copies: Sequence[torch.Tensor]) -> None:
     """Raises as `ema` does, for all but the momentum."""
     for name, others in (("sources", sources), ("copies", copies or targets)):
         if len(others) != len(targets):

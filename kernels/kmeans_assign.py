@@ -129,9 +129,7 @@ def _(rows, centroids):
 
 
 @by_layout
-def _check(
-    rows: torch.Tensor, centroids: torch.Tensor, sums: torch.Tensor | None, counts: torch.Tensor | None
-) -> None:
+def _check(rows: torch.Tensor, centroids: torch.Tensor, sums: torch.Tensor | None, counts: torch.Tensor | None) -> None:
     """Raises as `kmeans_assign` does."""
     require("rows", rows, dtypes=FLOAT_DTYPES, shape=(None, None), like=rows)
     require("centroids", centroids, dtypes=(rows.dtype,), shape=(None, rows.shape[1]), like=rows)

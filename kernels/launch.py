@@ -55,7 +55,7 @@ def has_values(tensor: torch.Tensor) -> bool:
 
 
 def is_watched() -> bool:
-    """Whether PyTorch looks on: a compiler, a mode that sees every operator (shapes traced, FLOPs counted), a functional transform."""
+    """Whether PyTorch looks on: a compiler, a mode that sees operators (shapes traced, FLOPs counted), a functional transform."""
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0

@@ -70,7 +70,10 @@ FAULTS: dict[str, list[tuple[str, str]]] = {
         ("place = row.to(tl.int64) * VALUES + value", "place = row * VALUES + value"),
         ("for first in range(0, per_clip, BLOCK):", "for first in range(0, tl.minimum(per_clip, BLOCK), BLOCK):"),
         ("directly(_scale, gradient, upstream, changed=(gradient,))", "pass"),
-        ("loss_scale == 1 else loss * loss_scale), clip_loss, gradient", "loss_scale == 1 else loss), clip_loss, gradient"),
+        (
+            "loss_scale == 1 else loss * loss_scale), clip_loss, gradient",
+            "loss_scale == 1 else loss), clip_loss, gradient",
+        ),
     ],
     "decoder_tokens": [
         (

@@ -23,6 +23,7 @@ from ...kernels.patch_embed import patch_embed
 from ...kernels.pixel_loss import patch_targets, pixel_loss
 from ...kernels.rope3d import rope3d, rope3d_reference
 from ...kernels.yuv_clip import yuv_clip, yuv_clip_reference
+from ..gpu.steps import OPERATORS
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -238,14 +239,4 @@ def yuv_clip_case(size: Size, device: torch.device) -> Case:
     )
 
 
-CASES: dict[str, Callable[[Size, torch.device], Case]] = {
-    "patch_embed": patch_embed_case,
-    "pixel_loss": pixel_loss_case,
-    "decoder_tokens": decoder_tokens_case,
-    "feature_loss": feature_loss_case,
-    "ema": ema_case,
-    "mask_sampler": mask_sampler_case,
-    "rope3d": rope3d_case,
-    "kmeans_assign": kmeans_assign_case,
-    "yuv_clip": yuv_clip_case,
-}
+CASES: dict[str, Callable[[Size, torch.device], Case]] = {name: globals()[f"{name}_case"] for name in OPERATORS}

@@ -1,8 +1,9 @@
 """`trocar bench kernels`: every fused operator against its eager reference and against that reference under torch.compile.
 
-The GPU's time and what launching takes the host are measured apart. Forward and backward where there is one, in the shapes of ViT-B (or ViT-L) on 16 frames at 224 pixels. An operator's tests run
-first: where they fail, its speed is not measured. `bytes` is what the operator must move at least, each input read and each output
-written once; `flops` what it must multiply and add. The floor is the longer of both at the ceilings measured in the same process.
+The GPU's time and what launching takes the host are measured apart, forward and backward where there is one, in the shapes of
+ViT-B (or ViT-L) on 16 frames at 224 pixels. An operator's tests run first: where they fail, its speed is not measured.
+`bytes` is what it must move at least, each input read and each output written once; `flops` what it must multiply and add.
+The floor is the longer of both at the ceilings measured in the same process.
 
 Shapes: B clips, N = 1568 tokens, K = 1536 values a patch, D width.
 """
@@ -10,7 +11,6 @@ Shapes: B clips, N = 1568 tokens, K = 1536 values a patch, D width.
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ from ...engine.console.table import Table
 from ...loaders.video.error import TrocarError
 from ..rows.cells import known_cell, share_cell
 from ..rows.row import row, write_rows
-from ..rows.timing import Ceilings, host_seconds, measure_ceilings, time_call
+from ..rows.timing import Ceilings, measure_ceilings, time_call
 from .cases import CASES, SIZES, Size
 
 TESTS = Path(__file__).resolve().parents[2] / "tests" / "kernels"
@@ -66,7 +66,7 @@ def measure(
         "repeats": fused.repeats,
         "gaps": not fused.is_whole,
         "host_seconds": fused.host_seconds,
-        "forward_host_seconds": statistics.median(host_seconds(case.forward or case.fused, device, repeats)),
+        "forward_host_seconds": time_call(case.forward or case.fused, device, repeats=repeats).host_seconds,
         "eager_seconds": eager.median_seconds,
         "eager_host_seconds": eager.host_seconds,
         "compiled_seconds": None,

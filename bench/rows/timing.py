@@ -1,9 +1,9 @@
 """How long a call takes on a device, and what the device could do at best.
 
-Every time is a median over repeats with the spread beside it. On a GPU the device's time and the host's are measured apart: a call is
-timed by events, its cache emptied and the device held back until all of its kernels are queued, so that no gap in between is the
-host's; what launching it takes the host is timed without waiting for the device. The ceilings are measured in the same process: a
-share of a datasheet's figure says little about the card at hand.
+Every time is a median over repeats with the spread beside it. On a GPU the device's time and the host's are measured apart: a
+call is timed by events, with the cache emptied and the device held back until all of its kernels are queued, so that no gap
+is the host's; what launching it takes is timed without waiting for the device. The ceilings are measured in the same process:
+a share of a datasheet's figure says little about the card at hand.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def time_call(call: Callable[[], Any], device: torch.device, *, warmup: int = 5,
     """Times `call`, which must leave its work on `device`."""
     for _ in range(warmup):
         call()
-    seconds, is_whole = host_seconds(call, device, repeats), True
+    seconds, is_whole = _host_seconds(call, device, repeats), True
     host = statistics.median(seconds)
     if device.type == "cuda":
         seconds, is_whole = _device_seconds(call, device, repeats, host)
@@ -72,8 +72,7 @@ def _percentiles(seconds: list[float]) -> tuple[float, float]:
     return deciles[0], deciles[-1]
 
 
-def host_seconds(call: Callable[[], Any], device: torch.device, repeats: int) -> list[float]:
-    """What each call takes the host, which waits for a GPU only in between."""
+def _host_seconds(call: Callable[[], Any], device: torch.device, repeats: int) -> list[float]:
     seconds = []
     for number in range(repeats):
         if number % QUEUED_CALLS == 0:
