@@ -136,7 +136,7 @@ def differentiable(operator: Any, backward: Callable, setup_context: Callable) -
 
         @staticmethod
         @once_differentiable
-        def backward(ctx, *gradients):
+        def backward(ctx, *gradients):  # pyright: ignore[reportIncompatibleMethodOverride]
             return backward(ctx, *gradients)
 
     def call(*arguments: Any) -> Any:

@@ -57,19 +57,14 @@ def time_call(call: Callable[[], Any], device: torch.device, *, warmup: int = 5,
     host = statistics.median(seconds)
     if device.type == "cuda":
         seconds, is_whole = _device_seconds(call, device, repeats, host)
-    low, high = (seconds[0], seconds[0]) if repeats == 1 else _percentiles(seconds)
-    return Timing(statistics.median(seconds), low, high, repeats, host, is_whole)
+    deciles = statistics.quantiles(seconds if repeats > 1 else 2 * seconds, n=10, method="inclusive")
+    return Timing(statistics.median(seconds), deciles[0], deciles[-1], repeats, host, is_whole)
 
 
 def wait(device: torch.device) -> None:
     """Until the device has done what it was asked for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _percentiles(seconds: list[float]) -> tuple[float, float]:
-    deciles = statistics.quantiles(seconds, n=10, method="inclusive")
-    return deciles[0], deciles[-1]
 
 
 def _host_seconds(call: Callable[[], Any], device: torch.device, repeats: int) -> list[float]:
