@@ -198,8 +198,8 @@ def ema(
     """Moves each target towards its source, in place, and writes its rounded copy.
 
     targets, sources: as many tensors, equal in shape one by one, contiguous. momentum: () float32 on their device, 0 .. 1; 1
-    changes nothing. copies: none, or one a target, in any precision. Hand in the same tensors each time, not new views of them: they
-    are looked at once, and a captured graph needs their tables. Raises ValueError on lists of other lengths and on tensors of
+    changes nothing. copies: none, or one a target, in any precision. Hand in the same tensors each time, not new views of them:
+    they are looked at once, and a captured graph needs their tables. Raises ValueError on lists of other lengths and on tensors of
     another dtype, shape, device or layout.
     """
     if not targets:
