@@ -14,12 +14,16 @@ import torch
 
 from .launch import (
     FLOAT_DTYPES,
+    INDEX_DTYPES,
+    by_layout,
     ceil_div,
+    differentiable,
+    directly,
     jit,
     launch,
     power_of_two,
     require,
-    require_indices,
+    require_range,
     takes_triton,
     tl,
 )
@@ -125,7 +129,7 @@ def _backward(ctx, gradient: torch.Tensor):
     gradient = gradient.contiguous()
     mask_token_gradient = positions_gradient = None
     if ctx.needs_input_grad[1]:
-        mask_token_gradient = _mask_token_gradient(gradient, ctx.num_visible).to(ctx.mask_token_dtype)
+        mask_token_gradient = directly(_mask_token_gradient, gradient, ctx.num_visible).to(ctx.mask_token_dtype)
     if ctx.needs_input_grad[2]:
         indices = torch.cat([visible.long(), masked.long()], dim=1).flatten()
         totals = sum_rows_by_index(gradient.flatten(0, 1), indices, ctx.num_tokens)
@@ -133,7 +137,24 @@ def _backward(ctx, gradient: torch.Tensor):
     return gradient[:, : ctx.num_visible], mask_token_gradient, positions_gradient, None, None
 
 
-_decoder_tokens.register_autograd(_backward, setup_context=_setup_context)
+_differentiable_decoder_tokens = differentiable(_decoder_tokens, _backward, _setup_context)
+
+
+@by_layout
+def _check(
+    projected: torch.Tensor,
+    mask_token: torch.Tensor,
+    positions: torch.Tensor,
+    visible: torch.Tensor,
+    masked: torch.Tensor,
+) -> None:
+    """Raises as `decoder_tokens` does for what does not depend on values."""
+    require("projected", projected, dtypes=FLOAT_DTYPES, shape=(None, None, None), like=projected)
+    clips, num_visible, width = projected.shape
+    require("mask_token", mask_token, dtypes=FLOAT_DTYPES, shape=(width,), like=projected)
+    require("positions", positions, dtypes=FLOAT_DTYPES, shape=(None, width), like=projected)
+    for name, indices, count in (("visible", visible, num_visible), ("masked", masked, None)):
+        require(name, indices, dtypes=INDEX_DTYPES, shape=(clips, count), like=projected, contiguous=False)
 
 
 def decoder_tokens(
@@ -150,12 +171,9 @@ def decoder_tokens(
     Raises ValueError on arguments of another dtype, shape, device or layout and, on the CPU, on indices out of range (NaN on a
     device).
     """
-    require("projected", projected, dtypes=FLOAT_DTYPES, shape=(None, None, None), like=projected)
-    clips, num_visible, width = projected.shape
-    require("mask_token", mask_token, dtypes=FLOAT_DTYPES, shape=(width,), like=projected)
-    require("positions", positions, dtypes=FLOAT_DTYPES, shape=(None, width), like=projected)
-    require_indices("visible", visible, (clips, num_visible), len(positions), projected)
-    require_indices("masked", masked, (clips, None), len(positions), projected)
+    _check(projected, mask_token, positions, visible, masked)
+    require_range("visible", visible, len(positions))
+    require_range("masked", masked, len(positions))
     if not takes_triton(projected, mask_token, positions):
         return decoder_tokens_reference(projected, mask_token, positions, visible.long(), masked.long())
-    return _decoder_tokens(projected, mask_token, positions, visible, masked)
+    return _differentiable_decoder_tokens(projected, mask_token, positions, visible, masked)

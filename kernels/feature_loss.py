@@ -18,6 +18,8 @@ Shapes: B clips, N tokens a clip, M predicted rows a clip (or L rows of all clip
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor
@@ -26,16 +28,19 @@ from .choices import DISTANCES, Distance
 from .launch import (
     INDEX_DTYPES,
     TRITON_DTYPES,
+    by_layout,
+    differentiable,
     has_values,
+    is_watched,
     jit,
     launch,
     power_of_two,
     require,
-    require_indices,
+    require_range,
     takes_triton,
     tl,
 )
-from .pixel_loss import _scale
+from .pixel_loss import scale_gradient
 
 PREDICTION_DTYPES = (torch.bfloat16, torch.float32, torch.float64)
 
@@ -83,8 +88,7 @@ def _feature_loss_kernel(
     prediction,
     features,
     indices,
-    clips,
-    weights,
+    offsets,
     row_loss,
     gradient,
     gradient_scale,
@@ -93,6 +97,7 @@ def _feature_loss_kernel(
     per_clip,
     num_tokens,
     width,
+    CLIPS: tl.constexpr,
     DISTANCE: tl.constexpr,
     WITH_GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -100,10 +105,16 @@ def _feature_loss_kernel(
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width
-    clip, token, weight = tl.load(clips + row), tl.load(indices + row), tl.load(weights + row)
+    token = tl.load(indices + row)
+    number = tl.arange(0, CLIPS)
+    ends = tl.load(offsets + 1 + number, mask=number < num_clips, other=0x7FFFFFFF)
+    clip = tl.sum((ends <= row).to(tl.int32), axis=0)  # as many end before the row; all for padding
     counted = clip < num_clips
     valid = (token >= 0) & (token < num_tokens)
     values = tl.full((), 0.0, tl.float32) + width
+    begin = tl.load(offsets + clip, mask=counted, other=0)
+    end = tl.load(offsets + clip + 1, mask=counted, other=1)
+    weight = tl.div_rn(1.0, (end - begin).to(tl.float32) * values)
     place = (tl.where(counted, clip // per_clip, 0).to(tl.int64) * num_tokens + token) * width + column
     feature = tl.load(features + place, mask=column < tl.where(counted & valid, width, 0), other=0.0).to(tl.float32)
     centred = tl.where(inside, feature - tl.div_rn(tl.sum(feature, axis=0), values), 0.0)
@@ -156,16 +167,14 @@ def _feature_loss(
     rows, width = prediction.shape
     num_clips, num_tokens = len(offsets) - 1, features.shape[1]
     per_clip = num_clips // len(features)
-    clips = row_clips(offsets, rows)
-    counts = offsets.diff().clamp(min=1) * width
-    weights = (1.0 / counts.double()).float()[clips.clamp(max=num_clips - 1)]
     row_loss = prediction.new_empty(rows, dtype=torch.float32)
     gradient = torch.empty_like(prediction) if with_gradient else prediction.new_empty(0)
     launch(
         _feature_loss_kernel,
         (rows,),
-        *(prediction, features, indices, clips, weights, row_loss, gradient),
+        *(prediction, features, indices, offsets, row_loss, gradient),
         *(loss_scale / num_clips, eps, num_clips, per_clip, num_tokens, width),
+        CLIPS=power_of_two(num_clips),
         DISTANCE=distance,
         WITH_GRADIENT=with_gradient,
         BLOCK=power_of_two(width),
@@ -173,7 +182,8 @@ def _feature_loss(
     )
     clip_loss = row_loss.new_empty(num_clips)
     launch(_clip_sums_kernel, (num_clips,), row_loss, offsets, clip_loss, BLOCK=1024)
-    return clip_loss.mean() * loss_scale, clip_loss, gradient
+    loss = clip_loss.mean()
+    return (loss if loss_scale == 1 else loss * loss_scale), clip_loss, gradient
 
 
 @_feature_loss.register_fake
@@ -184,17 +194,46 @@ def _(prediction, features, indices, offsets, distance, loss_scale, eps, with_gr
 
 
 def _setup_context(ctx, inputs, output) -> None:
+    ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1], output[2])
     ctx.save_for_backward(output[2])
 
 
 def _backward(ctx, upstream: torch.Tensor, clip_upstream: torch.Tensor, gradient_upstream: torch.Tensor):
     (gradient,) = ctx.saved_tensors
-    _scale(gradient, upstream)
-    return gradient, None, None, None, None, None, None, None
+    return scale_gradient(gradient, upstream), None, None, None, None, None, None, None
 
 
-_feature_loss.register_autograd(_backward, setup_context=_setup_context)
+_differentiable_feature_loss = differentiable(_feature_loss, _backward, _setup_context)
+
+
+@by_layout
+def _check(
+    prediction: torch.Tensor,
+    features: torch.Tensor,
+    indices: torch.Tensor,
+    distance: Distance,
+    offsets: torch.Tensor | None,
+) -> None:
+    """Raises as `feature_loss` does for what does not depend on values."""
+    if distance not in DISTANCES:
+        raise ValueError(f"distance must be one of {DISTANCES}, got {distance!r}")
+    wanted = (*TRITON_DTYPES, torch.float64)
+    require("features", features, dtypes=wanted, shape=(None, None, None), like=features)
+    clips, _, width = features.shape
+    of_rows = (clips, None) if offsets is None else (None,)
+    require("prediction", prediction, dtypes=PREDICTION_DTYPES, shape=(*of_rows, width), like=features)
+    shape = tuple(prediction.shape[:-1])
+    require("indices", indices, dtypes=INDEX_DTYPES, shape=shape, like=features, contiguous=False)
+    if offsets is not None:
+        require("offsets", offsets, dtypes=INDEX_DTYPES, shape=(None,), like=features)
+        if len(offsets) == 1 or (len(offsets) - 1) % clips:
+            raise ValueError(f"offsets must be one more than a multiple of the {clips} clips, got {len(offsets)}")
+
+
+@lru_cache(maxsize=16)
+def _even_offsets(clips: int, rows: int, device: torch.device) -> torch.Tensor:
+    return torch.arange(clips + 1, device=device) * rows
 
 
 def feature_loss(
@@ -216,20 +255,10 @@ def feature_loss(
     (no retain_graph). Raises ValueError on float16 (the gradient of the mean underflows there), on arguments of another dtype,
     shape, device or layout, on an unknown distance and, on the CPU, on indices or offsets out of range (NaN on a device).
     """
-    if distance not in DISTANCES:
-        raise ValueError(f"distance must be one of {DISTANCES}, got {distance!r}")
-    wanted = (*TRITON_DTYPES, torch.float64)
-    require("features", features, dtypes=wanted, shape=(None, None, None), like=features)
+    _check(prediction, features, indices, distance, offsets)
     clips, num_tokens, width = features.shape
-    if offsets is None:
-        require("prediction", prediction, dtypes=PREDICTION_DTYPES, shape=(clips, None, width), like=features)
-        require_indices("indices", indices, tuple(prediction.shape[:2]), num_tokens, features)
-    else:
-        require("prediction", prediction, dtypes=PREDICTION_DTYPES, shape=(None, width), like=features)
-        require_indices("indices", indices, (len(prediction),), num_tokens, features)
-        require("offsets", offsets, dtypes=INDEX_DTYPES, shape=(None,), like=features)
-        if len(offsets) == 1 or (len(offsets) - 1) % clips:
-            raise ValueError(f"offsets must be one more than a multiple of the {clips} clips, got {len(offsets)}")
+    require_range("indices", indices, num_tokens)
+    if offsets is not None:
         on_host = offsets.device.type == "cpu" and has_values(offsets)
         if on_host and not (offsets[0] == 0 and (offsets.diff() >= 0).all() and offsets[-1] <= len(prediction)):
             raise ValueError(f"offsets must ascend from 0 to at most {len(prediction)} rows, got {offsets.tolist()}")
@@ -239,7 +268,9 @@ def feature_loss(
         return feature_loss_reference(prediction, features, indices, distance, offsets, loss_scale, eps)
     with_gradient = torch.is_grad_enabled() and prediction.requires_grad
     if offsets is None:
-        offsets = torch.arange(clips + 1, device=features.device) * indices.shape[1]
+        offsets = (_even_offsets.__wrapped__ if is_watched() else _even_offsets)(
+            clips, indices.shape[1], features.device
+        )
     flat = prediction.reshape(-1, width), features.detach(), indices.flatten()
-    loss, clip_loss, _ = _feature_loss(*flat, offsets, distance, loss_scale, eps, with_gradient)
+    loss, clip_loss, _ = _differentiable_feature_loss(*flat, offsets, distance, loss_scale, eps, with_gradient)
     return loss, clip_loss.detach()

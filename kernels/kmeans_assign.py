@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import torch
 
-from .launch import FLOAT_DTYPES, ceil_div, jit, launch, require, takes_triton, tl
+from .launch import FLOAT_DTYPES, by_layout, ceil_div, directly, jit, launch, require, takes_triton, tl
 from .row_sums import add_rows_by_index
 
 # On the CPU: rows whose distances to all centroids are made at once, and the bytes that those may take.
@@ -128,6 +128,19 @@ def _(rows, centroids):
     return rows.new_empty(rows.shape[0], dtype=torch.int64), rows.new_empty(rows.shape[0], dtype=torch.float32)
 
 
+@by_layout
+def _check(rows: torch.Tensor, centroids: torch.Tensor, sums: torch.Tensor | None, counts: torch.Tensor | None) -> None:
+    """Raises as `kmeans_assign` does."""
+    require("rows", rows, dtypes=FLOAT_DTYPES, shape=(None, None), like=rows)
+    require("centroids", centroids, dtypes=(rows.dtype,), shape=(None, rows.shape[1]), like=rows)
+    if (sums is None) != (counts is None):
+        raise ValueError("sums and counts must be given together")
+    if sums is not None and counts is not None:
+        dtype = torch.promote_types(rows.dtype, torch.float32)
+        require("sums", sums, dtypes=(dtype,), shape=tuple(centroids.shape), like=rows)
+        require("counts", counts, dtypes=(torch.int64,), shape=(len(centroids),), like=rows)
+
+
 @torch.no_grad()
 def kmeans_assign(
     rows: torch.Tensor,
@@ -141,16 +154,11 @@ def kmeans_assign(
     together, the rows of each cluster and their number are added to them. Returns labels (N,) int64 and squared distances (N,)
     float32 at least. Raises ValueError on arguments of another dtype, shape, device or layout.
     """
-    require("rows", rows, dtypes=FLOAT_DTYPES, shape=(None, None), like=rows)
-    require("centroids", centroids, dtypes=(rows.dtype,), shape=(None, rows.shape[1]), like=rows)
-    if (sums is None) != (counts is None):
-        raise ValueError("sums and counts must be given together")
-    if sums is not None and counts is not None:
-        dtype = torch.promote_types(rows.dtype, torch.float32)
-        require("sums", sums, dtypes=(dtype,), shape=tuple(centroids.shape), like=rows)
-        require("counts", counts, dtypes=(torch.int64,), shape=(len(centroids),), like=rows)
-    assign = _kmeans_assign if takes_triton(rows) else kmeans_assign_reference if rows.is_cuda else _assign_on_cpu
-    labels, distances = assign(rows, centroids)
+    _check(rows, centroids, sums, counts)
+    if takes_triton(rows):
+        labels, distances = directly(_kmeans_assign, rows, centroids)
+    else:
+        labels, distances = (kmeans_assign_reference if rows.is_cuda else _assign_on_cpu)(rows, centroids)
     if sums is not None and counts is not None:
         add_rows_by_index(rows, labels, sums, counts)
     return labels, distances

@@ -7,11 +7,14 @@ x86-64 alone) the modules import all the same and every tensor takes the referen
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import increment_version
 
 try:
     import triton
@@ -30,6 +33,8 @@ INDEX_DTYPES = (torch.int32, torch.int64)
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 TRITON_DTYPES = (*HALF_DTYPES, torch.float32)
 FLOAT_DTYPES = (*TRITON_DTYPES, torch.float64)
+MAX_LAYOUTS = 1024
+Asked = TypeVar("Asked", bound=Callable)
 
 
 def jit(function: Callable) -> Any:
@@ -49,6 +54,97 @@ def has_values(tensor: torch.Tensor) -> bool:
     return not (torch.compiler.is_compiling() or isinstance(tensor, FakeTensor))
 
 
+def is_watched() -> bool:
+    """Whether PyTorch looks on: a compiler, a mode that sees operators (shapes traced, FLOPs counted), a functional transform."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+def by_layout(function: Asked) -> Asked:
+    """`function`, asked once for arguments of equal shapes, strides, dtypes and devices and equal settings.
+
+    For what follows from these alone: checks, sizes, grids. Arguments are positional, settings hashable. One that raised is asked
+    again.
+    """
+    known: dict[tuple, Any] = {}
+
+    @wraps(function)
+    def asked(*arguments: Any) -> Any:
+        if is_watched():
+            return function(*arguments)
+        key = tuple(
+            [
+                (part.shape, part.stride(), part.dtype, part.device) if isinstance(part, torch.Tensor) else part
+                for part in arguments
+            ]
+        )
+        if key not in known:
+            found = function(*arguments)
+            if len(known) >= MAX_LAYOUTS:
+                known.clear()
+            known[key] = found
+        return known[key]
+
+    return asked  # pyright: ignore[reportReturnType]
+
+
+def directly(operator: Any, *arguments: Any, changed: Sequence[torch.Tensor] = ()) -> Any:
+    """A custom operator outside of autograd, past PyTorch's dispatcher where nobody looks on: that costs the host less.
+
+    changed: what it changes in place, which autograd is told of.
+    """
+    if is_watched():
+        return operator(*arguments)
+    result = operator._init_fn(*arguments)
+    if changed:
+        note_changed(changed)
+    return result
+
+
+def note_changed(tensors: Sequence[torch.Tensor]) -> None:
+    """Tells autograd of what a kernel has changed in place."""
+    if _versions_take_lists():
+        increment_version(tensors)
+    else:
+        for tensor in tensors:
+            increment_version(tensor)
+
+
+@lru_cache(maxsize=1)
+def _versions_take_lists() -> bool:
+    """Older versions of PyTorch take a tensor at a time."""
+    try:
+        increment_version([])
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+def differentiable(operator: Any, backward: Callable, setup_context: Callable) -> Callable:
+    """Registers an operator's backward pass. Returns the operator as it is to be called: as `directly`, with that backward pass."""
+    operator.register_autograd(backward, setup_context=setup_context)
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            output = operator._init_fn(*inputs)
+            setup_context(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx, *gradients):  # pyright: ignore[reportIncompatibleMethodOverride]
+            return backward(ctx, *gradients)
+
+    def call(*arguments: Any) -> Any:
+        return operator(*arguments) if is_watched() else Direct.apply(*arguments)
+
+    return call
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """Starts `kernel` on the device of its first tensor."""
     if record is not None:
@@ -57,6 +153,9 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
     device = next(argument.device for argument in arguments if isinstance(argument, torch.Tensor))
     if device.type != "cuda":
         kernel[grid](*arguments, **options)
+        return
+    if device.index == torch.cuda.current_device():
+        kernel[grid](*arguments, enable_fp_fusion=True, **options)
         return
     with torch.cuda.device(device):
         kernel[grid](*arguments, enable_fp_fusion=True, **options)
@@ -114,7 +213,12 @@ def require_indices(
 ) -> None:
     """As `require`, for indices of any layout: also refuses those outside 0 .. bound - 1 (on a device only when asked to)."""
     require(name, indices, dtypes=INDEX_DTYPES, shape=shape, like=like, contiguous=False)
-    if not has_values(indices) or not (check_indices_on_device or indices.device.type == "cpu"):
+    require_range(name, indices, bound)
+
+
+def require_range(name: str, indices: torch.Tensor, bound: int) -> None:
+    """Raises a ValueError where an index lies outside 0 .. bound - 1; on a device only when asked to."""
+    if not (check_indices_on_device or indices.device.type == "cpu") or not has_values(indices):
         return
     smallest, largest = indices.min().item(), indices.max().item()
     if smallest < 0 or largest >= bound:

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from . import launch as switches
-from .launch import INDEX_DTYPES, jit, launch, power_of_two, require, tl, triton
+from .launch import INDEX_DTYPES, directly, jit, launch, power_of_two, require, tl, triton
 from .philox import MAX_DRAW, MAX_VIEW, Stream, below, random_words
 
 Numbers: TypeAlias = "ArrayLike | torch.Tensor"
@@ -208,7 +208,7 @@ def tube_mask(
     keep = visible_cells(num_cells, ratio)
     if _takes_triton(torch.device(device), num_cells):
         draws, views, seed = _on_device(draws, views, seed, torch.device(device))
-        return _tube_mask(draws, views, seed, steps, num_cells, keep)
+        return directly(_tube_mask, draws, views, seed, steps, num_cells, keep)
     visible, masked = tube_mask_reference(seed, _host(draws), _host(views), grid, ratio)
     return torch.from_numpy(visible).to(device), torch.from_numpy(masked).to(device)
 
@@ -229,6 +229,6 @@ def running_cell_mask(
     dropped = dropped_cells(grid, ratio)
     if _takes_triton(torch.device(device), grid[1] * grid[2]):
         draws, views, seed = _on_device(draws, views, seed, torch.device(device))
-        return _running_cell_mask(draws, views, seed, *grid, dropped)
+        return directly(_running_cell_mask, draws, views, seed, *grid, dropped)
     kept = running_cell_mask_reference(seed, _host(draws), _host(views), grid, ratio)
     return torch.from_numpy(kept).to(device)

@@ -26,15 +26,19 @@ import torch.nn.functional as F
 
 from .launch import (
     FLOAT_DTYPES,
+    INDEX_DTYPES,
     TRITON_DTYPES,
+    by_layout,
     ceil_div,
     compute_dtype,
+    differentiable,
+    directly,
     jit,
     launch,
     power_of_two,
     require,
     require_frames,
-    require_indices,
+    require_range,
     takes_triton,
     tl,
 )
@@ -395,8 +399,8 @@ def _backward(ctx, gradient: torch.Tensor):
     gradient = gradient.contiguous()
     weight_gradient = bias_gradient = position_gradient = None
     if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
-        weight_gradient, bias_gradient = _patch_embed_backward(
-            gradient, frames, visible, weight, ctx.num_tokens, ctx.mean, ctx.std
+        weight_gradient, bias_gradient = directly(
+            _patch_embed_backward, gradient, frames, visible, weight, ctx.num_tokens, ctx.mean, ctx.std
         )
         bias_gradient = bias_gradient.to(ctx.bias_dtype)
     if ctx.needs_input_grad[4]:
@@ -405,7 +409,36 @@ def _backward(ctx, gradient: torch.Tensor):
     return None, None, weight_gradient, bias_gradient, position_gradient, None, None, None
 
 
-_patch_embed.register_autograd(_backward, setup_context=_setup_context)
+_differentiable_patch_embed = differentiable(_patch_embed, _backward, _setup_context)
+
+
+@by_layout
+def _check(
+    frames: torch.Tensor,
+    visible: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    positions: torch.Tensor,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> int:
+    """Raises as `patch_embed` does for what does not depend on values. Returns the tokens of a clip."""
+    require("weight", weight, dtypes=FLOAT_DTYPES, shape=(None, 3, None, None, None), like=weight)
+    width, _, tubelet, patch, patch_width = weight.shape
+    if patch != patch_width:
+        raise ValueError(f"weight must have square patches, got {patch} x {patch_width}")
+    steps, rows, columns = require_frames(frames, tubelet, patch)
+    num_tokens = steps * rows * columns
+    require("visible", visible, dtypes=INDEX_DTYPES, shape=(len(frames), None), like=frames, contiguous=False)
+    require("weight", weight, dtypes=FLOAT_DTYPES, shape=tuple(weight.shape), like=frames)
+    require("bias", bias, dtypes=FLOAT_DTYPES, shape=(width,), like=frames)
+    require("positions", positions, dtypes=FLOAT_DTYPES, shape=(None, width), like=frames)
+    if num_tokens % len(positions):
+        raise ValueError(f"positions must be one a token, or divide the {num_tokens} tokens, got {len(positions)}")
+    for name, constants in (("mean", mean), ("std", std)):
+        if len(constants) != 3:
+            raise ValueError(f"{name} must have 3 values, one a channel, got {len(constants)}")
+    return num_tokens
 
 
 def patch_embed(
@@ -429,24 +462,11 @@ def patch_embed(
     Returns (B, N_visible, D). Gradients reach weight, bias and positions. Raises ValueError on arguments of another dtype, shape,
     device or layout, on frames that are not divisible into patches and, on the CPU, on indices out of range (NaN on a device).
     """
-    require("weight", weight, dtypes=FLOAT_DTYPES, shape=(None, 3, None, None, None), like=weight)
-    width, _, tubelet, patch, patch_width = weight.shape
-    if patch != patch_width:
-        raise ValueError(f"weight must have square patches, got {patch} x {patch_width}")
-    steps, rows, columns = require_frames(frames, tubelet, patch)
-    num_tokens = steps * rows * columns
-    require_indices("visible", visible, (len(frames), None), num_tokens, frames)
-    require("weight", weight, dtypes=FLOAT_DTYPES, shape=tuple(weight.shape), like=frames)
-    require("bias", bias, dtypes=FLOAT_DTYPES, shape=(width,), like=frames)
-    require("positions", positions, dtypes=FLOAT_DTYPES, shape=(None, width), like=frames)
-    if num_tokens % len(positions):
-        raise ValueError(f"positions must be one a token, or divide the {num_tokens} tokens, got {len(positions)}")
-    for name, constants in (("mean", mean), ("std", std)):
-        if len(constants) != 3:
-            raise ValueError(f"{name} must have 3 values, one a channel, got {len(constants)}")
+    num_tokens = _check(frames, visible, weight, bias, positions, tuple(mean), tuple(std))
+    require_range("visible", visible, num_tokens)
     if not takes_triton(weight, bias, positions):
         return patch_embed_reference(frames, visible.long(), weight, bias, positions, mean, std)
     dtype = compute_dtype(weight, dtype)
     if dtype not in TRITON_DTYPES:
         raise ValueError(f"dtype must be bfloat16, float16 or float32, got {dtype}")
-    return _patch_embed(frames, visible, weight, bias, positions, list(mean), list(std), dtype)
+    return _differentiable_patch_embed(frames, visible, weight, bias, positions, list(mean), list(std), dtype)

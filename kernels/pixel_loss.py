@@ -21,7 +21,21 @@ from __future__ import annotations
 import torch
 
 from .choices import NORMALIZATIONS, Normalization
-from .launch import ceil_div, jit, launch, power_of_two, require, require_frames, require_indices, takes_triton, tl
+from .launch import (
+    INDEX_DTYPES,
+    by_layout,
+    ceil_div,
+    differentiable,
+    directly,
+    jit,
+    launch,
+    power_of_two,
+    require,
+    require_frames,
+    require_range,
+    takes_triton,
+    tl,
+)
 from .patch_embed import _geometry, gather_patches, patch_starts, value_offsets
 
 PREDICTION_DTYPES = (torch.bfloat16, torch.float32, torch.float64)
@@ -224,7 +238,8 @@ def _pixel_loss(
     )
     clip_loss = row_loss.new_empty(clips)
     launch(_clip_loss_kernel, (clips,), row_loss, clip_loss, per_clip, BLOCK=1024)
-    return clip_loss.mean() * loss_scale, clip_loss, gradient
+    loss = clip_loss.mean()
+    return (loss if loss_scale == 1 else loss * loss_scale), clip_loss, gradient
 
 
 @_pixel_loss.register_fake
@@ -246,7 +261,14 @@ def _(values, scale):
     return None
 
 
+def scale_gradient(gradient: torch.Tensor, upstream: torch.Tensor) -> torch.Tensor:
+    """A stored gradient times the upstream one, in place: differentiated once."""
+    directly(_scale, gradient, upstream, changed=(gradient,))
+    return gradient
+
+
 def _setup_context(ctx, inputs, output) -> None:
+    ctx.set_materialize_grads(False)  # else zeros as large as the gradient are written as what comes from above for it
     ctx.mark_non_differentiable(output[1], output[2])
     ctx.save_for_backward(output[2])
     ctx.with_gradient = inputs[-1]
@@ -256,11 +278,34 @@ def _backward(ctx, upstream: torch.Tensor, clip_upstream: torch.Tensor, gradient
     if not ctx.with_gradient:
         raise RuntimeError("pixel_loss was called without its gradient")
     (gradient,) = ctx.saved_tensors
-    _scale(gradient, upstream)
-    return gradient, None, None, None, None, None, None, None, None
+    return scale_gradient(gradient, upstream), None, None, None, None, None, None, None, None
 
 
-_pixel_loss.register_autograd(_backward, setup_context=_setup_context)
+_differentiable_pixel_loss = differentiable(_pixel_loss, _backward, _setup_context)
+
+
+@by_layout
+def _check(
+    prediction: torch.Tensor,
+    frames: torch.Tensor,
+    masked: torch.Tensor,
+    counted: torch.Tensor | None,
+    tubelet: int,
+    patch: int,
+    normalization: Normalization,
+) -> int:
+    """Raises as `pixel_loss` does for what does not depend on values. Returns the tokens of a clip."""
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"normalization must be one of {NORMALIZATIONS}, got {normalization!r}")
+    if prediction.dtype == torch.float16:
+        raise ValueError("prediction must be bfloat16, float32 or float64: the loss gradient underflows in float16")
+    steps, rows, columns = require_frames(frames, tubelet, patch)
+    require("masked", masked, dtypes=INDEX_DTYPES, shape=(len(frames), None), like=frames, contiguous=False)
+    values = tubelet * patch * patch * 3
+    require("prediction", prediction, dtypes=PREDICTION_DTYPES, shape=(*masked.shape, values), like=frames)
+    if counted is not None:
+        require("counted", counted, dtypes=(torch.bool,), shape=tuple(masked.shape), like=frames)
+    return steps * rows * columns
 
 
 def pixel_loss(
@@ -283,22 +328,14 @@ def pixel_loss(
     gradient of the mean underflows there), on arguments of another dtype, shape, device or layout, on an unknown normalization and,
     on the CPU, on indices out of range (NaN on a device).
     """
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(f"normalization must be one of {NORMALIZATIONS}, got {normalization!r}")
-    if prediction.dtype == torch.float16:
-        raise ValueError("prediction must be bfloat16, float32 or float64: the loss gradient underflows in float16")
-    steps, rows, columns = require_frames(frames, tubelet, patch)
-    require_indices("masked", masked, (len(frames), None), steps * rows * columns, frames)
-    values = tubelet * patch * patch * 3
-    require("prediction", prediction, dtypes=PREDICTION_DTYPES, shape=(*masked.shape, values), like=frames)
-    if counted is not None:
-        require("counted", counted, dtypes=(torch.bool,), shape=tuple(masked.shape), like=frames)
+    num_tokens = _check(prediction, frames, masked, counted, tubelet, patch, normalization)
+    require_range("masked", masked, num_tokens)
     if not takes_triton(prediction):
         arguments = (prediction, frames, masked.long(), tubelet, patch, normalization, counted, loss_scale)
         loss, clip_loss = _InPlacePixelLoss.apply(*arguments)
         return loss, clip_loss.detach()
     with_gradient = torch.is_grad_enabled() and prediction.requires_grad
-    loss, clip_loss, _ = _pixel_loss(
+    loss, clip_loss, _ = _differentiable_pixel_loss(
         prediction, frames, masked, counted, tubelet, patch, normalization, loss_scale, with_gradient
     )
     return loss, clip_loss.detach()

@@ -21,7 +21,20 @@ from functools import lru_cache
 
 import torch
 
-from .launch import FLOAT_DTYPES, jit, launch, power_of_two, require, require_indices, takes_triton, tl
+from .launch import (
+    FLOAT_DTYPES,
+    INDEX_DTYPES,
+    by_layout,
+    differentiable,
+    directly,
+    jit,
+    launch,
+    power_of_two,
+    require,
+    require_range,
+    takes_triton,
+    tl,
+)
 
 BASE = 10000.0
 
@@ -175,10 +188,24 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, query_gradient: torch.Tensor, key_gradient: torch.Tensor):
     (indices,) = ctx.saved_tensors
     gradients = [part if part.stride(-1) == 1 else part.contiguous() for part in (query_gradient, key_gradient)]
-    return *_rope3d(*gradients, indices, *ctx.grid, not ctx.transposed), None, None, None, None, None
+    return *directly(_rope3d, *gradients, indices, *ctx.grid, not ctx.transposed), None, None, None, None, None
 
 
-_rope3d.register_autograd(_backward, setup_context=_setup_context)
+_differentiable_rope3d = differentiable(_rope3d, _backward, _setup_context)
+
+
+@by_layout
+def _check(queries: torch.Tensor, keys: torch.Tensor, indices: torch.Tensor) -> None:
+    """Raises as `rope3d` does for what does not depend on values."""
+    shape = (None, None, None, None)
+    require("queries", queries, dtypes=FLOAT_DTYPES, shape=shape, like=queries, contiguous=False)
+    require("keys", keys, dtypes=(queries.dtype,), shape=tuple(queries.shape), like=queries, contiguous=False)
+    for name, part in (("queries", queries), ("keys", keys)):
+        if part.stride(-1) != 1:
+            raise ValueError(f"{name} must have dense heads, got strides {part.stride()}")
+    if queries.shape[-1] < 6 or queries.shape[-1] % 2:
+        raise ValueError(f"queries must have heads of an even width of at least 6, got {queries.shape[-1]}")
+    require("indices", indices, dtypes=INDEX_DTYPES, shape=tuple(queries.shape[:2]), like=queries, contiguous=False)
 
 
 def rope3d(
@@ -194,16 +221,9 @@ def rope3d(
     if queries.ndim == 3:
         turned = rope3d(queries.unsqueeze(0), keys.unsqueeze(0), indices.unsqueeze(0), grid)
         return turned[0].squeeze(0), turned[1].squeeze(0)
-    shape = (None, None, None, None)
-    require("queries", queries, dtypes=FLOAT_DTYPES, shape=shape, like=queries, contiguous=False)
-    require("keys", keys, dtypes=(queries.dtype,), shape=tuple(queries.shape), like=queries, contiguous=False)
-    for name, part in (("queries", queries), ("keys", keys)):
-        if part.stride(-1) != 1:
-            raise ValueError(f"{name} must have dense heads, got strides {part.stride()}")
-    if queries.shape[-1] < 6 or queries.shape[-1] % 2:
-        raise ValueError(f"queries must have heads of an even width of at least 6, got {queries.shape[-1]}")
+    _check(queries, keys, indices)
     steps, rows, columns = grid
-    require_indices("indices", indices, tuple(queries.shape[:2]), steps * rows * columns, queries)
+    require_range("indices", indices, steps * rows * columns)
     if not takes_triton(queries, keys):
         return rope3d_reference(queries, keys, indices, grid)
-    return _rope3d(queries, keys, indices, steps, rows, columns, False)
+    return _differentiable_rope3d(queries, keys, indices, steps, rows, columns, False)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from .launch import ceil_div, jit, launch, power_of_two, takes_triton, tl
+from .launch import ceil_div, directly, jit, launch, power_of_two, takes_triton, tl
 
 ROWS, COLUMNS = 16, 64
 ROWS_PER_SPLIT = 256
@@ -122,7 +122,7 @@ def sum_rows_by_index(rows: torch.Tensor, indices: torch.Tensor, places: int) ->
     """rows: (L, D) contiguous. indices: (L,) in 0 .. places - 1; on a device others are left out. Returns (places, D) float32."""
     if not takes_triton(rows):
         return sum_rows_by_index_reference(rows, indices, places)
-    return _sum_rows_by_index(rows, indices, places)
+    return directly(_sum_rows_by_index, rows, indices, places)
 
 
 @torch.library.custom_op("trocar::add_rows_by_index_", mutates_args=("sums", "counts"))
@@ -146,7 +146,7 @@ def _(rows, indices, sums, counts):
 def add_rows_by_index(rows: torch.Tensor, indices: torch.Tensor, sums: torch.Tensor, counts: torch.Tensor) -> None:
     """Adds rows (L, D) to sums (places, D) float32 and their numbers to counts (places,) int64, in place."""
     if takes_triton(rows, sums):
-        _add_rows_by_index(rows, indices, sums, counts)
+        directly(_add_rows_by_index, rows, indices, sums, counts, changed=(sums, counts))
         return
     sums.index_add_(0, indices.long(), rows.to(sums.dtype))
     counts += torch.bincount(indices.long(), minlength=len(counts))

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .launch import ceil_div, jit, launch, power_of_two, require, takes_triton, tl
+from .launch import by_layout, ceil_div, directly, jit, launch, power_of_two, require, takes_triton, tl
 from .yuv_geometry import (
     LUMA_SHARES,
     TILE_COLUMNS,
@@ -236,6 +236,21 @@ def _(luma, blue, red, box, resolution, matrix, full_range, rotation, flip):
     return luma.new_empty((luma.shape[0], resolution, resolution, 3), dtype=torch.uint8)
 
 
+@by_layout
+def _check_planes(luma: torch.Tensor, blue: torch.Tensor, red: torch.Tensor) -> None:
+    """Raises as `yuv_clip` does for the planes."""
+    require("luma", luma, dtypes=(torch.uint8, torch.uint16), shape=(None, None, None), like=luma, contiguous=False)
+    pictures, height, width = luma.shape
+    shape = (pictures, (height + 1) // 2, (width + 1) // 2)
+    for name, plane in (("blue", blue), ("red", red)):
+        require(name, plane, dtypes=(luma.dtype,), shape=shape, like=luma, contiguous=False)
+    if luma.stride(2) != 1 or blue.stride() != red.stride():
+        raise ValueError(
+            "rows of luma must be dense and blue and red laid out alike, got strides "
+            f"{luma.stride()}, {blue.stride()} and {red.stride()}"
+        )
+
+
 def yuv_clip(
     luma: torch.Tensor,
     blue: torch.Tensor,
@@ -256,16 +271,8 @@ def yuv_clip(
     picture that `rotation` (0, 90, 180 or 270 degrees counter-clockwise) sets upright. flip: mirrored left to right after
     that. matrix: one of LUMA_SHARES. Raises ValueError on other tensors, a box that reaches out of the picture, or other settings.
     """
-    require("luma", luma, dtypes=(torch.uint8, torch.uint16), shape=(None, None, None), like=luma, contiguous=False)
-    pictures, height, width = luma.shape
-    shape = (pictures, (height + 1) // 2, (width + 1) // 2)
-    for name, plane in (("blue", blue), ("red", red)):
-        require(name, plane, dtypes=(luma.dtype,), shape=shape, like=luma, contiguous=False)
-    if luma.stride(2) != 1 or blue.stride() != red.stride():
-        raise ValueError(
-            "rows of luma must be dense and blue and red laid out alike, got strides "
-            f"{luma.stride()}, {blue.stride()} and {red.stride()}"
-        )
+    _check_planes(luma, blue, red)
+    _, height, width = luma.shape
     if matrix not in LUMA_SHARES or rotation not in (0, 90, 180, 270) or resolution < 1:
         raise ValueError(
             f"matrix must be one of {', '.join(LUMA_SHARES)}, rotation 0, 90, 180 or 270 and resolution at least 1, "
@@ -278,4 +285,4 @@ def yuv_clip(
     arguments = (luma, blue, red, box, resolution, matrix, full_range, rotation, flip)
     if not takes_triton(luma):
         return yuv_clip_reference(*arguments)
-    return _yuv_clip(luma, blue, red, list(box), *arguments[4:])
+    return directly(_yuv_clip, luma, blue, red, list(box), *arguments[4:])

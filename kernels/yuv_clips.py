@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from .launch import ceil_div, jit, launch, power_of_two, require, takes_triton, tl
+from .launch import ceil_div, directly, jit, launch, power_of_two, require, takes_triton, tl
 from .yuv_clip import stored_values, yuv_tile
 from .yuv_geometry import CUT_FLOATS, CUT_INTEGERS, TILE_COLUMNS, TILE_ROWS, column_taps
 
@@ -115,4 +115,4 @@ def yuv_clips(slots: torch.Tensor, cuts: torch.Tensor, factors: torch.Tensor) ->
     taps = column_taps(tuple(factors[:, :6].max(0).values.tolist()))
     if slots.is_cuda:  # pinned, so that the copy holds up nobody
         cuts, factors = (told.pin_memory().to(slots.device, non_blocking=True) for told in (cuts, factors))
-    return _yuv_clips(slots, cuts, factors, taps)
+    return directly(_yuv_clips, slots, cuts, factors, taps)

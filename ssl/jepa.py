@@ -88,7 +88,8 @@ class JointEmbedding(Objective):
         if not self.follows:
             return
         pairs = zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True)
-        local = [tuple(_local(part.detach()) for part in pair) for pair in pairs]
+        # The parameters themselves, which are the same tensors in every step: `ema` looks at them once.
+        local = [tuple(_local(part) for part in pair) for pair in pairs]
         targets, sources = zip(*(pair for pair in local if pair[0].numel()), strict=True)  # a rank's shard may be empty
         held = momentum
         if not isinstance(held, torch.Tensor):

@@ -69,8 +69,11 @@ FAULTS: dict[str, list[tuple[str, str]]] = {
         ("centred = tl.where(chosen, pixels - mean, 0.0)", "centred = pixels - mean"),
         ("place = row.to(tl.int64) * VALUES + value", "place = row * VALUES + value"),
         ("for first in range(0, per_clip, BLOCK):", "for first in range(0, tl.minimum(per_clip, BLOCK), BLOCK):"),
-        ("_scale(gradient, upstream)", "pass"),
-        ("return clip_loss.mean() * loss_scale, clip_loss, gradient", "return clip_loss.mean(), clip_loss, gradient"),
+        ("directly(_scale, gradient, upstream, changed=(gradient,))", "pass"),
+        (
+            "loss_scale == 1 else loss * loss_scale), clip_loss, gradient",
+            "loss_scale == 1 else loss), clip_loss, gradient",
+        ),
     ],
     "decoder_tokens": [
         (
@@ -121,6 +124,9 @@ FAULTS: dict[str, list[tuple[str, str]]] = {
             "end = tl.load(offsets + clip), tl.load(offsets + clip + 1) - 1",
         ),
         ("* num_tokens + token) * width + column", "* num_tokens + token).to(tl.int32) * width + column"),
+        ("clip = tl.sum((ends <= row)", "clip = tl.sum((ends < row)"),
+        ("mask=number < num_clips, other=0x7FFFFFFF)", "mask=number < num_clips, other=0)"),
+        ("weight = tl.div_rn(1.0, (end - begin)", "weight = tl.div_rn(1.0, (end)"),
     ],
     "ema": [
         ("weight = 1.0 - tl.load(momentum)", "weight = tl.load(momentum)"),
@@ -136,6 +142,9 @@ FAULTS: dict[str, list[tuple[str, str]]] = {
         ),
         ("range(0, size, CHUNK)]", "range(0, size - CHUNK + 1, CHUNK)]"),
         ('"HAS_COPY": bool(copies)', '"HAS_COPY": False'),
+        (" and found.addresses == addresses:", ":"),
+        ("weakref.ref(part, lambda _: _sets.pop(key, None))", "weakref.ref(part)"),
+        ("    note_changed((*targets, *copies))\n", ""),
     ],
     "mask_sampler": [
         ("tl.where(cell < cells, (keys << 31) + cell,", "tl.where(cell <= cells, (keys << 31) + cell,"),

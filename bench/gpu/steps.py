@@ -14,29 +14,10 @@ from ...engine.config.error import ConfigError
 
 STAGE_SECONDS = 470
 DALI = ("nvidia.dali",)
-KERNEL_TESTS = (
-    *(
-        "kernels/patch_embed",
-        "kernels/pixel_loss",
-        "kernels/decoder_tokens",
-        "kernels/row_sums",
-        "kernels/feature_loss",
-    ),
-    *("kernels/ema", "kernels/mask_sampler", "kernels/rope3d", "kernels/kmeans_assign", "kernels/launch"),
-    *("kernels/yuv_clip", "kernels/yuv_clips"),
-    "kernels/kernel_compile",
-)
 OPERATORS = (
-    "patch_embed",
-    "pixel_loss",
-    "decoder_tokens",
-    "feature_loss",
-    "ema",
-    "mask_sampler",
-    "rope3d",
-    "kmeans_assign",
-    "yuv_clip",
-)
+    "patch_embed", "pixel_loss", "decoder_tokens", "feature_loss", "ema", "mask_sampler", "rope3d", "kmeans_assign", "yuv_clip",
+)  # fmt: skip
+KERNEL_TESTS = tuple(f"kernels/{name}" for name in (*OPERATORS, "row_sums", "yuv_clips", "launch", "kernel_compile"))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from ...kernels.patch_embed import patch_embed
 from ...kernels.pixel_loss import patch_targets, pixel_loss
 from ...kernels.rope3d import rope3d, rope3d_reference
 from ...kernels.yuv_clip import yuv_clip, yuv_clip_reference
+from ..gpu.steps import OPERATORS
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -66,12 +67,14 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Case:
-    """One operator, ready to run: both ways of computing the same, and what it costs at least."""
+    """One operator, ready to run: both ways of computing the same, and what it costs at least. forward: the fused way without its
+    backward pass, where there is one."""
 
     fused: Callable[[], Any]
     eager: Callable[[], Any]
     bytes: int
     flops: int
+    forward: Callable[[], Any] | None = None
 
 
 def with_backward(forward: Callable[[], Any], leaves: Sequence[torch.Tensor]) -> Callable[[], None]:
@@ -91,7 +94,7 @@ def with_backward(forward: Callable[[], Any], leaves: Sequence[torch.Tensor]) ->
 def trained(ways: Sequence[Callable[[], Any]], leaves: Sequence[torch.Tensor], moved: int, flops: int = 0) -> Case:
     """ways: fused and eager, each with its backward pass."""
     fused, eager = (with_backward(way, leaves) for way in ways)
-    return Case(fused, eager, moved, flops)
+    return Case(fused, eager, moved, flops, ways[0])
 
 
 def batch(size: Size, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -236,14 +239,4 @@ def yuv_clip_case(size: Size, device: torch.device) -> Case:
     )
 
 
-CASES: dict[str, Callable[[Size, torch.device], Case]] = {
-    "patch_embed": patch_embed_case,
-    "pixel_loss": pixel_loss_case,
-    "decoder_tokens": decoder_tokens_case,
-    "feature_loss": feature_loss_case,
-    "ema": ema_case,
-    "mask_sampler": mask_sampler_case,
-    "rope3d": rope3d_case,
-    "kmeans_assign": kmeans_assign_case,
-    "yuv_clip": yuv_clip_case,
-}
+CASES: dict[str, Callable[[Size, torch.device], Case]] = {name: globals()[f"{name}_case"] for name in OPERATORS}

@@ -1,8 +1,9 @@
 """`trocar bench kernels`: every fused operator against its eager reference and against that reference under torch.compile.
 
-Forward and backward where there is one, in the shapes of ViT-B (or ViT-L) on 16 frames at 224 pixels. An operator's tests run
-first: where they fail, its speed is not measured. `bytes` is what the operator must move at least, each input read and each output
-written once; `flops` what it must multiply and add. The floor is the longer of both at the ceilings measured in the same process.
+The GPU's time and what launching takes the host are measured apart, forward and backward where there is one, in the shapes of
+ViT-B (or ViT-L) on 16 frames at 224 pixels. An operator's tests run first: where they fail, its speed is not measured.
+`bytes` is what it must move at least, each input read and each output written once; `flops` what it must multiply and add.
+The floor is the longer of both at the ceilings measured in the same process.
 
 Shapes: B clips, N = 1568 tokens, K = 1536 values a patch, D width.
 """
@@ -48,7 +49,8 @@ def measure(
     name: str, size: Size, device: torch.device, ceilings: Ceilings, *, repeats: int = 50
 ) -> Iterator[dict[str, Any]]:
     """Times one operator. Yields its row's figures, on a GPU twice: before its reference is compiled, which may take all the time
-    there is, and with that. "of_floor" is floor time / measured time; "compiled_reason" says why there is no compiled reference."""
+    there is, and with that. "of_floor" is floor time / measured time, of the device as all but the host's; "compiled_reason" says
+    why there is no compiled reference, "gaps" that some calls were not queued before the device began them."""
     case = CASES[name](size, device)
     fused = time_call(case.fused, device, repeats=repeats)
     eager = time_call(case.eager, device, repeats=repeats)
@@ -62,7 +64,11 @@ def measure(
         "seconds": seconds,
         "spread_percent": fused.spread_percent,
         "repeats": fused.repeats,
+        "gaps": not fused.is_whole,
+        "host_seconds": fused.host_seconds,
+        "forward_host_seconds": time_call(case.forward or case.fused, device, repeats=repeats).host_seconds,
         "eager_seconds": eager.median_seconds,
+        "eager_host_seconds": eager.host_seconds,
         "compiled_seconds": None,
         "compiled_reason": "not measured",
         "times_eager": eager.median_seconds / seconds,
@@ -116,7 +122,11 @@ def bench_kernels(names: Sequence[str] = (), *, size: str = "base", out: Path | 
 
 COLUMNS: dict[str, str | Callable[[Any], str]] = {
     "operator": "{operator}",
-    "time": lambda row: f"{row['seconds'] * 1e6:.0f} us +- {row['spread_percent'] / 2:.0f} %",
+    "GPU time": lambda row: (
+        f"{row['seconds'] * 1e6:.0f} us +- {row['spread_percent'] / 2:.0f} %" + ", with gaps" * row["gaps"]
+    ),
+    "host us, forward": lambda row: f"{row['forward_host_seconds'] * 1e6:.0f}",
+    "with backward (eager's)": lambda row: f"{row['host_seconds'] * 1e6:.0f} ({row['eager_host_seconds'] * 1e6:.0f})",
     "against eager": "{times_eager:.1f}x",
     "against torch.compile": known_cell("times_compiled", "{:.1f}x"),
     "GB/s": "{gigabytes_per_second:.0f}",

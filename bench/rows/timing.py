@@ -1,7 +1,9 @@
 """How long a call takes on a device, and what the device could do at best.
 
-Every time is a median over repeats with the spread beside it. On a GPU each call is timed by events between which the cache was
-emptied, and the ceilings are measured in the same process: a share of a datasheet's figure says little about the card at hand.
+Every time is a median over repeats with the spread beside it. On a GPU the device's time and the host's are measured apart: a
+call is timed by events, with the cache emptied and the device held back until all of its kernels are queued, so that no gap
+is the host's; what launching it takes is timed without waiting for the device. The ceilings are measured in the same process:
+a share of a datasheet's figure says little about the card at hand.
 """
 
 from __future__ import annotations
@@ -14,17 +16,24 @@ from typing import Any
 
 import torch
 
+from ...engine.record.device_time import CYCLES_PER_SECOND
+
 FLUSH_BYTES = 256 * 2**20  # more than the second-level cache of any card of today
+QUEUED_CALLS = 8  # a full queue would make the host wait
+SPARE_HOLD_SECONDS = 2e-4
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call: median, 10th and 90th percentile, over `repeats` calls."""
+    """Seconds a call: median, 10th and 90th percentile, over `repeats` calls. host_seconds: the host's part, a median; on a CPU the
+    call itself. is_whole: the device began no call before all of it was queued; else gaps may be among its time."""
 
     median_seconds: float
     low_seconds: float
     high_seconds: float
     repeats: int
+    host_seconds: float
+    is_whole: bool = True
 
     @property
     def spread_percent(self) -> float:
@@ -44,9 +53,12 @@ def time_call(call: Callable[[], Any], device: torch.device, *, warmup: int = 5,
     """Times `call`, which must leave its work on `device`."""
     for _ in range(warmup):
         call()
-    seconds = _device_seconds(call, device, repeats) if device.type == "cuda" else _host_seconds(call, repeats)
-    low, high = (seconds[0], seconds[0]) if repeats == 1 else _percentiles(seconds)
-    return Timing(statistics.median(seconds), low, high, repeats)
+    seconds, is_whole = _host_seconds(call, device, repeats), True
+    host = statistics.median(seconds)
+    if device.type == "cuda":
+        seconds, is_whole = _device_seconds(call, device, repeats, host)
+    deciles = statistics.quantiles(seconds if repeats > 1 else 2 * seconds, n=10, method="inclusive")
+    return Timing(statistics.median(seconds), deciles[0], deciles[-1], repeats, host, is_whole)
 
 
 def wait(device: torch.device) -> None:
@@ -55,32 +67,35 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _percentiles(seconds: list[float]) -> tuple[float, float]:
-    deciles = statistics.quantiles(seconds, n=10, method="inclusive")
-    return deciles[0], deciles[-1]
-
-
-def _host_seconds(call: Callable[[], Any], repeats: int) -> list[float]:
+def _host_seconds(call: Callable[[], Any], device: torch.device, repeats: int) -> list[float]:
     seconds = []
-    for _ in range(repeats):
+    for number in range(repeats):
+        if number % QUEUED_CALLS == 0:
+            wait(device)
         started = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - started)
     return seconds
 
 
-def _device_seconds(call: Callable[[], Any], device: torch.device, repeats: int) -> list[float]:
+def _device_seconds(
+    call: Callable[[], Any], device: torch.device, repeats: int, launching: float
+) -> tuple[list[float], bool]:
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
-    pairs = []
+    hold = int(CYCLES_PER_SECOND * (2 * launching + SPARE_HOLD_SECONDS))
+    pairs, is_whole = [], True
     for _ in range(repeats):
+        wait(device)
         flush.zero_()
+        torch.cuda._sleep(hold)
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         call()
         end.record()
+        is_whole &= not start.query()
         pairs.append((start, end))
-    torch.cuda.synchronize(device)
-    return [start.elapsed_time(end) / 1e3 for start, end in pairs]
+    wait(device)
+    return [start.elapsed_time(end) / 1e3 for start, end in pairs], is_whole
 
 
 def measure_ceilings(

@@ -84,6 +84,34 @@ def test_one_launch_for_hundreds_of_tensors(kernels: torch.device, monkeypatch: 
     assert all((target == 0.25).all() for target in targets)
 
 
+def test_a_tensor_that_moves_is_found(kernels: torch.device) -> None:
+    target, source = torch.ones(5, device=kernels), torch.zeros(5, device=kernels)
+    ema([target], [source], scalar(0.5, kernels))
+    before = target.data
+    target.data = torch.full((5,), 8.0, device=kernels)
+    ema([target], [source], scalar(0.5, kernels))
+    assert (target == 4).all()
+    assert (before == 0.5).all()
+
+
+def test_nothing_is_kept_of_tensors_that_end(kernels: torch.device) -> None:
+    known = dict(module._sets)
+    targets, sources = problem(kernels)
+    ema(targets, sources, scalar(0.5, kernels))
+    assert len(module._sets) == len(known) + 1
+    del targets, sources
+    assert module._sets == known
+
+
+def test_autograd_learns_of_the_change(kernels: torch.device) -> None:
+    target, source = torch.ones(5, device=kernels), torch.zeros(5, device=kernels, requires_grad=True)
+    copy = target.clone()
+    product = (source * target).sum() + (source * copy).sum()
+    ema([target], [source.detach()], scalar(0.5, kernels), [copy])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
 def test_mixed_dtypes(kernels: torch.device) -> None:
     targets = [torch.ones(9, device=kernels), torch.ones(9, device=kernels, dtype=torch.float16)]
     ema(targets, [torch.zeros(9, device=kernels)] * 2, scalar(0.5, kernels))

@@ -125,8 +125,9 @@ def test_no_gradient_is_computed_under_no_grad(kernels: torch.device, monkeypatc
     assert gradient.numel() == 0
     with_gradient = []
     monkeypatch.setattr(
-        "trocar.kernels.pixel_loss._pixel_loss",
-        lambda *arguments: with_gradient.append(arguments[-1]) or (loss, clip_loss, gradient),
+        _pixel_loss,
+        "_init_fn",
+        lambda *arguments: with_gradient.append(arguments[-1]) or tuple(map(torch.clone, (loss, clip_loss, gradient))),
     )
     leaf = prediction.requires_grad_()
     with torch.no_grad():

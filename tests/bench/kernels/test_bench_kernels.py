@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from trocar.bench.kernels import cases
 from trocar.bench.kernels import kernels as bench
 from trocar.bench.kernels.cases import CASES, Case, Size
 from trocar.bench.kernels.kernels import BenchError, bench_kernels, check_tests, measure, table
+from trocar.bench.rows import timing
 from trocar.bench.rows.row import read_rows, row, write_rows
 from trocar.bench.rows.timing import Ceilings, measure_ceilings, time_call
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 TINY = Size(
     clips=2,
     frames=4,
@@ -39,6 +41,9 @@ def test_every_operator_is_measured(name: str) -> None:
     assert figures["operator"] == name
     assert figures["seconds"] > 0
     assert figures["eager_seconds"] > 0
+    assert figures["host_seconds"] > 0
+    assert figures["forward_host_seconds"] > 0
+    assert not figures["gaps"]
     assert figures["gigabytes_per_second"] > 0
     assert 0 < figures["of_floor"]
     json.dumps(row("kernels", CPU, figures), allow_nan=False)
@@ -108,13 +113,62 @@ def test_a_reference_that_does_not_compile_leaves_the_row(monkeypatch: pytest.Mo
     assert [(entry["compiled_seconds"], entry["compiled_reason"]) for entry in rows] == [(None, reason)] * 2
 
 
+class StandIn:
+    """A GPU and its host, each with a clock: the device begins a kernel when it is launched and all before it is done."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.host = self.free = 0.0
+        patch.setattr(timing.time, "perf_counter", lambda: self.host)
+        patch.setattr(torch, "empty", lambda *size, **options: SimpleNamespace(zero_=lambda: self.launch(0.0, 1e-4)))
+        patch.setattr(torch.cuda, "_sleep", lambda cycles: self.launch(0.0, cycles / timing.CYCLES_PER_SECOND))
+        patch.setattr(torch.cuda, "Event", lambda enable_timing: Event(self))
+        patch.setattr(torch.cuda, "synchronize", self.wait)
+
+    def launch(self, launch_seconds: float, kernel_seconds: float) -> None:
+        self.host += launch_seconds
+        self.free = max(self.free, self.host) + kernel_seconds
+
+    def wait(self, device: torch.device | None = None) -> None:
+        self.host = max(self.host, self.free)
+
+
+class Event:
+    def __init__(self, gpu: StandIn) -> None:
+        self.gpu, self.at = gpu, 0.0
+
+    def record(self) -> None:
+        self.at = max(self.gpu.free, self.gpu.host)
+
+    def query(self) -> bool:
+        return self.gpu.host >= self.at
+
+    def elapsed_time(self, later: Event) -> float:
+        return 1000 * (later.at - self.at)
+
+
+def test_the_gpus_time_and_the_hosts_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three kernels of 20 us, launched in 500 us each: 60 us of the GPU's, 1.5 ms of the host's, and the other way round."""
+    gpu = StandIn(monkeypatch)
+    for launch, kernel in ((5e-4, 2e-5), (1e-5, 1e-3)):
+        found = time_call(lambda times=(launch, kernel): [gpu.launch(*times) for _ in range(3)], CUDA, repeats=20)
+        assert found.median_seconds == pytest.approx(3 * kernel)
+        assert found.host_seconds == pytest.approx(3 * launch)
+        assert found.is_whole
+
+
+def test_a_call_that_waits_for_the_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = StandIn(monkeypatch)
+    assert not time_call(lambda: (gpu.launch(1e-5, 1e-5), gpu.wait(), gpu.launch(1e-4, 1e-5)), CUDA).is_whole
+
+
 def test_timing_and_ceilings() -> None:
     calls = []
-    timing = time_call(lambda: calls.append(1), CPU, warmup=2, repeats=7)
+    found = time_call(lambda: calls.append(1), CPU, warmup=2, repeats=7)
     assert len(calls) == 9
-    assert timing.repeats == 7
-    assert 0 <= timing.low_seconds <= timing.median_seconds <= timing.high_seconds
-    assert timing.spread_percent >= 0
+    assert found.host_seconds == found.median_seconds
+    assert found.repeats == 7
+    assert 0 <= found.low_seconds <= found.median_seconds <= found.high_seconds
+    assert found.spread_percent >= 0
     ceilings = measure_ceilings(CPU, torch.float32, copy_bytes=2**16, side=32, repeats=2)
     assert ceilings.copy_bytes_per_second > 0
     assert ceilings.matrix_flops_per_second > 0
