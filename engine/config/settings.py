@@ -42,8 +42,9 @@ class RunConfig:
     the newest stay. keep_every: checkpoints of steps that are multiples of it stay for good. allow_changes: resume although
     settings differ that change the curve or the draws. tensorboard: write the numbers of metrics.jsonl for TensorBoard too, into
     RUN/tensorboard. wandb: project of Weights & Biases that gets them as well, which needs its package; null sends nothing. mlflow:
-    the same, an experiment of MLflow. pictures_every: steps between pictures of clips that are never trained on (reconstruction or
-    errors of features, and features as colours), in RUN/pictures and wherever the numbers go; null makes none. Needs sharding none.
+    the same, an experiment of MLflow. pictures_every: steps between pictures of clips of held-out videos, or where there are none
+    of other places and crops than are drawn (reconstruction or errors of features, and features as colours), in RUN/pictures and
+    wherever the numbers go; null makes none. Needs sharding none.
 
     sharding: over several ranks, "none" keeps the whole model on each (DDP), "full" shards it over all (FSDP2), "node" shards it
     inside a node and keeps a copy per node (HSDP). checkpoint_activations: compute every block's activations again instead of

@@ -80,7 +80,7 @@ class Curve:
 @dataclass
 class Curves:
     """All curves of a run, by their names in metrics.jsonl. steps: rows. last: the newest row. latest: means over the newest
-    LATEST_STEPS rows or fewer, by name. seconds: that all steps took, by their clips and clips per second."""
+    tenth of the rows, LATEST_STEPS at most, by name. seconds: that all steps took, by their clips and clips per second."""
 
     by_name: dict[str, Curve] = field(default_factory=dict)
     steps: int = 0
@@ -112,7 +112,8 @@ class Curves:
         self._recent = recent = recent.slice(max(0, len(recent) - LATEST_STEPS))
         (last,) = recent.slice(len(recent) - 1).to_pylist()
         self.last = {name: value for name, value in last.items() if value is not None}
-        self.latest = {name: _mean(recent[name]) for name in recent.column_names if name in self.by_name}
+        latest = recent.slice(max(0, len(recent) - max(1, self.steps // 10)))
+        self.latest = {name: _mean(latest[name]) for name in latest.column_names if name in self.by_name}
 
     def _time(self, rows: pa.Table) -> None:
         first, speed = (rows[name].to_numpy().astype(np.float64) for name in ("first_clip", "clips_per_second"))

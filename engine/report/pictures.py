@@ -1,4 +1,4 @@
-"""The pictures of a run's page: what its checkpoints make of clips that it never trained on.
+"""The pictures of a run's page: what its checkpoints make of clips that training does not see.
 
 Shapes: B clips, T frames, H W pixels, D width.
 """
@@ -20,7 +20,7 @@ from ..view.errors import ORIGINAL, SEEN, enlarged, largest_error, token_errors
 from ..view.features import principal_components
 from ..view.neighbours import nearest
 from ..view.run import panels
-from ..view.unseen import Unseen, run_config, unseen_batch, unseen_clips
+from ..view.unseen import Unseen, run_config, unseen_batch, unseen_clips, where_from
 from .page import paragraph, picture
 
 CLIPS, REBUILT_CLIPS, COLOURED_CLIPS = 24, 2, 4  # decoded; of which are reconstructed; of which features are coloured
@@ -39,7 +39,8 @@ def run_pictures(run_dir: Path) -> str:
     kept = checkpoints(run_dir)
     if not kept:
         return ""
-    batch, names = unseen_batch(run_config(run_dir), CLIPS)
+    config = run_config(run_dir)
+    batch, names = unseen_batch(config, CLIPS)
     few = _first(batch, REBUILT_CLIPS), names[:REBUILT_CLIPS]
     chosen = [kept[place] for place in np.unique(np.linspace(0, len(kept) - 1, MOST_STEPS).round().astype(int))]
     unseen = unseen_clips(run_dir, REBUILT_CLIPS, checkpoint=chosen[0], batch=few)
@@ -52,7 +53,7 @@ def run_pictures(run_dir: Path) -> str:
     return (
         _live(run_dir)
         + "<h3>Checkpoints</h3>"
-        + paragraph(f"Clips that the run never trained on: {'; '.join(few[1])}.")
+        + paragraph(f"Clips {where_from(config)}: {'; '.join(few[1])}.")
         + film
         + _coloured(unseen, batch.frames[:COLOURED_CLIPS])
         + _neighbours(unseen, batch, names)

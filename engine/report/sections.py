@@ -94,7 +94,7 @@ def _facts(run: ShownRun) -> dict[str, str]:
         "objective": config.objective.kind,
         "encoder": config.model.encoder,
         "clips": f"{config.data.frames} frames, {config.data.resolution} pixels, {config.optim.batch} a step",
-        "loss, latest steps": f"{curves.latest['loss']:.4g}" if "loss" in curves.latest else "none",
+        "loss, newest steps": f"{curves.latest['loss']:.4g}" if "loss" in curves.latest else "none",
         "loss, held-out videos": last(run.curve("validation_loss")),
         "probe": last(run.probe),
         "RankMe": last(run.curve("rankme")),
@@ -144,7 +144,7 @@ def _speed_words(curves: Curves) -> str:
         sentences.append(f"and for {latest['host_bound_percent']:.1f} % it waited for the host to launch work")
     sentences.append(f"decoding took {latest['amplification']:.1f} packets for each frame used")
     sentences.append(f"held up by: {held_up_by(latest)}")
-    return f"{'; '.join(sentences)}. Means of the latest {LATEST_STEPS:,} steps, or of as many as there are."
+    return f"{'; '.join(sentences)}. Means of the newest tenth of the steps, {LATEST_STEPS:,} at most."
 
 
 def drawn(run: ShownRun) -> str:

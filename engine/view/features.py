@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .errors import ORIGINAL, enlarged
 from .grid import save_grid
 from .numbers import write_numbers
-from .unseen import unseen_clips
+from .unseen import title_of, unseen_clips
 
 PERCENTILES = 1, 99  # of a component: black and full colour
 COLOURED = "principal components of its features:\nequal colours, equal features"
@@ -58,7 +58,7 @@ def view_features(
     corpus: str | None = None,
     numbers: Path | None = None,
 ) -> Path:
-    """Writes a grid of clips that the run never trained on beside their features' components. numbers: a JSON file of these.
+    """Writes a grid of clips, as `view recon` takes them, beside their features' components. numbers: a JSON file of these.
 
     out: the path of a PNG, which is returned. frames: shown of each clip. Raises ConfigError, CorpusError or CheckpointError.
     """
@@ -68,7 +68,7 @@ def view_features(
     coloured = enlarged(found.colours(), unseen.encoder)
     share = f"{found.explained.sum():.0%} of the variance"
     panels = {ORIGINAL: unseen.frames.numpy()[:, shown], f"{COLOURED} ({share})": coloured[:, shown]}
-    save_grid(panels, out, f"{run_dir.name}, step {unseen.step}")
+    save_grid(panels, out, title_of(run_dir, unseen.step, corpus))
     if numbers is not None:
         told = {"components": found.values, "explained": found.explained, "clips": unseen.names}
         write_numbers(numbers, {"step": unseen.step, **told})

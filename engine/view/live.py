@@ -1,4 +1,4 @@
-"""Pictures while a run trains, of clips that it is never trained on: they see the model as it is, between two steps.
+"""Pictures while a run trains, of clips that training does not see: they show the model as it is, between two steps.
 
 Shapes: B clips, T frames, H W pixels.
 """

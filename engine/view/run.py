@@ -19,7 +19,7 @@ from ..step.changes import Change, marks
 from .errors import ORIGINAL, SEEN, feature_errors, token_errors
 from .grid import save_grid
 from .numbers import write_numbers
-from .unseen import Unseen, unseen_clips
+from .unseen import Unseen, title_of, unseen_clips
 
 REBUILT = "reconstructed"
 GIVEN = f"{REBUILT}; every hidden patch\nhas been given its true mean and deviation"
@@ -39,18 +39,17 @@ def view_reconstruction(
     """Writes a grid of clips: original, what the model sees, what it makes of it; of a JEPA, which predicts no pixels, how far its
     features are from the target's.
 
-    run_dir: a run with a checkpoint. out: RUN/reconstruction.png where None. clips: rows of the grid. frames: shown of each clip.
-    corpus: another corpus than the run's, of which all spans come alike: the run's tree, shares, exclusions and held-out videos are
-    of its own one. numbers: a JSON file of the errors, token by token. Returns the path of the PNG. Raises ConfigError, CorpusError
-    or CheckpointError.
+    run_dir: a run with a checkpoint; its clips are those that `where_from` says. out: RUN/reconstruction.png where None. clips:
+    rows of the grid. frames: shown of each clip. corpus: another corpus than the run's, of which all spans come alike: the run's
+    tree, shares, exclusions and held-out videos are of its own one. numbers: a JSON file of the errors, token by token. Returns the
+    path of the PNG. Raises ConfigError, CorpusError or CheckpointError.
     """
     unseen = unseen_clips(run_dir, clips, corpus=corpus)
     out = out or run_dir / "reconstruction.png"
-    title = f"{run_dir.name}, step {unseen.step}"
-    if corpus is not None:
-        title += f"\nclips of {corpus}, all its spans alike"
     shown = np.linspace(0, unseen.frames.shape[1] - 1, frames).round().astype(int)
-    save_grid({name: video[:, shown] for name, video in panels(unseen).items()}, out, title)
+    save_grid(
+        {name: video[:, shown] for name, video in panels(unseen).items()}, out, title_of(run_dir, unseen.step, corpus)
+    )
     if numbers is not None:
         errors = token_errors(unseen)
         write_numbers(numbers, {"step": unseen.step, "clips": unseen.names, "errors": errors})

@@ -1,4 +1,4 @@
-"""A run's model as a checkpoint has it, and clips that it was never trained on: what pictures of a run are made of.
+"""A run's model as a checkpoint has it, and clips that training does not see: what pictures of a run are made of.
 
 Shapes: B clips, T frames, H W pixels.
 """
@@ -24,10 +24,10 @@ from ..checkpoint.checkpoint import load_checkpoint
 from ..config.file import CONFIG_FILE, load_config
 from ..config.settings import Config, DataConfig, ValidationConfig
 from ..inputs.checkpoints import CheckpointError, newest_checkpoint
-from ..step.build import autocast, build_model, build_sampler
+from ..step.build import autocast, build_held_out_sampler, build_model, build_sampler
 from ..step.loading import build_loader
 
-FIRST_UNSEEN_DRAW = 2**40  # far beyond any run: other offsets, crops and masks than the model was trained on
+FIRST_UNSEEN_DRAW = 2**40  # far beyond any run: other offsets, crops and masks than it was trained on
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,27 @@ class Unseen:
             return (encoder or self.encoder)(frames.to(device)).float().cpu()
 
 
+def where_from(config: Config) -> str:
+    """In words, which clips `unseen_batch` takes."""
+    return (
+        "of held-out videos"
+        if config.validation.is_wanted
+        else "of training videos, at places and in crops of their own"
+    )
+
+
+def title_of(run_dir: Path, step: int, corpus: str | None) -> str:
+    """Of a picture of `unseen_clips`."""
+    chosen = where_from(run_config(run_dir)) if corpus is None else f"of {corpus}, all its spans alike"
+    return f"{run_dir.name}, step {step}\nclips {chosen}"
+
+
 def unseen_batch(config: Config, clips: int) -> tuple[ClipBatch, list[str]]:
-    """Clips as the run draws them, far behind its last draw, on the CPU, with their names. Raises CorpusError or VideoError."""
+    """Clips that are `where_from(config)`, on the CPU, with their names. Raises ConfigError, CorpusError or VideoError."""
     corpus = Corpus.open(config.data.corpus)
     draws = np.arange(FIRST_UNSEEN_DRAW, FIRST_UNSEEN_DRAW + clips)
-    with build_loader(config, corpus, build_sampler(config, corpus), iter([draws]), torch.device("cpu")) as loader:
+    build = build_held_out_sampler if config.validation.is_wanted else build_sampler
+    with build_loader(config, corpus, build(config, corpus), iter([draws]), torch.device("cpu")) as loader:
         batch = next(loader)
     starts = zip(batch.videos.tolist(), batch.pts_seconds[:, 0].tolist(), strict=True)
     return batch, [f"{PurePath(corpus.video_path(video)).name}, {seconds:.1f} s" for video, seconds in starts]

@@ -8,10 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.corpus.folder import CorpusError
-from ...loaders.corpus.selection import select_videos
+from ...loaders.corpus.selection import hold_out, select_videos
 from ...loaders.curate.settings import read_summary
 from ...loaders.draw.screened import has_screen, screened
 from ..config.settings import Config
@@ -32,8 +33,9 @@ def corpus_section(folder: str, config: Config, audited: list[str] | None = None
         *_hygiene(corpus, config),
         *_curation(Path(folder), config),
         ("videos left out by rules", _rules(corpus, config)),
+        ("videos held out for validation", _held_out(corpus, config)),
     ]
-    parts = [_sources(corpus), Table(("what was done with it", "as recorded"), cells).markdown()]
+    parts = [_sources(corpus, config), Table(("what was done with it", "as recorded"), cells).markdown()]
     if audited:
         parts.append("Videos of benchmarks in it:\n" + "\n".join(f"- {line}" for line in audited))
     else:
@@ -41,16 +43,34 @@ def corpus_section(folder: str, config: Config, audited: list[str] | None = None
     return "\n\n".join(parts)
 
 
-def _sources(corpus: Corpus | None) -> str:
+def _chosen(corpus: Corpus, config: Config) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+    """(V,) which videos rules let through, and which of all are held out; None where these do not fit the corpus any more."""
+    data, validation = config.data, config.validation
+    try:
+        wanted = select_videos(corpus, data.include, data.exclude).wanted
+        if not validation.is_wanted:
+            return wanted, np.zeros_like(wanted)
+        return wanted, hold_out(corpus, wanted, validation.videos, validation.fraction, validation.seed).wanted
+    except (CorpusError, OSError):
+        return None
+
+
+def _sources(corpus: Corpus | None, config: Config) -> str:
+    """Of the videos that were drawn from; of all where that is not known."""
     if corpus is None:
         return f"{GONE}."
+    chosen = _chosen(corpus, config)
+    drawn = np.ones(len(corpus), bool) if chosen is None else chosen[0] & ~chosen[1]
     hours: dict[tuple[str, str, str], list[float]] = {}
-    for row in corpus.scan("source", "domain", "licence", "duration_seconds"):
+    for row, is_drawn in zip(corpus.scan("source", "domain", "licence", "duration_seconds"), drawn, strict=True):
+        if not is_drawn:
+            continue
         key = (row["source"] or UNKNOWN, row["domain"] or UNKNOWN, row["licence"] or UNKNOWN)
         hours.setdefault(key, []).append((row["duration_seconds"] or 0) / 3600)
     cells = [(*key, f"{len(found):,}", f"{sum(found):,.2f}") for key, found in sorted(hours.items())]
     table = Table(("source", "domain", "licence", "videos", "hours"), cells).markdown()
-    return f"{table}\n\n{sum(map(sum, hours.values())):,.2f} hours."
+    told = "drawn from" if chosen is not None else "in the corpus; which of them were drawn from is unknown"
+    return f"{table}\n\n{sum(map(sum, hours.values())):,.2f} hours {told}."
 
 
 def _hygiene(corpus: Corpus | None, config: Config) -> list[tuple[str, str]]:
@@ -100,9 +120,21 @@ def _rules(corpus: Corpus | None, config: Config) -> str:
     rules += f" (lists: {', '.join(lists)})" if lists else ""
     if corpus is None:
         return f"{rules}; how many videos: {GONE}"
-    try:
-        wanted = select_videos(corpus, data.include, data.exclude).wanted
-    except (CorpusError, OSError):
+    chosen = _chosen(corpus, config)
+    if chosen is None:
         return f"{rules}; how many videos: {UNKNOWN}, the rules do not fit the corpus any more"
+    return f"{_counted(corpus, ~chosen[0])}: {rules}"
+
+
+def _held_out(corpus: Corpus | None, config: Config) -> str:
+    if not config.validation.is_wanted:
+        return "none"
+    chosen = None if corpus is None else _chosen(corpus, config)
+    if corpus is None or chosen is None:
+        return f"some; how many: {UNKNOWN}"
+    return f"{_counted(corpus, chosen[1])}; never drawn from"
+
+
+def _counted(corpus: Corpus, videos: NDArray[np.bool_]) -> str:
     seconds = np.array([row["duration_seconds"] or 0.0 for row in corpus.scan("duration_seconds")])
-    return f"{int((~wanted).sum()):,} of {len(wanted):,} videos, {seconds[~wanted].sum() / 3600:,.2f} hours: {rules}"
+    return f"{int(videos.sum()):,} of {len(videos):,} videos, {seconds[videos].sum() / 3600:,.2f} hours"

@@ -20,7 +20,7 @@ from trocar.engine.step.build import build_model
 from trocar.engine.view.errors import GREY, SEEN, WRONG, feature_errors, token_errors
 from trocar.engine.view.features import principal_components
 from trocar.engine.view.neighbours import nearest
-from trocar.engine.view.unseen import Unseen
+from trocar.engine.view.unseen import Unseen, unseen_batch, where_from
 
 ONE_KIND = "objective.masks=[{blocks: 2, scale: [0.3, 0.3]}]"
 
@@ -113,6 +113,16 @@ def test_a_clip_as_pictures_and_numbers(corpus: Path, tmp_path: Path) -> None:
         frames = getattr(moving, "n_frames", 1)
         assert (frames, moving.size, moving.info["duration"]) == (3, (32, 32), 80)
     assert main([*asked, "--out", str(tmp_path / "clip.jpg")]) == 2
+
+
+def test_pictures_are_of_held_out_videos_where_there_are_any(corpus: Path) -> None:
+    settings = [f"data.corpus={corpus / 'corpus'}", "data.frames=2", "data.stride=1", "data.resolution=32"]
+    for held, videos, said in ((["validation.videos=[1.mp4]"], {1}, "held-out"), ([], {0, 1, 2}, "training")):
+        config = load_config("demo_cpu", [*settings, *held])
+        batch, names = unseen_batch(config, 12)
+        assert set(batch.videos.tolist()) == videos
+        assert {int(name[0]) for name in names} == videos
+        assert said in where_from(config)
 
 
 def test_neighbours_across_a_corpus(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

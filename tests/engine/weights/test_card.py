@@ -72,7 +72,13 @@ def test_hygiene_and_curation_are_said_as_they_were(folder: Path) -> None:
     assert rows["videos left out by rules"].endswith(
         "| 1 of 2 videos, 0.00 hours: 0 entries of data.include, 1 of data.exclude (lists: held_out.txt) |"
     )
+    assert rows["unknown"].endswith("| 1 | 0.00 |"), "of the videos that were drawn from"
+    held = said(folder, "validation.videos=[0.mp4]")
+    assert held["videos held out for validation"].endswith("| 1 of 2 videos, 0.00 hours; never drawn from |")
+    assert held["unknown"].endswith("| 1 | 0.00 |")
     plain = said(folder, "data.max_repeats=null")
+    assert plain["unknown"].endswith("| 2 | 0.00 |")
+    assert plain["videos held out for validation"].endswith("| none |")
     assert plain["screened for what is no surgery"].endswith("| no |")
     assert plain["drawn from a tree of clusters"].endswith("| no: spans were drawn alike |")
     assert plain["a span is drawn in an epoch"].endswith("| any number of times |")
