@@ -31,7 +31,7 @@ def add_commands(commands: Commands) -> None:
         "--labels",
         type=Path,
         metavar="CSV",
-        help="of `trocar view screen --label`, filled in: how much is removed wrongly",
+        help="of `trocar view screen --label`, filled in: how much is left out wrongly",
     )
     report.set_defaults(run=run_corpus_report)
     sources = reports.add_parser("sources", help="the public sources of the paper's corpus, as far as they are known")

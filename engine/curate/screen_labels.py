@@ -79,7 +79,7 @@ def labels_report(corpus: Corpus, path: Path) -> str:
             raise CorpusError(f"{path}, line {number}: {TO_BE_REMOVED} is {label!r}; give yes, no or nothing")
         if label:
             labels[span] = label == "yes"
-    sides = ((removed, False, "removed", "are to stay"), (~removed, True, "kept", "are to be removed"))
+    sides = ((removed, False, "left out", "are to stay"), (~removed, True, "kept", "are to be left out"))
     lines = [f"{by} <= {threshold:g}, by {len(labels):,} labels of {len(rows):,} spans in {path}:"]
     for side, wrong, name, what in sides:
         found = [label == wrong for span, label in labels.items() if side[span]]

@@ -61,7 +61,7 @@ def test_labels_come_back_as_an_estimate(index: Path, tmp_path: Path, capsys: py
     assert "by 7 labels of 8 spans" in told
     low, high = wilson(1, 3)
     assert f"1 of 3 labelled are to stay: 33.3% (95 % interval {low:.1%} to {high:.1%})" in told
-    assert "1 of 4 labelled are to be removed: 25.0%" in told
+    assert "1 of 4 labelled are to be left out: 25.0%" in told
     filled(table, ["maybe", *[""] * 7])
     with pytest.raises(CorpusError, match=r"line 2: is_to_be_removed is 'maybe'; give yes, no or nothing"):
         labels_report(Corpus.open(index), table)
