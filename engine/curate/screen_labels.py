@@ -33,7 +33,7 @@ def write_labels(path: Path, screen: Screen, spans: Sequence[int], by: str, thre
                 row, first = int(screen.video[span]), int(screen.columns["first_frame"][span])
                 score = screen.columns[by][span]
                 seconds = f"{first / float(screen.corpus.fps[row]):.2f}"
-                told = (by, f"{score:.4f}", f"{threshold:g}", "yes" if score <= threshold else "no", "")
+                told = (by, f"{score:.4f}", repr(threshold), "yes" if score <= threshold else "no", "")
                 writer.writerow(
                     (number, screen.videos[row].video, screen.corpus.video_path(row), first, seconds, *told)
                 )
