@@ -27,6 +27,12 @@ def add_commands(commands: Commands) -> None:
         metavar="EXPRESSION",
         help="what data.where would leave out (default: of each fault that is screened for)",
     )
+    report.add_argument(
+        "--labels",
+        type=Path,
+        metavar="CSV",
+        help="of `trocar view screen --label`, filled in: how much is left out wrongly",
+    )
     report.set_defaults(run=run_corpus_report)
     sources = reports.add_parser("sources", help="the public sources of the paper's corpus, as far as they are known")
     sources.add_argument("--file", type=Path, metavar="YAML", help="default: ours, configs/corpus/surgrec.yaml")
@@ -118,15 +124,22 @@ def run_corpus_report(options: argparse.Namespace) -> int:
 
     corpus_folder(options.corpus)
     where = None if options.where is None else checked_where(options.where)
+    if options.labels is not None and not options.labels.is_file():
+        raise ConfigError(f"--labels {options.labels}: no such file; write it with `trocar view screen --label`")
     from ...loaders.corpus.corpus import Corpus
     from ...loaders.draw.screened import has_screen
     from .corpus_report import corpus_report
+    from .screen_labels import labels_report
     from .screen_report import screen_report
 
     corpus = Corpus.open(options.corpus)
+    # Read first: what is wrong with the table is said before the report.
+    labels = None if options.labels is None else labels_report(corpus, options.labels)
     print(corpus_report(corpus))
     if where is not None or has_screen(corpus):
         print(f"\n{screen_report(corpus, where)}")
+    if labels is not None:
+        print(f"\n{labels}")
     return 0
 
 

@@ -5,7 +5,6 @@ Shapes: N spans.
 
 from __future__ import annotations
 
-import csv
 from contextlib import closing
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.corpus.spans import Screen
-from ...loaders.corpus.whole_file import write_whole
 from ...loaders.draw.where import Condition, parse_where
 from ...loaders.screen.pictures import Pictures
 from ...loaders.video.decode import DecodeCount, WindowDecoder
@@ -22,9 +20,9 @@ from ...loaders.video.video import VideoError
 from ...loaders.video.window import WindowReader
 from ..console.table import Table
 from .corpus_report import UNNAMED
+from .screen_labels import TO_BE_REMOVED, write_labels
 
 USUAL = "in_body > 0.5 and not blank and not frozen and not picture_in_picture and not transition and blur < 0.6"
-LABELS = ("number", "path", "first_frame", "seconds", "score", "is_removed", "removal_is_right")
 
 
 def screen_report(corpus: Corpus, where: Condition | None = None) -> str:
@@ -77,30 +75,11 @@ def view_screen(
         contact_sheet(np.stack(pictures), titles, out)
         lines.append(f"contact sheet   {out}")
     if label is not None:
-        write_whole(label, lambda path: _write_labels(path, screen, kept, scores, threshold))
-        lines.append(f"table   {label}: fill in removal_is_right with yes or no where is_removed is yes")
+        write_labels(label, screen, kept, by, threshold)
+        lines.append(
+            f"table   {label}: fill in {TO_BE_REMOVED} with yes or no, then `trocar corpus report {corpus.path} --labels {label}`"
+        )
     return lines
-
-
-def _write_labels(path: Path, screen: Screen, spans: list[int], scores: NDArray, threshold: float) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(LABELS)
-        for number, span in enumerate(spans):
-            video, first = int(screen.video[span]), int(screen.columns["first_frame"][span])
-            seconds = first / float(screen.corpus.fps[video])
-            is_removed = "yes" if scores[span] <= threshold else "no"
-            writer.writerow(
-                [
-                    number,
-                    screen.corpus.video_path(video),
-                    first,
-                    f"{seconds:.2f}",
-                    f"{scores[span]:.4f}",
-                    is_removed,
-                    "",
-                ]
-            )
 
 
 def _picture(corpus: Corpus, row: int, frame: int) -> NDArray[np.uint8] | None:

@@ -64,7 +64,11 @@ WRONG = {
     "report": [([GONE], "neither a run")],
     "demo": [(["--videos", GONE], "no such file or folder")],
     "view screen": [([GONE], "no such folder")],
-    "corpus report": [([GONE], "no such folder"), (["here", "--where", "import os"], "not an expression")],
+    "corpus report": [
+        ([GONE], "no such folder"),
+        (["here", "--where", "import os"], "not an expression"),
+        (["here", "--labels", GONE], "no such file"),
+    ],
     "corpus sources": [(["--file", GONE], "no such file")],
     "corpus export": [(["demo_cpu", f"data.corpus={GONE}", "--out", "draws.csv"], "no such folder")],
     "embed": [
