@@ -144,12 +144,16 @@ def keep_titles_apart(figure: Figure) -> None:
     figure.draw_without_rendering()  # only then is it known where everything stands
     for axis in figure.axes:
         text, columns = axis.title, axis.get_subplotspec().get_gridspec().ncols  # pyright: ignore[reportOptionalMemberAccess]: made by subplots
-        centre, whole = axis.bbox.x0 + axis.bbox.width / 2, text.get_text()
+        centre, lines = axis.bbox.x0 + axis.bbox.width / 2, text.get_text().split("\n")
         to_the_edge = 2 * min(centre, figure.bbox.width - centre)
-        width, kept = min(figure.bbox.width / columns, to_the_edge) - TITLE_GAP, len(whole)
-        while kept > 2 and text.get_window_extent().width > width:
-            kept -= 1
-            text.set_text(f"{whole[: (kept + 1) // 2]}…{whole[len(whole) - kept // 2 :]}")
+        width, kept = min(figure.bbox.width / columns, to_the_edge) - TITLE_GAP, [*map(len, lines)]
+        while max(kept) > 2 and text.get_window_extent().width > width:
+            kept[kept.index(max(kept))] -= 1
+            text.set_text("\n".join(map(_without_middle, lines, kept)))
+
+
+def _without_middle(line: str, kept: int) -> str:
+    return line if kept == len(line) else f"{line[: (kept + 1) // 2]}…{line[len(line) - kept // 2 :]}"
 
 
 def export_draws(planned: Planned, first: int, count: int | None, out: Path) -> list[str]:

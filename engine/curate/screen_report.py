@@ -6,7 +6,7 @@ Shapes: N spans.
 from __future__ import annotations
 
 from contextlib import closing
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +68,9 @@ def view_screen(
         if picture is not None:
             side = "below" if scores[span] <= threshold else "above"
             pictures.append(picture)
-            titles.append(f"{len(kept)}: {scores[span]:.2f}, {side} {threshold:g}")
+            video = corpus.video(int(screen.video[span]))
+            name, second = PurePath(video.original or video.facts.path).name, frame / float(corpus.fps[video.row])
+            titles.append(f"{len(kept)}: {scores[span]:.2f}, {side} {threshold:g}\n{name}, {second:.0f} s")
             kept.append(span)
     lines = [f"{int((scores <= threshold).sum()):,} of {len(scores):,} spans have {by} <= {threshold:g}"]
     if pictures:

@@ -68,7 +68,7 @@ def view_features(
     coloured = enlarged(found.colours(), unseen.encoder)
     share = f"{found.explained.sum():.0%} of the variance"
     panels = {ORIGINAL: unseen.frames.numpy()[:, shown], f"{COLOURED} ({share})": coloured[:, shown]}
-    save_grid(panels, out, title_of(run_dir, unseen.step, corpus))
+    save_grid(panels, out, title_of(run_dir, unseen.step, corpus), unseen.names)
     if numbers is not None:
         told = {"components": found.values, "explained": found.explained, "clips": unseen.names}
         write_numbers(numbers, {"step": unseen.step, **told})

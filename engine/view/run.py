@@ -48,7 +48,10 @@ def view_reconstruction(
     out = out or run_dir / "reconstruction.png"
     shown = np.linspace(0, unseen.frames.shape[1] - 1, frames).round().astype(int)
     save_grid(
-        {name: video[:, shown] for name, video in panels(unseen).items()}, out, title_of(run_dir, unseen.step, corpus)
+        {name: video[:, shown] for name, video in panels(unseen).items()},
+        out,
+        title_of(run_dir, unseen.step, corpus),
+        unseen.names,
     )
     if numbers is not None:
         errors = token_errors(unseen)

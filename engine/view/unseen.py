@@ -80,7 +80,8 @@ def unseen_batch(config: Config, clips: int) -> tuple[ClipBatch, list[str]]:
     with build_loader(config, corpus, build(config, corpus), iter([draws]), torch.device("cpu")) as loader:
         batch = next(loader)
     starts = zip(batch.videos.tolist(), batch.pts_seconds[:, 0].tolist(), strict=True)
-    return batch, [f"{PurePath(corpus.video_path(video)).name}, {seconds:.1f} s" for video, seconds in starts]
+    videos = ((corpus.video(row), seconds) for row, seconds in starts)
+    return batch, [f"{PurePath(video.original or video.facts.path).name}, {seconds:.1f} s" for video, seconds in videos]
 
 
 def predict(

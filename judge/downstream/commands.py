@@ -137,6 +137,7 @@ def run_finetune(options: argparse.Namespace) -> int:
 
 def run_predict(options: argparse.Namespace) -> int:
     from ...engine.inputs.folders import backbone_source
+    from ...loaders.corpus.sources import absent_sources
     from ..labels.dataset import placed, read_table
     from .predictor import read_record
 
@@ -145,6 +146,8 @@ def run_predict(options: argparse.Namespace) -> int:
     rows = [] if options.table is None else placed(read_table(options.table, "none"), options.table.parent)
     if not (options.sources or rows):
         raise ConfigError("trocar predict: name videos, or pieces of them by --table")
+    if not rows and len(absent := absent_sources(options.sources)) == len(options.sources):
+        raise ConfigError("\n".join(["nothing could be predicted", *absent]))
     from ...engine.step.device import choose_device
     from .predict import load_predictor, predict
 

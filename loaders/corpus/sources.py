@@ -84,12 +84,18 @@ def list_videos(sources: Sequence[str | os.PathLike[str]], left_out: LeftOut | N
 
 
 def check_sources(sources: Sequence[str | os.PathLike[str]]) -> None:
-    """Raises CorpusError where one of them is a path, neither a pattern nor a URL, at which nothing is: told before anything is
-    listed."""
-    for given in sources:
-        source = os.fspath(given)
-        if not (is_remote(source) or glob.has_magic(source) or os.path.exists(source)):
-            raise CorpusError(f"{source}: no such file or folder; correct the path")
+    """Raises CorpusError where one of them is absent: told before anything is listed."""
+    if absent := absent_sources(sources):
+        raise CorpusError(absent[0])
+
+
+def absent_sources(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """What is to be said of those that are a path, neither a pattern nor a URL, at which nothing is."""
+    return [
+        f"{source}: no such file or folder; correct the path"
+        for source in map(os.fspath, sources)
+        if not (is_remote(source) or glob.has_magic(source) or os.path.exists(source))
+    ]
 
 
 def file_key(path: str) -> str:
