@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ranks import OBJECTIVES, TINY, made_batch, make_corpus, run_ranks, train_made
-from runs import assert_same_run
+from runs import assert_same_run, weights
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,6 +21,7 @@ from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import Config, ConfigError
 from trocar.engine.pretrain import train_step
 from trocar.engine.ranks.distributed import World
+from trocar.engine.record.metrics import read_metrics
 from trocar.engine.step.body import StepBody, why_no_copies
 from trocar.engine.step.build import build_model
 from trocar.engine.step.graphs import GraphedStep
@@ -71,6 +72,9 @@ def assert_same(config: Config, other: Config, steps: int) -> None:
     assert len(sums.unique(dim=0)) == steps
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor:UserWarning"
+)  # torch.compile looks at its own inputs
 @pytest.mark.parametrize(
     ("objective", "steps", "more"),
     [
@@ -109,7 +113,7 @@ def test_steps_of_a_gpu_as_autocast_has_them(objective: str, more: list[str]) ->
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_runs_in_two_pieces_and_on_two_ranks(objective: str, tmp_path: Path) -> None:
     common = [*SETTINGS, *OBJECTIVES[objective], f"data.corpus={make_corpus(tmp_path / 'videos')}"]
-    common += ["optim.schedule=constant"]
+    common += ["optim.schedule=constant", "optim.ema=[0.9, 0.9]"]
     for name, more in (("pieces", []), ("whole", []), ("cast", ["run.weight_copies=false"])):
         for last in (3, 6) if name == "pieces" else (6,):
             train_made([*common, *more, f"run.dir={tmp_path / name}", f"optim.steps={last}"])
@@ -119,7 +123,12 @@ def test_runs_in_two_pieces_and_on_two_ranks(objective: str, tmp_path: Path) -> 
         chosen = [f"run.dir={tmp_path / switch}", f"run.weight_copies={switch}", "optim.steps=4"]
         for status, said in run_ranks(2, tmp_path / "out", settings=[*common, *chosen]):
             assert status == 0, said
-    assert_same_run(tmp_path / "true", tmp_path / "false")
+    rows, others = ([row["loss"] for row in read_metrics(tmp_path / switch)] for switch in ("true", "false"))
+    assert rows == others
+    assert len(rows) == 4
+    copied, cast = weights(tmp_path / "true"), weights(tmp_path / "false")
+    assert copied.keys() == cast.keys()
+    assert not [name for name in cast if not torch.equal(copied[name], cast[name])]
 
 
 class Operators(TorchDispatchMode):
@@ -140,8 +149,10 @@ class Operators(TorchDispatchMode):
 
 # Casts of weights without copies: weight and bias of every linear layer. Casts that are left: of gradients and activations, and of
 # the few weights outside of linear layers. Operators: some more are free, as versions of PyTorch differ.
-@pytest.mark.parametrize(("objective", "weights", "casts", "operators"), [("mae", 27, 55, 720), ("jepa", 44, 65, 1400)])
-def test_operators_of_a_step(objective: str, weights: int, casts: int, operators: int) -> None:
+@pytest.mark.parametrize(
+    ("objective", "casts_before", "casts", "operators"), [("mae", 27, 55, 840), ("jepa", 44, 65, 1710)]
+)
+def test_operators_of_a_step(objective: str, casts_before: int, casts: int, operators: int) -> None:
     found = {}
     for switch in ("true", "false"):
         config = configured(objective, f"run.weight_copies={switch}")
@@ -150,11 +161,10 @@ def test_operators_of_a_step(objective: str, weights: int, casts: int, operators
             train_step(run, 0, loader)
         found[switch] = counted.counts
     copied, cast = found["true"], found["false"]
-    print(copied, copied.total(), cast.total())
-    assert (copied["cast of a weight"], cast["cast of a weight"]) == (0, weights)
+    assert (copied["cast of a weight"], cast["cast of a weight"]) == (0, casts_before)
     assert copied["_to_copy"] == cast["_to_copy"] <= casts
     assert copied["_foreach_copy_"] == 2, "before the first step and after it"
-    assert copied.total() <= operators
+    assert copied.total() <= min(operators, cast.total() + 2)
 
 
 def test_a_frozen_target_is_copied_once() -> None:
