@@ -20,11 +20,11 @@ class _Read(torch.autograd.Function):
     """The copy's values with the weight's gradient."""
 
     @staticmethod
-    def forward(context: Any, weight: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, weight: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:
         return copy.view_as(copy)
 
     @staticmethod
-    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradients[0].float(), None
 
 
