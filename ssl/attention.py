@@ -44,18 +44,26 @@ class VideoBlock(Block):
 
     attn: Attention
 
-    def forward(self, tokens: torch.Tensor, layout: Layout | None = None) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """tokens: (B, N, D), or (L, D) packed. Returns the same shape."""
-        if layout is None and not _is_bfloat16_on_cpu(tokens):
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, tokens: torch.Tensor, layout: Layout | None = None, first: int | None = None
+    ) -> torch.Tensor:
+        """tokens: (B, N, D), or (L, D) packed. Returns the same shape.
+
+        first: of (B, N, D) without a layout, tokens from there on are all that is wanted: (B, N - first, D). The others give keys
+        and values alone.
+        """
+        if layout is None and first is None and not _is_bfloat16_on_cpu(tokens):
             return super().forward(tokens)
-        tokens = tokens + self.drop_path1(self._attend(self.norm1(tokens), layout))
+        mixed = self._attend(self.norm1(tokens), layout, first)
+        tokens = (tokens if first is None else tokens[:, first:]) + self.drop_path1(mixed)
         return tokens + self.drop_path2(self.mlp(self.norm2(tokens)))
 
-    def _attend(self, tokens: torch.Tensor, layout: Layout | None) -> torch.Tensor:
+    def _attend(self, tokens: torch.Tensor, layout: Layout | None, first: int | None) -> torch.Tensor:
         queries, keys, values = self.attn.qkv(tokens).unflatten(-1, (3, self.attn.num_heads, -1)).unbind(-3)
         if layout is not None and layout.rotary:
             queries, keys = rope3d(queries, keys, layout.indices, layout.grid)
         if layout is None or layout.offsets is None:
+            queries = queries if first is None else queries[:, first:]
             queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, values))
             mixed = attention(queries, keys, values).transpose(1, 2)
         else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -97,6 +98,9 @@ class JointEmbedding(Objective):
         if skip is not None:
             held = torch.where(skip != 0, torch.ones_like(held), held)
         ema(targets, sources, held)
+
+    def frozen_models(self) -> Iterable[nn.Module]:
+        return () if self.follows else (self.target_encoder,)
 
     def signals(self) -> dict[str, torch.Tensor]:
         """feature_std: deviation over the batch's clips of the target's mean-pooled features before its last norm, the mean over

@@ -66,9 +66,12 @@ class MaskedAutoencoder(Objective):
             self.decoder_positions = table.to(self.decoder_positions)
         projected = self.encoder_to_decoder(visible_tokens)
         tokens = decoder_tokens(projected, self.mask_token, self.decoder_positions, masks.visible, masks.masked)
-        for block in self.decoder_blocks:
-            tokens = block(tokens)
-        return self.decoder_head(self.decoder_norm(tokens[:, masks.visible.shape[1] :]))
+        # The last block computes the masked tokens alone, as the head reads no others. None, not 0, for the rest: torch.compile
+        # would take a number that changes from block to block for a dynamic shape.
+        first = masks.visible.shape[1]
+        for number, block in enumerate(self.decoder_blocks, start=1):
+            tokens = block(tokens, first=first if number == len(self.decoder_blocks) else None)
+        return self.decoder_head(self.decoder_norm(tokens[:, -masks.masked.shape[1] :]))
 
     def forward(self, frames: torch.Tensor, masks: Masks, loss_scale: float = 1.0) -> ObjectiveOutput:
         """frames: (B, T, H, W, 3) uint8. loss_scale: factor of the loss, for example 1 / the number of accumulated batches."""

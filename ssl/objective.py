@@ -60,6 +60,10 @@ class Objective(nn.Module):
         without a host sync.
         """
 
+    def frozen_models(self) -> Iterable[nn.Module]:
+        """Models beside the objective's own, whose weights never change."""
+        return ()
+
     def signals(self) -> dict[str, torch.Tensor]:
         """Scalars on the device that say how the last forward pass went; read when metrics are."""
         return {}

@@ -3,6 +3,7 @@
     block of n tokens, width D     24 n D^2 (query, key, value, projection; an MLP four times as wide) + 4 n^2 D (attention)
     linear layer, n tokens         2 n D_in D_out
     patch embedding                2 n K D
+    last decoder block             without 18 n D^2 + 4 n N D of the visible tokens, whose outputs nothing reads
     backward                       twice the forward; once for the patch embedding, as pixels take no gradient; none for a target
 
 n counts what the objective looks at: the encoder's visible tokens, the decoder's tokens (the whole grid unless a decoder mask drops
@@ -52,12 +53,12 @@ def step_flops(model: Objective, masks: Masks | BlockMasks) -> StepFlops:
 
 
 def _mae(model: MaskedAutoencoder, masks: Masks) -> StepFlops:
-    clips, visible = masks.visible.shape
-    masked = masks.masked.shape[1]
+    (clips, visible), masked = masks.visible.shape, masks.masked.shape[1]
     encoder, narrow = model.encoder, model.mask_token.numel()
     seen, rows = [visible] * clips, [visible + masked] * clips
     patches = _patches(encoder, sum(seen))
     rest = _blocks(encoder.blocks, seen, encoder.width) + _linear(sum(seen), encoder.width, narrow)
+    rest -= sum(18 * visible * narrow**2 + 4 * visible * length * narrow for length in rows)
     rest += _blocks(model.decoder_blocks, rows, narrow) + _linear(clips * masked, narrow, _values(encoder))
     return StepFlops(patches + rest, patches + 2 * rest, sum(seen))
 
@@ -65,14 +66,13 @@ def _mae(model: MaskedAutoencoder, masks: Masks) -> StepFlops:
 def _jepa(model: JointEmbedding, masks: BlockMasks) -> StepFlops:
     encoder, target, predictor = model.encoder, model.target_encoder, model.predictor
     seen, hidden = _lengths(masks.context), _lengths(masks.target)
-    clips = len(seen) // masks.per_clip
     patches = _patches(encoder, sum(seen))
     rest = _blocks(encoder.blocks, seen, encoder.width)
     if isinstance(predictor, Predictor):
         rest += _linear(sum(seen), encoder.width, predictor.width)
         rest += _blocks(predictor.blocks, [n + m for n, m in zip(seen, hidden, strict=True)], predictor.width)
         rest += _linear(sum(hidden), predictor.width, predictor.proj.out_features)
-    everything = [encoder.num_tokens] * clips
+    everything = [encoder.num_tokens] * (len(seen) // masks.per_clip)
     fixed = _patches(target, sum(everything)) + _blocks(target.blocks, everything, target.width)
     return StepFlops(patches + rest + fixed, patches + 2 * rest, sum(seen))
 

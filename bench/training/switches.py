@@ -1,4 +1,4 @@
-"""The step on resident data with each of its switches apart, for `make gpu STAGE=step`: what compiling and graphs bring.
+"""The step on resident data with each of its switches apart, for `make gpu STAGE=step`: what each brings.
 
 Every arm is a run of its own, one after another in one process; its row is written before the next begins, and an arm that cannot
 run leaves its reason.
@@ -33,6 +33,7 @@ SWITCHES = {
     "compiled": ("run.compile=inductor", "run.cuda_graphs=false"),
     "compiled, graphs": ("run.compile=inductor", "run.cuda_graphs=true"),
     "defaults": (),
+    "defaults, weights cast at every use": ("run.weight_copies=false",),
 }
 
 
@@ -49,7 +50,6 @@ def bench_switches(
         config = load_config(source, [*COMMON, *settings, *overrides, *switches])
         torch._dynamo.reset()
         facts: dict[str, Any] = {"part": "switches", "model": model, "switches": name, **describe(config)}
-        device = torch.device(config.run.device)
         try:
             with open_run(config) as run:
                 ceilings = ceilings or device_ceilings(run.world.device, config.run.precision)
@@ -57,7 +57,7 @@ def bench_switches(
                 facts |= found | {"part": "switches", "reason": ""}
         except (ConfigError, RuntimeError) as error:  # RuntimeError: what compilers, captures and full memory raise
             facts["reason"] = str(error)[-500:]
-        rows.append(row("training", device, facts))
+        rows.append(row("training", torch.device(config.run.device), facts))
         write_rows(out, rows)
         speed = facts["reason"] or f"{facts['clips_per_second']['median']:.1f} clips/s"
         print(f"{model}, {name}: {speed}", file=sys.stderr, flush=True)

@@ -50,7 +50,9 @@ class RunConfig:
     inside a node and keeps a copy per node (HSDP). checkpoint_activations: compute every block's activations again instead of
     keeping them. compile: torch.compile per block; "auto" takes inductor on a GPU, or none where that fails, and tells; none on a
     CPU. cuda_graphs: replay the whole step as CUDA graphs; "auto" does where GPU and run allow it, and tells why not; on a CPU true
-    runs the step from the buffers that a graph would read. pin_cores: give every rank of a node its own cores, near its GPU.
+    runs the step from the buffers that a graph would read. weight_copies: linear layers read bfloat16 copies, written once a step,
+    where autocast would cast their weights at every use, with the same numbers; "auto" does where precision is bfloat16 and
+    sharding is none. pin_cores: give every rank of a node its own cores, near its GPU.
 
     heartbeat_timeout: seconds without a sign of life from a rank before the run ends; rank_timeout: seconds that the others wait
     for one that lives but does not come on, also of collectives (NCCL's timeout). save_timeout: seconds that writing a checkpoint
@@ -76,6 +78,7 @@ class RunConfig:
     checkpoint_activations: bool = False
     compile: CompileBackend = "auto"
     cuda_graphs: bool | Literal["auto"] = "auto"
+    weight_copies: bool | Literal["auto"] = "auto"
     pin_cores: bool = True
     heartbeat_timeout: float = 30.0
     rank_timeout: float = 600.0

@@ -26,7 +26,7 @@ from torch import nn
 
 Stage = Literal[
     "wait", "decode", "masks", "forward", "patch_embed", "encoder", "target", "decoder", "loss", "backward", "guard", "optimizer",
-    "ema", "save", "step",
+    "ema", "copies", "save", "step",
 ]  # fmt: skip
 # Submodules of an objective and their stages, by name; those that an objective lacks are passed over.
 MODULES: dict[str, Stage] = {

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from ...ssl.objective import Objective
-from ..config.settings import Config
+from ...ssl.weight_copies import WeightCopies
+from ..config.settings import Config, ConfigError, RunConfig
 from ..ranks.compiler import is_compilers
 from ..ranks.distributed import World, gradients_exchanged, leave_uncompiled, whole
 from ..record.profiler import stage
@@ -24,6 +25,20 @@ from ..record.readback import StepSums
 from .build import autocast
 from .guard import StepGuard
 from .optim import Schedule, set_schedule, step_unless
+
+
+def why_no_copies(run: RunConfig) -> str | None:
+    """What stands against copies of weights; None where nothing does. Raises ConfigError where run.weight_copies is true."""
+    if run.weight_copies is False:
+        return "run.weight_copies is false"
+    found = None
+    if run.precision != "bfloat16":
+        found = f"run.precision={run.precision} casts no weights"
+    elif run.sharding != "none":
+        found = f"run.sharding={run.sharding} gathers weights in bfloat16 itself"
+    if found and run.weight_copies is True:
+        raise ConfigError(f"run.weight_copies: true, but {found}; set it to auto or false")
+    return found
 
 
 class StepBody:
@@ -47,6 +62,12 @@ class StepBody:
         self.optimizer, self.guard, self.keeps_gradients = optimizer, guard, keeps_gradients
         self.sums = StepSums.zeros(config.optim.batch, world.size, world.device)
         self.momentum = torch.ones((), dtype=torch.float32, device=world.device)
+        self.copies = None
+        if why_no_copies(config.run) is None:
+            for frozen in objective.frozen_models():
+                WeightCopies(frozen)
+            self.copies = WeightCopies(objective)
+        self._has_begun = False
         self._is_proved = False  # compiled blocks have gone there and back once
 
     def begin(self, schedule: Schedule, step: int) -> None:
@@ -54,6 +75,9 @@ class StepBody:
         self.sums.values.zero_()
         set_schedule(self.optimizer, schedule, step)
         self.momentum.fill_(schedule.momentum(step))
+        if self.copies is not None and not self._has_begun:  # weights may have been restored meanwhile
+            self.copies.write()
+        self._has_begun = True
 
     def part(
         self,
@@ -111,6 +135,9 @@ class StepBody:
             self.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
         with stage("ema"):
             self.objective.update_target(self.momentum, skip)
+        if self.copies is not None:
+            with stage("copies"):
+                self.copies.write()
         return gradient_norm, skip
 
 
