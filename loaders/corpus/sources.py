@@ -93,7 +93,7 @@ def absent_sources(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
     """What is to be said of those that are a path, neither a pattern nor a URL, at which nothing is."""
     return [
         f"{source}: no such file or folder; correct the path"
-        for source in map(os.fspath, sources)
+        for source in (os.fspath(given) for given in sources)
         if not (is_remote(source) or glob.has_magic(source) or os.path.exists(source))
     ]
 
