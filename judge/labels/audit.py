@@ -134,7 +134,7 @@ def _pretraining(
         rows = [segment for segment in found.rows if segment.split == split]
         if rows:
             detail = f"{len(rows)} rows of {split} come from videos of the corpus"
-            findings.append(Finding("pretraining", len(rows) / len(of_split[split]), detail, found.names))
+            findings.append(Finding("pretraining", len(rows) / len(of_split[split]), detail, found.names(rows)))
     if found.unread:
         detail = f"{len(found.unread)} videos of the corpus, as long as some here, cannot be read"
         findings.append(Finding("pretraining not compared", 1.0, detail, found.unread[:EXAMPLES]))

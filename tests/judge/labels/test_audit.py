@@ -313,6 +313,10 @@ def test_videos_of_m2cai16_are_known_by_their_names(tmp_path: Path) -> None:
     (finding,) = audit(table, card, corpus=known(*names)).findings
     assert finding.detail == "2 rows of test come from videos of the corpus"
     assert finding.examples == (names[0],)
+    validation = [replace(s, video=f"{s.video} as val", subject="workflow_video_02", split="val") for s in table]
+    both = audit([*table, *validation], card, corpus=known(*names)).findings
+    of_corpus = {f.detail.split()[3]: f.examples for f in both if f.kind == "pretraining"}
+    assert of_corpus == {"val": (names[1],), "test": (names[0],)}, "each split's own"
     assert not audit(table, card, corpus=known("/other/workflow_video_41.mp4")).findings
 
 
