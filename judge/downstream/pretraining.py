@@ -80,7 +80,11 @@ def compare_pretraining(task: Compared, pretraining: Pretraining) -> dict[str, A
         unknown.append(f"{len(found.unread)} videos cannot be read, {found.unread[0]} for example")
     flags = [ON_TEST] if found.rows else []
     flags += [NOT_COMPARED] if any(reason != PUBLISHED for reason in unknown) else []
-    named = {"corpora": list(pretraining.corpora), "test_rows": len(found.rows), "videos": list(found.names(found.rows))}
+    named = {
+        "corpora": list(pretraining.corpora),
+        "test_rows": len(found.rows),
+        "videos": list(found.names(found.rows)),
+    }
     return {**named, "unknown": unknown, "flags": flags}
 
 

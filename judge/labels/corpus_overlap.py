@@ -43,8 +43,8 @@ class KnownVideo:
 
 @dataclass(frozen=True)
 class Overlap:
-    """rows: of the table that come from videos of the corpus. same: their videos -> what the corpus calls them. unread: videos of the
-    corpus that are as long as one of the table and could not be looked at."""
+    """rows: of the table that come from videos of the corpus. same: their videos -> what the corpus calls them. unread: videos of
+    the corpus that are as long as one of the table and could not be looked at."""
 
     rows: tuple[Segment, ...]
     same: Mapping[str, str]

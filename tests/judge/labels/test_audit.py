@@ -16,6 +16,7 @@ from dataset_fixtures import FIXTURES
 from PIL import Image
 
 from trocar.engine.cli import main
+from trocar.judge.downstream.finetune_command import open_task
 from trocar.judge.labels.audit import Audit, audit, duplicates
 from trocar.judge.labels.audit_command import dataset_table
 from trocar.judge.labels.corpus_overlap import KnownVideo
@@ -263,6 +264,50 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     FIXTURES["multibypass140"](tmp_path / "bypass")
     table = dataset_table("multibypass140", load_card("multibypass140"), tmp_path / "bypass", split="bern-left-out")
     assert {s.centre for s in table if s.split == "test"} == {"bern"}
+
+
+def test_missing_videos_are_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of which nothing can be compared; what the annotations alone tell is told all the same."""
+    rows = [f"{n}.mp4,{'ab'[n % 2]},s{n},{split}" for n, split in enumerate(["train", "train", "val", "test"])]
+    (tmp_path / "labels.csv").write_text("\n".join(["video,label,subject,split", *rows]) + "\n")
+    command = ["bench", "audit", str(tmp_path / "labels.csv")]
+    assert main([*command, str(tmp_path / "nowhere"), "--split", "as-is", "--json", str(tmp_path / "audit.json")]) == 1
+    said = capsys.readouterr().out
+    assert "missing videos: 4 of 4 videos are not there (train 2, val 1, test 1); correct their paths" in said
+    assert "no fault found" not in said
+    assert json.loads((tmp_path / "audit.json").read_text())["findings"][0]["share"] == 1
+    for n in range(3):
+        (tmp_path / f"{n}.mp4").touch()
+    assert main([*command, str(tmp_path), "--split", "as-is"]) == 1
+    assert (
+        f"1 of 4 videos are not there (test 1); correct their paths (relative ones of a table begin at ROOT); {tmp_path}/3.mp4"
+        in (capsys.readouterr().out)
+    )
+    (tmp_path / "3.mp4").touch()
+    assert main([*command, str(tmp_path), "--split", "as-is"]) == 0
+
+
+def test_whose_split_it_is_stands_in_the_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    splits = dict(enumerate(["test", "test", "val", "train", "train", "train"]))
+    rows = {n: f"{n}.mp4,{'ab'[n % 2]},s{n}" for n in splits}
+    (tmp_path / "own.csv").write_text(
+        "\n".join(["video,label,subject,split", *(f"{rows[n]},{splits[n]}" for n in rows)])
+    )
+    (tmp_path / "none.csv").write_text("\n".join(["video,label,subject", *rows.values()]))
+    for n in rows:
+        (tmp_path / f"{n}.mp4").touch()
+    made = "split: leak-free, made here by subject"
+    own = "split: as-is, the table's own"
+    for name, split, head in (
+        ("own", [], f"{made}; the table's own is --split as-is"),
+        ("own", ["--split", "as-is"], own),
+        ("none", [], made),
+    ):
+        main(["bench", "audit", str(tmp_path / f"{name}.csv"), str(tmp_path), *split])
+        assert capsys.readouterr().out.splitlines()[0] == head
+        task = open_task(str(tmp_path / f"{name}.csv"), tmp_path, **({"split": "as-is"} if split else {}))
+        assert task.notes[0] == head
+    assert "val has no row of 1 of 2 classes: b" in open_task(str(tmp_path / "own.csv"), tmp_path, split="as-is").notes
 
 
 @pytest.mark.parametrize(("kind", "other"), [(".jpg", ".png"), (".png", ".jpg")])
