@@ -53,8 +53,10 @@ def write_originals(folder: Path, frames: int = 60, count: int = 3) -> Path:
     return folder / "corpus"
 
 
-def pack(corpus: Path, out: Path, settings: PackSettings = SETTINGS, workers: int = 1) -> PackSummary:
-    return pack_corpus(corpus, out, settings, workers=workers, progress=False)
+def pack(
+    corpus: Path, out: Path, settings: PackSettings = SETTINGS, workers: int = 1, replace: bool = False
+) -> PackSummary:
+    return pack_corpus(corpus, out, settings, workers=workers, progress=False, replace=replace)
 
 
 def quarantine(out: Path) -> dict[str, str]:
@@ -211,8 +213,18 @@ def test_what_is_finished_is_not_made_again(tmp_path: Path) -> None:
     assert (again.videos, again.reused, again.packed_bytes) == (3, 3, first.packed_bytes)
     assert times(out) == made
     # Another quality, another file under the same name, a proxy cut short and one without its record.
-    assert pack(corpus, out, PackSettings(short_side=64, stride=2, gop=4, quality=30)).reused == 0
-    assert pack(corpus, out).reused == 0
+    other = PackSettings(short_side=64, stride=2, gop=4, quality=30)
+    with pytest.raises(
+        CorpusError, match=r"holds 3 proxies made with other settings \(quality 23 -> 30\); set that back"
+    ):
+        pack(corpus, out, other)
+    assert times(out) == made
+    assert pack(corpus, out, other, replace=True).reused == 0
+    with pytest.raises(CorpusError, match=r"quality 30 -> 23.* another --out, or make them anew with --replace"):
+        pack(corpus, out)
+    command = ["pack", str(corpus), "--out", str(out), "--short-side", "64", "--stride", "2", "--gop", "4"]
+    assert main(command) == 1
+    assert main([*command, "--replace", "--workers", "1"]) == 0
     assert proxies(out).keys() == {f"videos/{name[:2]}/{name}.{suffix}" for name in made for suffix in ("mp4", "json")}
     clips.write_numbered(tmp_path / "originals" / "1.mp4", 24, video_id=1, gop=12)
     index_corpus([tmp_path / "originals.csv"], corpus, workers=1, progress=False)
@@ -239,7 +251,10 @@ def test_proxies_of_other_sides_stay_unless_asked(tmp_path: Path) -> None:
     for multiple, width in ((None, 86), (2, 86), (16, None)):
         proxy = finished_proxy(out, video, replace(SETTINGS, side_multiple=multiple))
         assert (proxy and proxy.width) == width
-    assert pack(corpus, out, replace(SETTINGS, side_multiple=16)).reused == 0
+    wider = replace(SETTINGS, side_multiple=16)
+    with pytest.raises(CorpusError, match=r"side_multiple 2 -> 16"):
+        pack(corpus, out, wider)
+    assert pack(corpus, out, wider, replace=True).reused == 0
     facts = Corpus.open(out).video(0).facts
     assert (facts.width, facts.height) == (80, 64)
     assert facts.pixel_aspect == pytest.approx(128 / 96 * 64 / 80, rel=0.01)
