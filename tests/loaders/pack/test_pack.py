@@ -23,6 +23,7 @@ from trocar.engine.cli import main
 from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import Config, ConfigError
 from trocar.engine.step.build import build_sampler
+from trocar.loaders.clip_loader import clip_loader
 from trocar.loaders.corpus.corpus import Corpus, CorpusError
 from trocar.loaders.corpus.index import index_corpus
 from trocar.loaders.cpu import ClipLoader
@@ -34,6 +35,7 @@ from trocar.loaders.pack.pack import PackSummary, pack_corpus
 from trocar.loaders.pack.record import finished_proxy
 from trocar.loaders.pack.settings import PackSettings
 from trocar.loaders.video.probe import probe_video
+from trocar.loaders.video.video import VideoError
 
 SETTINGS = PackSettings(short_side=64, stride=2, gop=4)
 WHOLE = CropRecipe((1, 1), (4 / 3, 4 / 3), 0)
@@ -189,6 +191,23 @@ def test_the_command_says_what_it_does(corpus: Path, tmp_path: Path, capsys: pyt
     with pytest.raises(SystemExit):
         main([*command, "--workers", "0"])
     assert "--workers: 0 is not accepted" in capsys.readouterr().err
+
+
+def test_a_missing_proxy_is_made_of_its_original_again(tmp_path: Path) -> None:
+    corpus, out = write_originals(tmp_path, 20, count=1), tmp_path / "out"
+    pack(corpus, out)
+    video = Corpus.open(out).video(0)
+    size = {"batch": 1, "num_frames": 2, "stride": 2, "resolution": 32, "device": "cpu", "loader": "cpu"}
+    remedy = f"make the proxy anew from {video.original}: run `trocar pack ORIGINALS --out THERE` again"
+    for harm, said in ((lambda path: os.utime(path, ns=(0, 1)), "changed since"), (os.unlink, "restore the file or ")):
+        harm(video.facts.path)
+        with pytest.raises(VideoError) as error:
+            next(iter(clip_loader(Corpus.open(out), training=False, **size)))
+        assert said in str(error.value)
+        assert remedy in str(error.value)
+    os.unlink(Corpus.open(corpus).video(0).facts.path)
+    with pytest.raises(VideoError, match="restore the file or run `trocar index` again"):
+        next(iter(clip_loader(Corpus.open(corpus), training=False, **size)))
 
 
 def test_originals_may_be_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
