@@ -63,6 +63,7 @@ def add_commands(commands: Commands) -> None:
     pack.add_argument("--quality", type=QUALITY, help="of the encoder, lower is better (default: the codec's)")
     pack.add_argument("--workers", type=COUNT, help="packing processes (default: one per core)")
     pack.add_argument("--screen", action="store_true", help="black in place of what `trocar screen` found out of body")
+    pack.add_argument("--replace", action="store_true", help="make proxies of other settings anew (default: refuse)")
     pack.set_defaults(run=run_pack)
 
 
@@ -114,8 +115,9 @@ def run_pack(options: argparse.Namespace) -> int:
         settings = PackSettings(**{name: value for name, value in given.items() if value is not None})
     except ValueError as error:
         raise UsageError(f"trocar pack: {error}") from error
+    more = {"workers": options.workers, "replace": options.replace}
     if not options.screen:
-        summary = pack_corpus(options.corpus, options.out, settings, workers=options.workers)
+        summary = pack_corpus(options.corpus, options.out, settings, **more)
         print("\n".join(summary.lines()), flush=True)
         return 0
     from .corpus.corpus import Corpus
@@ -123,7 +125,7 @@ def run_pack(options: argparse.Namespace) -> int:
 
     corpus = Corpus.open(options.corpus)
     hidden, told = hidden_frames(corpus)
-    summary = pack_corpus(options.corpus, options.out, settings, workers=options.workers, hidden=hidden)
+    summary = pack_corpus(options.corpus, options.out, settings, hidden=hidden, **more)
     write_proxies_screen(corpus, summary.path)
     print("\n".join([*summary.lines(), *told]), flush=True)
     return 0

@@ -50,10 +50,9 @@ class EpochLoader:
         first_number: int = 0,
         choice: LoaderChoice | None = None,
     ) -> None:
-        if batch < 1 or (epochs is not None and epochs < 1) or first_number < 0:
-            raise ValueError(
-                f"batch and epochs must be at least 1, first_number at least 0, got {batch}, {epochs} and {first_number}"
-            )
+        for name, value, least in (("batch", batch, 1), ("epochs", epochs, 1), ("first_number", first_number, 0)):
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         if ranks > 1 and batch % order.views_per_span:
             raise ValueError(
                 f"batch is {batch}; with {ranks} ranks it must be a multiple of the {order.views_per_span} views of a draw, which "

@@ -29,7 +29,7 @@ def make_corpora(folder: Path, *, stride: int, videos: int = VIDEOS, seconds: fl
     for number in range(videos):
         _encode(folder / "videos" / f"{number}.mp4", number, round(seconds * FPS))
     index_corpus([folder / "videos"], folder / "corpus", progress=False)
-    pack_corpus(folder / "corpus", folder / "packed", PackSettings(stride=stride), progress=False)
+    pack_corpus(folder / "corpus", folder / "packed", PackSettings(stride=stride), progress=False, replace=True)
     return {"originals": folder / "corpus", "proxies": folder / "packed"}
 
 

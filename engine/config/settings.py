@@ -152,8 +152,8 @@ class DataConfig:
     stand in one batch. lanes: independent parts of the pool; the number of ranks has to divide it. threads: decoding threads, one
     a core of the rank where null. workers: decoding processes, 0 for threads of the training process; null is one for each core
     but one where training is on a GPU, else 0. prefetch: batches decoded ahead. failure_budget: share of the spans that may fail
-    before the run stops. clip_timeout: seconds that a thread or process may be at one span before the run ends with its name, for
-    ever where null. allow_changed_corpus: resume although the corpus or its draws are others.
+    before the run stops, never before 20 have. clip_timeout: seconds that a thread or process may be at one span before
+    the run ends with its name, for ever where null. allow_changed_corpus: resume although the corpus or its draws are others.
     sizes: phases of other clip sizes on the way, in the order of their steps.
 
     tree: folder that `trocar cluster` wrote, to draw from its branches; null draws all spans alike. balance: 0 draws the corpus as

@@ -114,6 +114,9 @@ def check_same_draws(
         cause = f"what is drawn is not as it was, and {config.run.dir}/{CONFIG_FILE} does not tell why"
     else:
         cause = "no setting differs, so what they name does: the tree, a list of videos (@FILE), the corpus's screen or its sources"
+    others = [] if before is None else [change for change in differences(before, config) if change.key not in DRAWN]
+    if asked := [change for change in others if not change.is_free]:
+        cause += f". These differ as well: {'; '.join(map(str, asked))}"
     raise ConfigError(
         f"data: the first {step:,} steps of the run in {config.run.dir} would draw other clips now: {cause}. Set it back, "
         "change it from a later draw on (data.phases with a first_draw at the end of an epoch, draw "

@@ -38,8 +38,8 @@ def open_task(
     DatasetError and ConfigError.
     """
     more = {"csv": csv, "table": table, "seed": split_seed, "unlabelled": unlabelled}
-    card, rows = labelled(dataset, root, split=split, **more)
-    return Task(Path(dataset).stem, card, rows, cache=cache or Path(root) / CACHE, pieces=pieces)
+    card, rows, origin = labelled(dataset, root, split=split, **more)
+    return Task(Path(dataset).stem, card, rows, cache=cache or Path(root) / CACHE, pieces=pieces, origin=origin)
 
 
 def finetune_command(

@@ -181,6 +181,12 @@ METRICS: dict[str, Callable[[Predictions], float]] = {
     "edit_score": edit_score,
 }
 OF_SEVERAL_LABELS = ("mean_average_precision", "video_mean_average_precision", "auroc")
+# Of the order of a video's rows, or their share of it: without meaning where no video has more than one.
+OF_SEQUENCES = tuple(
+    name
+    for name in METRICS
+    if name in ("phase_jaccard", "video_mean_average_precision", "edit_score") or "f1_at" in name
+)
 MEANING = {
     "accuracy": "the share of rows that are right, however long they are",
     "accuracy_over_seconds": "the share of the rows' seconds that is right",
@@ -211,9 +217,12 @@ OVER_CLASSES = (
 )
 
 
-def measure(p: Predictions) -> dict[str, float]:
-    """All metrics that suit: rows of several labels have average precisions and AUROC alone."""
-    return {name: metric(p) for name, metric in METRICS.items() if not p.several or name in OF_SEVERAL_LABELS}
+def measure(p: Predictions, ranked_by: str = "") -> dict[str, float]:
+    """All metrics that suit, and `ranked_by`: rows of several labels have average precisions and AUROC alone, and where no video
+    has more than one row there are none of sequences."""
+    names = OF_SEVERAL_LABELS if p.several else tuple(METRICS)
+    has_sequences = len(np.unique(p.videos)) < len(p.videos)
+    return {name: METRICS[name](p) for name in names if has_sequences or name not in OF_SEQUENCES or name == ranked_by}
 
 
 def _mean(values: Iterable[float]) -> float:

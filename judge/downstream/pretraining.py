@@ -74,13 +74,17 @@ def compare_pretraining(task: Compared, pretraining: Pretraining) -> dict[str, A
     "pretrained on test": some rows do. "pretraining not compared": a run's corpus, or a part of it, could not be looked at; of
     published weights that is not said. Raises DatasetError and VideoError where the test split's videos cannot be read.
     """
-    found = task.test_overlap(pretraining.videos) if pretraining.videos else Overlap((), (), ())
+    found = task.test_overlap(pretraining.videos) if pretraining.videos else Overlap((), {}, ())
     unknown = list(pretraining.unknown)
     if found.unread:
         unknown.append(f"{len(found.unread)} videos cannot be read, {found.unread[0]} for example")
     flags = [ON_TEST] if found.rows else []
     flags += [NOT_COMPARED] if any(reason != PUBLISHED for reason in unknown) else []
-    named = {"corpora": list(pretraining.corpora), "test_rows": len(found.rows), "videos": list(found.names)}
+    named = {
+        "corpora": list(pretraining.corpora),
+        "test_rows": len(found.rows),
+        "videos": list(found.names(found.rows)),
+    }
     return {**named, "unknown": unknown, "flags": flags}
 
 

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from ...engine.config.error import ConfigError
 from ...loaders.corpus.video_files import VideoFiles
 from ...loaders.corpus.whole_file import write_whole
-from ...loaders.video.video import is_remote
-from ..labels.annotations import is_there
+from ..labels.annotations import missing_videos
 from ..labels.audit import audit
 from ..labels.corpus_overlap import KnownVideo, Overlap, overlap
 from ..labels.dataset import NAMED, SPLITS, Card, DatasetError, Segment, class_names, labels_of
@@ -58,13 +57,21 @@ class Task:
     """A table with its split, ready to be trained on.
 
     name: of the data set. table: with splits; rows without one take no part and are counted as `left_out`. cache: for videos of
-    folders of pictures. pieces: cut segments into pieces of at most so many seconds, each a row. findings: kinds of faults that the
-    audit found; notes: these in words. missing_classes: those without a row, of each split. Raises DatasetError where a split or a
-    video is missing, or a test clip stands in validation too.
+    folders of pictures. pieces: cut segments into pieces of at most so many seconds, each a row. origin: where the split comes
+    from, in words. findings: kinds of faults that the audit found; notes: origin, faults and classes that splits lack, in words.
+    missing_classes: those without a row, of each split. Raises DatasetError where a split or a video is missing, or a test clip
+    stands in validation too.
     """
 
     def __init__(
-        self, name: str, card: Card, table: Sequence[Segment], *, cache: Path | None = None, pieces: float | None = None
+        self,
+        name: str,
+        card: Card,
+        table: Sequence[Segment],
+        *,
+        cache: Path | None = None,
+        pieces: float | None = None,
+        origin: str = "",
     ) -> None:
         self.name, self.card = name, card
         self.several, self.main_metric = card.several, card.main_metric
@@ -78,8 +85,9 @@ class Task:
         if missing:
             raise DatasetError(f"{name}: no rows for {', '.join(missing)} in its table; choose another split")
         kept = [segment for segment in table if segment.split]
-        found = audit(kept, card).findings
-        self.findings, self.notes = tuple(sorted({finding.kind for finding in found})), tuple(map(str, found))
+        audited = audit(kept, card)
+        self.findings = tuple(sorted({finding.kind for finding in audited.findings}))
+        self.notes = (*([origin] if origin else []), *map(str, audited.findings), *audited.notes)
         val, test = ({(s.video, *s.seconds()) for s in kept if s.split == split} for split in ("val", "test"))
         if val & test:
             raise DatasetError(
@@ -152,16 +160,16 @@ def note_opening(folder: Path) -> None:
 
 def check_videos(name: str, table: Sequence[Segment]) -> None:
     """Raises DatasetError where videos are missing, of whatever split: in training another row would take a missing one's place."""
-    missing = {segment.video for segment in table if not is_remote(segment.video) and not is_there(segment.video)}
+    missing = missing_videos(table)
     if not missing:
         return
     told = []
-    for split in SPLITS:
-        videos = sorted({segment.video for segment in table if segment.split == split} & missing)
+    for split, videos in ((split, missing[split]) for split in SPLITS if split in missing):
         more = f" and {len(videos) - NAMED} more" if len(videos) > NAMED else ""
-        told += [f"\n  {split}, {len(videos)}: {', '.join(videos[:NAMED])}{more}"] if videos else []
+        told.append(f"\n  {split}, {len(videos)}: {', '.join(videos[:NAMED])}{more}")
+    count = len(set().union(*missing.values()))
     raise DatasetError(
-        f"{name}: {len(missing)} videos are missing:{''.join(told)}\ncorrect their paths (relative ones of a table begin at ROOT) "
+        f"{name}: {count} videos are missing:{''.join(told)}\ncorrect their paths (relative ones of a table begin at ROOT) "
         "or leave their rows out"
     )
 

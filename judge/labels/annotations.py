@@ -19,8 +19,8 @@ from av.error import FFmpegError
 
 from ...loaders.video.probe import choose_track
 from ...loaders.video.pyav import as_fraction
-from ...loaders.video.video import VideoError, open_video
-from .dataset import DatasetError
+from ...loaders.video.video import VideoError, is_remote, open_video
+from .dataset import DatasetError, Segment
 
 Label = TypeVar("Label", bound=Hashable)
 PICTURES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"])
@@ -168,6 +168,15 @@ def pictures(parent: Path) -> list[Path]:
 def are_pictures(video: str) -> bool:
     """Whether a table means pictures by it: a folder, or a pattern of names."""
     return os.path.isdir(video) or _is_pattern(Path(video))
+
+
+def missing_videos(table: Iterable[Segment]) -> dict[str, list[str]]:
+    """Split -> its videos that are not on the disk, by name; no entry where none lacks. Those elsewhere are not looked for."""
+    of_split: dict[str, set[str]] = {}
+    for segment in table:
+        of_split.setdefault(segment.split, set()).add(segment.video)
+    gone = {v for v in set().union(*of_split.values()) if not is_remote(v) and not is_there(v)}
+    return {split: sorted(videos & gone) for split, videos in of_split.items() if videos & gone}
 
 
 def is_there(video: str) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engine.console.table import Table
+from .annotations import missing_videos
 from .corpus_overlap import KnownVideo, overlap
 from .dataset import SPLITS, Card, Segment
 from .faults import EXAMPLES, Finding, find_faults, names_of
@@ -29,7 +30,8 @@ BLOCK = 1024
 class Audit:
     """rows, subjects: of each split that has any. shares: of each class in each split. majority: accuracy of the training split's
     largest class on the others, NaN without training rows. findings: the faults. notes: what is no fault, but limits what a score
-    says. title: of the card. compared_videos: of a corpus, None where none was looked at."""
+    says. title: of the card. compared_videos: of a corpus, None where none was looked at. origin: where the split comes from, in
+    words."""
 
     rows: dict[str, int]
     subjects: dict[str, int]
@@ -39,6 +41,7 @@ class Audit:
     notes: tuple[str, ...] = ()
     title: str = ""
     compared_videos: int | None = None
+    origin: str = ""
 
     def lines(self) -> list[str]:
         """As text: a table of classes, then the faults."""
@@ -48,7 +51,12 @@ class Audit:
         cells += [(name, *(f"{shares[split]:.1%}" for split in splits)) for name, shares in self.shares.items()]
         lines = Table(("", *(split or "(none)" for split in splits)), cells).text().splitlines()
         lines += [f"majority baseline on {split}: {score:.2%}" for split, score in self.majority.items()]
-        return [*lines, *self.notes, *map(str, self.findings or ("no fault found",))]
+        return [
+            *([self.origin] if self.origin else []),
+            *lines,
+            *self.notes,
+            *map(str, self.findings or ("no fault found",)),
+        ]
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -95,6 +103,21 @@ def audit(
     )
 
 
+def missing(table: Sequence[Segment]) -> list[Finding]:
+    """Videos that are not there."""
+    found = missing_videos(table)
+    if not found:
+        return []
+    gone = set().union(*found.values())
+    told = ", ".join(f"{split or 'in no split'} {len(found[split])}" for split in (*SPLITS, "") if split in found)
+    detail = (
+        f"{len(gone)} of {len({s.video for s in table})} videos are not there ({told}); correct their paths (relative ones of a "
+        "table begin at ROOT)"
+    )
+    share = sum(segment.video in gone for segment in table) / len(table)
+    return [Finding("missing videos", share, detail, tuple(sorted(gone)[:EXAMPLES]))]
+
+
 def duplicates(table: Sequence[Segment], vectors: NDArray, *, similar: float = SIMILAR) -> list[Finding]:
     """Clips of a later split that look like one of an earlier split, and are not pieces of the same video.
 
@@ -134,7 +157,7 @@ def _pretraining(
         rows = [segment for segment in found.rows if segment.split == split]
         if rows:
             detail = f"{len(rows)} rows of {split} come from videos of the corpus"
-            findings.append(Finding("pretraining", len(rows) / len(of_split[split]), detail, found.names))
+            findings.append(Finding("pretraining", len(rows) / len(of_split[split]), detail, found.names(rows)))
     if found.unread:
         detail = f"{len(found.unread)} videos of the corpus, as long as some here, cannot be read"
         findings.append(Finding("pretraining not compared", 1.0, detail, found.unread[:EXAMPLES]))

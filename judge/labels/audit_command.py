@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from ...engine.config.error import ConfigError
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.corpus.folder import corpus_folder
-from .audit import SIMILAR, Audit, audit
+from .audit import SIMILAR, Audit, audit, missing
 from .corpus_overlap import corpus_videos
 from .dataset import Card, Segment, Unlabelled, load_card, placed, read_dataset, read_table, table_card, write_table
 from .splits import from_release, leak_free, leave_one_out, named, official, papers
@@ -40,11 +41,12 @@ def audit_dataset(
 
     corpus: what `trocar index` wrote, compared with the test and validation videos. duplicates: compare what all clips look
     like, by `likeness`: thumbnails, or an embedder of `trocar embed`; from the cosine `similar` on they count as the same.
-    json_file, out: files for the audit and for the table. Raises DatasetError, ConfigError, CorpusError and VideoError.
+    json_file, out: files for the audit and for the table. Videos that are not there are a fault, and an error where they are to be
+    compared. Raises DatasetError, ConfigError, CorpusError and VideoError.
     """
     if corpus is not None:
         corpus_folder(corpus)
-    card, rows = labelled(dataset, root, split=split, csv=csv, table=table, seed=seed, unlabelled=unlabelled)
+    card, rows, origin = labelled(dataset, root, split=split, csv=csv, table=table, seed=seed, unlabelled=unlabelled)
     cache = Path(root) / ".trocar"
 
     def describe(segments: Sequence[Segment]) -> NDArray:
@@ -62,6 +64,7 @@ def audit_dataset(
         corpus=corpus_videos(Corpus.open(corpus)) if corpus else None,
         cache=cache,
     )
+    result = replace(result, findings=(*missing(rows), *result.findings), origin=origin)
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(result.as_json(), indent=1), encoding="utf-8")
@@ -79,8 +82,8 @@ def labelled(
     table: Path | None = None,
     seed: int = 0,
     unlabelled: Unlabelled = "refuse",
-) -> tuple[Card, list[Segment]]:
-    """The card of a data set, and its table with the split of that name.
+) -> tuple[Card, list[Segment], str]:
+    """The card of a data set, its table with the split of that name, and where that split comes from, in words.
 
     dataset: one of trocar's, a card's path, or a table's (.csv), which needs no card. Relative paths of tables begin at `root`.
     unlabelled: rows without a label in such a file, as of `read_table`. The rest: of `dataset_table`. Raises
@@ -88,12 +91,25 @@ def labelled(
     """
     if not dataset.endswith(".csv"):
         card = load_card(dataset)
-        return card, dataset_table(dataset, card, root, split=split, csv=csv, table=table, seed=seed)
+        if csv is not None:
+            return card, from_release(csv, str(root), card), f"split: the files of {csv}"
+        rows = _rows(dataset, card, root, table)
+        return card, split_table(rows, card, split, seed), split_origin(rows, split)
     if csv is not None or table is not None:
         raise ConfigError(f"{dataset}: is a table itself; leave --csv and --table out, or name a data set or a card")
     rows = placed(read_table(Path(dataset), unlabelled), root)
     card = table_card(Path(dataset), rows)
-    return card, split_table(rows, card, split, seed)
+    return card, split_table(rows, card, split, seed), split_origin(rows, split)
+
+
+def split_origin(rows: Sequence[Segment], split: str) -> str:
+    """Where the split of that name comes from, in words. rows: as read, with the splits of the table."""
+    if split == "as-is":
+        return "split: as-is, the table's own"
+    if split != "leak-free" and not split.endswith(LEFT_OUT):
+        return f"split: {split}"
+    own = "; the table's own is --split as-is" if any(segment.split for segment in rows) else ""
+    return f"split: {split}, made here by subject{own}"
 
 
 def dataset_table(
@@ -114,9 +130,13 @@ def dataset_table(
     """
     if csv is not None:
         return from_release(csv, str(root), card)
+    return split_table(_rows(dataset, card, root, table), card, split, seed)
+
+
+def _rows(dataset: str, card: Card, root: Path, table: Path | None) -> list[Segment]:
+    """As they are read, before any split."""
     empty: Unlabelled = "none" if card.several else "refuse"
-    rows = placed(read_table(table, empty), root) if table is not None else read_dataset(dataset, root)
-    return split_table(rows, card, split, seed)
+    return placed(read_table(table, empty), root) if table is not None else read_dataset(dataset, root)
 
 
 def split_table(rows: list[Segment], card: Card, split: str, seed: int = 0) -> list[Segment]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +43,16 @@ class KnownVideo:
 
 @dataclass(frozen=True)
 class Overlap:
-    """rows: of the table that come from videos of the corpus. names: some of these videos, as the corpus calls them. unread: videos
-    of the corpus that are as long as one of the table and could not be looked at."""
+    """rows: of the table that come from videos of the corpus. same: their videos -> what the corpus calls them. unread: videos of
+    the corpus that are as long as one of the table and could not be looked at."""
 
     rows: tuple[Segment, ...]
-    names: tuple[str, ...]
+    same: Mapping[str, str]
     unread: tuple[str, ...]
+
+    def names(self, rows: Sequence[Segment]) -> tuple[str, ...]:
+        """Some of the corpus's videos that these of `rows` come from."""
+        return tuple(dict.fromkeys(self.same[segment.video] for segment in rows))[:EXAMPLES]
 
 
 def corpus_videos(corpus: Corpus, wanted: NDArray[np.bool_] | None = None) -> list[KnownVideo]:
@@ -89,8 +93,7 @@ def overlap(
     looks, unread = _same_looks(files, known)
     same |= looks
     found = [segment for segment in table if segment.video in same]
-    names = tuple(dict.fromkeys(same[segment.video] for segment in found))
-    return Overlap(tuple(found), names[:EXAMPLES], unread)
+    return Overlap(tuple(found), same, unread)
 
 
 def _same_files(videos: Iterable[str], paths: Sequence[str]) -> dict[str, str]:

@@ -144,7 +144,7 @@ def open_workflow_task(
     dataset: str, root: Path, choices: MetricChoices, *, cache: Path | None = None, **of_table: object
 ) -> WorkflowTask:
     """A data set as whole videos. of_table: of `labelled`. Raises DatasetError and ConfigError."""
-    card, rows = labelled(dataset, root, **of_table)  # pyright: ignore[reportArgumentType]
+    card, rows, _ = labelled(dataset, root, **of_table)  # pyright: ignore[reportArgumentType]
     return WorkflowTask(Path(dataset).stem, card, rows, choices, cache=cache or Path(root) / ".trocar")
 
 

@@ -27,7 +27,7 @@ def identical_videos(corpus: Corpus) -> list[tuple[str, ...]]:
         video = corpus.video(row)
         size = video.facts.size_bytes
         try:
-            found = _sampled(StoredFile(video.facts), size)
+            found = _sampled(StoredFile(video.facts, video.remedy), size)
         except VideoError:
             continue
         groups.setdefault((size, video.gops_digest, found), []).append(video.facts.path)

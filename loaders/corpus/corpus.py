@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..video.storage import INDEX_AGAIN
 from ..video.timeline import Timeline
 from ..video.video import GopTable, PacketTable, VideoFacts
 from .folder import DESCRIPTION, GOPS_NAME, PACKETS_NAME, VIDEOS_NAME, CorpusError, corpus_folder
@@ -119,6 +120,13 @@ class Video:
     num_gops: int
     first_packet: int
     gops_digest: str
+
+    @property
+    def remedy(self) -> str:
+        """What makes the file and the index agree again, in words: proxies are made of what is lost with them."""
+        if not self.original:
+            return INDEX_AGAIN
+        return f"make the proxy anew from {self.original}: run `trocar pack ORIGINALS --out THERE` again"
 
 
 Part = TypeVar("Part")

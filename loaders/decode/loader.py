@@ -282,7 +282,7 @@ class BaseClipLoader(ABC, Generic[Block]):
             verdict = f"a draw and its {self.recipe.sampler.max_spares} replacements failed"
         raise VideoError(
             f"{len(failures)} failures in {spans} draws, {verdict}, in {len(videos)} videos:\n"
-            f"{listed}\nmend them and run `trocar index` again where they are of a corpus; or leave "
+            f"{listed}\nmend them and run `trocar index` again where they are of a corpus, of proxies `trocar pack`; or leave "
             "them out (data.exclude), or raise failure_budget"
         )
 

@@ -244,9 +244,10 @@ class SpanReader:
         return Cut(clips, crops, window, places)
 
     def _open(self, row: int) -> _OpenVideo:
-        facts = self.recipe.videos.video(row).facts
+        video = self.recipe.videos.video(row)
+        facts = video.facts
         self.reading = facts.path
-        return self._videos.add(row, _OpenVideo(facts, self.recipe.videos.gops(row), WindowReader(facts)))
+        return self._videos.add(row, _OpenVideo(facts, self.recipe.videos.gops(row), WindowReader(facts, video.remedy)))
 
     def decode(self, cut: Cut, output: NDArray[np.uint8], count: LoaderCount) -> None:
         """Decodes a window and cuts its views into output, (V, T, R, R, 3). Adds to the count. Raises VideoError."""

@@ -62,11 +62,13 @@ class ClipList:
         content_box: bool = True,
         track: int | None = None,
     ) -> None:
-        if num_frames < 1 or segments < 0 or max_spares < 0:
-            raise ValueError(
-                "num_frames must be at least 1, segments and max_spares at least 0, "
-                f"got {num_frames}, {segments} and {max_spares}"
-            )
+        for name, value, least in (
+            ("num_frames", num_frames, 1),
+            ("segments", segments, 0),
+            ("max_spares", max_spares, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         # Frames, or seconds, from the clip's first frame.
         if stride is not None and sample_fps is None and stride >= 1:
             self._steps = np.arange(num_frames) * stride

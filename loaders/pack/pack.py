@@ -21,7 +21,8 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from dataclasses import replace as with_changes
 from pathlib import Path
 
 from ..corpus.corpus import Corpus, Video
@@ -34,7 +35,7 @@ from ..video.video import VideoError
 from .gain import expected_gain
 from .isolated import ProcessDied, run_isolated
 from .proxy import Hidden, Proxy, write_proxy
-from .record import VIDEOS_FOLDER, finished_proxy, proxy_path, remove_record, write_record
+from .record import VIDEOS_FOLDER, finished_proxy, other_settings, proxy_path, remove_record, write_record
 from .settings import PackSettings
 
 PROXIES_NAME, LOCK_NAME, PACKING_NAME = "proxies.csv", ".pack.lock", "packing.json"
@@ -78,6 +79,7 @@ def pack_corpus(
     workers: int | None = None,
     progress: bool = True,
     hidden: Mapping[int, Hidden] | None = None,
+    replace: bool = False,
 ) -> PackSummary:
     """Makes a proxy of every video of a corpus, and indexes them.
 
@@ -87,11 +89,12 @@ def pack_corpus(
         settings: of the proxies; the defaults where None.
         workers: processes, each at one video; None takes as many as there are cores.
         progress: tell the expected gain and the progress on stderr.
-        hidden: by row of the corpus, the frames that are black in a proxy.
+        hidden: by row of the corpus, the frames that are black in a proxy; None where nothing was screened.
+        replace: make proxies anew that were made with other settings.
 
     Raises:
-        CorpusError: the corpus cannot be read or holds proxies, `out` is that corpus or another pack writes to it, or no video
-            can be packed.
+        CorpusError: the corpus cannot be read or holds proxies, `out` is that corpus, another pack writes to it or it holds
+            proxies of other settings, or no video can be packed.
         OSError: `out` cannot be written, for instance because the disk is full.
     """
     started = time.monotonic()
@@ -110,7 +113,7 @@ def pack_corpus(
     with _only_packer(out):
         for left in (out / VIDEOS_FOLDER).glob("*/*.tmp"):
             left.unlink(missing_ok=True)
-        proxies, reused, problems = _pack_all(corpus, out, settings, workers, progress, hidden or {})
+        proxies, reused, problems = _pack_all(corpus, out, settings, workers, progress, hidden, replace)
         if not proxies:
             _write_csv(out / QUARANTINE_NAME, ["path", "reason"], problems)
             reasons = "\n  ".join(reason for _, reason in problems[:3])
@@ -132,12 +135,19 @@ def pack_corpus(
 
 
 def _pack_all(
-    corpus: Corpus, out: Path, settings: PackSettings, workers: int, progress: bool, hidden: Mapping[int, Hidden]
+    corpus: Corpus,
+    out: Path,
+    settings: PackSettings,
+    workers: int,
+    progress: bool,
+    screened: Mapping[int, Hidden] | None,
+    replace: bool,
 ) -> tuple[dict[int, Proxy], int, list[tuple[str, str]]]:
     """Row -> proxy, ascending; how many were there before; (path, reason) of what went wrong."""
     proxies: dict[int, Proxy] = {}
     problems: dict[int, tuple[str, str]] = {}
     rows: list[int] = []
+    hidden, others = screened or {}, []
     for row in range(len(corpus)):
         video = corpus.video(row)
         path = video.facts.path
@@ -145,8 +155,18 @@ def _pack_all(
             problems[row] = (path, f"{path}: changed since it was indexed; run `trocar index` again")
         elif (proxy := finished_proxy(out, video, settings, hidden.get(row, ()))) is None:
             rows.append(row)
+            of_row = None if screened is None else hidden.get(row, ())
+            others += [found for found in [other_settings(out, video, settings, of_row)] if found]
         else:
             proxies[row] = proxy
+    if others and not replace:
+        names = [
+            f"{name} {old} -> {new}" for name, (old, new) in {k: v for each in others for k, v in each.items()}.items()
+        ]
+        raise CorpusError(
+            f"{out}: holds {len(others):,} proxies made with other settings ({', '.join(names)}); set that back, give another "
+            "--out, or make them anew with --replace"
+        )
     reused = len(proxies)
     if rows and progress:
         print("\n".join(expected_gain(corpus, rows, settings, workers).lines()), file=sys.stderr, flush=True)
@@ -189,7 +209,7 @@ def pack_video(corpus_path: str, row: int, out: str, settings: PackSettings, hid
     remove_record(folder, video)  # it would be of another proxy
     began = time.process_time()
     proxy = write_proxy(video.facts, corpus.gops(row), proxy_path(folder, video.id), settings, hidden)
-    proxy = replace(proxy, core_seconds=time.process_time() - began)
+    proxy = with_changes(proxy, core_seconds=time.process_time() - began)
     write_record(folder, video, settings, proxy, hidden)
     return proxy
 

@@ -54,6 +54,26 @@ def finished_proxy(out: Path, video: Video, settings: PackSettings, hidden: Hidd
     return Proxy(**record["proxy"])
 
 
+def other_settings(
+    out: Path, video: Video, settings: PackSettings, hidden: Hidden | None = None
+) -> dict[str, tuple[Any, Any]]:
+    """Setting -> (what the proxy that stands there was made with, what it would be now), of those that differ. hidden: None where
+    nothing is screened."""
+    try:
+        found = json.loads(_record_path(out, video).read_text(encoding="utf-8"))["made_of"]
+    except (FileNotFoundError, ValueError):
+        return {}
+    if not proxy_path(out, video.id).exists():
+        return {}
+    found = {"side_multiple": FIRST_SIDE_MULTIPLE, **found}
+    wanted = {**asdict(settings), "quality": settings.encoder_quality}
+    if settings.side_multiple is None:
+        del wanted["side_multiple"]
+    changed = {name: (found[name], value) for name, value in wanted.items() if found.get(name, value) != value}
+    # Screening more than before is what a later screen is for; showing again what was black is not.
+    return {**changed, "screen": (True, False)} if hidden is None and found.get("hidden") else changed
+
+
 def _record_path(out: Path, video: Video) -> Path:
     return proxy_path(out, video.id).with_suffix(".json")
 

@@ -24,6 +24,7 @@ VERSION_KEYS = (
     "updated",
     "created",
 )
+INDEX_AGAIN = "run `trocar index` again"
 REMOTE_BLOCK_BYTES = 4 << 20
 REMOTE_BLOCKS = 16
 
@@ -62,10 +63,11 @@ def as_os_error() -> Iterator[None]:
 
 
 class StoredFile:
-    """An open file of which ranges can be read. Raises VideoError where it is gone or has changed since it was indexed."""
+    """An open file of which ranges can be read. remedy: what messages say mends it. Raises VideoError where it is gone or has
+    changed since it was indexed."""
 
-    def __init__(self, video: VideoFacts) -> None:
-        self.video = video
+    def __init__(self, video: VideoFacts, remedy: str = INDEX_AGAIN) -> None:
+        self.video, self.remedy = video, remedy
         self._descriptor = -1
         self._system: Any = None
         try:
@@ -110,8 +112,8 @@ class StoredFile:
     def _check(self, version: tuple[int, int]) -> None:
         if version != (self.video.size_bytes, self.video.mtime_ns):
             self.close()
-            raise VideoError(f"{self.video.path}: changed since it was indexed; run `trocar index` again")
+            raise VideoError(f"{self.video.path}: changed since it was indexed; {self.remedy}")
 
     def _unreadable(self, error: OSError) -> VideoError:
         reason = error.strerror or str(error)
-        return VideoError(f"{self.video.path}: {reason}; restore the file or run `trocar index` again")
+        return VideoError(f"{self.video.path}: {reason}; restore the file or {self.remedy}")

@@ -25,7 +25,7 @@ from av.packet import Packet
 from numpy.typing import NDArray
 
 from .reader import DemuxReader
-from .storage import StoredFile
+from .storage import INDEX_AGAIN, StoredFile
 from .uncrop import can_be_cropped, uncropped
 from .video import GopTable, PacketFlag, PacketTable, VideoError, VideoFacts
 
@@ -116,12 +116,12 @@ def padded_packet(payload: memoryview) -> Packet:
 class WindowReader:
     """Cuts windows out of one video. Not thread-safe: one thread at a time.
 
-    Raises VideoError where the file is gone or has changed since it was indexed.
+    remedy: what messages say mends the file. Raises VideoError where it is gone or has changed since it was indexed.
     """
 
-    def __init__(self, video: VideoFacts) -> None:
+    def __init__(self, video: VideoFacts, remedy: str = INDEX_AGAIN) -> None:
         self.video = video
-        self._file = StoredFile(video)
+        self._file = StoredFile(video, remedy)
         self._demuxer: DemuxReader | None = None
 
     def close(self) -> None:
@@ -141,7 +141,7 @@ class WindowReader:
         rows = gops[first_gop:stop_gop]
         starts = rows.first_packet - first_packet
         if not np.array_equal(table.pts[starts], rows.pts) or not (table.flags[starts] & PacketFlag.KEY).all():
-            raise VideoError(f"{self.video.path}: its GOPs and packets contradict each other; run `trocar index` again")
+            raise VideoError(f"{self.video.path}: its GOPs and packets contradict each other; {self._file.remedy}")
         packet_of = _packets_of(self.video, table, frames)
         needed = _needed(rows, starts, table, frames, packet_of)
         chosen = np.flatnonzero(needed)

@@ -288,9 +288,9 @@ def test_options_are_the_keywords_of_the_loaders() -> None:
         ({"training": False, "epochs": 2}, ValueError, "order, shuffle and epochs are for training"),
         ({"rank": 1}, ValueError, "give both rank and ranks or neither, got rank=1, ranks=None"),
         ({"rank": 2, "ranks": 2}, ValueError, r"rank 2 is not in 0 \.\. 1"),
-        ({"batch": 0}, ValueError, "batch and epochs must be at least 1"),
-        ({"epochs": 0}, ValueError, "batch and epochs must be at least 1"),
-        ({"first_number": -1}, ValueError, "first_number at least 0, got 2, 1 and -1"),
+        ({"batch": 0}, ValueError, "^batch must be at least 1, got 0$"),
+        ({"epochs": 0}, ValueError, "^epochs must be at least 1, got 0$"),
+        ({"first_number": -1}, ValueError, "^first_number must be at least 0, got -1$"),
         ({"batch": 12}, ValueError, r"an epoch has 11 clips, fewer than 1 rank\(s\) x batch 12: .* drop_last=False"),
         (
             {"batch": 3, "order": ClipOrder(2), "rank": 0, "ranks": 2},

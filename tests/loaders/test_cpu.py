@@ -328,8 +328,8 @@ def test_the_budget_ends_the_run_with_the_reasons(patients):
         assert "above the budget of 5%, in 1 videos" in message
         assert f"{patients.path}: No such file or directory" in message
         assert (
-            "run `trocar index` again where they are of a corpus; or leave them out (data.exclude), or raise failure_budget"
-            in message
+            "run `trocar index` again where they are of a corpus, of proxies `trocar pack`; or leave "
+            "them out (data.exclude), or raise failure_budget" in message
         )
         assert list(loader) == []
     with load(patients.corpus, in_batches(0, 10), failure_budget=0, failure_floor=1000) as loader:

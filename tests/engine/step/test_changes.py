@@ -21,8 +21,9 @@ from trocar.engine.inputs.checkpoints import checkpoint_path, checkpoints
 from trocar.engine.pretrain import pretrain
 from trocar.engine.record.metrics import read_metrics
 from trocar.engine.record.run_record import read_starts
-from trocar.engine.step.changes import check_changes, differences, marks
+from trocar.engine.step.changes import check_changes, check_same_draws, differences, marks
 from trocar.engine.view import run as view
+from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.corpus.index import index_corpus
 
 # A value for every setting of a run that shows in its curve or its draws, other than the demo's.
@@ -114,6 +115,14 @@ def test_further_steps_of_a_constant_rate_change_nothing() -> None:
         check_changes(cooled, before, 4, 10, 10)
     with pytest.raises(ConfigError, match=r"optim\.steps: 10 -> 12.*from optim\.epochs"):
         check_changes(made("optim.epochs=3"), made("optim.epochs=3"), 4, 12, 10)
+
+
+def test_other_draws_hide_no_other_setting(folder: Path) -> None:
+    before = config(folder, folder / "x")
+    now = config(folder, folder / "x", "validation.videos=['1.mp4']", "data.resolution=48", "run.log_every=5")
+    said = r"(?s)now: validation\.videos: .* These differ as well: data\.resolution: \d+ -> 48\. Set it back"
+    with pytest.raises(ConfigError, match=said):
+        check_same_draws(now, before, Corpus.open(folder / "corpus"), 2, ["others"])
 
 
 def test_an_unchanged_run_goes_on_bit_by_bit_and_says_nothing(

@@ -54,6 +54,25 @@ def test_equal_to_scikit_learn(seed: int) -> None:
     assert found["phase_jaccard"] == pytest.approx(sk.jaccard_score(truth, predicted, average="macro"), abs=1e-12)
 
 
+def test_whole_clips_have_no_metrics_of_sequences() -> None:
+    truth, said = [0, 1, 0, 1], [0, 1, 1, 1]
+    whole = measure(predictions(truth, said, videos=[0, 1, 2, 3]))
+    assert {*whole} == {
+        "accuracy",
+        "accuracy_over_seconds",
+        "balanced_accuracy",
+        "macro_f1",
+        "mean_average_precision",
+        "auroc",
+    }
+    assert "edit_score" in measure(predictions(truth, said, videos=[0, 1, 2, 3]), "edit_score"), "what a card asks for"
+    of_sequences = measure(predictions(truth, said, videos=[0, 1, 2, 2]))
+    assert {*of_sequences} == {*METRICS}
+    assert whole.items() <= of_sequences.items()
+    several = predictions(np.eye(2)[truth] > 0, np.eye(2)[said], videos=[0, 1, 2, 3])
+    assert {*measure(several)} == {"mean_average_precision", "auroc"}
+
+
 def test_several_labels_have_their_metrics_alone() -> None:
     generator = np.random.default_rng(0)
     truth = generator.random((50, 4)) < 0.3

@@ -16,6 +16,7 @@ from dataset_fixtures import FIXTURES
 from PIL import Image
 
 from trocar.engine.cli import main
+from trocar.judge.downstream.finetune_command import open_task
 from trocar.judge.labels.audit import Audit, audit, duplicates
 from trocar.judge.labels.audit_command import dataset_table
 from trocar.judge.labels.corpus_overlap import KnownVideo
@@ -265,6 +266,50 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {s.centre for s in table if s.split == "test"} == {"bern"}
 
 
+def test_missing_videos_are_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of which nothing can be compared; what the annotations alone tell is told all the same."""
+    rows = [f"{n}.mp4,{'ab'[n % 2]},s{n},{split}" for n, split in enumerate(["train", "train", "val", "test"])]
+    (tmp_path / "labels.csv").write_text("\n".join(["video,label,subject,split", *rows]) + "\n")
+    command = ["bench", "audit", str(tmp_path / "labels.csv")]
+    assert main([*command, str(tmp_path / "nowhere"), "--split", "as-is", "--json", str(tmp_path / "audit.json")]) == 1
+    said = capsys.readouterr().out
+    assert "missing videos: 4 of 4 videos are not there (train 2, val 1, test 1); correct their paths" in said
+    assert "no fault found" not in said
+    assert json.loads((tmp_path / "audit.json").read_text())["findings"][0]["share"] == 1
+    for n in range(3):
+        (tmp_path / f"{n}.mp4").touch()
+    assert main([*command, str(tmp_path), "--split", "as-is"]) == 1
+    assert (
+        f"1 of 4 videos are not there (test 1); correct their paths (relative ones of a table begin at ROOT); {tmp_path}/3.mp4"
+        in (capsys.readouterr().out)
+    )
+    (tmp_path / "3.mp4").touch()
+    assert main([*command, str(tmp_path), "--split", "as-is"]) == 0
+
+
+def test_whose_split_it_is_stands_in_the_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    splits = dict(enumerate(["test", "test", "val", "train", "train", "train"]))
+    rows = {n: f"{n}.mp4,{'ab'[n % 2]},s{n}" for n in splits}
+    (tmp_path / "own.csv").write_text(
+        "\n".join(["video,label,subject,split", *(f"{rows[n]},{splits[n]}" for n in rows)])
+    )
+    (tmp_path / "none.csv").write_text("\n".join(["video,label,subject", *rows.values()]))
+    for n in rows:
+        (tmp_path / f"{n}.mp4").touch()
+    made = "split: leak-free, made here by subject"
+    own = "split: as-is, the table's own"
+    for name, split, head in (
+        ("own", [], f"{made}; the table's own is --split as-is"),
+        ("own", ["--split", "as-is"], own),
+        ("none", [], made),
+    ):
+        main(["bench", "audit", str(tmp_path / f"{name}.csv"), str(tmp_path), *split])
+        assert capsys.readouterr().out.splitlines()[0] == head
+        task = open_task(str(tmp_path / f"{name}.csv"), tmp_path, **({"split": "as-is"} if split else {}))
+        assert task.notes[0] == head
+    assert "val has no row of 1 of 2 classes: b" in open_task(str(tmp_path / "own.csv"), tmp_path, split="as-is").notes
+
+
 @pytest.mark.parametrize(("kind", "other"), [(".jpg", ".png"), (".png", ".jpg")])
 def test_segments_become_exactly_their_frames(kind: str, other: str, tmp_path: Path) -> None:
     """First and last frame of a segment that ends where the next one begins; folders of pictures as well as files."""
@@ -313,6 +358,10 @@ def test_videos_of_m2cai16_are_known_by_their_names(tmp_path: Path) -> None:
     (finding,) = audit(table, card, corpus=known(*names)).findings
     assert finding.detail == "2 rows of test come from videos of the corpus"
     assert finding.examples == (names[0],)
+    validation = [replace(s, video=f"{s.video} as val", subject="workflow_video_02", split="val") for s in table]
+    both = audit([*table, *validation], card, corpus=known(*names)).findings
+    of_corpus = {f.detail.split()[3]: f.examples for f in both if f.kind == "pretraining"}
+    assert of_corpus == {"val": (names[1],), "test": (names[0],)}, "each split's own"
     assert not audit(table, card, corpus=known("/other/workflow_video_41.mp4")).findings
 
 

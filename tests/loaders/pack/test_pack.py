@@ -23,6 +23,7 @@ from trocar.engine.cli import main
 from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import Config, ConfigError
 from trocar.engine.step.build import build_sampler
+from trocar.loaders.clip_loader import clip_loader
 from trocar.loaders.corpus.corpus import Corpus, CorpusError
 from trocar.loaders.corpus.index import index_corpus
 from trocar.loaders.cpu import ClipLoader
@@ -34,6 +35,7 @@ from trocar.loaders.pack.pack import PackSummary, pack_corpus
 from trocar.loaders.pack.record import finished_proxy
 from trocar.loaders.pack.settings import PackSettings
 from trocar.loaders.video.probe import probe_video
+from trocar.loaders.video.video import VideoError
 
 SETTINGS = PackSettings(short_side=64, stride=2, gop=4)
 WHOLE = CropRecipe((1, 1), (4 / 3, 4 / 3), 0)
@@ -53,8 +55,10 @@ def write_originals(folder: Path, frames: int = 60, count: int = 3) -> Path:
     return folder / "corpus"
 
 
-def pack(corpus: Path, out: Path, settings: PackSettings = SETTINGS, workers: int = 1) -> PackSummary:
-    return pack_corpus(corpus, out, settings, workers=workers, progress=False)
+def pack(
+    corpus: Path, out: Path, settings: PackSettings = SETTINGS, workers: int = 1, replace: bool = False
+) -> PackSummary:
+    return pack_corpus(corpus, out, settings, workers=workers, progress=False, replace=replace)
 
 
 def quarantine(out: Path) -> dict[str, str]:
@@ -189,6 +193,23 @@ def test_the_command_says_what_it_does(corpus: Path, tmp_path: Path, capsys: pyt
     assert "--workers: 0 is not accepted" in capsys.readouterr().err
 
 
+def test_a_missing_proxy_is_made_of_its_original_again(tmp_path: Path) -> None:
+    corpus, out = write_originals(tmp_path, 20, count=1), tmp_path / "out"
+    pack(corpus, out)
+    video = Corpus.open(out).video(0)
+    size = {"batch": 1, "num_frames": 2, "stride": 2, "resolution": 32, "device": "cpu", "loader": "cpu"}
+    remedy = f"make the proxy anew from {video.original}: run `trocar pack ORIGINALS --out THERE` again"
+    for harm, said in ((lambda path: os.utime(path, ns=(0, 1)), "changed since"), (os.unlink, "restore the file or ")):
+        harm(video.facts.path)
+        with pytest.raises(VideoError) as error:
+            next(iter(clip_loader(Corpus.open(out), training=False, **size)))
+        assert said in str(error.value)
+        assert remedy in str(error.value)
+    os.unlink(Corpus.open(corpus).video(0).facts.path)
+    with pytest.raises(VideoError, match="restore the file or run `trocar index` again"):
+        next(iter(clip_loader(Corpus.open(corpus), training=False, **size)))
+
+
 def test_originals_may_be_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same command again, when the proxies are all that is left; nothing is measured that nobody asked for."""
     corpus = write_originals(tmp_path, 30, count=2)
@@ -211,8 +232,18 @@ def test_what_is_finished_is_not_made_again(tmp_path: Path) -> None:
     assert (again.videos, again.reused, again.packed_bytes) == (3, 3, first.packed_bytes)
     assert times(out) == made
     # Another quality, another file under the same name, a proxy cut short and one without its record.
-    assert pack(corpus, out, PackSettings(short_side=64, stride=2, gop=4, quality=30)).reused == 0
-    assert pack(corpus, out).reused == 0
+    other = PackSettings(short_side=64, stride=2, gop=4, quality=30)
+    with pytest.raises(
+        CorpusError, match=r"holds 3 proxies made with other settings \(quality 23 -> 30\); set that back"
+    ):
+        pack(corpus, out, other)
+    assert times(out) == made
+    assert pack(corpus, out, other, replace=True).reused == 0
+    with pytest.raises(CorpusError, match=r"quality 30 -> 23.* another --out, or make them anew with --replace"):
+        pack(corpus, out)
+    command = ["pack", str(corpus), "--out", str(out), "--short-side", "64", "--stride", "2", "--gop", "4"]
+    assert main(command) == 1
+    assert main([*command, "--replace", "--workers", "1"]) == 0
     assert proxies(out).keys() == {f"videos/{name[:2]}/{name}.{suffix}" for name in made for suffix in ("mp4", "json")}
     clips.write_numbered(tmp_path / "originals" / "1.mp4", 24, video_id=1, gop=12)
     index_corpus([tmp_path / "originals.csv"], corpus, workers=1, progress=False)
@@ -239,7 +270,10 @@ def test_proxies_of_other_sides_stay_unless_asked(tmp_path: Path) -> None:
     for multiple, width in ((None, 86), (2, 86), (16, None)):
         proxy = finished_proxy(out, video, replace(SETTINGS, side_multiple=multiple))
         assert (proxy and proxy.width) == width
-    assert pack(corpus, out, replace(SETTINGS, side_multiple=16)).reused == 0
+    wider = replace(SETTINGS, side_multiple=16)
+    with pytest.raises(CorpusError, match=r"side_multiple 2 -> 16"):
+        pack(corpus, out, wider)
+    assert pack(corpus, out, wider, replace=True).reused == 0
     facts = Corpus.open(out).video(0).facts
     assert (facts.width, facts.height) == (80, 64)
     assert facts.pixel_aspect == pytest.approx(128 / 96 * 64 / 80, rel=0.01)

@@ -90,3 +90,5 @@ def test_removed_frames_and_metadata_are_gone(tmp_path: Path, capsys: pytest.Cap
     assert screen.columns["first_frame"].tolist() == [0, 5, 11, 17, 30, 40]
     assert screen.columns["blank"].tolist() == [False, True, True, False, True, False]
     assert len(screen.cuts) == 5
+    assert main(words) == 1, "what was black would be seen again"
+    assert "made with other settings (screen True -> False)" in capsys.readouterr().err
