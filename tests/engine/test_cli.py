@@ -133,6 +133,8 @@ def test_clips_of_another_corpus_are_drawn_without_what_the_run_knows_of_its_own
     assert main(["index", str(tmp_path / "videos"), "--out", str(other), "--workers", "1"]) == 0
     assert main(["view", "recon", str(run), "--corpus", str(other), "--clips", "1"]) == 0
     assert (run / "reconstruction.png").is_file()
+    assert main(["view", "recon", str(run), "--clips", "1"]) == 0, "of the run's held-out videos, which have no shares"
+    (run / "config.yaml").write_text(yaml.safe_dump({**text, "validation": {}}))
     assert main(["view", "recon", str(run), "--clips", "1"]) != 0
     assert "data.source_caps: no video has the source 'a'" in capsys.readouterr().err
 

@@ -305,7 +305,7 @@ def test_whose_split_it_is_stands_in_the_head(tmp_path: Path, capsys: pytest.Cap
     ):
         main(["bench", "audit", str(tmp_path / f"{name}.csv"), str(tmp_path), *split])
         assert capsys.readouterr().out.splitlines()[0] == head
-        task = open_task(str(tmp_path / f"{name}.csv"), tmp_path, **({"split": "as-is"} if split else {}))
+        task = open_task(str(tmp_path / f"{name}.csv"), tmp_path, split=split[-1] if split else "leak-free")
         assert task.notes[0] == head
     assert "val has no row of 1 of 2 classes: b" in open_task(str(tmp_path / "own.csv"), tmp_path, split="as-is").notes
 

@@ -395,5 +395,6 @@ def test_lists_that_cannot_be(folder, corpus):
         with pytest.raises(ValueError, match="give either stride, at least 1, or sample_fps, above 0"):
             ClipList(rows, **{"num_frames": FRAMES, "stride": 2, **options})
     for name, value, least in (("num_frames", 0, 1), ("segments", -1, 0), ("max_spares", -1, 0)):
+        one: dict[str, Any] = {"num_frames": FRAMES, "stride": 2, name: value}
         with pytest.raises(ValueError, match=f"^{name} must be at least {least}, got {value}$"):
-            ClipList(rows, **{"num_frames": FRAMES, "stride": 2, name: value})
+            ClipList(rows, **one)
