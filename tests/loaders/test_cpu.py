@@ -399,9 +399,9 @@ def test_few_videos_stay_open(shared_corpus, monkeypatch):
     opened = []
     init = WindowReader.__init__
 
-    def counted(self, video):
+    def counted(self, video, *more):
         opened.append(video.path)
-        init(self, video)
+        init(self, video, *more)
 
     monkeypatch.setattr(WindowReader, "__init__", counted)
     with load(shared_corpus, in_batches(0, 20), threads=1) as loader:
