@@ -22,6 +22,8 @@ UNKNOWN = "unknown"
 GONE = f"{UNKNOWN}: the corpus is not where the run read it"
 OVERLAP = f"{UNKNOWN}; `trocar bench audit --corpus --json` tells, and `trocar export --audited` writes it here"
 
+Chosen = tuple[NDArray[np.bool_], NDArray[np.bool_]]
+
 
 def corpus_section(folder: str, config: Config, audited: list[str] | None = None) -> str:
     """Markdown. folder: in which the run was started. audited: of `audited_lines`."""
@@ -29,13 +31,14 @@ def corpus_section(folder: str, config: Config, audited: list[str] | None = None
         corpus = Corpus.open(Path(folder) / config.data.corpus)
     except (CorpusError, OSError):
         corpus = None
+    chosen = None if corpus is None else _chosen(corpus, config)
     cells = [
         *_hygiene(corpus, config),
         *_curation(Path(folder), config),
-        ("videos left out by rules", _rules(corpus, config)),
-        ("videos held out for validation", _held_out(corpus, config)),
+        ("videos left out by rules", _rules(corpus, config, chosen)),
+        ("videos held out for validation", _held_out(corpus, config, chosen)),
     ]
-    parts = [_sources(corpus, config), Table(("what was done with it", "as recorded"), cells).markdown()]
+    parts = [_sources(corpus, chosen), Table(("what was done with it", "as recorded"), cells).markdown()]
     if audited:
         parts.append("Videos of benchmarks in it:\n" + "\n".join(f"- {line}" for line in audited))
     else:
@@ -43,7 +46,7 @@ def corpus_section(folder: str, config: Config, audited: list[str] | None = None
     return "\n\n".join(parts)
 
 
-def _chosen(corpus: Corpus, config: Config) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+def _chosen(corpus: Corpus, config: Config) -> Chosen | None:
     """(V,) which videos rules let through, and which of all are held out; None where these do not fit the corpus any more."""
     data, validation = config.data, config.validation
     try:
@@ -55,11 +58,10 @@ def _chosen(corpus: Corpus, config: Config) -> tuple[NDArray[np.bool_], NDArray[
         return None
 
 
-def _sources(corpus: Corpus | None, config: Config) -> str:
+def _sources(corpus: Corpus | None, chosen: Chosen | None) -> str:
     """Of the videos that were drawn from; of all where that is not known."""
     if corpus is None:
         return f"{GONE}."
-    chosen = _chosen(corpus, config)
     drawn = np.ones(len(corpus), bool) if chosen is None else chosen[0] & ~chosen[1]
     hours: dict[tuple[str, str, str], list[float]] = {}
     for row, is_drawn in zip(corpus.scan("source", "domain", "licence", "duration_seconds"), drawn, strict=True):
@@ -111,7 +113,7 @@ def _curation(folder: Path, config: Config) -> list[tuple[str, str]]:
     return found
 
 
-def _rules(corpus: Corpus | None, config: Config) -> str:
+def _rules(corpus: Corpus | None, config: Config, chosen: Chosen | None) -> str:
     data = config.data
     if not (data.include or data.exclude):
         return "none"
@@ -120,16 +122,14 @@ def _rules(corpus: Corpus | None, config: Config) -> str:
     rules += f" (lists: {', '.join(lists)})" if lists else ""
     if corpus is None:
         return f"{rules}; how many videos: {GONE}"
-    chosen = _chosen(corpus, config)
     if chosen is None:
         return f"{rules}; how many videos: {UNKNOWN}, the rules do not fit the corpus any more"
     return f"{_counted(corpus, ~chosen[0])}: {rules}"
 
 
-def _held_out(corpus: Corpus | None, config: Config) -> str:
+def _held_out(corpus: Corpus | None, config: Config, chosen: Chosen | None) -> str:
     if not config.validation.is_wanted:
         return "none"
-    chosen = None if corpus is None else _chosen(corpus, config)
     if corpus is None or chosen is None:
         return f"some; how many: {UNKNOWN}"
     return f"{_counted(corpus, chosen[1])}; never drawn from"
