@@ -117,6 +117,9 @@ def run_pretrain(options: argparse.Namespace) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(f"all steps of this run are done; checkpoint: {last}")
         return 0
+    from .draws.changes import check_start
+
+    check_start(config)
     from .pretrain import pretrain
     from .ranks.stop import INTERRUPTED_STATUS, REQUEUE_STATUS
 

@@ -20,7 +20,8 @@ from ..loaders.corpus.index import index_corpus
 from ..loaders.corpus.whole_file import write_whole
 from .config.file import load_config
 from .pretrain import pretrain
-from .view.run import view_curve, view_reconstruction
+from .view.curve import view_curve
+from .view.run import view_reconstruction
 
 NUM_VIDEOS, SECONDS, FPS, WIDTH, HEIGHT = 12, 24, 25, 320, 240
 

@@ -29,7 +29,10 @@ from ..ssl.objective import MaskSource, Objective
 from .checkpoint.checkpoint import remove_unfinished, restore, run_tensors
 from .checkpoint.saver import CheckpointSaver
 from .config.file import CONFIG_FILE
-from .config.settings import Config, OptimConfig, RunConfig
+from .config.settings import Config, RunConfig
+from .draws.changes import check_resumed, tell_changes
+from .draws.samplers import build_order, draws_fingerprints, samplers_by_clip, selection_notes
+from .draws.schedule import Schedule, build_schedule, count_steps
 from .inputs.checkpoints import checkpoint_path, newest_step
 from .ranks.distributed import World, check_shares, distribute, open_world
 from .ranks.housekeeping import collect_garbage_seldom, pin_to_cores, snapshot_when_out_of_memory
@@ -44,21 +47,14 @@ from .record.readback import ReadBack, StepReport
 from .record.run_record import record_start
 from .record.skips import SkipLog
 from .step.body import StepBody
-from .step.build import (
-    build_model,
-    describe,
-    draws_fingerprints,
-    samplers_by_clip,
-    selection_notes,
-)
-from .step.changes import check_changes, check_same_corpus, check_same_draws, config_before, tell_changes
+from .step.build import build_model, describe
 from .step.device import choose_device
 from .step.graphs import GraphedStep, why_no_graphs
 from .step.guard import StepGuard
-from .step.loading import build_loader, build_order, diversity
+from .step.loading import build_loader, diversity
 from .step.micro_batch import PEAK_STEPS, device_memory, fit_batch, measured_peak
 from .step.online_probe import OnlineProbe
-from .step.optim import Schedule, build_optimizer, build_schedule, read_on_device
+from .step.optim import build_optimizer, read_on_device
 from .step.signals import CollapseWatch
 from .step.validation import Validation
 from .view.live import LivePictures
@@ -193,10 +189,6 @@ def build_body(
     return body
 
 
-def count_steps(config: OptimConfig, num_spans: int) -> int:
-    return config.steps or max(1, round((config.epochs or 0) * num_spans / config.batch))
-
-
 def train(
     run: Run, corpus: Corpus, steps: int, progress: bool, on_step: Callable[[int], None] = lambda steps_done: None
 ) -> PretrainResult:
@@ -211,11 +203,7 @@ def train(
     first_step, state, changes = world.from_first(newest_step(run_dir)), {}, []
     if first_step:
         state = restore(checkpoint_path(run_dir, first_step), run.objective, run.optimizer, run.guard, world)
-        before = config_before(run_dir, state)
-        check_same_corpus(config, corpus, state["corpus"])
-        check_same_draws(config, before, corpus, first_step, state.get("draws"))
-        steps_before = state.get("steps") or (count_steps(before.optim, sampler.num_spans) if before else steps)
-        changes = check_changes(config, before, first_step, steps, steps_before)
+        before, changes = check_resumed(config, corpus, sampler_at, first_step, steps, state)
         if world.is_first:
             tell_changes(before, changes, first_step)
     if world.is_first:

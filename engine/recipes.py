@@ -14,7 +14,7 @@ import yaml
 from .config.file import CONFIGS, load_config
 from .config.settings import Config, plain
 from .console.table import Table
-from .step.changes import FREE
+from .draws.changes import FREE
 
 PUBLISHED = CONFIGS / "published" / "recipes.yaml"
 # Of the data, which clips come and not how; model.start and model.init are free for a run that goes on, not for one that begins.

@@ -15,10 +15,10 @@ from ranks import make_corpus
 
 from trocar.engine.cli import main
 from trocar.engine.config.settings import DataConfig, OptimConfig, RunConfig, ValidationConfig
+from trocar.engine.draws.schedule import build_schedule
 from trocar.engine.ranks.distributed import COLLECTIVE_GRACE
 from trocar.engine.ranks.stop import REQUEUE_STATUS
 from trocar.engine.record.metrics import read_metrics
-from trocar.engine.step.optim import build_schedule
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "launch.md").read_text(encoding="utf-8")
 SHELL = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)

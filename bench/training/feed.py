@@ -24,7 +24,7 @@ import torch
 
 from ...engine.config.file import load_config
 from ...engine.console.table import Table
-from ...engine.step.build import samplers_by_clip
+from ...engine.draws.samplers import samplers_by_clip
 from ...engine.step.loading import build_loader
 from ...loaders import nvdec
 from ...loaders.choose import NVDEC_PACKAGE

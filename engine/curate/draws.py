@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 
 from ...loaders.corpus.corpus import Corpus
@@ -25,8 +24,7 @@ from ..config.error import ConfigError
 from ..config.file import load_config
 from ..config.settings import Config
 from ..console.table import Table
-from ..step.build import build_sampler, plan_draws, repeats_line
-from ..step.loading import build_loader
+from ..draws.samplers import build_sampler, plan_draws, repeats_line
 from ..view.numbers import write_numbers
 
 if TYPE_CHECKING:
@@ -107,6 +105,10 @@ def view_draws(
     draws = draw_numbers(planned, first, count)
     table = shares_table(planned, draws)
     shown = draws[: max(1, clips)]
+    import torch  # slow to import: what is wrong with the config has been told by now
+
+    from ..step.loading import build_loader
+
     with build_loader(planned.config, planned.corpus, planned.sampler, iter([shown]), torch.device("cpu")) as loader:
         batch = next(loader)
     domains = [row["domain"] for row in planned.corpus.scan("domain")]

@@ -11,14 +11,14 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ...loaders.corpus.whole_file import write_text_whole
 from ..config.settings import Config
 from ..console.versions import installed_versions
-from ..ranks.distributed import World
+
+if TYPE_CHECKING:
+    from ..ranks.distributed import World
 
 FILE_NAME = "run.json"
 PACKAGES = (
@@ -82,6 +82,8 @@ def _machine(world: World) -> dict[str, Any]:
         "device": str(world.device),
     }
     if world.device.type == "cuda":
+        import torch  # slow to import: who reads records does without
+
         properties = torch.cuda.get_device_properties(world.device)
         machine |= {"gpu": properties.name, "gpu_bytes": properties.total_memory, "cuda": torch.version.cuda}
     return machine

@@ -14,13 +14,13 @@ import numpy as np
 from ..config.settings import Config
 from ..console.table import Table
 from ..curate.draws import plan, shares
+from ..draws.changes import marks
+from ..draws.samplers import build_order
 from ..inputs.folders import PROBE_FILE
 from ..record.device_time import held_up_by
 from ..record.metrics import QUARANTINE_FILE
 from ..record.run_record import read_starts
 from ..record.skips import SKIPPED_FILE
-from ..step.changes import marks
-from ..step.loading import build_order
 from .charts import RUN_COLOURS, Line, chart
 from .curves import LATEST_STEPS, Curve, Curves, read_probe
 from .page import paragraph, table

@@ -18,13 +18,14 @@ from torch import nn
 from ...ssl.objective import Objective
 from ...ssl.weight_copies import WeightCopies
 from ..config.settings import Config, ConfigError, RunConfig
+from ..draws.schedule import Schedule
 from ..ranks.compiler import is_compilers
 from ..ranks.distributed import World, gradients_exchanged, leave_uncompiled, whole
 from ..record.profiler import stage
 from ..record.readback import StepSums
 from .build import autocast
 from .guard import StepGuard
-from .optim import Schedule, set_schedule, step_unless
+from .optim import set_schedule, step_unless
 
 
 def why_no_copies(run: RunConfig) -> str | None:

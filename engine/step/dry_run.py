@@ -36,9 +36,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ...ssl import attention
 from ..config.settings import Config
+from ..draws.samplers import build_order
 from ..ranks.distributed import World, check_shares, device_mesh, distribute, gradients_exchanged, whole
 from .build import autocast, build_model
-from .loading import build_order
 from .optim import build_optimizer, step_unless
 
 # Operator -> what it is called here, and which argument a rank hands over.

@@ -20,10 +20,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ...ssl.attention import varlen_attn
 from ..config.settings import Config, ConfigError
+from ..draws.schedule import Schedule
 from ..ranks.distributed import World
 from ..record import profiler
 from .body import StepBody
-from .optim import Schedule
 
 WARMUP = 3  # times that a shape is launched one by one first
 UPDATE = "update"

@@ -28,9 +28,10 @@ from ...loaders.draw.augment import CropRecipe
 from ...loaders.draw.order import ClipOrder
 from ...loaders.draw.sampler import Sampler
 from ..config.settings import Config, ConfigError
+from ..draws.phases import phases
+from ..draws.samplers import build_order, build_sampler
 from ..ranks.distributed import World
-from .build import build_sampler
-from .sizes import PhasedLoader, phases
+from .sizes import PhasedLoader
 
 CHOICES_FILE = "loader.json"
 DIVERSITY_EVERY = 10  # steps; it takes the host a millisecond
@@ -60,10 +61,6 @@ def build_loader(
 
         return PhasedLoader(phases(config), numbers, open_loader)
     return _open(config, corpus, sampler, numbers, device, report, world)
-
-
-def build_order(config: Config) -> ClipOrder:
-    return ClipOrder(config.data.views_per_span, config.data.pool_spans, config.data.lanes, config.run.seed)
 
 
 def diversity(config: Config, order: ClipOrder, step: int) -> dict[str, float]:

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 from ..config.settings import Config, ConfigError
+from ..draws.phases import phases
+from ..draws.samplers import build_order
 from ..ranks.distributed import World, check_shares
 from .dry_run import dry_run_alone
-from .loading import build_order
-from .sizes import phases
 
 # Of fewer, a small model holds the most where all of its gradients are there, not its activations.
 TRACED_CLIPS = (8, 16)

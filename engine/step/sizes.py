@@ -1,15 +1,10 @@
-"""Runs whose clips grow on the way (data.sizes): the phases of a run, their loaders one after another, their masks.
-
-A phase begins with a step, hence with a clip's number. What a clip is, and its mask, follow from its number alone, so a run resumed
-in any phase does what it would have done.
-"""
+"""Runs whose clips grow on the way (data.sizes): the loaders of their phases one after another, and their masks."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,42 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from ...loaders.decode.batch import ClipBatch, LoaderCount
 from ...loaders.decode.loader import BaseClipLoader
 from ...ssl.packing import BlockMasks
-from ..config.settings import Config, ConfigError, DataConfig
-
-
-@dataclass(frozen=True)
-class Phase:
-    """first_clip: the number of its first clip. config: the run's, with this phase's clips."""
-
-    first_clip: int
-    config: Config
-
-
-def phases(config: Config) -> list[Phase]:
-    """The phases of a run; just one where data.sizes is empty. Raises ConfigError where a phase's clips are none."""
-    found = [Phase(0, _with(config, sizes=()))]
-    for number, size in enumerate(config.data.sizes):
-        changes = {key: value for key, value in vars(size).items() if value is not None and key != "from_step"}
-        # Stride and frame rate exclude each other: naming one takes the other back.
-        if "stride" in changes:
-            changes.setdefault("sample_fps", None)
-        elif "sample_fps" in changes:
-            changes["stride"] = None
-        try:
-            found.append(Phase(size.from_step * config.optim.batch, _with(found[-1].config, **changes)))
-        except ConfigError as error:
-            raise ConfigError(f"data.sizes[{number}]: {error}") from error
-    return found
-
-
-def _with(config: Config, **data: Any) -> Config:
-    fields = {item.name: getattr(config.data, item.name) for item in dataclasses.fields(DataConfig)}
-    return dataclasses.replace(config, data=DataConfig(**{**fields, **data}))
-
-
-def phase_at(found: list[Phase], number: int) -> int:
-    """Which phase the clip `number` belongs to."""
-    return sum(phase.first_clip <= number for phase in found) - 1
+from ..config.settings import Config
+from ..draws.phases import Phase, phase_at
 
 
 class PhasedMasks:

@@ -22,9 +22,10 @@ from ...loaders.cpu import ClipLoader
 from ...loaders.draw.augment import CropRecipe
 from ...ssl.objective import Objective
 from ..config.settings import Config
+from ..draws.phases import phases
+from ..draws.samplers import build_held_out_sampler
 from ..ranks.distributed import World
-from .build import autocast, build_held_out_sampler, build_masks
-from .sizes import phases
+from .build import autocast, build_masks
 
 # Decoding stands behind that of training: it has until the first validation. Processes beside a GPU.
 THREADS = 2

@@ -103,7 +103,7 @@ def run_view_curve(options: argparse.Namespace) -> int:
     from ..inputs.folders import run_with_metrics
 
     run_with_metrics(options.run_dir)
-    from .run import view_curve
+    from .curve import view_curve
 
     print(view_curve(options.run_dir, options.out, numbers=options.json))
     return 0

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...loaders.corpus.whole_file import write_text_whole
 
@@ -19,9 +18,7 @@ def write_numbers(path: Path, values: dict[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
-    if isinstance(value, np.ndarray | np.generic):
+    if isinstance(value, np.ndarray | np.generic) or type(value).__name__ == "Tensor":  # without importing PyTorch
         value = value.tolist()
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]

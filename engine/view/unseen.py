@@ -23,8 +23,9 @@ from ...ssl.objective import MaskSource, Objective
 from ..checkpoint.checkpoint import load_checkpoint
 from ..config.file import CONFIG_FILE, load_config
 from ..config.settings import Config, DataConfig, ValidationConfig
+from ..draws.samplers import build_held_out_sampler, build_sampler
 from ..inputs.checkpoints import CheckpointError, newest_checkpoint
-from ..step.build import autocast, build_held_out_sampler, build_model, build_sampler
+from ..step.build import autocast, build_model
 from ..step.loading import build_loader
 
 FIRST_UNSEEN_DRAW = 2**40  # far beyond any run: other offsets, crops and masks than it was trained on

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.corpus.folder import CorpusError
-from ...loaders.corpus.selection import hold_out, select_videos
+from ...loaders.corpus.selection import select_videos
 from ...loaders.curate.settings import read_summary
 from ...loaders.draw.screened import has_screen, screened
-from ..config.settings import Config
+from ..config.settings import Config, ConfigError
 from ..console.table import Table
+from ..draws.samplers import held_out
 
 UNKNOWN = "unknown"
 GONE = f"{UNKNOWN}: the corpus is not where the run read it"
@@ -48,14 +49,11 @@ def corpus_section(folder: str, config: Config, audited: list[str] | None = None
 
 def _chosen(corpus: Corpus, config: Config) -> Chosen | None:
     """(V,) which videos rules let through, and which of all are held out; None where these do not fit the corpus any more."""
-    data, validation = config.data, config.validation
     try:
-        wanted = select_videos(corpus, data.include, data.exclude).wanted
-        if not validation.is_wanted:
-            return wanted, np.zeros_like(wanted)
-        return wanted, hold_out(corpus, wanted, validation.videos, validation.fraction, validation.seed).wanted
-    except (CorpusError, OSError):
+        wanted, held = select_videos(corpus, config.data.include, config.data.exclude).wanted, held_out(config, corpus)
+    except (ConfigError, CorpusError, OSError):
         return None
+    return wanted, np.zeros_like(wanted) if held is None else held
 
 
 def _sources(corpus: Corpus | None, chosen: Chosen | None) -> str:

@@ -18,8 +18,8 @@ from safetensors import safe_open
 from ...engine.config.error import ConfigError
 from ...engine.config.file import CONFIG_FILE, parse_config
 from ...engine.config.settings import Config
+from ...engine.draws.samplers import held_out
 from ...engine.record.run_record import FILE_NAME
-from ...engine.step.build import held_out
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.corpus.folder import CorpusError
 from ...loaders.corpus.selection import select_videos

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from ...engine.step.optim import Schedule
+from ...engine.draws.schedule import Schedule
 from .features import Features
 from .heads import MeanHead, build_head
 from .protocol import Point, Protocol

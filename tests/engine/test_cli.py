@@ -26,17 +26,8 @@ from trocar.engine.demo import Scene, make_videos
 from trocar.engine.doctor import doctor
 from trocar.engine.inputs.checkpoints import CheckpointError
 from trocar.engine.step.build import build_model
-from trocar.engine.view.run import (
-    GIVEN,
-    GUESSED,
-    ORIGINAL,
-    REBUILT,
-    SEEN,
-    _smooth,
-    reconstruction,
-    view_curve,
-    view_reconstruction,
-)
+from trocar.engine.view.curve import _smooth, view_curve
+from trocar.engine.view.run import GIVEN, GUESSED, ORIGINAL, REBUILT, SEEN, reconstruction, view_reconstruction
 from trocar.loaders.corpus.folder import CorpusError
 from trocar.loaders.decode.threads import LoaderError
 from trocar.loaders.video.error import TrocarError

@@ -22,8 +22,9 @@ from trocar.engine.checkpoint.checkpoint import load_checkpoint
 from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import Config
 from trocar.engine.demo import make_videos
+from trocar.engine.draws.samplers import build_sampler
 from trocar.engine.pretrain import pretrain
-from trocar.engine.step.build import build_model, build_sampler
+from trocar.engine.step.build import build_model
 from trocar.engine.step.loading import build_loader
 from trocar.kernels.pixel_loss import pixel_loss
 from trocar.loaders.corpus.corpus import Corpus

@@ -18,10 +18,10 @@ from runs import TINY, assert_same_run
 
 from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import ConfigError
+from trocar.engine.draws.schedule import Schedule
 from trocar.engine.inputs.checkpoints import CheckpointError, checkpoints
 from trocar.engine.pretrain import pretrain
 from trocar.engine.record.metrics import read_metrics
-from trocar.engine.step.optim import Schedule
 from trocar.loaders.corpus.folder import CorpusError
 from trocar.loaders.corpus.index import index_corpus
 from trocar.loaders.video.video import VideoError

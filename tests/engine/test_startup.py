@@ -17,6 +17,10 @@ import pytest
 from clips import write_numbered
 
 from trocar.engine.cli import build_parser
+from trocar.engine.config.file import load_config
+from trocar.engine.draws.samplers import build_order, draws_fingerprints, samplers_by_clip
+from trocar.loaders.corpus.corpus import Corpus
+from trocar.loaders.corpus.index import index_corpus
 
 HEAVY = (
     "torch", "torchvision", "timm", "triton", "sklearn", "scipy", "matplotlib", "nvidia.dali", "tensorboard", "pyarrow",
@@ -168,6 +172,38 @@ def test_the_walk_would_notice(here: Path) -> None:
     assert (words, status, modules) == (["corpus", "report", "here"], 1, ["pyarrow"])
 
 
+REFUSED = [
+    (["pretrain", "config.yaml", "data.exclude=[nothing*]"], "matches no video"),
+    (["pretrain", "config.yaml", "data.frames=15"], "not divisible into"),
+    (["pretrain", "config.yaml", "data.sizes=[{from_step: 1, resolution: 65}]"], "data.sizes[0]: data.frames"),
+    (["pretrain", "config.yaml", "data.where=blur < 1"], "trocar screen"),
+    (["pretrain", "config.yaml", "optim.betas=[0.5,0.5]"], "would go on after step 1"),
+    (["pretrain", "config.yaml", "run.seed=7"], "would draw other clips now"),
+    (["view", "draws", "config.yaml", "data.exclude=[nothing*]"], "matches no video"),
+]
+
+
+def test_what_is_wrong_with_a_corpus_or_a_run_is_told_before_pytorch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "vids").mkdir()
+    write_numbered(tmp_path / "vids" / "a.mp4", 80)
+    index_corpus([str(tmp_path / "vids")], tmp_path / "corpus")
+    made = ["data.corpus=corpus", "run.dir=run", "run.device=cpu", "data.resolution=32", "data.frames=4", *TINY]
+    config = load_config("demo_cpu", made)
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    state = {"step": 1, "steps": 2, "corpus": Corpus.open(tmp_path / "corpus").fingerprint, "config": config.to_yaml()}
+    sampler_at = samplers_by_clip(config, Corpus.open(tmp_path / "corpus"))
+    state["draws"] = draws_fingerprints(config, sampler_at, build_order(config), 2)
+    saved = tmp_path / "run" / "checkpoints" / "step_00000001"
+    saved.mkdir(parents=True)
+    (saved / "manifest.json").write_text(json.dumps({"state": state}))
+    for (words, status, text, modules), (_, said) in zip(
+        walk(tmp_path, [words for words, _ in REFUSED]), REFUSED, strict=True
+    ):
+        assert status in (1, 2), words
+        assert said in text, (words, text)
+        assert modules == ["pyarrow"], (words, modules)
+
+
 @pytest.mark.slow
 def test_seconds_of_a_core(tmp_path: Path) -> None:
     """Nothing to do below 1.5 s, a wrong path below 1 s, help below 0.5 s: the least of three, as other work takes caches away."""
@@ -189,6 +225,8 @@ def test_seconds_of_a_core(tmp_path: Path) -> None:
         status, least = min(seconds(tmp_path, words) for _ in range(3))
         assert status == 0
         assert least < 1.5, (words, least)
+    status, least = min(seconds(tmp_path, ["view", "curve", "run"]) for _ in range(3))
+    assert (status, least < 1.5) == (0, True), least
     for name, cases in WRONG.items():
         least = min(seconds(tmp_path, [*name.split(), *cases[0][0]])[1] for _ in range(3))
         assert least < 1, (name, least)

@@ -15,8 +15,9 @@ from corpora import corpus_of_two_kinds
 
 from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import ConfigError
+from trocar.engine.draws.samplers import build_order
 from trocar.engine.ranks.distributed import World
-from trocar.engine.step.loading import _settle, build_loader, build_order, diversity
+from trocar.engine.step.loading import _settle, build_loader, diversity
 from trocar.loaders import choose, cpu
 from trocar.loaders.choice import Choice, agree
 from trocar.loaders.choose import Loader, LoaderChoice, choose_loader, decoding_processes

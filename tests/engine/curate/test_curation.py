@@ -22,7 +22,7 @@ from trocar.engine.config.error import ConfigError
 from trocar.engine.config.file import CONFIGS, load_config
 from trocar.engine.curate.corpus_report import corpus_report, load_sources, sources_table
 from trocar.engine.curate.draws import draw_numbers, effective_number, keep_titles_apart, plan, shares_table
-from trocar.engine.step.build import build_sampler
+from trocar.engine.draws.samplers import build_sampler
 from trocar.engine.view.exemplars import exemplar_pictures
 from trocar.loaders.corpus.corpus import Corpus, CorpusError
 from trocar.loaders.corpus.index import index_corpus

@@ -18,6 +18,7 @@ from ranks import OBJECTIVES, TINY, make_corpus, train_made
 
 from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import ConfigError
+from trocar.engine.draws.phases import Phase
 from trocar.engine.ranks import housekeeping
 from trocar.engine.ranks.distributed import World
 from trocar.engine.ranks.housekeeping import (
@@ -30,7 +31,7 @@ from trocar.engine.ranks.housekeeping import (
 from trocar.engine.record import profiler
 from trocar.engine.record.metrics import read_metrics
 from trocar.engine.step.build import build_model
-from trocar.engine.step.sizes import Phase, PhasedLoader
+from trocar.engine.step.sizes import PhasedLoader
 from trocar.loaders.decode.batch import LoaderCount
 
 

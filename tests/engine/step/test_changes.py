@@ -17,12 +17,12 @@ from runs import TINY, assert_same_run
 from trocar.engine.checkpoint.checkpoint import load_checkpoint
 from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import Config, ConfigError
+from trocar.engine.draws.changes import check_changes, check_same_draws, differences, marks
 from trocar.engine.inputs.checkpoints import checkpoint_path, checkpoints
 from trocar.engine.pretrain import pretrain
 from trocar.engine.record.metrics import read_metrics
 from trocar.engine.record.run_record import read_starts
-from trocar.engine.step.changes import check_changes, check_same_draws, differences, marks
-from trocar.engine.view import run as view
+from trocar.engine.view import curve as view
 from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.corpus.index import index_corpus
 

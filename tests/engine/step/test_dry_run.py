@@ -63,9 +63,9 @@ def measure(rank: int, port: int, settings: list[str], found: str) -> None:
     """One rank of a real step over gloo, with real tensors."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     config = load_config("demo_cpu", settings)
+    from trocar.engine.draws.samplers import build_order
     from trocar.engine.ranks.distributed import distribute, gradients_exchanged, open_world, whole
     from trocar.engine.step.build import build_model
-    from trocar.engine.step.loading import build_order
     from trocar.engine.step.optim import build_optimizer, step_unless
 
     with open_world(torch.device("cpu"), 60) as world:

@@ -16,10 +16,11 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import ConfigError, OptimConfig
+from trocar.engine.draws.schedule import Schedule
 from trocar.engine.pretrain import pretrain
 from trocar.engine.record.metrics import read_metrics
 from trocar.engine.step.muon import block_matrices
-from trocar.engine.step.optim import Schedule, build_optimizer, set_schedule, step_unless
+from trocar.engine.step.optim import build_optimizer, set_schedule, step_unless
 from trocar.ssl.encoder import VideoEncoder
 
 CONFIG = OptimConfig(steps=9, optimizer="muon", weight_decay=0.1, betas=(0.9, 0.95))

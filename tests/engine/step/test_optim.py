@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from trocar.engine.config.settings import ConfigError, OptimConfig
-from trocar.engine.step.optim import Schedule, build_optimizer, build_schedule, set_schedule
+from trocar.engine.draws.schedule import Schedule, build_schedule
+from trocar.engine.step.optim import build_optimizer, set_schedule
 
 
 def test_vjepa_schedules_are_stretched_and_cut_off() -> None:

@@ -15,12 +15,13 @@ from clips import write_numbered
 from trocar.engine.checkpoint.checkpoint import load_checkpoint
 from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import ConfigError
+from trocar.engine.draws.phases import phase_at, phases
+from trocar.engine.draws.samplers import samplers_by_clip
 from trocar.engine.inputs.checkpoints import checkpoint_path
 from trocar.engine.pretrain import pretrain
 from trocar.engine.record.metrics import read_metrics
-from trocar.engine.step.build import build_model, samplers_by_clip
+from trocar.engine.step.build import build_model
 from trocar.engine.step.loading import build_loader
-from trocar.engine.step.sizes import phase_at, phases
 from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.corpus.index import index_corpus
 

@@ -13,10 +13,11 @@ from ranks import OBJECTIVES, TINY
 from trocar.engine.checkpoint.checkpoint import load_checkpoint
 from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import Config, ConfigError
+from trocar.engine.draws.samplers import build_held_out_sampler, build_sampler, held_out
 from trocar.engine.inputs.checkpoints import checkpoints
 from trocar.engine.pretrain import pretrain
 from trocar.engine.record.metrics import read_metrics
-from trocar.engine.step.build import build_held_out_sampler, build_masks, build_model, build_sampler, held_out
+from trocar.engine.step.build import build_masks, build_model
 from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.corpus.index import index_corpus
 from trocar.loaders.corpus.selection import below_fraction

@@ -32,8 +32,8 @@ from public_numbers import (
 from public_weights import KEPT, drawn
 
 from trocar.engine.config.file import load_config
+from trocar.engine.draws.schedule import build_schedule
 from trocar.engine.step.build import build_model
-from trocar.engine.step.optim import build_schedule
 from trocar.judge.downstream import metrics
 from trocar.judge.downstream.backbones import _put_image_weights
 from trocar.judge.downstream.matrix import load_matrix

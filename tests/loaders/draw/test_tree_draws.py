@@ -374,7 +374,7 @@ def test_draws_without_a_limit_are_those_they_always_were() -> None:
 
 
 def test_how_often_spans_come_is_said() -> None:
-    from trocar.engine.step.build import repeats_line
+    from trocar.engine.draws.samplers import repeats_line
 
     few = TreeOrder([made_phase([4, 96], [50, 50])], seed=0)
     said = repeats_line(few)

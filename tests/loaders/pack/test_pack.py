@@ -22,7 +22,7 @@ import pytest
 from trocar.engine.cli import main
 from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import Config, ConfigError
-from trocar.engine.step.build import build_sampler
+from trocar.engine.draws.samplers import build_sampler
 from trocar.loaders.clip_loader import clip_loader
 from trocar.loaders.corpus.corpus import Corpus, CorpusError
 from trocar.loaders.corpus.index import index_corpus

@@ -8,18 +8,19 @@ run.allow_changes.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...loaders.corpus.corpus import Corpus
+from ...loaders.draw.sampler import Sampler
 from ..config.file import CONFIG_FILE, parse_config
 from ..config.settings import Config, ConfigError, plain
+from ..inputs.checkpoints import checkpoint_state, newest_checkpoint, newest_step
 from ..record.run_record import read_starts
-from .build import draws_fingerprints, samplers_by_clip
-from .loading import build_order
-from .optim import Schedule, build_schedule
+from .samplers import build_order, draws_fingerprints, samplers_by_clip
+from .schedule import Schedule, build_schedule, count_steps
 
 # fmt: off
 FREE = frozenset([
@@ -61,6 +62,32 @@ class Change:
     @property
     def is_free(self) -> bool:
         return self.key in FREE or (self.key.startswith("run.") and self.key not in NOT_FREE_OF_RUN)
+
+
+def check_start(config: Config) -> None:
+    """What `pretrain` would refuse for its corpus and for the run that it goes on with, without PyTorch.
+
+    Raises ConfigError or CorpusError. Of a checkpoint that cannot be read, whoever restores it says why.
+    """
+    corpus, run_dir = Corpus.open(config.data.corpus), Path(config.run.dir)
+    sampler_at = samplers_by_clip(config, corpus)
+    step = newest_step(run_dir)
+    state = checkpoint_state(newest_checkpoint(run_dir)) if step else None
+    if state is not None:
+        steps = count_steps(config.optim, sampler_at(0).num_spans)
+        check_resumed(config, corpus, sampler_at, step, steps, state)
+
+
+def check_resumed(
+    config: Config, corpus: Corpus, sampler_at: Callable[[int], Sampler], step: int, steps: int, state: dict[str, Any]
+) -> tuple[Config | None, list[Change]]:
+    """The settings before, None where they cannot be read, and what differs now. step, state: of the checkpoint from which the run
+    goes on. steps: of the whole run, now. Raises ConfigError where that is refused."""
+    before = config_before(Path(config.run.dir), state)
+    check_same_corpus(config, corpus, state["corpus"])
+    check_same_draws(config, before, corpus, step, state.get("draws"))
+    steps_before = state.get("steps") or (count_steps(before.optim, sampler_at(0).num_spans) if before else steps)
+    return before, check_changes(config, before, step, steps, steps_before)
 
 
 def differences(before: Config, now: Config) -> list[Change]:
