@@ -57,14 +57,13 @@ def span_rates(corpus: Corpus, config: Config) -> dict[str, Rate]:
         )
     clip = {"num_frames": data.frames, "stride": stride, "sample_fps": data.sample_fps}
     sampler = Sampler(corpus.frames, **clip, video_fps=corpus.fps)
-    counted = [span_cost(corpus.gops(c.video), np.unique(c.frames)) for c in sampler.clips(np.arange(COUNTED_SPANS))]
+    draws = np.arange(min(COUNTED_SPANS, sampler.num_spans))
+    counted = [span_cost(corpus.gops(c.video), np.unique(c.frames)) for c in sampler.clips(draws)]
     size, pictures = np.mean(counted, axis=0)
-    source = f"{COUNTED_SPANS} spans of {corpus.path}, by its index"
+    source = f"{len(draws):,} spans of {corpus.path}, by its index"
     rates = {"bytes_per_span": Rate(float(size), source), "pictures_per_span": Rate(float(pictures), source)}
-    by_views = {
-        float(views): seconds for views in TIMED_VIEWS if (seconds := _core_seconds(corpus, sampler, config, views))
-    }
-    if len(by_views) == len(TIMED_VIEWS):
+    by_views = _core_seconds(corpus, sampler, config)
+    if by_views:
         span, view = fit_line(by_views)
         source = f"spans of {corpus.path} decoded here, {machine(torch.device('cpu'))['device']}"
         rates |= {"core_seconds_per_span": Rate(span, source), "core_seconds_per_view": Rate(view, source)}
@@ -83,24 +82,27 @@ def span_cost(gops: GopTable, frames: NDArray[np.int64]) -> tuple[int, int]:
     return int(table.size.sum()), int(needed.sum())
 
 
-def _core_seconds(corpus: Corpus, sampler: Sampler, config: Config, views: int) -> float | None:
-    """A span's, with so many views: the mean over spans that are read within a few seconds."""
+def _core_seconds(corpus: Corpus, sampler: Sampler, config: Config) -> dict[float, float]:
+    """A span's by its number of views: means over the same spans, as many as are read within a few seconds; none where one cannot
+    be read."""
     data = config.data
     crops = CropRecipe(data.crop_scale, data.crop_ratio, data.flip)
     reader = SpanReader(Recipe(corpus, sampler, crops, data.resolution, data.resize, data.content_box))
-    output = np.empty((views, data.frames, data.resolution, data.resolution, 3), np.uint8)
+    output = np.empty((max(TIMED_VIEWS), data.frames, data.resolution, data.resolution, 3), np.uint8)
     began, spent = time.monotonic(), []
     try:
-        for draw in range(TIMED_SPANS):
+        for draw in range(min(TIMED_SPANS, sampler.num_spans)):
             if spent and time.monotonic() - began > TIMED_SECONDS:
                 break
-            start = time.thread_time()
-            if reader.read(draw, tuple(range(views)), output).is_lost:
-                return None
-            spent.append(time.thread_time() - start)
+            spent.append([])
+            for views in TIMED_VIEWS:
+                start = time.thread_time()
+                if reader.read(draw, tuple(range(views)), output[:views]).is_lost:
+                    return {}
+                spent[-1].append(time.thread_time() - start)
     finally:
         reader.close()
-    return float(np.mean(spent))
+    return dict(zip(map(float, TIMED_VIEWS), np.mean(spent, axis=0).tolist(), strict=True))
 
 
 def packing_of(proxies: Corpus) -> tuple[Rate, Rate] | None:

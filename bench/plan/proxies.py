@@ -33,7 +33,7 @@ class ProxyCodec:
         if self.gpu_clips_per_second is not None:
             by_gpu = f"{self.gpu_clips_per_second:,.0f} clips/s"
         return (
-            f"{self.codec}: {self.bytes_per_frame / 1024:.1f} KiB a frame, {frames * self.bytes_per_frame / 1e12:,.3g} TB in all; "
+            f"{self.codec}: {self.bytes_per_frame / 1024:.1f} KiB a frame, {frames * self.bytes_per_frame / 1e9:,.2f} GB in all; "
             f"amplification {self.amplification:.2f}; {self.frames_per_core_second:,.0f} frames a second of a core "
             f"({self.device}); by DALI on a GPU {by_gpu}"
         )

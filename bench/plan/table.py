@@ -55,14 +55,14 @@ def table(plan: Plan) -> str:
         "clips/s": lambda form: _figure(form.step.clips_per_second),
         "unique spans/s": lambda form: _figure(form.step.spans_per_second),
         "bottleneck": lambda form: form.step.bottleneck + f" ({form.step.decoder})" * (form.step.bottleneck == DECODE),
-        "days": lambda form: _figure(form.days),
+        "time": lambda form: _time(form.days),
         "GPU-hours": lambda form: _figure(form.gpu_hours),
         "core-hours": lambda form: _figure(form.core_hours),
         "of them packing": lambda form: _figure(form.packing_core_hours),
-        "TB": lambda form: "unknown" if form.terabytes is None else _figure(form.terabytes),
+        "storage": lambda form: "unknown" if form.terabytes is None else _size(form.terabytes),
     }
     if any(form.money is not None for form in plan.arms):
-        columns[plan.cluster.prices.currency] = lambda form: "unknown" if form.money is None else _money(form.money)
+        columns[plan.cluster.prices.currency] = lambda form: "unknown" if form.money is None else _figure(form.money)
     lines = [
         f"{plan.cluster.name}: {plan.corpus.videos:,} videos, {_frames(plan.corpus.frames)}, {plan.corpus.spans:,} spans; "
         f"{plan.config.model.encoder} {plan.config.objective.kind}, {plan.clips:,} clips in steps of {plan.config.optim.batch:,}",
@@ -89,8 +89,14 @@ def _frames(frames: int) -> str:
     return f"{frames / 1e6:,.1f} M frames" if frames >= 1e6 else f"{frames:,} frames"
 
 
-def _money(amount: float) -> str:
-    return f"{amount:,.0f}" if amount >= 100 else _figure(amount)
+def _time(days: float) -> str:
+    if days >= 1 or not math.isfinite(days):
+        return f"{_figure(days)} days"
+    return f"{_figure(24 * days)} h" if 24 * days >= 1 else f"{_figure(86400 * days)} s"
+
+
+def _size(terabytes: float) -> str:
+    return f"{_figure(terabytes)} TB" if terabytes >= 1 else f"{_figure(1e3 * terabytes)} GB"
 
 
 def _figure(value: float) -> str:

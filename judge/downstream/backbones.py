@@ -104,6 +104,8 @@ def load_backbone(
     that has to match. seed: of random weights. Raises ConfigError where there is no such encoder, WeightsError or CheckpointError
     where its weights cannot be used.
     """
+    if stride and sample_fps:
+        raise ConfigError(f"stride={stride} and sample_fps={sample_fps} exclude each other; give one of them")
     is_random = name.startswith(RANDOM)
     source = name.removeprefix(RANDOM)
     if source.startswith(TIMM):
@@ -121,8 +123,6 @@ def load_backbone(
             f"{patch}; give --frames that are a multiple of {tubelet}, and a --resolution that is one of {patch}"
         )
     if stride or sample_fps:
-        if stride and sample_fps:
-            raise ConfigError(f"stride={stride} and sample_fps={sample_fps} exclude each other; give one of them")
         clips = replace(clips, stride=stride, sample_fps=sample_fps)
     if is_random:
         _forget(model, seed)
