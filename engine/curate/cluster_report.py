@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.curate.nodes import NODES_NAME
@@ -91,6 +92,7 @@ def _contents(tree: ClusterTree, corpus: Corpus) -> list[str]:
     described = {row["id"]: row for row in corpus.scan("id", "source", "domain")}
     missing = {"source": "(not in the corpus)", "domain": "(not in the corpus)"}
     lines = []
+    level = tree.paths.shape[1]
     top = np.where(tree.leaf >= 0, tree.paths[tree.leaf, 0], -1)
     for column in ("source", "domain"):
         given = [described.get(name, missing)[column] for name in tree.video_ids]
@@ -103,7 +105,7 @@ def _contents(tree: ClusterTree, corpus: Corpus) -> list[str]:
         for node, spans in nodes[:LISTED_NODES]:
             shares = Counter(names[top == node].tolist()).most_common(4)
             held = ", ".join(f"{name} {count / spans:.0%}" for name, count in shares)
-            cells.append((str(node), f"{spans:,}", held))
+            cells.append((f"{level}.{node}", f"{spans:,}", held))
         lines += [Table(("cluster of the top level", "spans", f"{column}s"), cells).markdown(), ""]
     return lines
 
@@ -127,10 +129,14 @@ def _exemplars(tree: ClusterTree, corpus: Corpus, out: Path) -> bool:
     nodes = pq.read_table(out / NODES_NAME).to_pylist()
     top = max(node["level"] for node in nodes)
     largest = sorted((node for node in nodes if node["level"] == top), key=lambda node: -node["spans"])[:SHEET_NODES]
-    labels = {span: f"cluster {node['node']}" for node in largest for span in node["exemplars"][:PER_NODE]}
-    pictures = exemplar_pictures(tree, corpus, list(labels), 128)
+    wanted = [span for node in largest for span in node["exemplars"][:PER_NODE]]
+    pictures = exemplar_pictures(tree, corpus, wanted, 128)
     if not pictures:
         return False
-    sheet = np.stack([exemplar.picture for exemplar in pictures.values()])
-    contact_sheet(sheet, [labels[span] for span in pictures], out / SHEET_NAME)
+    titled: list[tuple[str, NDArray[np.uint8] | None]] = []
+    for node in largest:  # a row each, or half of one
+        found = [pictures[span].picture for span in node["exemplars"][:PER_NODE] if span in pictures]
+        titled += [(f"{top}.{node['node']}", picture) for picture in found]
+        titled += [("", None)] * (PER_NODE - len(found))
+    contact_sheet([picture for _, picture in titled], [title for title, _ in titled], out / SHEET_NAME)
     return True

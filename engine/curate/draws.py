@@ -124,8 +124,10 @@ def view_draws(
     return [*planned.notes, table, f"contact sheet   {out}"]
 
 
-def contact_sheet(pictures: NDArray[np.uint8], labels: Sequence[str], out: Path) -> None:
-    """Pictures (n, H, W, 3) with their labels in a grid; PNG."""
+def contact_sheet(
+    pictures: Sequence[NDArray[np.uint8] | None] | NDArray[np.uint8], labels: Sequence[str], out: Path
+) -> None:
+    """Pictures (H, W, 3) with their labels in a grid, eight in a row; None leaves a place empty. PNG."""
     from matplotlib.figure import Figure  # slow to import: only where something is drawn
 
     columns = min(8, len(pictures))
@@ -133,8 +135,8 @@ def contact_sheet(pictures: NDArray[np.uint8], labels: Sequence[str], out: Path)
     figure = Figure(figsize=(max(1.4 * columns, 2.8), 1.55 * rows + 0.3), layout="constrained")
     for index, axis in enumerate(np.atleast_1d(figure.subplots(rows, columns)).flat):
         axis.set_axis_off()
-        if index < len(pictures):
-            axis.imshow(pictures[index])
+        if index < len(pictures) and (picture := pictures[index]) is not None:
+            axis.imshow(picture)
             axis.set_title(labels[index], fontsize=6)
     keep_titles_apart(figure)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -9,9 +9,11 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from clips import write_numbered
@@ -20,6 +22,7 @@ from trocar.bench.curation.balance_corpus import DOMAINS, SHARES, make_corpus, s
 from trocar.engine.cli import build_parser, main
 from trocar.engine.config.error import ConfigError
 from trocar.engine.config.file import CONFIGS, load_config
+from trocar.engine.curate import cluster_report
 from trocar.engine.curate.corpus_report import corpus_report, load_sources, sources_table
 from trocar.engine.curate.draws import draw_numbers, effective_number, keep_titles_apart, plan, shares_table
 from trocar.engine.draws.samplers import build_sampler
@@ -244,8 +247,28 @@ def test_the_trees_report(made: Path) -> None:
     assert report.count("4.0 |") >= 1
     for name in ("sizes.png", "exemplars.png"):
         assert (made / "tree" / name).read_bytes().startswith(b"\x89PNG")
+    assert re.search(r"^\| 3\.\d \| ", report, re.MULTILINE), "a cluster is called as on the tree's page"
     assert effective_number(np.array([5, 5, 0, 5])) == pytest.approx(3)
     assert effective_number(np.array([1, 0])) == pytest.approx(1)
+
+
+def test_exemplars_of_a_cluster_stay_together(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a row each, called as on the tree's page; a cluster of fewer leaves places empty."""
+    sheets: list[tuple[list[Any], list[str]]] = []
+    few = pq.read_table(made / "tree" / "nodes.parquet").to_pylist()
+    few[-1]["exemplars"] = few[-1]["exemplars"][:1]
+    pq.write_table(pa.Table.from_pylist(few), tmp_path / "nodes.parquet")
+    monkeypatch.setattr(
+        cluster_report, "contact_sheet", lambda pictures, labels, out: sheets.append((pictures, labels))
+    )
+    assert cluster_report._exemplars(ClusterTree.read(made / "tree"), Corpus.open(made / "corpus"), tmp_path)
+    ((pictures, labels),) = sheets
+    assert len(pictures) == len(labels) == 4 * 4
+    halves = [labels[start : start + 4] for start in range(0, 16, 4)]
+    assert sorted(half[0] for half in halves) == ["3.0", "3.1", "3.2", "3.3"]
+    last = f"3.{few[-1]['node']}"
+    assert all(half == ([last, "", "", ""] if half[0] == last else [half[0]] * 4) for half in halves)
+    assert [picture is None for picture in pictures] == [label == "" for label in labels]
 
 
 def test_the_tree_is_shown(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
