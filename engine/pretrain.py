@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,7 @@ from .step.build import build_model, describe
 from .step.device import choose_device
 from .step.graphs import GraphedStep, why_no_graphs
 from .step.guard import StepGuard
+from .step.ignored import IgnoredTargets, without
 from .step.loading import build_loader, diversity
 from .step.micro_batch import PEAK_STEPS, device_memory, fit_batch, measured_peak
 from .step.online_probe import OnlineProbe
@@ -97,6 +98,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     guard: StepGuard
     body: StepBody | GraphedStep
+    ignored: IgnoredTargets | None = None
     device_time: DeviceTime = field(default_factory=DeviceTime)
     energy: EnergyMeter = field(default_factory=EnergyMeter)
 
@@ -196,6 +198,8 @@ def train(
     config, world, run_dir = run.config, run.world, Path(run.config.run.dir)
     sampler_at, order = samplers_by_clip(config, corpus), build_order(config)
     sampler = sampler_at(0)
+    ignored = IgnoredTargets.of(config, corpus, run.objective.encoder.patch, config.run.seed)
+    run = replace(run, ignored=ignored)
     check_shares(world, order, config.optim)
     run_dir.mkdir(parents=True, exist_ok=True)
     if world.is_first:
@@ -322,6 +326,8 @@ def train_step(run: Run, step: int, loader: Iterator[ClipBatch], is_due: bool = 
         run.watch.reach(f"the forward pass of step {step + 1}")
         with stage("masks"):
             masks = run.masks(config.run.seed, batch.numbers, 0, world.device)
+            if run.ignored is not None:
+                masks = without(masks, run.ignored.tokens(batch), world.device)
         places = torch.from_numpy(batch.numbers - step * batch_clips).to(world.device, non_blocking=True)
         if is_sharded:  # ranks gather weights in the forward pass already, where all wait for the slowest
             alone += time.perf_counter() - since
