@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from clips import write_pictures
 from ranks import OBJECTIVES
 from runs import TINY, assert_same_run
 
 from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import Config, ConfigError
+from trocar.engine.inputs.checkpoints import checkpoints
 from trocar.engine.pretrain import pretrain
 from trocar.engine.record.metrics import read_metrics
 from trocar.engine.step.build import build_sampler
@@ -21,7 +22,8 @@ from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.corpus.index import index_corpus
 from trocar.loaders.corpus.spans import SPAN_SCHEMA, ScreenedVideo, write_screen
 from trocar.loaders.cpu import ClipLoader
-from trocar.loaders.draw.augment import CropRecipe
+from trocar.loaders.draw.augment import Box, Crop, CropRecipe
+from trocar.loaders.draw.ignored import ignored_tokens
 
 FRAMES, WIDTH, HEIGHT = 24, 192, 144
 TURNS = [(0, False), (90, False), (180, True), (270, True)]
@@ -74,9 +76,9 @@ def test_ignored_tokens_are_those_that_show_the_overlay(corpus: Path, resize: st
             magenta = (pixels[..., 0] > 125) & (pixels[:, 0, ..., 1] < 125)[:, None]
             share = magenta.mean(axis=1).reshape(-1, 8, 8, 8, 8).mean(axis=(2, 4)).reshape(-1, 64)
             tokens = ignoring.tokens(batch)
-            is_clear = np.abs(share - 0.5) > 0.1  # an edge through the middle is the resizer's to round
+            is_clear = np.abs(share - 0.5) > 0.14  # a row of pixels, 0.125, is the resizer's to round
             assert np.array_equal(tokens[is_clear], (share > 0.5)[is_clear])
-            assert is_clear.mean() > 0.85
+            assert is_clear.mean() > 0.8
             for row, of_clip in zip(batch.videos.tolist(), tokens, strict=True):
                 seen.add(row)
                 ignored_of_video[row] += of_clip.sum()
@@ -85,9 +87,6 @@ def test_ignored_tokens_are_those_that_show_the_overlay(corpus: Path, resize: st
 
 
 def test_what_lies_outside_the_content_box_is_ignored() -> None:
-    from trocar.loaders.draw.augment import Box, Crop
-    from trocar.loaders.draw.ignored import ignored_tokens
-
     overlay = np.zeros((4, 4), bool)
     overlay[0, 0] = True
     found = ignored_tokens(overlay, Box(0, 0, 60, 80), (80, 80), Crop(Box(0, 0, 80, 80), False), 32, 4)
@@ -113,11 +112,11 @@ def test_a_run_ignores_in_parts_in_buffers_and_after_a_stop(corpus: Path, tmp_pa
     assert plain[1]["validation_loss"] != ignoring[1]["validation_loss"]
     assert np.allclose([row["loss"] for row in parts], [row["loss"] for row in ignoring], rtol=1e-6)
     assert_same_run(tmp_path / "buffers", tmp_path / "ignoring")
-    newest = sorted((tmp_path / "ignoring" / "checkpoints").iterdir())[-1]
-    aside = tmp_path / "aside"
-    newest.rename(aside)
-    before = [row["loss"] for row in ignoring]
-    assert [row["loss"] for row in run("ignoring", IGNORE)] == before
+    # Goes on after step 2, as if it had been killed before the last checkpoint.
+    shutil.copytree(tmp_path / "buffers", tmp_path / "again")
+    shutil.rmtree(checkpoints(tmp_path / "again")[-1])
+    run("again", IGNORE)
+    assert_same_run(tmp_path / "again", tmp_path / "ignoring")
 
 
 def test_a_corpus_without_a_screen_is_refused(tmp_path: Path) -> None:
@@ -127,4 +126,3 @@ def test_a_corpus_without_a_screen_is_refused(tmp_path: Path) -> None:
     index_corpus([tmp_path], tmp_path / "corpus", workers=1, progress=False)
     with pytest.raises(ConfigError, match=r"objective.ignore: overlays.*trocar screen"):
         pretrain(config(tmp_path / "corpus", tmp_path / "run", IGNORE, "optim.steps=1"), progress=False)
-    assert not torch.is_grad_enabled() or not (tmp_path / "run" / "checkpoints").exists()
