@@ -30,7 +30,7 @@ from .checkpoint.checkpoint import remove_unfinished, restore, run_tensors
 from .checkpoint.saver import CheckpointSaver
 from .config.file import CONFIG_FILE
 from .config.settings import Config, RunConfig
-from .draws.changes import check_resumed, tell_changes
+from .draws.changes import check_resumed, check_same_targets, tell_changes
 from .draws.samplers import build_order, draws_fingerprints, samplers_by_clip, selection_notes
 from .draws.schedule import Schedule, build_schedule, count_steps
 from .inputs.checkpoints import checkpoint_path, newest_step
@@ -208,6 +208,7 @@ def train(
     if first_step:
         state = restore(checkpoint_path(run_dir, first_step), run.objective, run.optimizer, run.guard, world)
         before, changes = check_resumed(config, corpus, sampler_at, first_step, steps, state)
+        check_same_targets(config, state.get("ignored"), ignored and ignored.fingerprint)
         if world.is_first:
             tell_changes(before, changes, first_step)
     if world.is_first:
@@ -220,7 +221,8 @@ def train(
     shares = (order.share(batch, world.rank, world.size) for batch in batches)
     numbers = run.masks.ahead(config.run.seed, shares, world.device)
     if progress:
-        print("".join(f"{note}\n" for note in selection_notes(config, corpus)), end="", file=sys.stderr)
+        notes = [*selection_notes(config, corpus), *([ignored.note] if ignored else [])]
+        print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
         print(describe(config, run.objective, corpus, sampler, steps, first_step, world.device), file=sys.stderr)
     done, is_stopping, read_back = first_step, False, ReadBack(world.device, run.device_time)
     with (
@@ -288,6 +290,7 @@ def train(
                     tensors = run_tensors(run.objective, run.optimizer, run.guard)
                     draws = draws_fingerprints(config, sampler_at, order, done * config.optim.batch)
                     made_of = {"corpus": corpus.fingerprint, "draws": draws, "config": config.to_yaml(), "steps": steps}
+                    made_of |= {"ignored": ignored.fingerprint} if ignored else {}
                     state = {"step": done, **made_of, **skips.state()}
                     saver.save(tensors, state)
                 saved, saved_at = done, time.monotonic()

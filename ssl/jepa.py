@@ -81,7 +81,9 @@ class JointEmbedding(Objective):
         rows, tokens = prediction, masks.target.tokens
         offsets = masks.target.offsets[:-1]  # what follows the last sequence is padding
         if masks.counted is not None:
-            rows, tokens, offsets = prediction[masks.counted.rows], masks.counted.tokens, masks.counted.offsets
+            # Not prediction[rows], whose backward pass sorts: these are a permutation.
+            rows = prediction.index_select(0, masks.counted.rows)
+            tokens, offsets = masks.counted.tokens, masks.counted.offsets
         loss, sequence_loss = feature_loss(rows, features, tokens, self.distance, offsets, loss_scale)
         return ObjectiveOutput(loss, sequence_loss.unflatten(0, (-1, masks.per_clip)).mean(dim=1), prediction)
 

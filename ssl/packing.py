@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils._pytree import tree_map_only
 
 
 class Packed(NamedTuple):
@@ -111,8 +112,4 @@ def pinned(masks: BlockMasks) -> BlockMasks:
 
 
 def _each(masks: BlockMasks, change: Callable[[torch.Tensor], torch.Tensor]) -> BlockMasks:
-    def changed(packed: Packed) -> Packed:
-        return Packed(change(packed.tokens), change(packed.sequences), change(packed.offsets), packed.longest)
-
-    kept = None if masks.kept is None else changed(masks.kept)
-    return BlockMasks(changed(masks.context), changed(masks.target), masks.per_clip, kept)
+    return tree_map_only(torch.Tensor, change, masks)

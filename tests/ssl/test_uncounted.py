@@ -14,6 +14,7 @@ from trocar.ssl.jepa import JointEmbedding
 from trocar.ssl.mae import MaskedAutoencoder
 from trocar.ssl.masks import TubeMask
 from trocar.ssl.objective import Objective
+from trocar.ssl.packing import to_device
 from trocar.ssl.predictor import Predictor
 
 GRID, CLIPS = (2, 4, 4), 3
@@ -98,3 +99,13 @@ def test_where_nothing_is_ignored_the_loss_is_the_same(objective: str) -> None:
     none = masks.without(torch.zeros(CLIPS, 16, dtype=torch.bool))
     with torch.no_grad():
         assert torch.allclose(model(frames, none).clip_loss, model(frames, masks).clip_loss, rtol=1e-14, atol=0)
+
+
+def test_masks_keep_what_is_not_counted_where_they_travel() -> None:
+    _, source = made("jepa")
+    masks = source(0, range(CLIPS), 0).without(torch.ones(CLIPS, 16, dtype=torch.bool))
+    moved = to_device(masks, torch.device("meta"))
+    assert moved.counted is not None
+    assert {part.device.type for part in moved.counted} == {"meta"}
+    assert moved.per_clip == masks.per_clip
+    assert moved.target.longest == masks.target.longest

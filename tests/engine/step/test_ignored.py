@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks
 from clips import write_pictures
 from ranks import OBJECTIVES
 from runs import TINY, assert_same_run
@@ -46,14 +47,17 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pictures[:, planted()] = (250, 0, 250)
         write_pictures(folder / f"{turn}.mp4", pictures, gop=12, rotation=rotation, mirrored=mirrored)
     index_corpus([folder], folder / "corpus", workers=1, progress=False)
-    opened = Corpus.open(folder / "corpus")
+    write_planted_screen(folder / "corpus", planted())
+    return folder / "corpus"
+
+
+def write_planted_screen(folder: Path, overlay: np.ndarray) -> None:
     videos = []
-    for row in opened.scan("id", "frames"):
+    for row in Corpus.open(folder).scan("id", "frames"):
         spans = {field.name: np.zeros(1, field.type.to_pandas_dtype()) for field in list(SPAN_SCHEMA)[1:]}
         spans["frames"][0] = row["frames"]
-        videos.append(ScreenedVideo(row["id"], "", spans, planted(), 1))
-    write_screen(opened.path, videos, "{}")
-    return folder / "corpus"
+        videos.append(ScreenedVideo(row["id"], "", spans, overlay, 1))
+    write_screen(folder, videos, "{}")
 
 
 def config(corpus: Path, run_dir: Path, *more: str) -> Config:
@@ -97,7 +101,7 @@ def test_what_lies_outside_the_content_box_is_ignored() -> None:
     assert np.array_equal(mirrored, expected[:, ::-1])
 
 
-@pytest.mark.parametrize("objective", ["mae", "jepa"])
+@pytest.mark.parametrize("objective", ["mae", pytest.param("jepa", marks=pytest.mark.slow)])
 def test_a_run_ignores_in_parts_in_buffers_and_after_a_stop(corpus: Path, tmp_path: Path, objective: str) -> None:
     def run(name: str, *more: str) -> list[dict]:
         common = [*OBJECTIVES[objective], "optim.steps=4", "optim.batch=6", "run.precision=float64", "run.device=cpu"]
@@ -117,6 +121,37 @@ def test_a_run_ignores_in_parts_in_buffers_and_after_a_stop(corpus: Path, tmp_pa
     shutil.rmtree(checkpoints(tmp_path / "again")[-1])
     run("again", IGNORE)
     assert_same_run(tmp_path / "again", tmp_path / "ignoring")
+    with pytest.raises(ConfigError, match=r"objective.ignore: nothing -> overlays"):
+        run("plain", IGNORE)
+    shutil.copytree(corpus, tmp_path / "screened_anew")
+    write_planted_screen(tmp_path / "screened_anew", ~planted())
+    anew = [IGNORE, f"data.corpus={tmp_path / 'screened_anew'}"]
+    with pytest.raises(ConfigError, match=r"objective.ignore.*was screened anew"):
+        run("again", *anew)
+    run("again", *anew, "run.allow_changes=true")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["mae", "jepa"])
+def test_ranks_ignore_what_one_process_does(tmp_path: Path, objective: str) -> None:
+    folder = ranks.make_corpus(tmp_path / "videos")
+    overlay = np.zeros((96, 128), bool)
+    overlay[:50, 20:70] = True
+    write_planted_screen(folder, overlay)
+
+    def settings(name: str, *more: str) -> list[str]:
+        common = [*ranks.TINY, *OBJECTIVES[objective], "data.crop_scale=[0.2, 1.0]", "optim.steps=4"]
+        return [*common, f"data.corpus={folder}", f"run.dir={tmp_path / name}", *more]
+
+    ranks.train_made(settings("plain"))
+    ranks.train_made(settings("one", IGNORE))
+    expected = [row["loss"] for row in read_metrics(tmp_path / "one")]
+    assert not np.allclose(expected, [row["loss"] for row in read_metrics(tmp_path / "plain")], rtol=1e-3)
+    for size, more in ((3, []), (2, ["run.sharding=full", "optim.accumulation=2"])):
+        name = f"ranks_{size}"
+        for status, output in ranks.run_ranks(size, tmp_path / name, settings=settings(name, IGNORE, *more)):
+            assert status == 0, output
+        assert np.allclose([row["loss"] for row in read_metrics(tmp_path / name)], expected, rtol=1e-9, atol=0)
 
 
 def test_a_corpus_without_a_screen_is_refused(tmp_path: Path) -> None:
