@@ -117,7 +117,9 @@ def test_the_mask_of_a_proxy_lies_where_its_original_has_it_inside_the_black_bor
         picture = next(container.decode(video=0)).to_ndarray(format="rgb24")
     screen = Screen(Corpus.open(tmp_path / "packed"))
     found = screen.videos[0].overlay
-    rows, columns = (np.arange(count) * length // count for count, length in zip(found.shape, picture.shape, strict=False))
+    rows, columns = (
+        np.arange(count) * length // count for count, length in zip(found.shape, picture.shape, strict=False)
+    )
     is_magenta = (picture[..., 0] > 125)[np.ix_(rows, columns)]
     assert (found & is_magenta).sum() > 0.95 * (found | is_magenta).sum()
     assert screen.columns["overlay_share"][0] == pytest.approx(found.mean())
