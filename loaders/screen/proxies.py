@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..corpus.corpus import Corpus
 from ..corpus.spans import Screen, ScreenedVideo, write_screen
+from ..pack.pseudonyms import Names
 from ..video.video import VideoFacts
 from .in_body import IN_BODY
 
@@ -44,9 +45,15 @@ def hidden_frames(corpus: Corpus, threshold: float = IN_BODY) -> tuple[dict[int,
     return {row: tuple(ends) for row, ends in found.items()}, lines
 
 
-def write_proxies_screen(corpus: Corpus, packed: Path, threshold: float = IN_BODY) -> None:
-    """Writes the screen of the originals as that of their proxies in `packed`, where what was left out is blank."""
-    originals = {video.video: (row, video) for row, video in enumerate(Screen(corpus).videos)}
+def write_proxies_screen(corpus: Corpus, packed: Path, names: Names | None = None, threshold: float = IN_BODY) -> None:
+    """Writes the screen of the originals as that of their proxies in `packed`, where what was left out is blank. names: of the
+    originals in there; their own where None."""
+    names = names or Names()
+    originals = {}
+    for row, video in enumerate(Screen(corpus).videos):
+        identity = names.named(corpus.video(row)).id
+        note = names.told(corpus.video_path(row), video.note)[1]
+        originals[identity] = row, replace(video, video=identity, note=note)
     proxies, found = Corpus.open(packed), []
     for number, values in enumerate(proxies.scan("id")):
         row, video = originals[values["id"]]
