@@ -123,9 +123,9 @@ def run_pack(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(f"trocar pack: {error}") from error
     corpus = Corpus.open(options.corpus)
-    names = Pseudonyms(options.pseudonyms, corpus, options.out) if options.pseudonyms else Names()
+    names = Names() if options.pseudonyms is None else Pseudonyms(options.pseudonyms, corpus, options.out)
     more = {"workers": options.workers, "replace": options.replace, "names": names}
-    told = [f"pseudonyms: the table is {options.pseudonyms}"] if options.pseudonyms else []
+    told = [] if options.pseudonyms is None else [f"pseudonyms: the table is {options.pseudonyms}"]
     if not options.screen:
         summary = pack_corpus(options.corpus, options.out, settings, **more)
         print("\n".join([*summary.lines(), *told]), flush=True)

@@ -14,10 +14,10 @@ from runs import TINY, assert_same_run
 
 from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import Config, ConfigError
+from trocar.engine.draws.samplers import build_sampler
 from trocar.engine.inputs.checkpoints import checkpoints
 from trocar.engine.pretrain import pretrain
 from trocar.engine.record.metrics import read_metrics
-from trocar.engine.step.build import build_sampler
 from trocar.engine.step.ignored import IgnoredTargets
 from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.corpus.index import index_corpus

@@ -148,6 +148,9 @@ def test_the_same_table_names_alike_and_another_is_refused(tmp_path: Path) -> No
     assert main(words(index, packed, tmp_path / "other.csv")) == 1
     assert main([*plain[:3], str(tmp_path / "named"), *plain[4:]]) == 0
     assert main(words(index, tmp_path / "named", table)) == 1
+    told = words(index, tmp_path / "unnamed", table)
+    assert main([*told[:5], "", *told[6:]]) == 1, "a variable that is not set is no leave to name them"
+    assert not (tmp_path / "unnamed").exists()
 
 
 @pytest.mark.parametrize("place", ["packed/names.csv", "packed/deep/names.csv", "link/names.csv"])
