@@ -117,7 +117,7 @@ def insets(samples: Sequence[Sample], covered: Mask) -> NDArray[np.bool_]:
     picture's sides may be, from two sides of the picture to where they meet. Clear edges count in one sample alone, faint ones
     where they are in two, one after the other, for all else moves. What is covered (H, W) by text and logos does not count."""
     hidden, found = dilated(covered, 3), np.zeros(len(samples), bool)
-    before: NDArray[np.float32] | None = None
+    before: NDArray[np.floating] | None = None
     for index, sample in enumerate(samples):
         scores = _inset_scores((sample.pixels @ LUMA).astype(np.float32), hidden)
         found[index] |= scores.max() >= INSET_ALONE
@@ -127,7 +127,7 @@ def insets(samples: Sequence[Sample], covered: Mask) -> NDArray[np.bool_]:
     return found
 
 
-def _inset_scores(luma: NDArray[np.float32], hidden: Mask) -> NDArray[np.float32]:
+def _inset_scores(luma: NDArray[np.float32], hidden: Mask) -> NDArray[np.floating]:
     """(4, heights, widths): for each corner of the picture and each size of a smaller one in it, by how much luma steps at its
     edges, on average along the weaker one, more than beside them."""
     across, down = np.abs(np.diff(luma, axis=1)), np.abs(np.diff(luma, axis=0))
@@ -137,13 +137,13 @@ def _inset_scores(luma: NDArray[np.float32], hidden: Mask) -> NDArray[np.float32
     heights, widths = (np.arange(*(int(share * side) for share in INSET_SIDES)) for side in luma.shape)
     found = []
     for rows, columns in product((1, -1), (1, -1)):
-        upright = np.cumsum(across[::rows, ::columns], axis=0)[heights - 1] / heights[:, None]
-        level = (np.cumsum(down[::rows, ::columns], axis=1)[:, widths - 1] / widths).T
+        upright = np.cumsum(across[::rows, ::columns], axis=0)[heights - 1] / heights[:, None].astype(np.float32)
+        level = (np.cumsum(down[::rows, ::columns], axis=1)[:, widths - 1] / widths.astype(np.float32)).T
         found.append(np.minimum(_beyond_others(upright)[:, widths - 1], _beyond_others(level)[:, heights - 1].T))
     return np.stack(found)
 
 
-def _beyond_others(steps: NDArray[np.float32]) -> NDArray[np.float32]:
+def _beyond_others(steps: NDArray[np.floating]) -> NDArray[np.floating]:
     """Steps less the largest of those two and three places beside them along the second axis."""
     padded = np.pad(steps, ((0, 0), (3, 3)), mode="edge")
     size = steps.shape[1]

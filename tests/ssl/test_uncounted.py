@@ -14,7 +14,7 @@ from trocar.ssl.jepa import JointEmbedding
 from trocar.ssl.mae import MaskedAutoencoder
 from trocar.ssl.masks import TubeMask
 from trocar.ssl.objective import Objective
-from trocar.ssl.packing import to_device
+from trocar.ssl.packing import BlockMasks, to_device
 from trocar.ssl.predictor import Predictor
 
 GRID, CLIPS = (2, 4, 4), 3
@@ -62,7 +62,7 @@ def test_ignored_tokens_enter_neither_loss_nor_gradient(objective: str, decoder_
         output.retain_grad()
         held["prediction"] = output
 
-    last = model.decoder_head if isinstance(model, MaskedAutoencoder) else model.predictor
+    last = model.decoder_head if isinstance(model, MaskedAutoencoder) else model.get_submodule("predictor")
     handle = last.register_forward_hook(hold)
     output = model(frames, masks, 0.5)
     output.loss.backward()
@@ -104,6 +104,7 @@ def test_where_nothing_is_ignored_the_loss_is_the_same(objective: str) -> None:
 def test_masks_keep_what_is_not_counted_where_they_travel() -> None:
     _, source = made("jepa")
     masks = source(0, range(CLIPS), 0).without(torch.ones(CLIPS, 16, dtype=torch.bool))
+    assert isinstance(masks, BlockMasks)
     moved = to_device(masks, torch.device("meta"))
     assert moved.counted is not None
     assert {part.device.type for part in moved.counted} == {"meta"}
