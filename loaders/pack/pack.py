@@ -126,10 +126,13 @@ def pack_corpus(
             left.unlink(missing_ok=True)
         _check_names(out, names)
         proxies, reused, problems = _pack_all(corpus, out, settings, workers, progress, hidden, replace, names)
-        told = [names.told(*problem) for problem in problems]
+        told = []
+        for row, (path, reason) in problems.items():
+            named = names.named(corpus.video(row))
+            told.append((named.original, named.told(path, reason)))
         if not proxies:
             _write_csv(out / QUARANTINE_NAME, ["path", "reason"], told)
-            reasons = "\n  ".join(reason for _, reason in problems[:3])
+            reasons = "\n  ".join(reason for _, reason in [*problems.values()][:3])
             raise CorpusError(f"{out}: none of {len(corpus)} videos can be packed; the first reasons are:\n  {reasons}")
         _index(corpus, out, settings.stride, proxies, told, workers, progress, names)
         _write_packing(out, settings, proxies)
@@ -168,8 +171,8 @@ def _pack_all(
     screened: Mapping[int, Hidden] | None,
     replace: bool,
     names: Names,
-) -> tuple[dict[int, Proxy], int, list[tuple[str, str]]]:
-    """Row -> proxy, ascending; how many were there before; (path, reason) of what went wrong."""
+) -> tuple[dict[int, Proxy], int, dict[int, tuple[str, str]]]:
+    """Row -> proxy, ascending; how many were there before; row -> (path, reason) of what went wrong, ascending."""
     proxies: dict[int, Proxy] = {}
     problems: dict[int, tuple[str, str]] = {}
     rows: list[int] = []
@@ -213,7 +216,7 @@ def _pack_all(
         if proxy.damage:
             path = corpus.video(row).facts.path
             problems[row] = (path, f"{path}: {proxy.damage}")
-    return dict(sorted(proxies.items())), reused, [problem for _, problem in sorted(problems.items())]
+    return dict(sorted(proxies.items())), reused, dict(sorted(problems.items()))
 
 
 def _write_packing(out: Path, settings: PackSettings, proxies: dict[int, Proxy]) -> None:
@@ -236,7 +239,8 @@ def pack_video(corpus_path: str, row: int, out: str, settings: PackSettings, hid
     remove_record(folder, named)  # it would be of another proxy
     began = time.process_time()
     proxy = write_proxy(video.facts, corpus.gops(row), proxy_path(folder, named.id), settings, hidden)
-    proxy = with_changes(proxy, core_seconds=time.process_time() - began)
+    damage = named.told(video.facts.path, proxy.damage)
+    proxy = with_changes(proxy, damage=damage, core_seconds=time.process_time() - began)
     write_record(folder, video, named, settings, proxy, hidden)
     return proxy
 

@@ -38,6 +38,13 @@ class Named:
     description: tuple[str, ...]
     made_of: dict[str, Any]
 
+    def told(self, path: str, text: str) -> str:
+        """A message about the original at `path`, as it may stand in the packed folder."""
+        if self.original != path:
+            for name in (path, os.path.realpath(path), PurePath(path).name):
+                text = text.replace(name, self.original)
+        return text
+
 
 class Names:
     """Names as they are. key_digest: of the key that pseudonyms hang on, "" where there are none."""
@@ -48,10 +55,6 @@ class Names:
         facts = video.facts
         made_of = {"path": facts.path, "size_bytes": facts.size_bytes, "mtime_ns": facts.mtime_ns}
         return Named(video.id, facts.path, _description(video), made_of)
-
-    def told(self, path: str, reason: str) -> tuple[str, str]:
-        """What quarantine.csv says of an original and why it was not packed."""
-        return path, reason
 
 
 class Pseudonyms(Names):
@@ -86,12 +89,6 @@ class Pseudonyms(Names):
         version = self._of("version", repr((facts.path, facts.size_bytes, facts.mtime_ns)))
         made_of = {"pseudonyms": self.key_digest, "version": version}
         return Named(identity, identity, tuple(described.values()), made_of)
-
-    def told(self, path: str, reason: str) -> tuple[str, str]:
-        identity = self._of(VIDEO, path)
-        for text in (path, os.path.realpath(path), PurePath(path).name):
-            reason = reason.replace(text, identity)
-        return identity, reason
 
     def _of(self, kind: str, name: str) -> str:
         data = f"{kind}\n{name}".encode(errors="surrogateescape")

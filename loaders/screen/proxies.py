@@ -51,9 +51,9 @@ def write_proxies_screen(corpus: Corpus, packed: Path, names: Names | None = Non
     names = names or Names()
     originals = {}
     for row, video in enumerate(Screen(corpus).videos):
-        identity = names.named(corpus.video(row)).id
-        note = names.told(corpus.video_path(row), video.note)[1]
-        originals[identity] = row, replace(video, video=identity, note=note)
+        named = names.named(corpus.video(row))
+        note = named.told(corpus.video_path(row), video.note)
+        originals[named.id] = row, replace(video, video=named.id, note=note)
     proxies, found = Corpus.open(packed), []
     for number, values in enumerate(proxies.scan("id")):
         row, video = originals[values["id"]]

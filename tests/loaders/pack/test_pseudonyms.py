@@ -16,7 +16,7 @@ import av
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from clips import write_numbered
+from clips import ruin, write_numbered
 from runs import TINY
 
 from trocar.engine.cli import main
@@ -34,7 +34,7 @@ TELLING = ("Winterbottom", "Ermengarde", "ThornfieldHall", "Rosamund")
 
 
 def make_originals(folder: Path, count: int = 2) -> Path:
-    """An index of videos whose names, folder and metadata tell, and of one that cannot be packed."""
+    """An index of videos whose names, folder and metadata tell, the last of them damaged, and of one that cannot be packed."""
     videos = folder / "Winterbottom"
     videos.mkdir()
     for number in range(count):
@@ -47,6 +47,7 @@ def make_originals(folder: Path, count: int = 2) -> Path:
                 if packet.dts is not None:
                     packet.stream = stream
                     target.mux(packet)
+    ruin(videos / f"Ermengarde_{count - 1}.mp4", 50)
     (folder / "plain.mp4").unlink()
     write_numbered(videos / "Ermengarde_short.mp4", 2, video_id=9, gop=12)
     rows = [(path, "made", "Rosamund", "ThornfieldHall") for path in sorted(videos.glob("*.mp4"))]
@@ -98,7 +99,9 @@ def test_no_name_reaches_proxies_or_their_index(tmp_path: Path) -> None:
     packed, table = tmp_path / "packed", tmp_path / "kept" / "names.csv"
     assert main(words(index, packed, table, "--screen")) == 0
     assert_tells_nothing(packed, leads_back(index))
-    assert (packed / "quarantine.csv").read_text().count("keeps 1, at least 2") == 1
+    told = (packed / "quarantine.csv").read_text()
+    assert told.count("keeps 1, at least 2") == 1
+    assert told.count("of its 60 frames are packed: ") == 1
     proxies = Corpus.open(packed)
     assert len(proxies) == len(Screen(proxies).videos) == 2
     assert len({proxies.video(row).subject for row in range(2)}) == 1
