@@ -22,8 +22,7 @@ def write_whole(path: Path, write: Callable[[Path], Value], *, is_private: bool 
 
     The mode is that of any new file there, as umask and folder have it, also where a library writes by way of a private temporary
     file: safetensors leaves 0600, which colleagues cannot read. is_private: it is the owner's alone, 0600 from its first byte on.
-    Processes of several machines may write the same file at once: the
-    last one's stays. Raises what `write` raises, or OSError.
+    Processes of several machines may write the same file at once: the last one's stays. Raises what `write` raises, or OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
