@@ -38,8 +38,8 @@ from .proxy import Hidden, Proxy, write_proxy
 from .pseudonyms import Named, Names
 from .record import (
     VIDEOS_FOLDER,
+    check_names,
     finished_proxy,
-    key_digest_of,
     other_settings,
     proxy_path,
     remove_record,
@@ -124,7 +124,7 @@ def pack_corpus(
     with _only_packer(out):
         for left in (out / VIDEOS_FOLDER).glob("*/*.tmp"):
             left.unlink(missing_ok=True)
-        _check_names(out, names)
+        check_names(out, names)
         proxies, reused, problems = _pack_all(corpus, out, settings, workers, progress, hidden, replace, names)
         told = []
         for row, (path, reason) in problems.items():
@@ -147,18 +147,6 @@ def pack_corpus(
         original_bytes=sum(corpus.video(row).facts.size_bytes for row in proxies),
         seconds=time.monotonic() - started,
         path=out,
-    )
-
-
-def _check_names(out: Path, names: Names) -> None:
-    """Raises CorpusError where originals are called otherwise in `out`: what stands there would stay beside."""
-    before = key_digest_of(out)
-    if before is None or before == names.key_digest:
-        return
-    held = "the names of its originals" if not before else "pseudonyms"
-    wanted = "by pseudonyms" if not before else "by those of the same table: --pseudonyms FILE"
-    raise CorpusError(
-        f"{out}: holds {held}, so it cannot go on otherwise; give another --out to name originals {wanted}"
     )
 
 

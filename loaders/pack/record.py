@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..corpus.corpus import Video
+from ..corpus.folder import CorpusError
 from ..corpus.whole_file import write_text_whole
 from .proxy import Hidden, Proxy
-from .pseudonyms import Named
+from .pseudonyms import Named, Names
 from .settings import SIDE_MULTIPLE, PackSettings
 
 VIDEOS_FOLDER = "videos"
@@ -77,7 +78,19 @@ def other_settings(
     return {**changed, "screen": (True, False)} if hidden is None and found.get("hidden") else changed
 
 
-def key_digest_of(out: Path) -> str | None:
+def check_names(out: Path, names: Names) -> None:
+    """Raises CorpusError where originals are called otherwise in `out`: what stands there would stay beside."""
+    before = _key_digest_of(out)
+    if before is None or before == names.key_digest:
+        return
+    held = "the names of its originals" if not before else "pseudonyms"
+    wanted = "by pseudonyms" if not before else "by those of the same table: --pseudonyms FILE"
+    raise CorpusError(
+        f"{out}: holds {held}, so it cannot go on otherwise; give another --out to name originals {wanted}"
+    )
+
+
+def _key_digest_of(out: Path) -> str | None:
     """Of the pseudonyms in a packed folder, "" where names stand in it, None where there is no proxy yet."""
     for path in (out / VIDEOS_FOLDER).glob("*/*.json"):
         try:
