@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from .checkpoint.checkpoint import remove_unfinished, restore, run_tensors
 from .checkpoint.saver import CheckpointSaver
 from .config.file import CONFIG_FILE
 from .config.settings import Config, RunConfig
-from .draws.changes import check_resumed, tell_changes
+from .draws.changes import check_resumed, check_same_targets, tell_changes
 from .draws.samplers import build_order, draws_fingerprints, samplers_by_clip, selection_notes
 from .draws.schedule import Schedule, build_schedule, count_steps
 from .inputs.checkpoints import checkpoint_path, newest_step
@@ -51,6 +51,7 @@ from .step.build import build_model, describe
 from .step.device import choose_device
 from .step.graphs import GraphedStep, why_no_graphs
 from .step.guard import StepGuard
+from .step.ignored import IgnoredTargets, without
 from .step.loading import build_loader, diversity
 from .step.micro_batch import PEAK_STEPS, device_memory, fit_batch, measured_peak
 from .step.online_probe import OnlineProbe
@@ -97,6 +98,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     guard: StepGuard
     body: StepBody | GraphedStep
+    ignored: IgnoredTargets | None = None
     device_time: DeviceTime = field(default_factory=DeviceTime)
     energy: EnergyMeter = field(default_factory=EnergyMeter)
 
@@ -196,6 +198,8 @@ def train(
     config, world, run_dir = run.config, run.world, Path(run.config.run.dir)
     sampler_at, order = samplers_by_clip(config, corpus), build_order(config)
     sampler = sampler_at(0)
+    ignored = IgnoredTargets.of(config, corpus, run.objective.encoder.patch, config.run.seed)
+    run = replace(run, ignored=ignored)
     check_shares(world, order, config.optim)
     run_dir.mkdir(parents=True, exist_ok=True)
     if world.is_first:
@@ -204,6 +208,7 @@ def train(
     if first_step:
         state = restore(checkpoint_path(run_dir, first_step), run.objective, run.optimizer, run.guard, world)
         before, changes = check_resumed(config, corpus, sampler_at, first_step, steps, state)
+        check_same_targets(config, state.get("ignored"), ignored and ignored.fingerprint)
         if world.is_first:
             tell_changes(before, changes, first_step)
     if world.is_first:
@@ -216,7 +221,8 @@ def train(
     shares = (order.share(batch, world.rank, world.size) for batch in batches)
     numbers = run.masks.ahead(config.run.seed, shares, world.device)
     if progress:
-        print("".join(f"{note}\n" for note in selection_notes(config, corpus)), end="", file=sys.stderr)
+        notes = [*selection_notes(config, corpus), *([ignored.note] if ignored else [])]
+        print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
         print(describe(config, run.objective, corpus, sampler, steps, first_step, world.device), file=sys.stderr)
     done, is_stopping, read_back = first_step, False, ReadBack(world.device, run.device_time)
     with (
@@ -284,6 +290,7 @@ def train(
                     tensors = run_tensors(run.objective, run.optimizer, run.guard)
                     draws = draws_fingerprints(config, sampler_at, order, done * config.optim.batch)
                     made_of = {"corpus": corpus.fingerprint, "draws": draws, "config": config.to_yaml(), "steps": steps}
+                    made_of |= {"ignored": ignored.fingerprint} if ignored else {}
                     state = {"step": done, **made_of, **skips.state()}
                     saver.save(tensors, state)
                 saved, saved_at = done, time.monotonic()
@@ -322,6 +329,8 @@ def train_step(run: Run, step: int, loader: Iterator[ClipBatch], is_due: bool = 
         run.watch.reach(f"the forward pass of step {step + 1}")
         with stage("masks"):
             masks = run.masks(config.run.seed, batch.numbers, 0, world.device)
+            if run.ignored is not None:
+                masks = without(masks, run.ignored.tokens(batch), world.device)
         places = torch.from_numpy(batch.numbers - step * batch_clips).to(world.device, non_blocking=True)
         if is_sharded:  # ranks gather weights in the forward pass already, where all wait for the slowest
             alone += time.perf_counter() - since

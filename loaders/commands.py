@@ -64,6 +64,11 @@ def add_commands(commands: Commands) -> None:
     pack.add_argument("--workers", type=COUNT, help="packing processes (default: one per core)")
     pack.add_argument("--screen", action="store_true", help="black in place of what `trocar screen` found out of body")
     pack.add_argument("--replace", action="store_true", help="make proxies of other settings anew (default: refuse)")
+    pack.add_argument(
+        "--pseudonyms",
+        metavar="FILE",
+        help="name originals, subjects and centres by pseudonyms, whose table is FILE, outside of PACKED",
+    )
     pack.set_defaults(run=run_pack)
 
 
@@ -105,7 +110,9 @@ def run_pack(options: argparse.Namespace) -> int:
     from .corpus.folder import corpus_folder
 
     corpus_folder(options.corpus)
+    from .corpus.corpus import Corpus
     from .pack.pack import pack_corpus
+    from .pack.pseudonyms import Names, Pseudonyms
     from .pack.settings import PackSettings
 
     given = {
@@ -115,17 +122,18 @@ def run_pack(options: argparse.Namespace) -> int:
         settings = PackSettings(**{name: value for name, value in given.items() if value is not None})
     except ValueError as error:
         raise UsageError(f"trocar pack: {error}") from error
-    more = {"workers": options.workers, "replace": options.replace}
+    corpus = Corpus.open(options.corpus)
+    names = Names() if options.pseudonyms is None else Pseudonyms(options.pseudonyms, corpus, options.out)
+    more = {"workers": options.workers, "replace": options.replace, "names": names}
+    told = [] if options.pseudonyms is None else [f"pseudonyms: the table is {options.pseudonyms}"]
     if not options.screen:
         summary = pack_corpus(options.corpus, options.out, settings, **more)
-        print("\n".join(summary.lines()), flush=True)
+        print("\n".join([*summary.lines(), *told]), flush=True)
         return 0
-    from .corpus.corpus import Corpus
     from .screen.proxies import hidden_frames, write_proxies_screen
 
-    corpus = Corpus.open(options.corpus)
-    hidden, told = hidden_frames(corpus)
+    hidden, left_out = hidden_frames(corpus)
     summary = pack_corpus(options.corpus, options.out, settings, hidden=hidden, **more)
-    write_proxies_screen(corpus, summary.path)
-    print("\n".join([*summary.lines(), *told]), flush=True)
+    write_proxies_screen(corpus, summary.path, names)
+    print("\n".join([*summary.lines(), *told, *left_out]), flush=True)
     return 0

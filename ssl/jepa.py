@@ -78,10 +78,13 @@ class JointEmbedding(Objective):
             tokens = self.target_encoder(frames, normalized=False)
             features = self.target_encoder.norm(tokens)
             self._observe(tokens, masks)
+        rows, tokens = prediction, masks.target.tokens
         offsets = masks.target.offsets[:-1]  # what follows the last sequence is padding
-        loss, sequence_loss = feature_loss(
-            prediction, features, masks.target.tokens, self.distance, offsets, loss_scale
-        )
+        if masks.counted is not None:
+            # Not prediction[rows], whose backward pass sorts: these are a permutation.
+            rows = prediction.index_select(0, masks.counted.rows)
+            tokens, offsets = masks.counted.tokens, masks.counted.offsets
+        loss, sequence_loss = feature_loss(rows, features, tokens, self.distance, offsets, loss_scale)
         return ObjectiveOutput(loss, sequence_loss.unflatten(0, (-1, masks.per_clip)).mean(dim=1), prediction)
 
     @torch.no_grad()

@@ -26,6 +26,11 @@ class Masks(NamedTuple):
     masked: torch.Tensor
     counted: torch.Tensor | None = None
 
+    def without(self, ignored: torch.Tensor) -> Masks:
+        """The same tokens, of which `ignored`, (B, H' W') bool at every time step, are not counted."""
+        counted = ~ignored.gather(1, self.masked % ignored.shape[1])
+        return self._replace(counted=counted if self.counted is None else self.counted & counted)
+
 
 @dataclass(frozen=True)
 class TubeMask:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils._pytree import tree_map_only
 
 
 class Packed(NamedTuple):
@@ -35,14 +36,39 @@ class Packed(NamedTuple):
         return self.offsets[-1] - self.offsets[-2]
 
 
+class Counted(NamedTuple):
+    """Rows of packed targets laid anew: those that are counted sequence by sequence, then all others, which enter no loss.
+
+    rows: (L,) int64, a permutation of the packed rows. tokens: (L,) int64, as `Packed.tokens`, in that order. offsets: (S + 1,)
+    int32, where each sequence's counted rows begin and the last's end.
+    """
+
+    rows: torch.Tensor
+    tokens: torch.Tensor
+    offsets: torch.Tensor
+
+
 class BlockMasks(NamedTuple):
     """context: what the encoder sees of each sequence; target: what the predictor predicts. per_clip: M, sequence s is mask s % M
-    of clip s // M. kept: context and target together, where masks were cut; None where they are all tokens of the grid."""
+    of clip s // M. kept: context and target together, where masks were cut; None where they are all tokens of the grid. counted:
+    the targets that enter the loss; all where None."""
 
     context: Packed
     target: Packed
     per_clip: int
     kept: Packed | None = None
+    counted: Counted | None = None
+
+    def without(self, ignored: torch.Tensor) -> BlockMasks:
+        """The same tokens, of which `ignored`, (B, H' W') bool at every time step, are not counted. Waits for no device."""
+        target = self.target
+        is_padding = target.sequences == target.num_sequences
+        clip = torch.where(is_padding, 0, target.sequences) // self.per_clip
+        left_out = is_padding | ignored[clip, target.tokens % ignored.shape[1]]
+        rows = left_out.to(torch.uint8).argsort(stable=True)
+        counts = torch.zeros_like(target.offsets).scatter_add_(0, target.sequences + 1, (~left_out).int())
+        offsets = counts[:-1].cumsum(0, dtype=torch.int32)
+        return self._replace(counted=Counted(rows, target.tokens[rows], offsets))
 
 
 def pack(hidden: NDArray[np.bool_], bucket: int = 1) -> tuple[Packed, Packed]:
@@ -86,8 +112,4 @@ def pinned(masks: BlockMasks) -> BlockMasks:
 
 
 def _each(masks: BlockMasks, change: Callable[[torch.Tensor], torch.Tensor]) -> BlockMasks:
-    def changed(packed: Packed) -> Packed:
-        return Packed(change(packed.tokens), change(packed.sequences), change(packed.offsets), packed.longest)
-
-    kept = None if masks.kept is None else changed(masks.kept)
-    return BlockMasks(changed(masks.context), changed(masks.target), masks.per_clip, kept)
+    return tree_map_only(torch.Tensor, change, masks)

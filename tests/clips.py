@@ -134,6 +134,17 @@ def write_pictures(
         os.unlink(path)
 
 
+def ruin(path: str | os.PathLike[str], frame: int) -> None:
+    """Overwrites a frame's slice behind its header; neither container nor index can tell."""
+    with av.open(os.fspath(path)) as container:
+        positions = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    position, size = positions[frame]
+    with open(path, "r+b") as file:
+        assert position is not None
+        file.seek(position + 12)
+        file.write(bytes(size - 12))
+
+
 def turn_mp4(path: str | os.PathLike[str], rotation: int, mirrored: bool = False) -> None:
     """Writes `rotation` (degrees counter-clockwise), and whether the picture is then mirrored left to right, into the track
     headers of an MP4's pictures (ISO/IEC 14496-12, 8.3.2)."""

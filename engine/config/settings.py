@@ -334,6 +334,9 @@ class ObjectiveConfig:
     are padded to a multiple of it. distance: of a prediction to its layer-normalised target. teacher: a run's checkpoint, whose
     encoder is the target for good (SALT); null lets the target follow the encoder. teacher_checksum: SHA-256 that the teacher's
     weights must have; null is any.
+
+    Both. ignore: tokens that are never targets: "overlays" are those of which more than half lies under text and logos that
+    `trocar screen` found, or outside the content box; they may be seen, and the mean is taken over the others.
     """
 
     kind: Literal["mae", "jepa"] = "mae"
@@ -347,6 +350,7 @@ class ObjectiveConfig:
     distance: Distance = "l1"
     teacher: str | None = None
     teacher_checksum: str | None = None
+    ignore: Literal["nothing", "overlays"] = "nothing"
 
     def __post_init__(self) -> None:
         check = partial(_check, self, "objective.")

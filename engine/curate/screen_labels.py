@@ -11,6 +11,7 @@ from math import sqrt
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.corpus.folder import SCORES, CorpusError
@@ -19,11 +20,24 @@ from ...loaders.corpus.whole_file import unreadable, write_whole
 
 TO_BE_REMOVED = "is_to_be_removed"
 COLUMNS = ("number", "video", "path", "first_frame", "seconds", "by", "score", "threshold", "is_removed", TO_BE_REMOVED)
+REMOVED_ABOVE = ("blur", "overlay_share")  # scores that are better the lower they are
 Z_95 = 1.959964  # of a normal distribution, 95 % lie within as many deviations
+
+
+def is_removed(by: str, scores: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
+    """(N,) which spans a threshold removes: those on the worse side of it, and on it."""
+    return scores >= threshold if by in REMOVED_ABOVE else scores <= threshold
+
+
+def removal(by: str, threshold: float) -> str:
+    """The same as a condition."""
+    return f"{by} {'>=' if by in REMOVED_ABOVE else '<='} {threshold:g}"
 
 
 def write_labels(path: Path, screen: Screen, spans: Sequence[int], by: str, threshold: float) -> None:
     """Writes a row for each of `spans`, numbers of rows of the screen; the last column is for a person to fill in."""
+
+    removed = is_removed(by, screen.columns[by], threshold)
 
     def write(unfinished: Path) -> None:
         with unfinished.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
@@ -33,7 +47,7 @@ def write_labels(path: Path, screen: Screen, spans: Sequence[int], by: str, thre
                 row, first = int(screen.video[span]), int(screen.columns["first_frame"][span])
                 score = screen.columns[by][span]
                 seconds = f"{first / float(screen.corpus.fps[row]):.2f}"
-                told = (by, f"{score:.4f}", repr(threshold), "yes" if score <= threshold else "no", "")
+                told = (by, f"{score:.4f}", repr(threshold), "yes" if removed[span] else "no", "")
                 writer.writerow(
                     (number, screen.videos[row].video, screen.corpus.video_path(row), first, seconds, *told)
                 )
@@ -61,7 +75,7 @@ def labels_report(corpus: Corpus, path: Path) -> str:
         raise CorpusError(f"{path}: threshold is {text!r}; a number is accepted; {again}") from None
     if by not in SCORES:
         raise CorpusError(f"{path}: by is {by!r}; one of {', '.join(SCORES)} is accepted; {again}")
-    removed, hours = screen.columns[by] <= threshold, screen.seconds() / 3600
+    removed, hours = is_removed(by, screen.columns[by], threshold), screen.seconds() / 3600
     places = {
         (screen.videos[row].video, str(first)): span
         for span, (row, first) in enumerate(zip(screen.video, screen.columns["first_frame"], strict=True))
@@ -80,7 +94,7 @@ def labels_report(corpus: Corpus, path: Path) -> str:
         if label:
             labels[span] = label == "yes"
     sides = ((removed, False, "left out", "are to stay"), (~removed, True, "kept", "are to be left out"))
-    lines = [f"{by} <= {threshold:g}, by {len(labels):,} labels of {len(rows):,} spans in {path}:"]
+    lines = [f"{removal(by, threshold)}, by {len(labels):,} labels of {len(rows):,} spans in {path}:"]
     for side, wrong, name, what in sides:
         found = [label == wrong for span, label in labels.items() if side[span]]
         total = f"of {int(side.sum()):,} spans {name} ({hours[side].sum():,.2f} hours)"

@@ -20,7 +20,7 @@ from ...loaders.video.video import VideoError
 from ...loaders.video.window import WindowReader
 from ..console.table import Table
 from .corpus_report import UNNAMED
-from .screen_labels import TO_BE_REMOVED, write_labels
+from .screen_labels import TO_BE_REMOVED, is_removed, removal, write_labels
 
 USUAL = "in_body > 0.5 and not blank and not frozen and not picture_in_picture and not transition and blur < 0.6"
 
@@ -72,7 +72,8 @@ def view_screen(
             name, second = PurePath(video.original or video.facts.path).name, frame / float(corpus.fps[video.row])
             titles.append(f"{len(kept)}: {scores[span]:.2f}, {side} {threshold:g}\n{name}, {second:.0f} s")
             kept.append(span)
-    lines = [f"{int((scores <= threshold).sum()):,} of {len(scores):,} spans have {by} <= {threshold:g}"]
+    removed = int(is_removed(by, scores, threshold).sum())
+    lines = [f"{removed:,} of {len(scores):,} spans have {removal(by, threshold)}"]
     if pictures:
         contact_sheet(np.stack(pictures), titles, out)
         lines.append(f"contact sheet   {out}")

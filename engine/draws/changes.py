@@ -151,6 +151,16 @@ def check_same_draws(
     )
 
 
+def check_same_targets(config: Config, before: str | None, now: str | None) -> None:
+    """before, now: fingerprints of what `objective.ignore` ignores. Raises ConfigError where both are there and differ."""
+    accepted = config.data.allow_changed_corpus or config.run.allow_changes
+    if before is not None and now is not None and before != now and not accepted:
+        raise ConfigError(
+            f"objective.ignore: {config.data.corpus} was screened anew since the run in {config.run.dir} began, and other tokens "
+            "would be ignored; restore its screen, set run.dir elsewhere, or accept it with run.allow_changes=true"
+        )
+
+
 def check_changes(config: Config, before: Config | None, step: int, steps: int, steps_before: int) -> list[Change]:
     """What differs for a run that goes on after `step`. steps, steps_before: of the whole run, now and as it was.
 

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.distributed.fsdp import FSDPModule
 
 from ...loaders.corpus.corpus import Corpus
@@ -26,6 +27,7 @@ from ..draws.phases import phases
 from ..draws.samplers import build_held_out_sampler
 from ..ranks.distributed import World
 from .build import autocast, build_masks
+from .ignored import IgnoredTargets, without
 
 # Decoding stands behind that of training: it has until the first validation. Processes beside a GPU.
 THREADS = 2
@@ -50,6 +52,8 @@ class Validation:
         self._sampler = build_held_out_sampler(self.config, corpus)
         self._corpus = corpus
         self._masks = build_masks(self.config, objective.encoder)
+        self._ignoring = IgnoredTargets.of(self.config, corpus, objective.encoder.patch, self.settings.seed)
+        self._ignored: list[NDArray[np.bool_]] = []  # of every clip, once they are decoded
         self.clips = min(self.settings.clips, self._sampler.num_spans)
         # Sharded models need all ranks for every forward pass: shares are filled up to one length with clips that do not count.
         length = -(-self.clips // world.size)
@@ -81,6 +85,8 @@ class Validation:
             part = slice(first, first + self.settings.batch)
             clips = frames[part].to(device, non_blocking=True)
             masks = self._masks(self.settings.seed, self._numbers[part], 0, device)
+            if self._ignoring is not None:
+                masks = without(masks, np.stack(self._ignored[part]), device)
             with autocast(self.config, device):
                 found = self.objective(clips, masks).clip_loss
             counted = self._counted[part]
@@ -116,6 +122,8 @@ class Validation:
                 if self._closing.is_set():
                     break
                 frames[done : done + len(batch.frames)] = batch.frames
+                if self._ignoring is not None:
+                    self._ignored.extend(self._ignoring.tokens(batch))
                 done += len(batch.frames)
         for failure in loader.total.failures:
             print(f"trocar: a held-out clip is replaced: {failure.reason}", file=sys.stderr, flush=True)

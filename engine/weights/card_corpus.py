@@ -35,6 +35,7 @@ def corpus_section(folder: str, config: Config, audited: list[str] | None = None
     chosen = None if corpus is None else _chosen(corpus, config)
     cells = [
         *_hygiene(corpus, config),
+        *([("never a target", "text and logos")] if config.objective.ignore == "overlays" else []),
         *_curation(Path(folder), config),
         ("videos left out by rules", _rules(corpus, config, chosen)),
         ("videos held out for validation", _held_out(corpus, config, chosen)),

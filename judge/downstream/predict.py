@@ -27,7 +27,7 @@ from ...loaders.corpus.folder import VIDEOS_NAME, CorpusError
 from ...loaders.corpus.sources import list_videos
 from ...loaders.corpus.video_files import VideoFiles
 from ...loaders.corpus.whole_file import write_whole
-from ...loaders.video.video import VideoError
+from ...loaders.video.video import VideoError, is_remote
 from ..labels.dataset import MANY, Segment
 from ..labels.segment_clips import clip_rows
 from .backbones import Backbone, load_backbone, pooled_as
@@ -209,7 +209,12 @@ def _listed(source: str) -> Iterator[tuple[str, str]]:
     """(path, why it cannot be read or ""). Of a corpus of proxies the originals: clips count frames of these."""
     if os.path.exists(os.path.join(source, VIDEOS_NAME)):
         for row in Corpus.open(source).scan("path", "original"):
-            yield row["original"] or row["path"], ""
+            path = row["original"] or row["path"]
+            is_path = os.path.isabs(path) or is_remote(path)
+            yield (
+                path,
+                "" if is_path else f"{row['path']}: its original is known by a pseudonym alone; give the original",
+            )
         return
     for file in list_videos([source]):
         yield file.path, file.problem

@@ -17,17 +17,17 @@ ABSENT = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 Value = TypeVar("Value")
 
 
-def write_whole(path: Path, write: Callable[[Path], Value]) -> Value:
+def write_whole(path: Path, write: Callable[[Path], Value], *, is_private: bool = False) -> Value:
     """Writes `path`: `write` fills PATH.*.tmp beside it, which is flushed to the disk and renamed. Returns what `write` returns.
 
     The mode is that of any new file there, as umask and folder have it, also where a library writes by way of a private temporary
-    file: safetensors leaves 0600, which colleagues cannot read. Processes of several machines may write the same file at once: the
-    last one's stays. Raises what `write` raises, or OSError.
+    file: safetensors leaves 0600, which colleagues cannot read. is_private: it is the owner's alone, 0600 from its first byte on.
+    Processes of several machines may write the same file at once: the last one's stays. Raises what `write` raises, or OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
     try:
-        unfinished.touch()
+        unfinished.touch(0o600 if is_private else 0o666)
         mode = unfinished.stat().st_mode & 0o777
         written = write(unfinished)
         unfinished.chmod(mode)

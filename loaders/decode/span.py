@@ -91,15 +91,22 @@ class Recipe:
 
     def crop(self, clip: Clip, video: VideoFacts) -> Crop:
         """The clip's crop, in pixels of the picture turned by `video.rotation` and not mirrored."""
-        content = Box(video.box_left, video.box_top, video.box_width, video.box_height)
-        if not self.content_box:
-            content = Box(0, 0, *video.upright_size)
-        aspect = video.pixel_aspect if self.square_pixels else 1.0
-        shown = content if aspect == 1 else with_square_pixels(content, aspect)
-        crop = self.crops.crop(shown, seed=self.sampler.seed, draw=clip.draw, view=clip.view)
-        if aspect != 1:
-            crop = Crop(with_stored_pixels(crop.box, content, aspect), crop.flip)
+        cut = self.content_box, self.square_pixels
+        crop = upright_crop(self.crops, video, *cut, seed=self.sampler.seed, draw=clip.draw, view=clip.view)
         return crop.unmirrored(video.upright_size[0]) if video.mirrored else crop
+
+
+def upright_crop(
+    crops: CropSource, video: VideoFacts, content_box: bool, square_pixels: bool, *, seed: int, draw: int, view: int
+) -> Crop:
+    """The crop of the clip with this draw and view, in pixels of the picture as it is shown: turned and mirrored."""
+    content = Box(video.box_left, video.box_top, video.box_width, video.box_height)
+    if not content_box:
+        content = Box(0, 0, *video.upright_size)
+    aspect = video.pixel_aspect if square_pixels else 1.0
+    shown = content if aspect == 1 else with_square_pixels(content, aspect)
+    crop = crops.crop(shown, seed=seed, draw=draw, view=view)
+    return crop if aspect == 1 else Crop(with_stored_pixels(crop.box, content, aspect), crop.flip)
 
 
 @dataclass(frozen=True)

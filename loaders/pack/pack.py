@@ -35,7 +35,16 @@ from ..video.video import VideoError
 from .gain import expected_gain
 from .isolated import ProcessDied, run_isolated
 from .proxy import Hidden, Proxy, write_proxy
-from .record import VIDEOS_FOLDER, finished_proxy, other_settings, proxy_path, remove_record, write_record
+from .pseudonyms import Named, Names
+from .record import (
+    VIDEOS_FOLDER,
+    check_names,
+    finished_proxy,
+    other_settings,
+    proxy_path,
+    remove_record,
+    write_record,
+)
 from .settings import PackSettings
 
 PROXIES_NAME, LOCK_NAME, PACKING_NAME = "proxies.csv", ".pack.lock", "packing.json"
@@ -80,6 +89,7 @@ def pack_corpus(
     progress: bool = True,
     hidden: Mapping[int, Hidden] | None = None,
     replace: bool = False,
+    names: Names | None = None,
 ) -> PackSummary:
     """Makes a proxy of every video of a corpus, and indexes them.
 
@@ -91,14 +101,15 @@ def pack_corpus(
         progress: tell the expected gain and the progress on stderr.
         hidden: by row of the corpus, the frames that are black in a proxy; None where nothing was screened.
         replace: make proxies anew that were made with other settings.
+        names: what originals are called in `out`; their own names where None.
 
     Raises:
         CorpusError: the corpus cannot be read or holds proxies, `out` is that corpus, another pack writes to it or it holds
-            proxies of other settings, or no video can be packed.
+            proxies of other settings or under other names, or no video can be packed.
         OSError: `out` cannot be written, for instance because the disk is full.
     """
     started = time.monotonic()
-    settings = settings or PackSettings()
+    settings, names = settings or PackSettings(), names or Names()
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     if workers < 1:
         raise CorpusError(f"workers={workers}: at least 1 is needed")
@@ -113,12 +124,17 @@ def pack_corpus(
     with _only_packer(out):
         for left in (out / VIDEOS_FOLDER).glob("*/*.tmp"):
             left.unlink(missing_ok=True)
-        proxies, reused, problems = _pack_all(corpus, out, settings, workers, progress, hidden, replace)
+        check_names(out, names)
+        proxies, reused, problems = _pack_all(corpus, out, settings, workers, progress, hidden, replace, names)
+        told = []
+        for row, (path, reason) in problems.items():
+            named = names.named(corpus.video(row))
+            told.append((named.original, named.told(path, reason)))
         if not proxies:
-            _write_csv(out / QUARANTINE_NAME, ["path", "reason"], problems)
-            reasons = "\n  ".join(reason for _, reason in problems[:3])
+            _write_csv(out / QUARANTINE_NAME, ["path", "reason"], told)
+            reasons = "\n  ".join(reason for _, reason in [*problems.values()][:3])
             raise CorpusError(f"{out}: none of {len(corpus)} videos can be packed; the first reasons are:\n  {reasons}")
-        _index(corpus, out, settings.stride, proxies, problems, workers, progress)
+        _index(corpus, out, settings.stride, proxies, told, workers, progress, names)
         _write_packing(out, settings, proxies)
     shortened = sum(bool(proxy.damage) for proxy in proxies.values())
     return PackSummary(
@@ -142,8 +158,9 @@ def _pack_all(
     progress: bool,
     screened: Mapping[int, Hidden] | None,
     replace: bool,
-) -> tuple[dict[int, Proxy], int, list[tuple[str, str]]]:
-    """Row -> proxy, ascending; how many were there before; (path, reason) of what went wrong."""
+    names: Names,
+) -> tuple[dict[int, Proxy], int, dict[int, tuple[str, str]]]:
+    """Row -> proxy, ascending; how many were there before; row -> (path, reason) of what went wrong, ascending."""
     proxies: dict[int, Proxy] = {}
     problems: dict[int, tuple[str, str]] = {}
     rows: list[int] = []
@@ -153,24 +170,25 @@ def _pack_all(
         path = video.facts.path
         if _is_changed(video):
             problems[row] = (path, f"{path}: changed since it was indexed; run `trocar index` again")
-        elif (proxy := finished_proxy(out, video, settings, hidden.get(row, ()))) is None:
+        elif (proxy := finished_proxy(out, video, names.named(video), settings, hidden.get(row, ()))) is None:
             rows.append(row)
             of_row = None if screened is None else hidden.get(row, ())
-            others += [found for found in [other_settings(out, video, settings, of_row)] if found]
+            others += [found for found in [other_settings(out, names.named(video), settings, of_row)] if found]
         else:
             proxies[row] = proxy
     if others and not replace:
-        names = [
+        changes = [
             f"{name} {old} -> {new}" for name, (old, new) in {k: v for each in others for k, v in each.items()}.items()
         ]
         raise CorpusError(
-            f"{out}: holds {len(others):,} proxies made with other settings ({', '.join(names)}); set that back, give another "
+            f"{out}: holds {len(others):,} proxies made with other settings ({', '.join(changes)}); set that back, give another "
             "--out, or make them anew with --replace"
         )
     reused = len(proxies)
     if rows and progress:
         print("\n".join(expected_gain(corpus, rows, settings, workers).lines()), file=sys.stderr, flush=True)
-    jobs = [(str(corpus.path), row, str(out), settings, hidden.get(row, ())) for row in rows]
+    named = {row: names.named(corpus.video(row)) for row in rows}
+    jobs = [(str(corpus.path), row, str(out), settings, hidden.get(row, ()), named[row]) for row in rows]
     results = run_isolated(pack_video, jobs, min(workers, len(rows)))
     with closing(results), FileProgress(len(rows), progress, "packing") as report:
         for (_, row, *_), result in results:
@@ -186,7 +204,7 @@ def _pack_all(
         if proxy.damage:
             path = corpus.video(row).facts.path
             problems[row] = (path, f"{path}: {proxy.damage}")
-    return dict(sorted(proxies.items())), reused, [problem for _, problem in sorted(problems.items())]
+    return dict(sorted(proxies.items())), reused, dict(sorted(problems.items()))
 
 
 def _write_packing(out: Path, settings: PackSettings, proxies: dict[int, Proxy]) -> None:
@@ -202,15 +220,16 @@ def _write_packing(out: Path, settings: PackSettings, proxies: dict[int, Proxy])
     write_text_whole(out / PACKING_NAME, json.dumps(told, indent=1))
 
 
-def pack_video(corpus_path: str, row: int, out: str, settings: PackSettings, hidden: Hidden = ()) -> Proxy:
+def pack_video(corpus_path: str, row: int, out: str, settings: PackSettings, hidden: Hidden, named: Named) -> Proxy:
     """Makes the proxy of video `row`, and its record. Raises what `write_proxy` does."""
     corpus = Corpus.open(corpus_path)
     video, folder = corpus.video(row), Path(out)
-    remove_record(folder, video)  # it would be of another proxy
+    remove_record(folder, named)  # it would be of another proxy
     began = time.process_time()
-    proxy = write_proxy(video.facts, corpus.gops(row), proxy_path(folder, video.id), settings, hidden)
-    proxy = with_changes(proxy, core_seconds=time.process_time() - began)
-    write_record(folder, video, settings, proxy, hidden)
+    proxy = write_proxy(video.facts, corpus.gops(row), proxy_path(folder, named.id), settings, hidden)
+    damage = named.told(video.facts.path, proxy.damage)
+    proxy = with_changes(proxy, damage=damage, core_seconds=time.process_time() - began)
+    write_record(folder, video, named, settings, proxy, hidden)
     return proxy
 
 
@@ -238,13 +257,14 @@ def _index(
     problems: list[tuple[str, str]],
     workers: int,
     progress: bool,
+    names: Names,
 ) -> None:
     rows = []
     for row in proxies:
         video = corpus.video(row)
-        path = proxy_path(out, video.id).relative_to(out)
-        described = [getattr(video, name) for name in DESCRIPTION]
-        rows.append([path, *described, video.id, video.facts.path, stride, video.facts.start_seconds])
+        named = names.named(video)
+        path = proxy_path(out, named.id).relative_to(out)
+        rows.append([path, *named.description, named.id, named.original, stride, video.facts.start_seconds])
     _write_csv(
         out / PROXIES_NAME, ["path", *DESCRIPTION, "id", "original", "packed_stride", "packed_start_seconds"], rows
     )

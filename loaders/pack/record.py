@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..corpus.corpus import Video
+from ..corpus.folder import CorpusError
 from ..corpus.whole_file import write_text_whole
 from .proxy import Hidden, Proxy
+from .pseudonyms import Named, Names
 from .settings import SIDE_MULTIPLE, PackSettings
 
 VIDEOS_FOLDER = "videos"
@@ -27,26 +29,28 @@ def proxy_path(out: Path, video_id: str) -> Path:
     return out / VIDEOS_FOLDER / video_id[:2] / f"{video_id}.mp4"
 
 
-def write_record(out: Path, video: Video, settings: PackSettings, proxy: Proxy, hidden: Hidden = ()) -> None:
+def write_record(
+    out: Path, video: Video, named: Named, settings: PackSettings, proxy: Proxy, hidden: Hidden = ()
+) -> None:
     # The same proxy has the same record, however long it took.
     kept = {name: value for name, value in asdict(proxy).items() if name != "core_seconds"}
-    record = {"made_of": _made_of(video, settings, hidden), "proxy": kept}
-    write_text_whole(_record_path(out, video), json.dumps(record, indent=1))
+    record = {"made_of": _made_of(video, named, settings, hidden), "proxy": kept}
+    write_text_whole(_record_path(out, named), json.dumps(record, indent=1))
 
 
-def remove_record(out: Path, video: Video) -> None:
-    _record_path(out, video).unlink(missing_ok=True)
+def remove_record(out: Path, named: Named) -> None:
+    _record_path(out, named).unlink(missing_ok=True)
 
 
-def finished_proxy(out: Path, video: Video, settings: PackSettings, hidden: Hidden = ()) -> Proxy | None:
+def finished_proxy(out: Path, video: Video, named: Named, settings: PackSettings, hidden: Hidden = ()) -> Proxy | None:
     """The proxy that stands there, if it would come out the same again, or differs in sides that nobody asks for."""
     try:
-        record = json.loads(_record_path(out, video).read_text(encoding="utf-8"))
-        size_bytes = proxy_path(out, video.id).stat().st_size
+        record = json.loads(_record_path(out, named).read_text(encoding="utf-8"))
+        size_bytes = proxy_path(out, named.id).stat().st_size
     except (FileNotFoundError, ValueError):
         return None
     found = {"side_multiple": FIRST_SIDE_MULTIPLE, **record["made_of"]}
-    wanted = _made_of(video, settings, hidden)
+    wanted = _made_of(video, named, settings, hidden)
     if settings.side_multiple is None:
         wanted["side_multiple"] = found["side_multiple"]
     if found != wanted or record["proxy"]["size_bytes"] != size_bytes:
@@ -55,15 +59,15 @@ def finished_proxy(out: Path, video: Video, settings: PackSettings, hidden: Hidd
 
 
 def other_settings(
-    out: Path, video: Video, settings: PackSettings, hidden: Hidden | None = None
+    out: Path, named: Named, settings: PackSettings, hidden: Hidden | None = None
 ) -> dict[str, tuple[Any, Any]]:
     """Setting -> (what the proxy that stands there was made with, what it would be now), of those that differ. hidden: None where
     nothing is screened."""
     try:
-        found = json.loads(_record_path(out, video).read_text(encoding="utf-8"))["made_of"]
+        found = json.loads(_record_path(out, named).read_text(encoding="utf-8"))["made_of"]
     except (FileNotFoundError, ValueError):
         return {}
-    if not proxy_path(out, video.id).exists():
+    if not proxy_path(out, named.id).exists():
         return {}
     found = {"side_multiple": FIRST_SIDE_MULTIPLE, **found}
     wanted = {**asdict(settings), "quality": settings.encoder_quality}
@@ -74,11 +78,33 @@ def other_settings(
     return {**changed, "screen": (True, False)} if hidden is None and found.get("hidden") else changed
 
 
-def _record_path(out: Path, video: Video) -> Path:
-    return proxy_path(out, video.id).with_suffix(".json")
+def check_names(out: Path, names: Names) -> None:
+    """Raises CorpusError where originals are called otherwise in `out`: what stands there would stay beside."""
+    before = _key_digest_of(out)
+    if before is None or before == names.key_digest:
+        return
+    held = "the names of its originals" if not before else "pseudonyms"
+    wanted = "by pseudonyms" if not before else "by those of the same table: --pseudonyms FILE"
+    raise CorpusError(
+        f"{out}: holds {held}, so it cannot go on otherwise; give another --out to name originals {wanted}"
+    )
 
 
-def _made_of(video: Video, settings: PackSettings, hidden: Hidden) -> dict[str, Any]:
+def _key_digest_of(out: Path) -> str | None:
+    """Of the pseudonyms in a packed folder, "" where names stand in it, None where there is no proxy yet."""
+    for path in (out / VIDEOS_FOLDER).glob("*/*.json"):
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))["made_of"].get("pseudonyms", "")
+        except ValueError:  # damaged: made again
+            continue
+    return None
+
+
+def _record_path(out: Path, named: Named) -> Path:
+    return proxy_path(out, named.id).with_suffix(".json")
+
+
+def _made_of(video: Video, named: Named, settings: PackSettings, hidden: Hidden) -> dict[str, Any]:
     """All that decides what a proxy comes out like."""
     facts = video.facts
     return {
@@ -86,9 +112,7 @@ def _made_of(video: Video, settings: PackSettings, hidden: Hidden) -> dict[str, 
         **asdict(settings),
         "quality": settings.encoder_quality,
         "side_multiple": settings.side_multiple or SIDE_MULTIPLE,
-        "path": facts.path,
-        "size_bytes": facts.size_bytes,
-        "mtime_ns": facts.mtime_ns,
+        **named.made_of,
         "frames": facts.frames,
         "box": [facts.box_left, facts.box_top, facts.box_width, facts.box_height],
         # Named only where they are not as usual, so that the proxies of most videos need not be made again for them.

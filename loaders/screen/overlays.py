@@ -9,6 +9,7 @@ Shapes: H W = 144 x 192 pixels of samples; the mask has the same cells.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +25,10 @@ THINNEST, LARGEST_SHARE, LEAST_FILL = 4, 0.4, 0.4
 WIDENED = 2  # pixels by which edges reach beyond what they are of
 STEADY_DEVIATION = 14.0  # of what an edge encloses
 INSET_SIDES = (0.18, 0.6)  # of the picture's
-INSET_EDGE, INSET_GAP, INSET_FILLED = 12.0, 8, 0.55
+# Of luma, from pixel to pixel: the most that counts, and what is enough in one sample and in each of two.
+INSET_STEP, INSET_ALONE, INSET_TWICE = 40.0, 10.0, 4.0
 
 Mask = NDArray[np.bool_]
-Line = tuple[int, int, int]  # its place across, first pixel, and the one behind its last
 
 
 def overlay_mask(samples: Sequence[Sample]) -> Mask:
@@ -112,54 +113,38 @@ def _components(mask: Mask) -> NDArray[np.int64]:
 
 
 def insets(samples: Sequence[Sample], covered: Mask) -> NDArray[np.bool_]:
-    """(S,) in which samples a smaller picture stands: a straight vertical and a straight horizontal edge that meet in a corner, as
-    long as a picture's side may be, and that are there in two samples, one after the other. What is covered (H, W) by text and
-    logos does not count."""
+    """(S,) in which samples a smaller picture stands in a corner: a straight vertical and a straight horizontal edge, as long as a
+    picture's sides may be, from two sides of the picture to where they meet. Clear edges count in one sample alone, faint ones
+    where they are in two, one after the other, for all else moves. What is covered (H, W) by text and logos does not count."""
     hidden, found = dilated(covered, 3), np.zeros(len(samples), bool)
-    before: tuple[NDArray[np.float32], NDArray[np.float32], list[tuple[Line, Line]]] | None = None
+    before: NDArray[np.floating] | None = None
     for index, sample in enumerate(samples):
-        luma = sample.pixels @ LUMA
-        upright, level = np.abs(np.diff(luma, axis=1)), np.abs(np.diff(luma, axis=0)).T
-        corners = _corners(upright, level, hidden)
-        if before is not None and (
-            any(_stands_out(before[0], one) and _stands_out(before[1], other) for one, other in corners)
-            or any(_stands_out(upright, one) and _stands_out(level, other) for one, other in before[2])
-        ):
+        scores = _inset_scores((sample.pixels @ LUMA).astype(np.float32), hidden)
+        found[index] |= scores.max() >= INSET_ALONE
+        if before is not None and np.minimum(before, scores).max() >= INSET_TWICE:
             found[index - 1 : index + 1] = True
-        before = upright, level, corners
+        before = scores
     return found
 
 
-def _corners(upright: NDArray[np.float32], level: NDArray[np.float32], hidden: Mask) -> list[tuple[Line, Line]]:
-    """The vertical and horizontal lines that meet; see `_lines`."""
-    return [
-        (one, other)
-        for one in _lines(upright, hidden[:, 1:])
-        for other in _lines(level, hidden[1:].T)
-        if min(abs(other[0] - one[1]), abs(other[0] - one[2])) <= 3
-        and min(abs(one[0] - other[1]), abs(one[0] - other[2])) <= 3
-    ]
+def _inset_scores(luma: NDArray[np.float32], hidden: Mask) -> NDArray[np.floating]:
+    """(4, heights, widths): for each corner of the picture and each size of a smaller one in it, by how much luma steps at its
+    edges, on average along the weaker one, more than beside them."""
+    across, down = np.abs(np.diff(luma, axis=1)), np.abs(np.diff(luma, axis=0))
+    across[hidden[:, 1:] | hidden[:, :-1]] = 0
+    down[hidden[1:] | hidden[:-1]] = 0
+    across, down = np.minimum(across, INSET_STEP), np.minimum(down, INSET_STEP)  # a short bright edge is no long one
+    heights, widths = (np.arange(*(int(share * side) for share in INSET_SIDES)) for side in luma.shape)
+    found = []
+    for rows, columns in product((1, -1), (1, -1)):
+        upright = np.cumsum(across[::rows, ::columns], axis=0)[heights - 1] / heights[:, None].astype(np.float32)
+        level = (np.cumsum(down[::rows, ::columns], axis=1)[:, widths - 1] / widths.astype(np.float32)).T
+        found.append(np.minimum(_beyond_others(upright)[:, widths - 1], _beyond_others(level)[:, heights - 1].T))
+    return np.stack(found)
 
 
-def _stands_out(steps: NDArray[np.float32], line: Line) -> bool:
-    """Whether there is an edge along a line of another sample, broken as it may be."""
-    place, first, stop = line
-    beside = [steps[first:stop, near].mean() for near in (place - 2, place + 2) if 0 <= near < steps.shape[1]]
-    return bool(steps[first:stop, place].mean() > max(beside) + INSET_EDGE / 2)
-
-
-def _lines(steps: NDArray[np.float32], hidden: Mask) -> list[Line]:
-    """(place, first, last) of the longest thin line along the first axis at each place of the second, where it is long; steps: of
-    luma across it. A line may be broken for some pixels, where both sides look alike."""
-    around = np.pad(steps, ((0, 0), (2, 2)), mode="edge")
-    edges = (steps > INSET_EDGE) & (steps > 1.5 * np.maximum(around[:, :-4], around[:, 4:])) & ~hidden
-    length, found = edges.shape[0], []
-    for place in np.flatnonzero(edges.sum(axis=0) >= INSET_FILLED * INSET_SIDES[0] * length).tolist():
-        rows = np.flatnonzero(edges[:, place])
-        pieces = np.split(rows, np.flatnonzero(np.diff(rows) > INSET_GAP) + 1)
-        longest = max(pieces, key=len)
-        first, stop = int(longest[0]), int(longest[-1]) + 1
-        is_filled = len(longest) >= INSET_FILLED * (stop - first)
-        if is_filled and INSET_SIDES[0] * length <= stop - first <= INSET_SIDES[1] * length:
-            found.append((place, first, stop))
-    return found
+def _beyond_others(steps: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Steps less the largest of those two and three places beside them along the second axis."""
+    padded = np.pad(steps, ((0, 0), (3, 3)), mode="edge")
+    size = steps.shape[1]
+    return steps - np.maximum.reduce([padded[:, shift : shift + size] for shift in (0, 1, 5, 6)])

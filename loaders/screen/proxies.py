@@ -1,6 +1,6 @@
 """What `trocar pack --screen` leaves out of proxies, and the screen of the originals as that of the proxies.
 
-Shapes: N spans of a video.
+Shapes: N spans of a video, H W cells of an overlay mask.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..corpus.corpus import Corpus
 from ..corpus.spans import Screen, ScreenedVideo, write_screen
+from ..pack.pseudonyms import Names
+from ..video.video import VideoFacts
 from .in_body import IN_BODY
 
 Hidden = tuple[tuple[int, int], ...]
@@ -42,15 +45,30 @@ def hidden_frames(corpus: Corpus, threshold: float = IN_BODY) -> tuple[dict[int,
     return {row: tuple(ends) for row, ends in found.items()}, lines
 
 
-def write_proxies_screen(corpus: Corpus, packed: Path, threshold: float = IN_BODY) -> None:
-    """Writes the screen of the originals as that of their proxies in `packed`, where what was left out is blank."""
-    originals = {video.video: video for video in Screen(corpus).videos}
-    proxies = Corpus.open(packed)
-    found = [
-        _of_proxy(originals[row["id"]], int(proxies.packed_stride[number]), int(proxies.frames[number]), threshold)
-        for number, row in enumerate(proxies.scan("id"))
-    ]
+def write_proxies_screen(corpus: Corpus, packed: Path, names: Names | None = None, threshold: float = IN_BODY) -> None:
+    """Writes the screen of the originals as that of their proxies in `packed`, where what was left out is blank. names: of the
+    originals in there; their own where None."""
+    names = names or Names()
+    originals = {}
+    for row, video in enumerate(Screen(corpus).videos):
+        named = names.named(corpus.video(row))
+        note = named.told(corpus.video_path(row), video.note)
+        originals[named.id] = row, replace(video, video=named.id, note=note)
+    proxies, found = Corpus.open(packed), []
+    for number, values in enumerate(proxies.scan("id")):
+        row, video = originals[values["id"]]
+        stride, frames = int(proxies.packed_stride[number]), int(proxies.frames[number])
+        overlay = _inside_box(video.overlay, corpus.video(row).facts)
+        found.append(_of_proxy(replace(video, overlay=overlay), stride, frames, threshold))
     write_screen(packed, found, json.dumps({"of": "originals"}))
+
+
+def _inside_box(overlay: NDArray[np.bool_], video: VideoFacts) -> NDArray[np.bool_]:
+    """(H, W) cells over the content box, which is all that a proxy shows, of those over the whole picture."""
+    (width, height), (rows, columns) = video.upright_size, overlay.shape
+    down = (video.box_top + (np.arange(rows) + 0.5) / rows * video.box_height) / height * rows
+    across = (video.box_left + (np.arange(columns) + 0.5) / columns * video.box_width) / width * columns
+    return overlay[np.ix_(down.astype(np.int64), across.astype(np.int64))]
 
 
 def _of_proxy(video: ScreenedVideo, stride: int, frames: int, threshold: float) -> ScreenedVideo:
@@ -59,6 +77,7 @@ def _of_proxy(video: ScreenedVideo, stride: int, frames: int, threshold: float) 
     first = np.minimum(-(-spans["first_frame"] // stride), frames)
     count = np.diff(first, append=frames)
     spans["blank"] = spans["blank"] | (spans["in_body"] <= threshold)
+    spans["overlay_share"] = np.full(len(first), video.overlay.mean(), np.float32)
     kept = count > 0
     spans["first_frame"], spans["frames"] = first, count.astype(np.int32)
     return replace(video, made_of="", spans={name: column[kept] for name, column in spans.items()}, pictures=0)

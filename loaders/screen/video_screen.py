@@ -21,7 +21,7 @@ from ..corpus.corpus import Corpus
 from ..corpus.folder import FLAGS
 from ..corpus.spans import SCREEN_VERSION, ScreenedVideo
 from ..video.video import GopTable, VideoFacts
-from .in_body import in_body
+from .in_body import IN_BODY, in_body
 from .overlays import dilated, insets, overlay_mask
 from .packet_signals import PacketSizes, cut_candidates, still_runs
 from .pictures import HEIGHT, WIDTH, Picture, Sample, blur, brightness_and_saturation
@@ -31,6 +31,8 @@ LONGEST_SPAN_SECONDS = 5.0
 # Of what is decoded besides samples: a share of all frames, but at least so many pixels.
 DECODED_SHARE, DECODED_PIXELS = 0.004, 1_200_000_000
 NEAR_TEXT = 4  # pixels around text that are as sharp as it
+SAID = ("in_body", "blur", "brightness", "saturation")
+BLURRED = 0.6
 STILL_DIFFERENCE = 4.0  # of luma, between two samples of a picture that stands still
 
 Score = Callable[[Picture], float]
@@ -84,13 +86,13 @@ def screen_video(
             note = "; ".join(
                 filter(None, [note, f"{shots.unchecked:,} places were not looked at (--thorough looks at all)"])
             )
-        spans = _spans(video, shots, _true_runs(runs, samples), frames.blank)
         shown = [
             sample for sample in samples if not frames.blank[sample.frame] and not _is_repeat(sample, samples, runs)
         ]
         overlay = overlay_mask(shown)
-        blank = np.array([frames.blank[sample.frame] for sample in samples], bool)
-        _describe(spans, samples, blank, overlay, score, fps, shots)
+        said = Said.of(samples, frames.blank, overlay, score, shots)
+        spans = _spans(video, shots, _true_runs(runs, samples), frames.blank, said.changes())
+        _describe(spans, said, overlay, fps, shots)
         return ScreenedVideo(identity, "", spans, overlay, frames.count.frames, note)
 
 
@@ -125,7 +127,9 @@ def _is_repeat(sample: Sample, samples: list[Sample], runs: NDArray[np.int64]) -
     return any(inside[0, 0] <= other.frame < sample.frame for other in samples) if len(inside) else False
 
 
-def _spans(video: VideoFacts, shots: Shots, still: NDArray[np.int64], blank: dict[int, bool]) -> dict[str, NDArray]:
+def _spans(
+    video: VideoFacts, shots: Shots, still: NDArray[np.int64], blank: dict[int, bool], changes: list[int]
+) -> dict[str, NDArray]:
     """Columns of the spans, without those that samples tell."""
     known = np.array(sorted(blank), np.int64)
     flags = np.array([blank[frame] for frame in known.tolist()], bool)
@@ -136,6 +140,7 @@ def _spans(video: VideoFacts, shots: Shots, still: NDArray[np.int64], blank: dic
         *shots.cuts.tolist(),
         *still.ravel().tolist(),
         *shots.transitions.ravel().tolist(),
+        *changes,
     }
     bounds |= set(_changes(known, flags, shots.cuts))
     longest = max(1, round(LONGEST_SPAN_SECONDS * video.fps_numerator / video.fps_denominator))
@@ -181,40 +186,64 @@ def _inside(first: NDArray[np.int64], runs: NDArray[np.int64]) -> NDArray[np.boo
     return np.any((first[:, None] >= runs[:, 0]) & (first[:, None] < runs[:, 1]), axis=1)
 
 
-def _describe(
-    spans: dict[str, NDArray],
-    samples: list[Sample],
-    blank: NDArray[np.bool_],
-    overlay: NDArray[np.bool_],
-    score: Score,
-    fps: float,
-    shots: Shots,
-) -> None:
-    """Adds what the nearest sample says of each span: of the same shot, and blank as it is, where there is one. blank: (S,)."""
+@dataclass(frozen=True)
+class Said:
+    """What samples say. frames, shot: (S,) their numbers, and of which shot. blank, inset: (S,) bool. scores: (S, 4), `SAID`."""
+
+    frames: NDArray[np.int64]
+    shot: NDArray[np.int64]
+    blank: NDArray[np.bool_]
+    inset: NDArray[np.bool_]
+    scores: NDArray[np.float32]
+
+    @classmethod
+    def of(
+        cls,
+        samples: list[Sample],
+        blank: dict[int, bool],
+        overlay: NDArray[np.bool_],
+        score: Score,
+        shots: Shots,
+    ) -> Said:
+        near = dilated(overlay, NEAR_TEXT)
+        scores = [(score(s.pixels), blur(s.pixels, near), *brightness_and_saturation(s.pixels)) for s in samples]
+        frames = np.array([sample.frame for sample in samples], np.int64)
+        return cls(
+            frames,
+            np.searchsorted(shots.cuts, frames, side="right"),
+            np.array([blank[sample.frame] for sample in samples], bool),
+            insets(samples, overlay),
+            np.array(scores, np.float32).reshape(-1, len(SAID)),
+        )
+
+    def changes(self) -> list[int]:
+        """Half-way between two samples of a shot, one after the other, of which one is sharp, in the body or holds a smaller
+        picture, and the other is or does not."""
+        body, blurred = self.scores[:, 0] > IN_BODY, self.scores[:, 1] > BLURRED
+        sides = np.column_stack([body, blurred, self.inset])
+        is_same_shot = (np.diff(self.shot) == 0) & ~self.blank[1:] & ~self.blank[:-1]
+        at = np.flatnonzero(is_same_shot & (sides[1:] != sides[:-1]).any(axis=1))
+        return ((self.frames[at] + self.frames[at + 1] + 1) // 2).tolist()
+
+
+def _describe(spans: dict[str, NDArray], said: Said, overlay: NDArray[np.bool_], fps: float, shots: Shots) -> None:
+    """Adds what the nearest sample says of each span: of the same shot, and blank as it is, where there is one."""
     first, frames, shot = spans["first_frame"], spans["frames"], spans["shot"]
-    count = len(first)
+    count, numbers = len(first), said.frames
     apart = np.full(count, np.inf)
     for cut in shots.cuts.tolist():
         apart = np.minimum(apart, np.where(first >= cut, first - cut, cut - first - frames))
     spans["cut_seconds"] = (apart / fps).astype(np.float32)
     spans["overlay_share"] = np.full(count, overlay.mean() if overlay.size else 0.0, np.float32)
-    names = ("in_body", "blur", "brightness", "saturation")
-    if not samples:
-        spans.update({name: np.zeros(count, np.float32) for name in names})
+    if not len(numbers):
+        spans.update({name: np.zeros(count, np.float32) for name in SAID})
         return
-    near = dilated(overlay, NEAR_TEXT)
-    told = np.array(
-        [(score(s.pixels), blur(s.pixels, near), *brightness_and_saturation(s.pixels)) for s in samples], np.float32
-    )
-    numbers = np.array([sample.frame for sample in samples])
-    of_shot = np.searchsorted(shots.cuts, numbers, side="right")
-    inset = insets(samples, overlay)
     nearest, far = np.empty(count, np.int64), float(first[-1] + frames[-1])
     for index in range(count):
         distance = np.maximum(np.maximum(first[index] - numbers, numbers - first[index] - frames[index] + 1), 0)
-        others = (of_shot != shot[index]) * 1 + (blank != spans["blank"][index]) * 2
+        others = (said.shot != shot[index]) * 1 + (said.blank != spans["blank"][index]) * 2
         nearest[index] = np.argmin(distance + far * others)
-    for place, name in enumerate(names):
-        spans[name] = told[nearest, place]
-    spans["picture_in_picture"] = inset[nearest]
+    for place, name in enumerate(SAID):
+        spans[name] = said.scores[nearest, place]
+    spans["picture_in_picture"] = said.inset[nearest]
     assert overlay.shape == (HEIGHT, WIDTH)

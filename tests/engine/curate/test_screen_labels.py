@@ -10,20 +10,21 @@ import pytest
 from clips import write_pictures
 
 from trocar.engine.cli import main
-from trocar.engine.curate.screen_labels import TO_BE_REMOVED, labels_report, wilson
+from trocar.engine.curate.screen_labels import TO_BE_REMOVED, labels_report, wilson, write_labels
 from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.corpus.folder import CorpusError
 from trocar.loaders.corpus.index import index_corpus
-from trocar.loaders.corpus.spans import SPAN_SCHEMA, ScreenedVideo, write_screen
+from trocar.loaders.corpus.spans import SPAN_SCHEMA, Screen, ScreenedVideo, write_screen
+from trocar.loaders.draw.where import parse_where
 
 SCORES = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9], np.float32)
 
 
-def screen_of(index: Path, scores: np.ndarray) -> None:
+def screen_of(index: Path, scores: np.ndarray, by: str = "in_body") -> None:
     """Eight spans of 5 frames, of which four are below 0.5."""
     (identity,) = [row["id"] for row in Corpus.open(index).scan("id")]
     spans = {field.name: np.zeros(8, field.type.to_pandas_dtype()) for field in list(SPAN_SCHEMA)[1:]}
-    spans |= {"first_frame": np.arange(8) * 5, "frames": np.full(8, 5, np.int32), "in_body": scores}
+    spans |= {"first_frame": np.arange(8) * 5, "frames": np.full(8, 5, np.int32), by: scores}
     write_screen(index, [ScreenedVideo(identity, "", spans, np.zeros((2, 2), bool), 1)], "{}")
 
 
@@ -72,6 +73,21 @@ def test_labels_come_back_as_an_estimate(index: Path, tmp_path: Path, capsys: py
     table.write_text("path,label\n", encoding="utf-8")
     with pytest.raises(CorpusError, match=r"lacks the columns number, video"):
         labels_report(Corpus.open(index), table)
+
+
+def test_of_blur_and_overlays_what_is_above_the_threshold_is_removed(index: Path, tmp_path: Path) -> None:
+    corpus = Corpus.open(index)
+    for by, removed in (("in_body", "yes yes yes yes no no no no"), ("blur", "no no no no yes yes yes yes")):
+        screen_of(index, SCORES, by)
+        table = tmp_path / f"{by}.csv"
+        write_labels(table, Screen(corpus), range(8), by, 0.6 if by == "blur" else 0.5)
+        with table.open(newline="", encoding="utf-8") as file:
+            assert [row["is_removed"] for row in csv.DictReader(file)] == removed.split()
+        filled(table, ["no"] * 8)
+        told = labels_report(corpus, table)
+        assert "of 4 spans left out (0.00 hours) 4 of 4 labelled are to stay" in told
+    assert told.startswith("blur >= 0.6, by 8 labels")
+    assert parse_where("blur < 0.6").holds(Screen(corpus).columns).tolist() == [True] * 4 + [False] * 4
 
 
 def test_interval() -> None:

@@ -32,6 +32,7 @@ from trocar.loaders.pack import pack as pack_module
 from trocar.loaders.pack.gain import expected_gain, mean_lead
 from trocar.loaders.pack.isolated import ProcessDied, run_isolated, worker_number
 from trocar.loaders.pack.pack import PackSummary, pack_corpus
+from trocar.loaders.pack.pseudonyms import Names
 from trocar.loaders.pack.record import finished_proxy
 from trocar.loaders.pack.settings import PackSettings
 from trocar.loaders.video.probe import probe_video
@@ -268,7 +269,7 @@ def test_proxies_of_other_sides_stay_unless_asked(tmp_path: Path) -> None:
     record.write_text(json.dumps(told), encoding="utf-8")
     video = Corpus.open(corpus).video(0)
     for multiple, width in ((None, 86), (2, 86), (16, None)):
-        proxy = finished_proxy(out, video, replace(SETTINGS, side_multiple=multiple))
+        proxy = finished_proxy(out, video, Names().named(video), replace(SETTINGS, side_multiple=multiple))
         assert (proxy and proxy.width) == width
     wider = replace(SETTINGS, side_multiple=16)
     with pytest.raises(CorpusError, match=r"side_multiple 2 -> 16"):
@@ -277,7 +278,7 @@ def test_proxies_of_other_sides_stay_unless_asked(tmp_path: Path) -> None:
     facts = Corpus.open(out).video(0).facts
     assert (facts.width, facts.height) == (80, 64)
     assert facts.pixel_aspect == pytest.approx(128 / 96 * 64 / 80, rel=0.01)
-    assert finished_proxy(out, video, SETTINGS)
+    assert finished_proxy(out, video, Names().named(video), SETTINGS)
 
 
 def test_an_older_way_of_making_them_is_made_anew(tmp_path: Path) -> None:

@@ -215,27 +215,16 @@ def test_windows_are_short_and_miss_nothing(tmp_path: Path, monkeypatch: pytest.
         assert numbers == [(number, number) for number in wanted.tolist()]
 
 
-def ruin(path: Path, frame: int) -> None:
-    """Overwrites a slice behind its header; neither container nor index can tell."""
-    with av.open(str(path)) as container:
-        positions = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
-    position, size = positions[frame]
-    with open(path, "r+b") as file:
-        assert position is not None
-        file.seek(position + 12)
-        file.write(bytes(size - 12))
-
-
 def test_a_damaged_original_is_packed_up_to_the_damage(tmp_path: Path) -> None:
     clips.write_numbered(tmp_path / "a.mp4", 90, gop=30)
-    ruin(tmp_path / "a.mp4", 65)
+    clips.ruin(tmp_path / "a.mp4", 65)
     target, proxy = pack(tmp_path / "a.mp4")
     assert 10 <= proxy.frames <= 22
     assert f"only the first {proxy.frames * STRIDE} of its 90 frames are packed: {tmp_path}/a.mp4: " in proxy.damage
     numbers = [clips.read_number(frame.to_ndarray(format="rgb24")) for frame in decoded(target)]
     assert numbers == [(0, STRIDE * index) for index in range(proxy.frames)]
     clips.write_numbered(tmp_path / "b.mp4", 90, gop=30)
-    ruin(tmp_path / "b.mp4", 4)
+    clips.ruin(tmp_path / "b.mp4", 4)
     with pytest.raises(VideoError, match=r"b\.mp4"):
         pack(tmp_path / "b.mp4")
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from clips import read_number, write_numbered
+from clips import read_number, write_numbered, write_pictures
 
 from trocar.engine.cli import main
 from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.corpus.folder import FLAGS, SCORES
 from trocar.loaders.corpus.index import index_corpus
-from trocar.loaders.corpus.spans import Screen, ScreenedVideo, write_screen
+from trocar.loaders.corpus.spans import SPAN_SCHEMA, Screen, ScreenedVideo, write_screen
 
 SECRETS = {
     "title": "Jane Doe",
@@ -92,3 +92,34 @@ def test_removed_frames_and_metadata_are_gone(tmp_path: Path, capsys: pytest.Cap
     assert len(screen.cuts) == 5
     assert main(words) == 1, "what was black would be seen again"
     assert "made with other settings (screen True -> False)" in capsys.readouterr().err
+
+
+def test_the_mask_of_a_proxy_lies_where_its_original_has_it_inside_the_black_border(tmp_path: Path) -> None:
+    """Magenta on green inside a border that proxies do not have; turned by a display matrix besides."""
+    (tmp_path / "videos").mkdir()
+    overlay = np.zeros((144, 192), bool)
+    overlay[30:60, 60:120] = overlay[90:112, 130:150] = True
+    pictures = np.zeros((24, 144, 192, 3), np.uint8)
+    pictures[:, 16:128, 40:160, 1] = 90 + 5 * np.arange(24)[:, None, None]
+    pictures[:, overlay] = (250, 0, 250)
+    write_pictures(tmp_path / "videos" / "a.mp4", pictures, gop=12, rotation=90, mirrored=True)
+    index_corpus([tmp_path / "videos"], tmp_path / "index", workers=1, progress=False)
+    corpus = Corpus.open(tmp_path / "index")
+    facts = corpus.video(0).facts
+    assert (facts.box_width, facts.box_height) == (120, 112)
+    spans = {field.name: np.ones(1, field.type.to_pandas_dtype()) for field in list(SPAN_SCHEMA)[1:]}
+    spans["frames"][:], spans["blank"][:], spans["first_frame"][:] = 24, False, 0
+    write_screen(corpus.path, [ScreenedVideo(corpus.video(0).id, "", spans, overlay, 0)], "{}")
+    words = ["pack", str(corpus.path), "--out", str(tmp_path / "packed"), "--stride", "1", "--workers", "1", "--screen"]
+    assert main(words) == 0
+    (proxy,) = (tmp_path / "packed" / "videos").glob("*/*.mp4")
+    with av.open(str(proxy)) as container:
+        picture = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    screen = Screen(Corpus.open(tmp_path / "packed"))
+    found = screen.videos[0].overlay
+    rows, columns = (
+        np.arange(count) * length // count for count, length in zip(found.shape, picture.shape, strict=False)
+    )
+    is_magenta = (picture[..., 0] > 125)[np.ix_(rows, columns)]
+    assert (found & is_magenta).sum() > 0.95 * (found | is_magenta).sum()
+    assert screen.columns["overlay_share"][0] == pytest.approx(found.mean())
