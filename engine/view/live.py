@@ -32,7 +32,7 @@ Picture = Callable[[int, str, NDArray[np.uint8]], None]
 
 class LivePictures:
     """On the first rank, every run.pictures_every steps, two pictures (H, W, 3): "reconstruction" and "features", under titles. The
-    clips have the size that the run begins with, and are decoded once, when the first are due. tell: takes (step, name, picture)."""
+    clips have the size that the run begins with, and are decoded once, when first due. tell: takes (step, name, picture)."""
 
     def __init__(self, config: Config, objective: Objective, world: World, tell: Picture) -> None:
         self.every = config.run.pictures_every if world.is_first else None

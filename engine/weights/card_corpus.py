@@ -16,7 +16,7 @@ from ...loaders.corpus.selection import select_videos
 from ...loaders.curate.settings import read_summary
 from ...loaders.draw.screened import has_screen, screened
 from ..config.settings import Config, ConfigError
-from ..console.table import Table
+from ..console.table import Table, hours
 from ..draws.samplers import held_out
 
 UNKNOWN = "unknown"
@@ -136,8 +136,3 @@ def _held_out(corpus: Corpus | None, config: Config, chosen: Chosen | None) -> s
 def _counted(corpus: Corpus, videos: NDArray[np.bool_]) -> str:
     seconds = np.array([row["duration_seconds"] or 0.0 for row in corpus.scan("duration_seconds")])
     return f"{int(videos.sum()):,} of {len(videos):,} videos, {hours(seconds[videos].sum() / 3600)} hours"
-
-
-def hours(value: float) -> str:
-    """With two digits behind the point, or, of minutes and seconds, two that say something."""
-    return f"{value:,.2f}" if value >= 0.1 or not value else f"{value:.2g}"

@@ -13,11 +13,11 @@ import yaml
 
 from ...ssl.encoder import VideoEncoder
 from ..config.settings import Config
-from ..console.table import Table
+from ..console.table import Table, hours
 from ..inputs.folders import PROBE_FILE
 from ..record.metrics import read_metrics
 from ..record.run_record import last_folder, read_starts
-from .card_corpus import UNKNOWN, corpus_section, hours
+from .card_corpus import UNKNOWN, corpus_section
 
 CURVES = ("loss", "validation_loss", "feature_std", "rankme")
 RECIPE = {

@@ -11,8 +11,9 @@ from clips import write_numbered
 
 from trocar.engine.config.error import ConfigError
 from trocar.engine.config.file import load_config
+from trocar.engine.console.table import hours
 from trocar.engine.inputs.judged import audited_lines
-from trocar.engine.weights.card_corpus import corpus_section, hours
+from trocar.engine.weights.card_corpus import corpus_section
 from trocar.engine.weights.model_card import _curves, _energy, _recipe
 from trocar.engine.weights.run_encoder import build_encoder
 from trocar.judge.labels.audit import audit
