@@ -8,13 +8,12 @@ from pathlib import Path
 from ..config.error import ConfigError
 from ..config.settings import Config
 
-LIBRARIES = ("transformers", "timm", "torch", "onnx")
 MODEL_TYPES = {"flat": "videomae", "rope": "vjepa2"}  # of transformers, by model.positions
 ONNX_PACKAGES = ("onnx", "onnxscript")
 
 
 def check_library(config: Config, to: str, *, whole: bool) -> None:
-    """Raises ConfigError where a run of these settings cannot be exported to a library of LIBRARIES, which names why."""
+    """Raises ConfigError where a run of these settings cannot be exported to a library, which names why. to: as of `publish`."""
     if whole and to != "transformers":
         raise ConfigError(f"--whole: --to {to} takes an encoder alone; leave it out")
     checks = {"transformers": lambda: _transformers(config, whole), "timm": lambda: _timm(config), "onnx": _onnx}

@@ -97,5 +97,6 @@ def load_workflow(source: str | Path) -> WorkflowMatrix:
 
 
 def cell_folder(places: Places, dataset: WorkflowDataset, model: ModelEntry, head: HeadEntry, seed: int) -> Path:
-    names = (folder_name(dataset.title), folder_name(model.name), folder_name(head.name), f"seed{seed}")
+    data = Path(dataset.name).stem + (f"_{folder_name(dataset.split)}" if dataset.folds else "")
+    names = (data, folder_name(model.name), folder_name(head.name), f"seed{seed}")
     return places.out.joinpath(CELLS, *names)
