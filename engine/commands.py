@@ -134,10 +134,15 @@ def run_pretrain(options: argparse.Namespace) -> int:
 
 def run_export(options: argparse.Namespace) -> int:
     from .config.error import ConfigError
-    from .inputs.folders import run_with_checkpoint
+    from .config.file import CONFIG_FILE, load_config
+    from .inputs.folders import run_folder, run_with_checkpoint
     from .inputs.judged import audited_lines, judged_table
+    from .inputs.libraries import check_library, library_folder
 
     run_with_checkpoint(options.run_dir)
+    if options.to:
+        check_library(load_config(run_folder(options.run_dir) / CONFIG_FILE), options.to, whole=options.whole)
+        library_folder(options.run_dir, options.to, options.out)
     if (options.judged is not None or options.audited) and not options.to:
         raise ConfigError(
             "--judged and --audited are for the model card, which stands beside an export --to another library"

@@ -297,6 +297,24 @@ def cholect50(root: Path) -> list[Row]:
     return table
 
 
+def cholect45(root: Path) -> list[Row]:
+    """Folders of pictures; 0 or 1 for each of 100 triplets, in order of their numbers; of three videos the folds say nothing."""
+    names = ["grasper,retract,gallbladder", "hook,dissect,gallbladder", *(f"hook,verb{n},target" for n in range(98))]
+    text(root / "dict/triplet.txt", *(f"{place}:{name}" for place, name in enumerate(names)))
+    shown = [(), (0,), (0, 1), (0, 1), (1,)]
+    rows = [
+        ",".join(map(str, (frame, *(int(triplet in there) for triplet in range(100)))))
+        for frame, there in enumerate(shown)
+    ]
+    table: list[Row] = []
+    for name in ("VID01", "VID02", "VID79"):
+        picture_folder(root / "data" / name, [f"{number:06d}.png" for number in range(5)])
+        text(root / f"triplet/{name}.txt", *rows)
+        pieces = [(0, 1, ""), (1, 2, names[0]), (2, 4, f"{names[0]}|{names[1]}"), (4, 5, names[1])]
+        table += [(f"data/{name}", float(a), float(b), label, name, "", "CholecT45", "") for a, b, label in pieces]
+    return table
+
+
 def endoscapes(root: Path) -> list[Row]:
     """All videos' pictures in one folder a split; a judged picture, then two without a label; shares of three surgeons."""
     third, table = 1 / 3, []
@@ -573,6 +591,7 @@ FIXTURES: dict[str, Callable[[Path], list[Row]]] = {
     "cataract1k": cataract1k,
     "cholec80": cholec80,
     "cholec80_tools": cholec80_tools,
+    "cholect45": cholect45,
     "cholect50": cholect50,
     "colonoscopic": colonoscopic,
     "endoscapes": endoscapes,

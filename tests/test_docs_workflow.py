@@ -25,7 +25,7 @@ def test_commands_are_understood(command: list[str]) -> None:
     options, left = build_parser().parse_known_args(command)
     assert not left
     if command[0] == "bench":
-        assert len(load_workflow(options.config).datasets) == 12
+        assert len(load_workflow(options.config).datasets) == 13
 
 
 def test_every_choice_of_a_metric_is_told() -> None:

@@ -53,3 +53,8 @@ class Table:
 
 def _escaped(cell: str) -> str:
     return " ".join(cell.replace("|", "\\|").splitlines())
+
+
+def hours(value: float) -> str:
+    """A cell of hours: two digits behind the point, or, of minutes and seconds, two that say something."""
+    return f"{value:,.2f}" if value >= 0.1 or not value else f"{value:.2g}"

@@ -86,6 +86,7 @@ def chart(
             axis.ticklabel_format(axis="y", style="sci", scilimits=(-3, 5), useMathText=False)
         axis.set_xlabel("step")
         axis.set_ylabel(unit)
+        axis.locator_params(axis="x", integer=True, min_n_ticks=1)
         axis.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
         figure.draw_without_rendering()
         left, right = axis.get_xlim()

@@ -34,7 +34,6 @@ def _variables(theme: str, runs: Sequence[str]) -> str:
 
 STYLE = f""":root{{{_variables("light", LIGHT)}}}
 @media (prefers-color-scheme:dark){{:root{{{_variables("dark", DARK)}}}}}
-@media print{{:root{{{_variables("light", LIGHT)}}}nav,output{{display:none}}section{{break-inside:avoid-page}}}}
 body{{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);margin:0 auto;max-width:90rem;
 padding:1rem 1.5rem}}
 h1{{font-size:1.5rem;margin:.2rem 0}}h2{{font-size:1.15rem;border-bottom:1px solid var(--line);margin:2rem 0 .6rem}}
@@ -53,7 +52,10 @@ output{{display:block;min-height:1.5em;font-size:13px;white-space:pre-wrap;font-
 .scroll{{overflow-x:auto}}table{{border-collapse:collapse;font-size:14px;margin:.5rem 0}}
 td,th{{border:1px solid var(--line);padding:.15rem .5rem;text-align:right}}td:first-child,th:first-child{{text-align:left}}
 .key{{display:inline-block;width:.9em;height:.9em;border-radius:3px;margin-right:.4em}}small{{color:var(--faint)}}
-ul.runs{{list-style:none;padding:0}}"""
+ul.runs{{list-style:none;padding:0}}
+@media print{{:root{{{_variables("light", LIGHT)}}}nav,output,.keys{{display:none}}body{{font-size:10pt;max-width:none;padding:0}}
+.charts{{grid-template-columns:1fr 1fr;gap:.6rem}}figure,tr,.charts>*{{break-inside:avoid}}h2,h3{{break-after:avoid}}
+.scroll{{overflow:visible}}table{{font-size:9pt}}.key{{print-color-adjust:exact;-webkit-print-color-adjust:exact}}}}"""
 STYLE += "".join(f".key{number}{{background:var(--run{number})}}" for number in range(len(LIGHT)))
 
 # A chart's data stand in the <script type="application/json"> behind it. AXIS: where the plot's axes begin and end, as in charts.

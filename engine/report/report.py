@@ -84,7 +84,9 @@ class Report:
             Section("Judged on labelled videos", self._judged()),
         ]
         written = time.strftime("%Y-%m-%d %H:%M:%S")
-        lead = paragraph(f"Written {written}. On a chart the arrow keys move from step to step.")
+        lead = (
+            paragraph(f"Written {written}.") + '<p class="keys">On a chart the arrow keys move from step to step.</p>'
+        )
         title = ", ".join(run.label for run in shown)
         write_text_whole(self.out, page(title, lead, sections, self.refresh))
         return self.out

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..config.settings import Config
-from ..console.table import Table
+from ..console.table import Table, hours
 from ..curate.draws import plan, shares
 from ..draws.changes import marks
 from ..draws.samplers import build_order
@@ -99,7 +99,7 @@ def _facts(run: ShownRun) -> dict[str, str]:
         "probe": last(run.probe),
         "RankMe": last(run.curve("rankme")),
         "steps left out": f"{run.curve('skipped').total:,.0f}",
-        "hours of steps": f"{curves.seconds / 3600:.2f}",
+        "hours of steps": hours(curves.seconds / 3600),
         "processes": str(start.get("ranks", UNKNOWN)),
         "device": str(machine.get("gpu") or machine.get("device", UNKNOWN)),
         "started": f"{start.get('started', UNKNOWN)}" + (f", {len(run.starts)} times" if len(run.starts) > 1 else ""),

@@ -18,7 +18,7 @@ from ...ssl.mae import MaskedAutoencoder
 from .unseen import Unseen
 
 ORIGINAL, SEEN = "original", "what the model sees"
-WRONG = "error of predicted features:\nbright is far from the target"
+WRONG = "error of predicted features:\n"
 GREY = 128
 
 
@@ -47,7 +47,8 @@ def token_errors(unseen: Unseen) -> torch.Tensor:
 
 def feature_errors(unseen: Unseen, largest: float | None = None) -> dict[str, NDArray[np.uint8]]:
     """Original, what is seen under the first mask, and errors, by name, each (B, T, H, W, 3) uint8. Errors of all clips share one
-    scale: black is none, white `largest`, that of these clips where None; grey tokens are hidden by no mask."""
+    scale, which stands in the last name: black is none, bright `largest`, that of these clips where None; grey tokens are hidden by
+    no mask."""
     from matplotlib import colormaps  # slow to import: only where something is drawn
 
     errors, encoder = token_errors(unseen).numpy(), unseen.model.encoder
@@ -64,7 +65,7 @@ def feature_errors(unseen: Unseen, largest: float | None = None) -> dict[str, ND
     return {
         ORIGINAL: frames,
         SEEN: np.where(enlarged(shown, encoder), frames, np.uint8(GREY)),
-        WRONG: enlarged(colours, encoder),
+        f"{WRONG}black 0, bright {largest:.2g}": enlarged(colours, encoder),
     }
 
 

@@ -6,7 +6,8 @@ Shapes: B clips, T frames, H W pixels.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -18,18 +19,20 @@ from ...ssl.objective import MaskSource, Objective
 from ..config.settings import Config
 from ..ranks.distributed import World
 from ..step.build import build_masks
-from .errors import enlarged
+from .errors import ORIGINAL, enlarged
 from .features import principal_components
 from .run import panels
 from .unseen import predict, unseen_batch
 
 CLIPS, FRAMES = 2, 4  # rows of a picture, and frames of each
+LETTER, LINE = 6, 14  # pixels of Pillow's own font, and from one line to the next
+COLOURED = "features: principal components"
 Picture = Callable[[int, str, NDArray[np.uint8]], None]
 
 
 class LivePictures:
-    """On the first rank, every run.pictures_every steps, two pictures (H, W, 3): "reconstruction" and "features". The clips have
-    the size that the run begins with, and are decoded once, when the first are due. tell: takes (step, name, picture)."""
+    """On the first rank, every run.pictures_every steps, two pictures (H, W, 3): "reconstruction" and "features", under titles. The
+    clips have the size that the run begins with, and are decoded once, when first due. tell: takes (step, name, picture)."""
 
     def __init__(self, config: Config, objective: Objective, world: World, tell: Picture) -> None:
         self.every = config.run.pictures_every if world.is_first else None
@@ -54,13 +57,25 @@ class LivePictures:
         self._batch = self._batch or unseen_batch(self.config, CLIPS)
         unseen = predict(self.objective, self._masks, self.config.run.seed, step, *self._batch, self.config)
         shown = np.linspace(0, unseen.frames.shape[1] - 1, FRAMES).round().astype(int)
-        self.tell(step, "reconstruction", _rows([video[:, shown] for video in panels(unseen).values()]))
+        self.tell(
+            step, "reconstruction", titled_rows({name: video[:, shown] for name, video in panels(unseen).items()})
+        )
         components = principal_components(unseen.tokens(unseen.frames), unseen.encoder.grid)
         colours = enlarged(components.colours(), unseen.encoder)
-        self.tell(step, "features", _rows([unseen.frames.numpy()[:, shown], colours[:, shown]]))
+        self.tell(
+            step, "features", titled_rows({ORIGINAL: unseen.frames.numpy()[:, shown], COLOURED: colours[:, shown]})
+        )
 
 
-def _rows(videos: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Videos (B, T, H, W, 3) beside one another, a clip a row, its frames side by side."""
-    wide = [np.concatenate(list(video.transpose(1, 0, 2, 3, 4)), axis=2) for video in videos]  # (B, H, T W, 3)
-    return np.ascontiguousarray(np.concatenate(list(np.concatenate(wide, axis=2)), axis=0))
+def titled_rows(videos: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Videos (B, T, H, W, 3) beside one another, a clip a row, its frames side by side, under their names: (B H + lines, .., 3)."""
+    from PIL import Image, ImageDraw
+
+    wide = [np.concatenate(list(video.transpose(1, 0, 2, 3, 4)), axis=2) for video in videos.values()]  # (B, H, T W, 3)
+    below = np.concatenate(list(np.concatenate(wide, axis=2)), axis=0)
+    width = wide[0].shape[2]
+    titles = [textwrap.fill(" ".join(name.split()), max(width // LETTER, 8)) for name in videos]
+    image = Image.new("RGB", (below.shape[1], LINE * (1 + max(title.count("\n") for title in titles))))
+    for place, title in enumerate(titles):
+        ImageDraw.Draw(image).text((place * width + 2, 0), title, fill="white")
+    return np.concatenate([np.asarray(image), below])

@@ -16,7 +16,7 @@ from ...loaders.corpus.selection import select_videos
 from ...loaders.curate.settings import read_summary
 from ...loaders.draw.screened import has_screen, screened
 from ..config.settings import Config, ConfigError
-from ..console.table import Table
+from ..console.table import Table, hours
 from ..draws.samplers import held_out
 
 UNKNOWN = "unknown"
@@ -62,16 +62,16 @@ def _sources(corpus: Corpus | None, chosen: Chosen | None) -> str:
     if corpus is None:
         return f"{GONE}."
     drawn = np.ones(len(corpus), bool) if chosen is None else chosen[0] & ~chosen[1]
-    hours: dict[tuple[str, str, str], list[float]] = {}
+    lasting: dict[tuple[str, str, str], list[float]] = {}
     for row, is_drawn in zip(corpus.scan("source", "domain", "licence", "duration_seconds"), drawn, strict=True):
         if not is_drawn:
             continue
         key = (row["source"] or UNKNOWN, row["domain"] or UNKNOWN, row["licence"] or UNKNOWN)
-        hours.setdefault(key, []).append((row["duration_seconds"] or 0) / 3600)
-    cells = [(*key, f"{len(found):,}", f"{sum(found):,.2f}") for key, found in sorted(hours.items())]
+        lasting.setdefault(key, []).append((row["duration_seconds"] or 0) / 3600)
+    cells = [(*key, f"{len(found):,}", hours(sum(found))) for key, found in sorted(lasting.items())]
     table = Table(("source", "domain", "licence", "videos", "hours"), cells).markdown()
     told = "drawn from" if chosen is not None else "in the corpus; which of them were drawn from is unknown"
-    return f"{table}\n\n{sum(map(sum, hours.values())):,.2f} hours {told}."
+    return f"{table}\n\n{hours(sum(map(sum, lasting.values())))} hours {told}."
 
 
 def _hygiene(corpus: Corpus | None, config: Config) -> list[tuple[str, str]]:
@@ -136,4 +136,4 @@ def _held_out(corpus: Corpus | None, config: Config, chosen: Chosen | None) -> s
 
 def _counted(corpus: Corpus, videos: NDArray[np.bool_]) -> str:
     seconds = np.array([row["duration_seconds"] or 0.0 for row in corpus.scan("duration_seconds")])
-    return f"{int(videos.sum()):,} of {len(videos):,} videos, {seconds[videos].sum() / 3600:,.2f} hours"
+    return f"{int(videos.sum()):,} of {len(videos):,} videos, {hours(seconds[videos].sum() / 3600)} hours"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 
 from ...ssl.encoder import VideoEncoder
 from ..config.settings import Config
-from ..console.table import Table
+from ..console.table import Table, hours
 from ..inputs.folders import PROBE_FILE
 from ..record.metrics import read_metrics
 from ..record.run_record import last_folder, read_starts
@@ -23,12 +24,28 @@ RECIPE = {
     "model": ("encoder", "width", "depth", "heads", "tubelet", "patch", "positions"),
     "objective": ("kind", "mask_ratio", "decoder_mask_ratio", "targets", "masks", "distance"),
     "data": (
-        *("frames", "stride", "sample_fps", "resolution", "crop_scale", "crop_ratio", "flip", "views_per_span"),
+        *(
+            "frames",
+            "stride",
+            "sample_fps",
+            "resolution",
+            "sizes",
+            "crop_scale",
+            "crop_ratio",
+            "flip",
+            "views_per_span",
+        ),
         *("balance", "max_repeats", "thin", "source_caps"),
     ),
     "optim": ("batch", "base_learning_rate", "warmup", "schedule", "weight_decay", "betas", "ema", "clip_gradient"),
     "run": ("seed", "precision"),
 }
+# What other objectives set, and what only draws from a tree do.
+OF_OTHERS = {
+    "mae": ("objective.masks", "objective.distance", "optim.ema"),
+    "jepa": ("objective.mask_ratio", "objective.decoder_mask_ratio", "objective.targets"),
+}
+OF_TREES = ("data.balance", "data.thin")
 JUDGED = """Unknown: no judgement is recorded with a run. `trocar bench downstream` makes one, with intervals, and compares the test
 videos with this corpus; `trocar export --judged` writes it here."""
 INTERVALS = """In percent of the metric; intervals of 95 %, bootstrapped over subjects of the test split. A flagged score says
@@ -67,7 +84,7 @@ def model_card(
         f"Trained with Trocar; step {step:,}.\n",
         f"```python\n{usage}\n```\n",
         *(f"- {note}\n" for note in notes),
-        f"## Recipe\n\n{_recipe(config)}\n",
+        f"## Recipe\n\n{_recipe(config, encoder)}\n",
         f"## Corpus\n\n{corpus_section(last_folder(run_dir), config, audited)}\n",
         f"## Training\n\n{_training(read_starts(run_dir), rows)}\n",
         f"## Curves\n\n{_curves(run_dir, rows)}\n",
@@ -77,11 +94,19 @@ def model_card(
     return "\n".join(parts)
 
 
-def _recipe(config: Config) -> str:
+def _recipe(config: Config, encoder: VideoEncoder) -> str:
+    """Settings that took part; null and empty ones did not."""
+    sizes = {"model.width": encoder.width, "model.depth": len(encoder.blocks), "model.heads": encoder.heads}
+    left_out = {*OF_OTHERS[config.objective.kind], *(() if config.data.tree else OF_TREES)}
+    if config.objective.teacher is not None:
+        left_out.add("optim.ema")
     cells = []
     for section, names in RECIPE.items():
-        settings = getattr(config, section)
-        cells += [(f"{section}.{name}", _shown(getattr(settings, name))) for name in names]
+        for name in names:
+            key = f"{section}.{name}"
+            value = sizes.get(key, getattr(getattr(config, section), name))
+            if key not in left_out and value not in (None, (), {}):
+                cells.append((key, _shown(value)))
     return Table(("setting", "value"), cells).markdown()
 
 
@@ -97,7 +122,7 @@ def _training(starts: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
     cells = [
         ("processes", str(last.get("ranks", UNKNOWN))),
         ("each on", machine.get("gpu") or machine.get("device", UNKNOWN)),
-        ("hours of steps, by the log", f"{seconds / 3600:.2f}" if seconds else UNKNOWN),
+        ("hours of steps, by the log", hours(seconds / 3600) if seconds else UNKNOWN),
         ("GPU-hours", _gpu_hours(starts, seconds)),
         ("energy of the GPUs' boards", _energy(rows)),
         ("commit of Trocar", git.get("commit", UNKNOWN) + (" (changed since)" if git.get("changed") else "")),
@@ -113,7 +138,7 @@ def _gpu_hours(starts: list[dict[str, Any]], seconds: float) -> str:
         return UNKNOWN
     if not all(start.get("machine", {}).get("gpu") for start in starts):
         return "none" if not any(start.get("machine", {}).get("gpu") for start in starts) else UNKNOWN
-    return f"{seconds / 3600 * (ranks.pop() or 0):.2f}"
+    return hours(seconds / 3600 * (ranks.pop() or 0))
 
 
 def _energy(rows: list[dict[str, Any]]) -> str:
@@ -166,4 +191,13 @@ def _steps(rows: list[dict[str, Any]], probes: list[dict[str, Any]]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """As a reader of settings would write it: a recipe's parts by their names, lists with commas."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if is_dataclass(value):
+        return " ".join(f"{name} {_shown(part)}" for name, part in vars(value).items() if part is not None)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(part)}" for name, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return ("; " if any(map(is_dataclass, value)) else ", ").join(map(_shown, value))
+    return str(value)

@@ -5,7 +5,6 @@ Shapes: B clips (any number), T frames, R x R pixels, N tokens, D width.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,6 @@ from torch import nn
 from ...kernels.rope3d import rope3d_reference
 from ...loaders.corpus.whole_file import write_whole
 from ...ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, VideoEncoder
-from ..config.error import ConfigError
-
-ONNX_PACKAGES = ("onnx", "onnxscript")
 
 
 class EncoderProgram(nn.Module):
@@ -76,13 +72,7 @@ def export_program(encoder: VideoEncoder, path: Path) -> None:
 
 
 def export_onnx(encoder: VideoEncoder, path: Path) -> None:
-    """Writes an ONNX file with one input, "frames", of any number of clips, and one output, "tokens".
-
-    Raises ConfigError where onnx or onnxscript is missing.
-    """
-    lacking = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-    if lacking:
-        raise ConfigError(f"--to onnx needs {' and '.join(lacking)}: pip install {' '.join(lacking)}")
+    """Writes an ONNX file with one input, "frames", of any number of clips, and one output, "tokens". Needs onnx and onnxscript."""
     program = torch.onnx.export(
         EncoderProgram(encoder).eval(),
         (example_clips(encoder),),

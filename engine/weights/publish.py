@@ -18,16 +18,18 @@ from ...loaders.corpus.whole_file import write_whole
 from ...ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, VideoEncoder
 from ..checkpoint.checkpoint import load_checkpoint
 from ..config.file import CONFIG_FILE, load_config
-from ..config.settings import Config, ConfigError
+from ..config.settings import Config
 from ..inputs.checkpoints import newest_checkpoint
 from ..inputs.judged import audited_lines, judged_table
+from ..inputs.libraries import check_library, library_folder
 from .files import Tensors
 from .model_card import model_card
-from .programs import export_onnx, export_program
+from .programs import example_clips, export_onnx, export_program
 from .run_encoder import build_encoder, encoder_tensors
 from .transformers_layout import contiguous, to_huggingface
 
 CARD, WEIGHTS = "README.md", "model.safetensors"
+HERE = '"."'  # the code of a card is run beside it: no name of a folder holds for everybody
 TIMM_MODEL = "vit_base_patch16_224"  # whose sizes are arguments
 
 
@@ -46,13 +48,11 @@ def publish(
     `trocar bench downstream`, and audited: what `trocar bench audit --json` wrote, both for the card. Raises CheckpointError, or
     ConfigError where that library has no such model or the folder is there already.
     """
-    out = out or run_dir / to
-    if out.exists():
-        raise ConfigError(f"{out}: is there already; name another folder with --out")
-    if whole and to != "transformers":
-        raise ConfigError(f"--whole: --to {to} takes an encoder alone; leave it out")
+    out = library_folder(run_dir, to, out)
+    config = load_config(run_dir / CONFIG_FILE)
+    check_library(config, to, whole=whole)
     scores, overlaps = None if judged is None else judged_table(judged), audited_lines(audited)
-    checkpoint, config = load_checkpoint(newest_checkpoint(run_dir)), load_config(run_dir / CONFIG_FILE)
+    checkpoint = load_checkpoint(newest_checkpoint(run_dir))
     encoder = build_encoder(config)
     encoder.load_state_dict(encoder_tensors(checkpoint.model))
     encoder.eval()
@@ -87,19 +87,13 @@ def _transformers(encoder: VideoEncoder, state: Tensors, config: Config, whole: 
         tensors = contiguous(model.tensors)
         write_whole(folder / WEIGHTS, lambda target: save_file(tensors, target, metadata={"format": "pt"}))
         (kind,) = model.config["architectures"]
-        return model.notes, f"from transformers import {kind}\n\nmodel = {kind}.from_pretrained(FOLDER)"
+        return model.notes, f"from transformers import {kind}\n\nmodel = {kind}.from_pretrained({HERE})"
 
     return write
 
 
 def _timm(encoder: VideoEncoder, _state: Tensors, _config: Config, _whole: bool) -> Writer:
-    steps, rows, _ = encoder.grid
-    if steps != 1 or encoder.position_kind == "rope":
-        reason = "rotary positions in three axes" if steps == 1 else f"{steps} steps of time"
-        raise ConfigError(
-            f"timm's vision transformers see one picture, and this encoder has {reason}; export --to transformers, torch or onnx"
-        )
-    own, side = encoder.state_dict(), rows * encoder.patch
+    own, side = encoder.state_dict(), encoder.grid[1] * encoder.patch
     arguments: dict[str, Any] = {
         "img_size": side,
         "patch_size": encoder.patch,
@@ -126,7 +120,7 @@ def _timm(encoder: VideoEncoder, _state: Tensors, _config: Config, _whole: bool)
             {"architecture": TIMM_MODEL, "model_args": arguments, "pretrained_cfg": pixels},
         )
         words = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-        words += ', checkpoint_path="FOLDER/model.safetensors"'
+        words += f', checkpoint_path="{WEIGHTS}"'
         usage = f'import timm\n\nmodel = timm.create_model("{TIMM_MODEL}", {words})'
         return [f"a picture counts as {encoder.tubelet} equal frames"], usage
 
@@ -136,10 +130,9 @@ def _timm(encoder: VideoEncoder, _state: Tensors, _config: Config, _whole: bool)
 def _torch(encoder: VideoEncoder, _state: Tensors, _config: Config, _whole: bool) -> Writer:
     def write(folder: Path) -> tuple[list[str], str]:
         export_program(encoder, folder / "encoder.pt2")
-        return (
-            [],
-            'import torch\n\nencoder = torch.export.load("FOLDER/encoder.pt2").module()\ntokens = encoder(frames)',
-        )
+        frames = f"frames = torch.zeros({_clip(encoder)}, dtype=torch.uint8)  # RGB; any number of clips"
+        usage = 'encoder = torch.export.load("encoder.pt2").module()\ntokens = encoder(frames)'
+        return [], f"import torch\n\n{frames}\n{usage}"
 
     return write
 
@@ -147,10 +140,16 @@ def _torch(encoder: VideoEncoder, _state: Tensors, _config: Config, _whole: bool
 def _onnx(encoder: VideoEncoder, _state: Tensors, _config: Config, _whole: bool) -> Writer:
     def write(folder: Path) -> tuple[list[str], str]:
         export_onnx(encoder, folder / "encoder.onnx")
-        run = 'onnxruntime.InferenceSession("FOLDER/encoder.onnx").run(["tokens"], {"frames": frames})'
-        return [], f"import onnxruntime\n\n(tokens,) = {run}"
+        frames = f'frames = np.zeros({_clip(encoder)}, dtype="uint8")  # RGB; any number of clips'
+        run = '(tokens,) = onnxruntime.InferenceSession("encoder.onnx").run(["tokens"], {"frames": frames})'
+        return [], f"import numpy as np\nimport onnxruntime\n\n{frames}\n{run}"
 
     return write
+
+
+def _clip(encoder: VideoEncoder) -> tuple[int, ...]:
+    """The shape of one clip, (1, T, R, R, 3)."""
+    return tuple(example_clips(encoder)[:1].shape)
 
 
 WRITERS: dict[str, Callable[[VideoEncoder, Tensors, Config, bool], Writer]] = {

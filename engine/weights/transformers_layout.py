@@ -17,9 +17,9 @@ import torch
 from ...ssl.choices import SIZES
 from ...ssl.encoder import IMAGENET_MEAN, IMAGENET_STD, VideoEncoder
 from ..config.settings import Config, ConfigError
+from ..inputs.libraries import MODEL_TYPES
 from .files import Tensors
 
-MODEL_TYPES = {"flat": "videomae", "rope": "vjepa2"}
 EPSILON = 1e-6  # of our layer norms
 PREDICTOR_NAMES = {"embed": "embeddings.predictor_embeddings", "norm": "layernorm", "proj": "proj"}
 VIDEOMAE_BLOCK = {
@@ -44,30 +44,15 @@ class HuggingFaceModel:
 def to_huggingface(encoder: VideoEncoder, state: Tensors, config: Config, *, whole: bool) -> HuggingFaceModel:
     """encoder: holds the weights to export. state: of the whole objective, named as in `MaskedAutoencoder` or `JointEmbedding`.
 
-    config: of the run. whole: with the decoder (VideoMAEForPreTraining) or the predictor. Raises ConfigError, which names what has
-    no counterpart.
+    config: of the run, which `check_library` has passed. whole: with the decoder (VideoMAEForPreTraining) or the predictor. Raises
+    ConfigError where the predictor has no counterpart.
     """
-    kind, is_jepa = MODEL_TYPES.get(encoder.position_kind), any(name.startswith("predictor.") for name in state)
-    if kind is None:
-        raise ConfigError(
-            f"model.positions={encoder.position_kind}: transformers has no such video encoder (flat is its VideoMAE, rope its "
-            "VJEPA2); export --to torch or onnx, or without --to for trocar"
-        )
-    if whole and is_jepa != (kind == "vjepa2"):
-        objective = "a JEPA" if is_jepa else "an MAE"
-        raise ConfigError(
-            f"--whole: {objective} with model.positions={encoder.position_kind} is no model of transformers as a whole; export its "
-            "encoder alone, without --whole"
-        )
+    kind = MODEL_TYPES[encoder.position_kind]
     return (_videomae if kind == "videomae" else _vjepa2)(encoder, state, config, whole)
 
 
 def _videomae(encoder: VideoEncoder, state: Tensors, run: Config, whole: bool) -> HuggingFaceModel:
     targets = run.objective.targets
-    if whole and targets not in ("channel", "none"):
-        raise ConfigError(
-            f"objective.targets={targets}: VideoMAEForPreTraining knows channel and none; leave out --whole"
-        )
     config = {
         "architectures": ["VideoMAEForPreTraining" if whole else "VideoMAEModel"],
         "model_type": "videomae",

@@ -146,6 +146,8 @@ def rotated(x: torch.Tensor) -> torch.Tensor:
 def banded_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, memory: int) -> torch.Tensor:
     """(H, T, d): moment t attends to t - M + 1 .. t. In blocks of M, so that time and memory grow with T M, not with T T."""
     moments = q.shape[1]
+    if moments <= memory:
+        return F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True)[0]
     blocks = -(-moments // memory)
     q, k, v = (F.pad(x, (0, 0, 0, blocks * memory - moments)).unflatten(1, (blocks, memory)) for x in (q, k, v))
     # Of each block its own moments and those of the one before.

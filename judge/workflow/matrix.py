@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...engine.config.error import require
@@ -12,6 +12,25 @@ from .choices import FeatureChoices, HeadChoices, MetricChoices
 
 CELLS, FEATURES = "cells", "features"
 DEFAULT = "workflow"
+
+
+@dataclass(frozen=True)
+class WorkflowDataset(DatasetEntry):
+    """folds: names of splits that are judged one after the other instead of `split`, and averaged."""
+
+    folds: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        accepted = "none, or two or more, each once"
+        require(len(self.folds) != 1 and len(self.folds) == len({*self.folds}), "datasets.folds", self.folds, accepted)
+
+    @property
+    def title(self) -> str:
+        return Path(self.name).stem + (f" {self.split}" if self.folds else "")
+
+    def parts(self) -> tuple[WorkflowDataset, ...]:
+        """Itself, or one for each fold, whose `split` that is."""
+        return tuple(replace(self, split=fold) for fold in self.folds) or (self,)
 
 
 @dataclass(frozen=True)
@@ -40,7 +59,7 @@ class WorkflowMatrix:
     """features, metrics: of all cells. metric: that the tables are about. note: printed above the report."""
 
     models: tuple[ModelEntry, ...]
-    datasets: tuple[DatasetEntry, ...]
+    datasets: tuple[WorkflowDataset, ...]
     heads: tuple[HeadEntry, ...]
     features: FeatureChoices = field(default_factory=FeatureChoices)
     metrics: MetricChoices = field(default_factory=MetricChoices)
@@ -62,6 +81,11 @@ class WorkflowMatrix:
         for score in self.published:
             require(score.dataset in known, "published.dataset", score.dataset, f"one of {', '.join(sorted(known))}")
 
+    @property
+    def judged(self) -> tuple[WorkflowDataset, ...]:
+        """The data sets, of those with folds each fold."""
+        return tuple(part for dataset in self.datasets for part in dataset.parts())
+
 
 def load_workflow(source: str | Path) -> WorkflowMatrix:
     """A YAML's path, or "workflow", which ships with trocar. Raises ConfigError."""
@@ -72,6 +96,7 @@ def load_workflow(source: str | Path) -> WorkflowMatrix:
     return load_settings(WorkflowMatrix, path)
 
 
-def cell_folder(places: Places, dataset: DatasetEntry, model: ModelEntry, head: HeadEntry, seed: int) -> Path:
-    names = (Path(dataset.name).stem, folder_name(model.name), folder_name(head.name), f"seed{seed}")
+def cell_folder(places: Places, dataset: WorkflowDataset, model: ModelEntry, head: HeadEntry, seed: int) -> Path:
+    data = Path(dataset.name).stem + (f"_{folder_name(dataset.split)}" if dataset.folds else "")
+    names = (data, folder_name(model.name), folder_name(head.name), f"seed{seed}")
     return places.out.joinpath(CELLS, *names)

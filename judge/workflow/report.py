@@ -11,14 +11,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ...engine.console.table import Table
 from ...loaders.corpus.whole_file import write_text_whole, write_whole
 from ..downstream.matrix import Places
 from ..downstream.report import STYLE, lost_table, percent
 from ..downstream.results import failures
-from .matrix import WorkflowMatrix
+from .matrix import WorkflowDataset, WorkflowMatrix
 from .report_pictures import dataset_pictures
-from .results import WorkflowResult, gather
+from .results import WorkflowResult, gather, over_folds
 from .scores import BASELINES
 
 STYLE_MORE = """img{max-width:100%}figure{display:inline-block;margin:.3em;font-size:11px;width:9em;vertical-align:top}
@@ -77,19 +79,41 @@ Section = tuple[str, list["str | Table"], list[str]]
 
 def _sections(matrix: WorkflowMatrix, places: Places, results: list[WorkflowResult]) -> list[Section]:
     """(heading, texts and tables, HTML that Markdown does not have)"""
-    wanted = len(matrix.datasets) * len(matrix.models) * len(matrix.heads) * len(matrix.seeds)
+    wanted = len(matrix.judged) * len(matrix.models) * len(matrix.heads) * len(matrix.seeds)
     done = sum(len(result.rows) for result in results)
     top: list[str | Table] = [text for text in (matrix.note, EXPLAINED, f"{done} of {wanted} cells are done.") if text]
     sections: list[Section] = [("Workflow benchmark", top, [])]
     if lost := failures(places):
         sections.append(("Not done", [lost_table(lost)], []))
     for dataset in matrix.datasets:
-        own = [result for result in results if result.dataset == dataset]
-        if own:
-            title = own[0].title
-            pictures = dataset_pictures(own, places.out / "pictures" / title)
-            sections.append((title, [*_about(own), *_tables(own), *_published(matrix, title, own)], pictures))
+        if dataset.folds and any(result.dataset in dataset.parts() for result in results):
+            sections.append(_mean_of_folds(matrix, dataset, results))
+        for part in dataset.parts():
+            own = [result for result in results if result.dataset == part]
+            if own:
+                pictures = dataset_pictures(own, places.out / "pictures" / part.title)
+                others = () if dataset.folds else _published(matrix, part.title, own)
+                sections.append((part.title, [*_about(own), *_tables(own), *others], pictures))
     return sections
+
+
+def _mean_of_folds(matrix: WorkflowMatrix, dataset: WorkflowDataset, results: list[WorkflowResult]) -> Section:
+    """Of each metric the mean over folds, and its deviation (of a sample) over them; a fold's score is the mean over seeds."""
+    found, rows = over_folds(results, dataset), []
+    own = [result for folds in found.values() for result in folds]
+    names = {**PRESENCE, **_parts(own[0])} if own[0].rows[0]["several"] else {**COLUMNS, **POOLED}
+    columns = {metric: name for metric, name in names.items() if metric in own[0].metrics}
+    for (model, head), folds in found.items():
+        cells = []
+        for metric in columns:
+            scores = [score for fold in folds if math.isfinite(score := fold.metrics[metric].score)]
+            spread = f" ± {percent(float(np.std(scores, ddof=1)))}" if len(scores) > 1 else ""
+            cells.append(percent(float(np.mean(scores))) + spread if scores else percent(None))
+        rows.append((model, head, folds[0].head.head.mode, f"{len(folds)} of {len(dataset.folds)}", *cells))
+    told = f"Means over the folds {', '.join(dataset.folds)}, as far as they are done; ± over folds (a sample). Each one follows."
+    table = Table(("", "head", "mode", "folds", *columns.values()), rows)
+    title = Path(dataset.name).stem
+    return f"{title}: mean over folds", [told, table, *_published(matrix, title, own)], []
 
 
 def _about(own: list[WorkflowResult]) -> list[str]:
@@ -112,14 +136,19 @@ def _about(own: list[WorkflowResult]) -> list[str]:
 
 def _tables(own: list[WorkflowResult]) -> list[str | Table]:
     if own[0].rows[0]["several"]:
-        parts = {
-            name: f"{PRESENCE[name.replace(suffix, '')]}:{suffix.replace('_', ' ')}"
-            for name in own[0].metrics
-            if (suffix := name.partition("average_precision")[2])
-        }
+        parts = _parts(own[0])
         main = _scores(own, PRESENCE, "video_mean_average_precision")
         return [main, _plain(own, parts)] if parts else [main]
     return [_scores(own, COLUMNS, "accuracy"), _plain(own, POOLED)]
+
+
+def _parts(result: WorkflowResult) -> dict[str, str]:
+    """The metrics of triplets' parts, and what they are called in a table."""
+    return {
+        name: f"{PRESENCE[name.replace(suffix, '')]}:{suffix.replace('_', ' ')}"
+        for name in result.metrics
+        if (suffix := name.partition("average_precision")[2])
+    }
 
 
 def _scores(own: list[WorkflowResult], columns: Mapping[str, str], main: str) -> Table:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from ..downstream.judgement import interval_of
-from ..downstream.matrix import DatasetEntry, ModelEntry, Places
+from ..downstream.matrix import ModelEntry, Places
 from ..downstream.predictor import ROW
 from .cell import RESAMPLES
-from .matrix import HeadEntry, WorkflowMatrix, cell_folder
+from .matrix import HeadEntry, WorkflowDataset, WorkflowMatrix, cell_folder
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Merged:
 class WorkflowResult:
     """One head on one encoder's vectors of a data set. rows, folders: of its seeds, as far as they are done."""
 
-    dataset: DatasetEntry
+    dataset: WorkflowDataset
     model: ModelEntry
     head: HeadEntry
     rows: tuple[dict[str, Any], ...]
@@ -45,13 +45,13 @@ class WorkflowResult:
 
     @property
     def title(self) -> str:
-        return Path(self.dataset.name).stem
+        return self.dataset.title
 
 
 def gather(matrix: WorkflowMatrix, places: Places) -> list[WorkflowResult]:
     """All that have a seed done, in the order of the matrix."""
     found = []
-    for dataset in matrix.datasets:
+    for dataset in matrix.judged:
         for model in matrix.models:
             for head in matrix.heads:
                 folders = [cell_folder(places, dataset, model, head, seed) for seed in matrix.seeds]
@@ -59,6 +59,15 @@ def gather(matrix: WorkflowMatrix, places: Places) -> list[WorkflowResult]:
                 if folders:
                     rows = tuple(json.loads((folder / ROW).read_text(encoding="utf-8")) for folder in folders)
                     found.append(WorkflowResult(dataset, model, head, rows, tuple(folders), _merged(rows, folders)))
+    return found
+
+
+def over_folds(results: list[WorkflowResult], dataset: WorkflowDataset) -> dict[tuple[str, str], list[WorkflowResult]]:
+    """By (model, head), the folds of a data set that are done."""
+    found: dict[tuple[str, str], list[WorkflowResult]] = {}
+    for result in results:
+        if result.dataset in dataset.parts():
+            found.setdefault((result.model.name, result.head.name), []).append(result)
     return found
 
 

@@ -22,7 +22,7 @@ from ...engine.weights.files import WeightsError
 from ...loaders.corpus.folder import CorpusError
 from ...loaders.video.video import VideoError
 from ..downstream.downstream import FAILURES, resolve_weights
-from ..downstream.matrix import DatasetEntry, ModelEntry, Places, folder_name
+from ..downstream.matrix import ModelEntry, Places, folder_name
 from ..downstream.predictor import ROW
 from ..downstream.pretraining import compare_pretraining, find_pretraining
 from ..downstream.task import digest, write_json
@@ -31,7 +31,7 @@ from .cell import WorkflowCell, run_cell
 from .feature_shards import as_told, loaded
 from .features import extract_features, read_vectors
 from .labels import WorkflowTask, open_workflow_task
-from .matrix import FEATURES, HeadEntry, WorkflowMatrix, cell_folder
+from .matrix import FEATURES, HeadEntry, WorkflowDataset, WorkflowMatrix, cell_folder
 
 CLIPS = ("frames", "resolution", "stride", "sample_fps", "kind", "positions", "part", "minimum")
 
@@ -41,9 +41,9 @@ def bench_workflow(
 ) -> list[dict[str, str]]:
     """Runs what is not done yet. workers: processes that encode videos. Returns what could not be done: data set, model, reason."""
     failures = []
-    for dataset in matrix.datasets:
+    for dataset in matrix.judged:
         for model in matrix.models:
-            named = {"dataset": Path(dataset.name).stem, "model": model.name}
+            named = {"dataset": dataset.title, "model": model.name}
             try:
                 done = _run_pair(matrix, dataset, model, places, device, workers, tell)
                 tell(f"{model.name} on {named['dataset']}: {f'{done} cells done now' if done else 'was done'}")
@@ -63,7 +63,7 @@ def bench_workflow(
     return failures
 
 
-def open_entry(matrix: WorkflowMatrix, dataset: DatasetEntry, places: Places) -> WorkflowTask:
+def open_entry(matrix: WorkflowMatrix, dataset: WorkflowDataset, places: Places) -> WorkflowTask:
     """The data set of an entry as whole videos. Raises DatasetError and ConfigError."""
     name = str(places.data / dataset.name) if Path(dataset.name).suffix else dataset.name
     return open_workflow_task(
@@ -80,7 +80,7 @@ def open_entry(matrix: WorkflowMatrix, dataset: DatasetEntry, places: Places) ->
 
 def _run_pair(
     matrix: WorkflowMatrix,
-    dataset: DatasetEntry,
+    dataset: WorkflowDataset,
     model: ModelEntry,
     places: Places,
     device: str,

@@ -45,17 +45,30 @@ class Gain:
     tried: int
 
     def lines(self) -> list[str]:
-        lines = [f"to pack: {self.videos:,} videos, {self.frames:,} frames, {self.bytes / 1e6:,.1f} MB"]
+        lines = [f"to pack: {self.videos:,} videos, {self.frames:,} frames, {_size(self.bytes)}"]
         if self.packed_bytes is not None and self.core_hours is not None:
             lines.append(
                 f"expected: {self.packed_frames:,} frames of {self.packed_bytes / self.packed_frames / 1024:.1f} KiB, "
-                f"{self.packed_bytes / 1e6:,.1f} MB, in {self.core_hours:,.2f} core hours (by a trial on {self.tried} videos)"
+                f"{_size(self.packed_bytes)}, in {_work(self.core_hours)} (by a trial on {self.tried} videos)"
             )
         lines.append(
             f"decoded frames per used frame, {CLIP_FRAMES} frames a clip: up to {self.amplification:.1f} from the originals, "
             f"{self.packed_amplification:.2f} from proxies"
         )
         return lines
+
+
+def _size(count: int) -> str:
+    """As "12.3 MB" of 12,345,678."""
+    unit, name = next((pair for pair in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")) if count >= pair[0]), (1e3, "kB"))
+    return f"{count / unit:,.1f} {name}"
+
+
+def _work(hours: float) -> str:
+    """Of one core, as "1.2 core minutes" of 0.02 hours."""
+    if hours >= 0.1:
+        return f"{hours:,.2f} core hours"
+    return f"{3600 * hours:.2g} core seconds" if hours < 0.01 else f"{60 * hours:.1f} core minutes"
 
 
 def expected_gain(corpus: Corpus, rows: Sequence[int], settings: PackSettings, workers: int) -> Gain:

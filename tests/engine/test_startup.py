@@ -56,7 +56,13 @@ WRONG = {
         (["demo_cpu", "--cluster", GONE], "no such cluster"),
         (["demo_cpu", "--rates", GONE], "No such file"),
     ],
-    "export": [([GONE], "neither a run")],
+    "export": [
+        ([GONE], "neither a run"),
+        (["run", "--to", "transformers"], "transformers has no such video encoder"),
+        (["run", "--to", "timm"], "steps of time"),
+        (["run", "--to", "torch", "--whole"], "takes an encoder alone"),
+        (["run", "--to", "torch", "--out", "file"], "is there already"),
+    ],
     "predict": [([GONE, "vids", "--out", "out.csv"], "no fine-tuned")],
     "view recon": [([GONE], "neither a run")],
     "view curve": [([GONE], "no metrics to show")],
@@ -147,8 +153,11 @@ def test_every_command_is_asked_for_something_wrong() -> None:
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    """A folder that looks like a corpus from without, and a file in whose place a folder would be needed."""
+    """A folder that looks like a corpus from without, a run whose checkpoint is empty, and a file in whose place a folder would
+    be needed."""
     (tmp_path / "here").mkdir()
+    (tmp_path / "run" / "checkpoints" / "step_00000001").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text(load_config("demo_cpu", ["data.corpus=here"]).to_yaml())
     for name in ("videos.parquet", "gops.parquet", "packets.arrow"):
         (tmp_path / "here" / name).touch()
     (tmp_path / "file").touch()

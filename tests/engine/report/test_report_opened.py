@@ -91,6 +91,24 @@ def test_the_page_opens_from_a_disk_and_draws_every_chart(tmp_path: Path) -> Non
     assert pictures["light"].mean() > 200 > 60 > pictures["dark"].mean()
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_page_on_paper(tmp_path: Path) -> None:
+    """Light whatever the theme, two charts beside one another, without what only a screen needs; a PDF of some pages."""
+    out, paper = tmp_path / "page.html", tmp_path / "paper.html"
+    Report(hostile_runs(tmp_path), out).write()
+    paper.write_text(out.read_text().replace("@media print", "@media all"))
+    first, second, third, *_ = probed(paper)["boxes"]
+    assert first[1] == second[1] < third[1]
+    assert first[0] + first[2] < second[0]
+    picture, printed = tmp_path / "paper.png", tmp_path / "page.pdf"
+    chromium(paper, f"--screenshot={picture}", "--blink-settings=preferredColorScheme=0")
+    assert np.asarray(Image.open(picture).convert("L")).mean() > 200
+    assert "nav,output,.keys{display:none}" in _style(out)
+    chromium(out, f"--print-to-pdf={printed}", "--no-pdf-header-footer")
+    assert printed.read_bytes()[:5] == b"%PDF-"
+    assert 1 < printed.read_bytes().count(b"/MediaBox") < 8
+
+
 def _style(page: Path) -> str:
     found = re.search(r"<style>(.*?)</style>", page.read_text(), re.DOTALL)
     assert found

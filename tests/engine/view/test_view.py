@@ -59,7 +59,9 @@ def test_errors_of_a_jepa_are_its_loss_token_by_token(positions: str) -> None:
     mean = errors.nan_to_num().flatten(1).sum(dim=1) / hidden.flatten(1).sum(dim=1)
     assert torch.allclose(mean, output.clip_loss.float(), atol=1e-6)
     panels = feature_errors(unseen)
-    grey = torch.from_numpy((panels[WRONG] == GREY).all(axis=-1))
+    *_, name = panels
+    assert name == f"{WRONG}black 0, bright {errors[errors.isfinite()].max():.2g}"
+    grey = torch.from_numpy((panels[name] == GREY).all(axis=-1))
     assert grey.float().mean() == pytest.approx(1 - float(hidden.float().mean()))
     assert ((panels[SEEN] == GREY).all(axis=-1) & grey.numpy()).mean() < 0.05, "what is hidden is not grey in both"
 

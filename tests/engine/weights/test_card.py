@@ -11,9 +11,11 @@ from clips import write_numbered
 
 from trocar.engine.config.error import ConfigError
 from trocar.engine.config.file import load_config
+from trocar.engine.console.table import hours
 from trocar.engine.inputs.judged import audited_lines
 from trocar.engine.weights.card_corpus import corpus_section
-from trocar.engine.weights.model_card import _curves, _energy
+from trocar.engine.weights.model_card import _curves, _energy, _recipe
+from trocar.engine.weights.run_encoder import build_encoder
 from trocar.judge.labels.audit import audit
 from trocar.judge.labels.corpus_overlap import KnownVideo
 from trocar.judge.labels.dataset import Segment, load_card
@@ -70,14 +72,14 @@ def test_hygiene_and_curation_are_said_as_they_were(folder: Path) -> None:
     )
     assert rows["a span is drawn in an epoch"].endswith("| at most 10 times |")
     assert rows["videos left out by rules"].endswith(
-        "| 1 of 2 videos, 0.00 hours: 0 entries of data.include, 1 of data.exclude (lists: held_out.txt) |"
+        "| 1 of 2 videos, 0.0011 hours: 0 entries of data.include, 1 of data.exclude (lists: held_out.txt) |"
     )
-    assert rows["unknown"].endswith("| 1 | 0.00 |"), "of the videos that were drawn from"
+    assert rows["unknown"].endswith("| 1 | 0.00056 |"), "of the videos that were drawn from"
     held = said(folder, "validation.videos=[0.mp4]")
-    assert held["videos held out for validation"].endswith("| 1 of 2 videos, 0.00 hours; never drawn from |")
-    assert held["unknown"].endswith("| 1 | 0.00 |")
+    assert held["videos held out for validation"].endswith("| 1 of 2 videos, 0.00056 hours; never drawn from |")
+    assert held["unknown"].endswith("| 1 | 0.0011 |")
     plain = said(folder, "data.max_repeats=null")
-    assert plain["unknown"].endswith("| 2 | 0.00 |")
+    assert plain["unknown"].endswith("| 2 | 0.0017 |")
     assert plain["videos held out for validation"].endswith("| none |")
     assert plain["screened for what is no surgery"].endswith("| no |")
     assert plain["drawn from a tree of clusters"].endswith("| no: spans were drawn alike |")
@@ -132,6 +134,38 @@ def test_an_audit_says_which_benchmarks_stand_in_the_corpus(tmp_path: Path) -> N
         audited_lines([tmp_path / "odd.json"])
     text = corpus_section(str(tmp_path), load_config("demo_cpu"), audited_lines(paths[:1]))
     assert "- Cholec80: 1 rows of test come" in text
+
+
+def test_a_recipe_says_what_took_part() -> None:
+    def rows(name: str, *settings: str) -> dict[str, str]:
+        config = load_config(name, ["data.corpus=corpus", *settings])
+        lines = _recipe(config, build_encoder(config)).splitlines()[2:]
+        return dict(line.strip("| ").split(" | ") for line in lines)
+
+    mae = rows("demo_cpu", "model.encoder=tiny", "model.depth=2")
+    assert (mae["model.width"], mae["model.depth"], mae["model.heads"]) == ("192", "2", "3")
+    assert {"objective.mask_ratio", "objective.targets"} <= {*mae}
+    assert {"objective.masks", "optim.ema", "data.balance", "data.sample_fps", "data.source_caps"}.isdisjoint(mae)
+    sizes = "data.sizes=[{from_step: 9, frames: 32}]"
+    jepa = rows("demo_jepa_cpu", sizes, "data.tree=tree", "data.source_caps={web: 0.5}")
+    assert jepa["objective.masks"].startswith("blocks ")
+    assert (jepa["data.sizes"], jepa["data.source_caps"], jepa["data.balance"]) == (
+        "from_step 9 frames 32",
+        "web 0.5",
+        "1",
+    )
+    assert {"objective.mask_ratio", "objective.decoder_mask_ratio", "objective.targets"}.isdisjoint(jepa)
+    assert not [value for value in (*mae.values(), *jepa.values()) if "None" in value or "(" in value]
+
+
+def test_hours_of_minutes_say_something() -> None:
+    assert [hours(value) for value in (0, 0.00123, 0.05, 0.125, 1234.5)] == [
+        "0.00",
+        "0.0012",
+        "0.05",
+        "0.12",
+        "1,234.50",
+    ]
 
 
 def test_energy_is_of_the_steps_that_have_it() -> None:

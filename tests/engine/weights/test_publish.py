@@ -86,6 +86,20 @@ def pixels_of(frames: torch.Tensor) -> torch.Tensor:
     return ((frames.float() / 255 - mean) / std).permute(0, 1, 4, 2, 3)
 
 
+def as_printed(folder: Path) -> dict[str, Any]:
+    """What the card's code leaves behind, run as it stands there, in the folder."""
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert code
+    names: dict[str, Any] = {}
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        exec(code[1], names)
+    finally:
+        os.chdir(before)
+    return names
+
+
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("name", [name for name in RUNS if "VideoMAE" in name or "V-JEPA 2" in name])
 def test_transformers_has_the_same_features_and_gives_the_weights_back(
@@ -107,6 +121,10 @@ def test_transformers_has_the_same_features_and_gives_the_weights_back(
     assert not told["unexpected_keys"] or (whole and "VideoMAE" in name), "AutoModel leaves the decoder out"
     with torch.no_grad():
         assert (given - encoder(frames)).abs().max() <= 1e-5
+    printed, given = as_printed(folder)["model"].state_dict(), theirs.state_dict()
+    inside = "videomae." if whole and "VideoMAE" in name else ""  # the decoder stands beside it
+    kept = [part for part in given if whole or not part.startswith("predictor.")]
+    assert all(torch.equal(printed[f"{inside}{part}"], given[part]) for part in kept)
     steps, side = encoder.grid[0] * encoder.tubelet, encoder.grid[1] * encoder.patch
     back = convert(folder / "model.safetensors", frames=steps, resolution=side, heads=encoder.heads)
     own = encoder.state_dict()
@@ -151,6 +169,7 @@ def test_programs_need_nothing_of_ours(name: str, made: Any, tmp_path: Path) -> 
         frames = frames_of(encoder, clips)
         with torch.no_grad():
             assert (program.module()(frames) - encoder(frames)).abs().max() <= 1e-5
+    assert as_printed(folder)["tokens"].shape == (1, encoder.num_tokens, encoder.width)
 
 
 @pytest.mark.parametrize(
@@ -167,15 +186,13 @@ def test_onnx_runtime_has_the_same_features(name: str, made: Any, tmp_path: Path
         (tokens,) = session.run(["tokens"], {"frames": frames.numpy()})
         with torch.no_grad():
             assert np.abs(tokens - encoder(frames).numpy()).max() <= 1e-5
+    assert as_printed(folder)["tokens"].shape == (1, encoder.num_tokens, encoder.width)
 
 
 def test_timm_has_the_same_features_of_a_picture(made: Any, tmp_path: Path) -> None:
     run, _, encoder = made("axes", "data.frames=2")
     folder, _ = publish(run, "timm", tmp_path / "out")
-    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    assert code
-    names: dict[str, Any] = {}
-    exec(code[1].replace("FOLDER", str(folder)), names)
+    names = as_printed(folder)
     frames = frames_of(encoder)
     frames[:, 1] = frames[:, 0]  # one picture
     with torch.no_grad():
@@ -195,9 +212,18 @@ def test_timm_has_the_same_features_of_a_picture(made: Any, tmp_path: Path) -> N
     ],
 )
 def test_what_a_library_has_not_is_refused_by_name(
-    name: str, to: str, more: list[str], whole: bool, reason: str, made: Any, tmp_path: Path
+    name: str,
+    to: str,
+    more: list[str],
+    whole: bool,
+    reason: str,
+    made: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """By its settings: no checkpoint is read for it."""
     run, _, _ = made(name, *more)
+    monkeypatch.setattr(module, "load_checkpoint", None)
     with pytest.raises(ConfigError, match=re.escape(reason)):
         publish(run, to, tmp_path / "out", whole=whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
@@ -222,11 +248,7 @@ def differences(to: str, folder: Path, encoder: VideoEncoder) -> float:
             else:
                 theirs = model(pixel_values=pixels_of(frames)).last_hidden_state
         elif to == "timm":
-            names: dict[str, Any] = {}
-            code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-            assert code
-            exec(code[1].replace("FOLDER", str(folder)), names)
-            theirs = names["model"].eval().forward_features(pixels_of(frames)[:, 0])
+            theirs = as_printed(folder)["model"].eval().forward_features(pixels_of(frames)[:, 0])
         elif to == "torch":
             theirs = torch.export.load(folder / "encoder.pt2").module()(frames)
         else:
@@ -287,7 +309,10 @@ def test_a_trained_run_with_its_card(tmp_path: Path, capsys: pytest.CaptureFixtu
     card = ModelCard.load(folder / "README.md")
     card.data.to_dict()
     text = str(card)
-    assert "| unknown | unknown | unknown | 2 | 0.00 |" in text
+    assert re.search(r"\| unknown \| unknown \| unknown \| 2 \| 0\.00\d+ \|", text), "seconds, not 0.00 hours"
+    assert "| model.width | 24 |" in text
+    assert "objective.masks" not in text
+    assert "None" not in text
     assert "| energy of the GPUs' boards | unknown |" in text
     assert "| GPU-hours | none |" in text
     assert "| cholec80 | probe | a\\|b | macro_f1 | 51.20 | 44.00 .. 58.00 | 2 | unstable |" in text

@@ -46,7 +46,7 @@ def nine_digits(row: tuple) -> list:
 
 def test_every_reader_has_a_card_and_a_fixture() -> None:
     assert dataset_names() == sorted(path.stem for path in CARDS.glob("*.yaml")) == sorted(FIXTURES)
-    assert len(dataset_names()) == 21
+    assert len(dataset_names()) == 22
 
 
 @pytest.mark.parametrize("name", sorted(FIXTURES))
@@ -85,6 +85,8 @@ def test_empty_folder_names_what_is_missing_and_where_it_comes_from(name: str, t
             r"no file .*phases\.csv or .*ions\.csv",
         ),
         ("cat21", "case_02_training.mp4", r"no file .*case_02_training\.mp4"),
+        ("cholect45", "data/VID02", "no folder VID02"),
+        ("cholect45", "dict/triplet.txt", r"no file .*dict/triplet\.txt"),
         ("cholect50", "videos/VID02", "no folder VID02"),
         ("cholect50", "labels", "no folder labels"),
         ("endoscapes", "val/annotation_ds_coco.json", r"no file .*val/annotation_ds_coco\.json"),

@@ -74,21 +74,35 @@ def test_official_carves_validation_from_training_subjects_alone() -> None:
             official(wrong)
 
 
-def test_cholect50_has_the_folds_that_are_published_with_it() -> None:
-    """Each of its 50 videos is tested once; the last five training videos, in the order of the folds, validate."""
-    card = load_card("cholect50")
-    folds = {name: split for name, split in card.named_splits.items() if name.startswith("crossval-")}
+@pytest.mark.parametrize(("name", "videos", "sizes"), [("cholect50", 50, [35, 5, 10]), ("cholect45", 45, [31, 5, 9])])
+def test_triplets_have_the_folds_that_are_published_with_them(name: str, videos: int, sizes: list[int]) -> None:
+    """Each video is tested once; the last five training videos, in the order of the folds, validate."""
+    card = load_card(name)
+    folds = {fold: split for fold, split in card.named_splits.items() if fold.startswith("crossval-")}
     tested = [subject for split in folds.values() for subject in split["test"]]
     assert len(folds) == 5
-    assert len(tested) == len({*tested}) == card.videos == 50
-    for name, split in folds.items():
-        training = [subject for other in folds if other != name for subject in folds[other]["test"]]
-        assert list(split["val"]) == training[-5:], name
+    assert len(tested) == len({*tested}) == card.videos == videos
+    for fold, split in folds.items():
+        training = [subject for other in folds if other != fold for subject in folds[other]["test"]]
+        assert list(split["val"]) == training[-5:], fold
     table = [Segment(f"{name}.mp4", 0.0, 1.0, "x", name) for name in tested]
-    for name in card.named_splits:
-        found = subjects(split_table(table, card, name))
-        assert_disjoint(split_table(table, card, name))
-        assert [len(found[split]) for split in ("train", "val", "test")] == [35, 5, 10], name
+    for fold in card.named_splits:
+        found = subjects(split_table(table, card, fold))
+        assert_disjoint(split_table(table, card, fold))
+        assert [len(found[split]) for split in ("train", "val", "test")] == sizes, fold
+    if name == "cholect45":
+        assert all(
+            {*split["test"]} < {*load_card("cholect50").named_splits[fold]["test"]} for fold, split in folds.items()
+        )
+
+
+def test_a_fold_without_its_videos_is_refused() -> None:
+    card = load_card("cholect50")
+    table = [
+        Segment(f"{n}.mp4", 0.0, 1.0, "x", n)
+        for fold in range(1, 6)
+        for n in card.named_splits[f"crossval-{fold}"]["test"]
+    ]
     assert subjects(split_table(table, card, "crossval-3"))["test"] == {
         f"VID{number:02d}" for number in (31, 57, 36, 18, 52, 68, 10, 8, 73, 103)
     }

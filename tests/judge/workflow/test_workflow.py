@@ -6,18 +6,16 @@ import csv
 import json
 import os
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from clips import write_pictures
 from dataset_fixtures import FIXTURES
 
 from trocar.engine.cli import main
 from trocar.engine.config.error import ConfigError
-from trocar.judge.labels.dataset import DatasetError, Segment, load_card, read_dataset, write_table
+from trocar.judge.labels.dataset import DatasetError, Segment, load_card, read_dataset
 from trocar.judge.workflow import cell as cells
 from trocar.judge.workflow.choices import HeadChoices, MetricChoices
 from trocar.judge.workflow.labels import WorkflowTask, dense_labels, dense_sets
@@ -226,6 +224,7 @@ DENSE = (
         "cataract1k",
         "cholec80",
         "cholec80_tools",
+        "cholect45",
         "cholect50",
         "endoscapes",
         "m2cai16",
@@ -271,77 +270,23 @@ def test_phases_of_real_clips(tmp_path: Path) -> None:
         assert len((out / f"{clip.stem}.csv").read_text().splitlines()) > 1
 
 
-def phase_pictures(
-    kind: str, which: int, seconds: int, chance: np.random.Generator
-) -> tuple[list[np.ndarray], list[int]]:
-    """A picture a second, of a colour for what is seen: two phases that all have, one that is told by a cue of some seconds."""
-    third = seconds // 3
-    ends = (third + int(chance.integers(-5, 6)), 2 * third + int(chance.integers(-5, 6)))
-    seen = np.repeat([0, 1, 2], [ends[0], ends[1] - ends[0], seconds - ends[1]])
-    labels = np.where(seen == 2, 2 + which, seen)
-    if kind == "after":
-        seen = np.repeat([2, 0, 1], [ends[0], ends[1] - ends[0], seconds - ends[1]])
-        labels = np.where(seen == 2, 2 + which, seen)
-    shown = labels.copy() if kind == "look" else seen.copy()
-    if kind != "look":
-        shown[3 : 10 if kind == "before" else 3] = 4 + which
-        if kind == "after":
-            shown[-10:-3] = 4 + which
-    palette = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200], [200, 200, 60], [220, 220, 220], [20, 20, 20]])
-    pictures = [
-        (palette[look] + chance.normal(0, 12, (32, 32, 3))).clip(0, 255).astype(np.uint8) for look in shown.tolist()
-    ]
-    return pictures, labels.tolist()
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["look", "before", "after"])
-def test_planted_videos_of_three_minutes(kind: str, tmp_path: Path) -> None:
-    """From coloured pictures through a random encoder: who can know the phase that is told by a cue, does; who cannot, does not."""
-    chance = np.random.default_rng(1)
-    table = []
-    for number in range(24):
-        split = "train" if number < 14 else "val" if number < 18 else "test"
-        path = tmp_path / f"{number}.mp4"
-        pictures, labels = phase_pictures(kind, number % 2, 180, chance)
-        write_pictures(path, (picture for picture in pictures for _ in range(2)), gop=10, fps=2, options={"qp": "10"})
-        edges = [0, *(np.flatnonzero(np.diff(labels)) + 1).tolist(), len(labels)]
-        table += [
-            Segment(path.name, float(a), float(b), f"phase{labels[a]}", path.stem, split=split)
-            for a, b in pairwise(edges)
-        ]
-    write_table(tmp_path / "planted.csv", table)
-    tcn = {
-        "kind": "tcn",
-        "width": 24,
-        "layers": 8,
-        "stages": 1,
-        "dropout": 0.0,
-        "epochs": 40,
-        "patience": 40,
-        "learning_rate": 5e-3,
-    }
-    heads = [
-        {"name": "probe", "head": {"kind": "linear", "epochs": 40, "learning_rate": 1e-2}},
-        {"name": "tecno", "head": tcn},
-        {"name": "mstcn", "head": {**tcn, "mode": "offline"}},
-    ]
-    config = written(
-        tmp_path / "c.yaml",
-        datasets=[{"name": "planted.csv", "root": ".", "split": "as-is"}],
-        heads=heads,
-        seeds=[0, 1, 2],
-    )
+def test_folds_are_judged_one_by_one_and_averaged(tmp_path: Path) -> None:
+    FIXTURES["multibypass140"](tmp_path / "bypass")
+    folds = ["bern-left-out", "strasbourg-left-out"]
+    entries = [{"name": "multibypass140", "root": "bypass", "folds": folds}]
+    score = {"dataset": "multibypass140", "name": "theirs", "metric": "accuracy", "score": 90.0, "source": "a paper"}
+    config = written(tmp_path / "c.yaml", datasets=entries, heads=[LINEAR], published=[score])
     assert run(config, tmp_path) == 0
-    found = {}
-    for head in ("probe", "tecno", "mstcn"):
-        shares = []
-        for seed in range(3):
-            videos, scores = cells.read_predictions(tmp_path / f"out/cells/planted/tiny/{head}/seed{seed}")
-            told = [(s.argmax(axis=1) == v.truth)[v.truth >= 2] for v, s in zip(videos, scores, strict=True)]
-            shares.append(float(np.concatenate(told).mean()))
-        found[head] = shares
-        print(f"{kind}, {head}: {np.mean(shares):.3f} ± {4.303 * np.std(shares, ddof=1) / 3**0.5:.3f}, seeds {shares}")
-    knows = {"look": ("probe", "tecno", "mstcn"), "before": ("tecno", "mstcn"), "after": ("mstcn",)}[kind]
-    for head, shares in found.items():
-        assert np.mean(shares) > 0.9 if head in knows else np.mean(shares) < 0.65, (head, shares)
+    cells_of = [tmp_path / f"out/cells/multibypass140_{fold}/tiny/probe/seed0/row.json" for fold in folds]
+    scores = [json.loads(path.read_text())["metrics"]["accuracy"]["score"] for path in cells_of]
+    report = (tmp_path / "out/report.md").read_text()
+    assert "2 of 2 cells are done." in report
+    mean, spread = 100 * float(np.mean(scores)), 100 * float(np.std(scores, ddof=1))
+    assert f"| tiny | probe | online | 2 of 2 | {mean:.2f} ± {spread:.2f} |" in report
+    assert [line for line in report.splitlines() if line.startswith("## ")] == [
+        "## multibypass140: mean over folds", *(f"## multibypass140 {fold}" for fold in folds)
+    ]  # fmt: skip
+    assert report.count("theirs") == 1
+    with pytest.raises(ConfigError, match=r"datasets\.folds: .* two or more, each once"):
+        load_workflow(written(tmp_path / "d.yaml", datasets=[{**entries[0], "folds": folds[:1]}], heads=[LINEAR]))

@@ -7,6 +7,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -449,7 +450,11 @@ def test_the_lead_is_what_random_starts_have_to_decode(corpus: Path) -> None:
     assert gain.amplification == pytest.approx((5 + 31) / 16, abs=0.1)
     assert gain.packed_bytes is not None
     assert 0.3 < gain.packed_bytes / sum(len(data) for name, data in proxies_of(corpus).items() if "mp4" in name) < 3
-    assert "in 0.00 core hours (by a trial on 3 videos)" in gain.lines()[1]
+    assert re.search(r"\d kB, in [\d.]+ core seconds \(by a trial on 3 videos\)", gain.lines()[1])
+    large = replace(gain, bytes=12_345_678, packed_bytes=3_200_000_000, core_hours=0.02).lines()
+    assert large[0].endswith(", 12.3 MB")
+    assert ", 3.2 GB, in 1.2 core minutes (" in large[1]
+    assert "in 25.00 core hours (" in replace(gain, core_hours=25.0).lines()[1]
 
 
 def proxies_of(corpus: Path) -> dict[str, bytes]:
