@@ -50,6 +50,7 @@ from .step.attention import Choice, attention_restored, choose_attention, keep_a
 from .step.body import StepBody
 from .step.build import build_model, describe
 from .step.device import choose_device
+from .step.fp8 import convert_linear_layers
 from .step.graphs import GraphedStep, why_no_graphs
 from .step.guard import StepGuard
 from .step.loading import build_loader, diversity
@@ -165,6 +166,7 @@ def build_run(
     begin(config, world, objective)
     objective.to(world.device, torch.float64 if config.run.precision == "float64" else None)
     name_modules(objective)
+    convert_linear_layers(config, world, objective, masks)
     attention = choose_attention(config, world, objective, masks)
     model = distribute(objective, config.run, world)
     optimizer = build_optimizer(objective, config.optim)

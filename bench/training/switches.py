@@ -35,6 +35,7 @@ SWITCHES = {
     "defaults": (),
     "defaults, weights cast at every use": ("run.weight_copies=false",),
     "defaults, attention as PyTorch chooses": ("run.attention=torch",),
+    "defaults, float8": ("run.fp8=true",),
 }
 
 

@@ -27,7 +27,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn import attention as switches
@@ -38,8 +37,7 @@ from ...ssl import attention
 from ...ssl.objective import MaskSource, Objective
 from ..config.settings import AttentionKernel, Config, ConfigError
 from ..ranks.distributed import World
-from ..draws.samplers import build_order
-from .build import autocast
+from .body import pass_forward
 
 ATTENTION_FILE = "attention.json"
 KERNELS = tuple(name for name in get_args(AttentionKernel) if name not in ("auto", "torch"))
@@ -158,10 +156,8 @@ def keep_attention(config: Config, world: World, choice: Choice | None) -> None:
 
 
 def attention_calls(config: Config, world: World, objective: Objective, masks: MaskSource) -> Counter[Call]:
-    """What a part of this rank's first batch asks of attention, and how often. Nothing is kept for a backward pass."""
-    data, found = config.data, Counter[Call]()
-    numbers = build_order(config).share(np.arange(config.optim.clips_at_once), world.rank, world.size)
-    sizes = (len(numbers), data.frames, data.resolution, data.resolution, 3)
+    """What a part of this rank's first batch asks of attention, and how often."""
+    found = Counter[Call]()
     own, packed = F.scaled_dot_product_attention, attention.packed_attention
 
     def note(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *packing: Any) -> torch.Tensor:
@@ -176,11 +172,7 @@ def attention_calls(config: Config, world: World, objective: Objective, masks: M
     F.scaled_dot_product_attention = lambda *parts, **_: note(*parts)
     attention.packed_attention = note_packed
     try:
-        frames = torch.zeros(sizes, dtype=torch.uint8, device=world.device)
-        drawn = masks(config.run.seed, numbers, 0, world.device)
-        nothing = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda kept: kept)
-        with autocast(config, world.device), nothing:
-            objective(frames, drawn)
+        pass_forward(config, world, objective, masks)
     finally:
         F.scaled_dot_product_attention, attention.packed_attention = own, packed
     return found
