@@ -145,7 +145,7 @@ def test_a_resumed_run_is_the_same(objective: str, tmp_path: Path) -> None:
         "optim.accumulation=2",
         "optim.schedule=constant",
     ]
-    common += ["optim.warmup=0"]
+    common += ["optim.warmup=0", "optim.ema=[0.9, 0.9]"]
     for name, ends, fp8 in (("whole", (6,), "emulated"), ("pieces", (3, 6), "emulated"), ("bfloat16", (6,), "false")):
         for last in ends:
             train_made([*common, f"run.dir={tmp_path / name}", f"optim.steps={last}", f"run.fp8={fp8}"])
@@ -168,7 +168,7 @@ def test_losses_as_in_bfloat16(objective: str) -> None:
                 f"run.fp8={fp8}",
                 f"run.seed={seed}",
                 "optim.steps=100",
-                "optim.base_learning_rate=0.02",
+                "optim.base_learning_rate=0.1",
                 "optim.warmup=0.1",
             ]
             with open_run(configured(objective, *more)) as run:
@@ -182,5 +182,7 @@ def test_losses_as_in_bfloat16(objective: str) -> None:
         f"curves differ by at most {differences.max():.2%}, at the end by {differences[:, -1].max():.2%};",
         plain[:, [0, -1]],
     )
-    assert (plain[:, -1] < 0.9 * plain[:, 0]).all(), "there is something to learn"
+    learned = 1 - plain[:, -1] / plain[:, 0]
+    assert (learned > 0.01).all(), "there is something to learn"
     assert 0 < differences.max() < 0.02
+    assert (differences[:, -1] < 0.1 * learned).all()
