@@ -9,6 +9,7 @@ Shapes: (D_out, D_in) a weight, L tokens that come to a layer at a time.
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -84,12 +85,11 @@ def _check_sizes(
     config: Config, world: World, objective: Objective, masks: MaskSource, layers: dict[str, nn.Linear]
 ) -> None:
     tokens: dict[str, int] = {}
-    hooks = [
-        layer.register_forward_pre_hook(
-            lambda layer, inputs, name=name: tokens.update({name: inputs[0].numel() // layer.in_features})
-        )
-        for name, layer in layers.items()
-    ]
+
+    def note(name: str, layer: nn.Linear, inputs: tuple[torch.Tensor, ...]) -> None:
+        tokens[name] = inputs[0].numel() // layer.in_features
+
+    hooks = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in layers.items()]
     try:
         pass_forward(config, world, objective, masks)
     finally:
