@@ -46,9 +46,11 @@ from .record.progress import StepProgress
 from .record.readback import ReadBack, StepReport
 from .record.run_record import record_start
 from .record.skips import SkipLog
+from .step.attention import Choice, attention_restored, choose_attention, keep_attention
 from .step.body import StepBody
 from .step.build import build_model, describe
 from .step.device import choose_device
+from .step.fp8 import convert_linear_layers
 from .step.graphs import GraphedStep, why_no_graphs
 from .step.guard import StepGuard
 from .step.ignored import IgnoredTargets, without
@@ -99,6 +101,7 @@ class Run:
     guard: StepGuard
     body: StepBody | GraphedStep
     ignored: IgnoredTargets | None = None
+    attention: Choice | None = None
     device_time: DeviceTime = field(default_factory=DeviceTime)
     energy: EnergyMeter = field(default_factory=EnergyMeter)
 
@@ -123,6 +126,7 @@ def pretrain(
         RankWatch(world, settings.heartbeat_timeout, settings.rank_timeout) as watch,
         StopRequest(listen) as stop,
         snapshot_when_out_of_memory(Path(settings.dir), world),
+        attention_restored(),
     ):
         claim_cores(config, world)
         config = fit_batch(config, world)
@@ -164,12 +168,16 @@ def build_run(
     begin(config, world, objective)
     objective.to(world.device, torch.float64 if config.run.precision == "float64" else None)
     name_modules(objective)
+    convert_linear_layers(config, world, objective, masks)
+    attention = choose_attention(config, world, objective, masks)
     model = distribute(objective, config.run, world)
     optimizer = build_optimizer(objective, config.optim)
     guard = StepGuard(config.optim.outlier_sigmas).to(world.device)
     schedule = build_schedule(config.optim, steps)
     body = build_body(config, world, objective, model, optimizer, guard)
-    return Run(config, world, watch, vote.request, vote, schedule, objective, model, masks, optimizer, guard, body)
+    return Run(
+        config, world, watch, vote.request, vote, schedule, objective, model, masks, optimizer, guard, body, attention
+    )
 
 
 def build_body(
@@ -213,6 +221,7 @@ def train(
             tell_changes(before, changes, first_step)
     if world.is_first:
         write_text_whole(run_dir / CONFIG_FILE, config.to_yaml())
+    keep_attention(config, world, run.attention)
     record_start(config, world, first_step, {change.key: (change.before, change.now) for change in changes})
 
     micro_batch, parts = config.optim.clips_at_once, config.optim.parts

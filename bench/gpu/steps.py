@@ -67,7 +67,7 @@ STAGES: dict[str, tuple[GpuStep, ...]] = {
     ),
     # Each switch of the step apart, on resident data.
     "step": (
-        _tests("graphs", ("engine/step/graphs", "engine/step/weight_copies"), 110),
+        _tests("graphs", ("engine/step/graphs", "engine/step/weight_copies", "engine/step/attention"), 110),
         *(
             GpuStep(f"switches-{model}", ("trocar.bench.training.switches", model, "{out}"), 120, (), "module")
             for model in ("mae-base", "mae-large", "jepa-large")

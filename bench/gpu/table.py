@@ -10,8 +10,6 @@ from ..rows.cells import known_cell
 from ..rows.row import select_rows
 
 Row = dict[str, Any]
-
-
 STEPS = {
     "step": "{model}",
     "clips": "{clips}",

@@ -34,6 +34,8 @@ SWITCHES = {
     "compiled, graphs": ("run.compile=inductor", "run.cuda_graphs=true"),
     "defaults": (),
     "defaults, weights cast at every use": ("run.weight_copies=false",),
+    "defaults, attention as PyTorch chooses": ("run.attention=torch",),
+    "defaults, float8": ("run.fp8=true",),
 }
 
 
@@ -53,8 +55,8 @@ def bench_switches(
         try:
             with open_run(config) as run:
                 ceilings = ceilings or device_ceilings(run.world.device, config.run.precision)
-                (found,) = (one for one in measure_steps(run, {}, effort, ceilings) if one["arm"] == RESIDENT)
-                facts |= found | {"part": "switches", "reason": ""}
+                facts |= next(one for one in measure_steps(run, {}, effort, ceilings) if one["arm"] == RESIDENT)
+                facts |= {"part": "switches", "reason": "", "attention": str(run.attention or "torch")}
         except (ConfigError, RuntimeError) as error:  # RuntimeError: what compilers, captures and full memory raise
             facts["reason"] = str(error)[-500:]
         rows.append(row("training", torch.device(config.run.device), facts))

@@ -17,6 +17,7 @@ from ...ssl.choices import LONG_RANGE, MAX_KINDS, SHORT_RANGE, SIZES, BlockRecip
 from .error import ConfigError, require
 
 CompileBackend = Literal["none", "auto", "inductor", "aot_eager"]
+AttentionKernel = Literal["auto", "torch", "cudnn", "flash", "flash3", "flash4", "efficient"]
 ScheduleShape = Literal["cosine", "constant", "linear"]
 
 
@@ -52,7 +53,10 @@ class RunConfig:
     CPU. cuda_graphs: replay the whole step as CUDA graphs; "auto" does where GPU and run allow it, and tells why not; on a CPU true
     runs the step from the buffers that a graph would read. weight_copies: linear layers read bfloat16 copies, written once a step,
     where autocast would cast their weights at every use, with the same numbers; "auto" does where precision is bfloat16 and
-    sharding is none. pin_cores: give every rank of a node its own cores, near its GPU.
+    sharding is none. attention: the kernel of PyTorch that computes it on a GPU; "auto" takes the one that is fastest for the run's
+    own shapes, timed at its start; "torch" leaves it to PyTorch; "flash3" and "flash4" are FlashAttention 3 and 4, packages of
+    their own. fp8: the linear layers of trained blocks multiply in float8 (extra `fp8`; an H100 or later); "emulated" rounds as
+    that does anywhere, slowly, to see what becomes of the loss. pin_cores: give every rank of a node its own cores, near its GPU.
 
     heartbeat_timeout: seconds without a sign of life from a rank before the run ends; rank_timeout: seconds that the others wait
     for one that lives but does not come on, also of collectives (NCCL's timeout). save_timeout: seconds that writing a checkpoint
@@ -79,6 +83,8 @@ class RunConfig:
     compile: CompileBackend = "auto"
     cuda_graphs: bool | Literal["auto"] = "auto"
     weight_copies: bool | Literal["auto"] = "auto"
+    attention: AttentionKernel = "auto"
+    fp8: bool | Literal["emulated"] = False
     pin_cores: bool = True
     heartbeat_timeout: float = 30.0
     rank_timeout: float = 600.0

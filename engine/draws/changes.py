@@ -44,7 +44,7 @@ SCHEDULE = frozenset([
     "optim.ema",
 ])
 # fmt: on
-NOT_FREE_OF_RUN = ("run.seed", "run.precision")
+NOT_FREE_OF_RUN = ("run.seed", "run.precision", "run.fp8")
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from ...ssl.objective import Objective
+from ...ssl.objective import MaskSource, Objective
 from ...ssl.weight_copies import WeightCopies
 from ..config.settings import Config, ConfigError, RunConfig
+from ..draws.samplers import build_order
 from ..draws.schedule import Schedule
 from ..ranks.compiler import is_compilers
 from ..ranks.distributed import World, gradients_exchanged, leave_uncompiled, whole
@@ -140,6 +142,20 @@ class StepBody:
             with stage("copies"):
                 self.copies.write()
         return gradient_norm, skip
+
+
+def pass_forward(config: Config, world: World, objective: Objective, masks: MaskSource) -> None:
+    """Sends a part of this rank's first batch through the model, black clips of it, to see its shapes. No activation is kept."""
+    data = config.data
+    numbers = build_order(config).share(np.arange(config.optim.clips_at_once), world.rank, world.size)
+    sizes = (len(numbers), data.frames, data.resolution, data.resolution, 3)
+    frames = torch.zeros(sizes, dtype=torch.uint8, device=world.device)
+    drawn = masks(config.run.seed, numbers, 0, world.device)
+    with (
+        autocast(config, world.device),
+        torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda kept: kept),
+    ):
+        objective(frames, drawn)
 
 
 def clipped_norm(objective: Objective, largest: float | None) -> torch.Tensor:

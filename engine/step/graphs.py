@@ -42,6 +42,8 @@ def why_no_graphs(config: Config, world: World) -> str | None:
         found = "several ranks exchange gradients, which is not captured"
     elif optim.optimizer != "adamw":
         found = f"optim.optimizer={optim.optimizer} takes its learning rate from the host"
+    elif config.run.fp8:
+        found = "run.fp8 has not been captured yet"
     elif config.data.sizes:
         found = "data.sizes changes the positions on the way"
     elif world.device.type == "cuda":
