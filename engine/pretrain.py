@@ -100,8 +100,8 @@ class Run:
     optimizer: torch.optim.Optimizer
     guard: StepGuard
     body: StepBody | GraphedStep
-    ignored: IgnoredTargets | None = None
     attention: Choice | None = None
+    ignored: IgnoredTargets | None = None
     device_time: DeviceTime = field(default_factory=DeviceTime)
     energy: EnergyMeter = field(default_factory=EnergyMeter)
 
@@ -175,9 +175,8 @@ def build_run(
     guard = StepGuard(config.optim.outlier_sigmas).to(world.device)
     schedule = build_schedule(config.optim, steps)
     body = build_body(config, world, objective, model, optimizer, guard)
-    return Run(
-        config, world, watch, vote.request, vote, schedule, objective, model, masks, optimizer, guard, body, attention
-    )
+    made = (schedule, objective, model, masks, optimizer, guard, body)
+    return Run(config, world, watch, vote.request, vote, *made, attention=attention)
 
 
 def build_body(
