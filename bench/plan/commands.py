@@ -44,7 +44,7 @@ def run_plan(options: argparse.Namespace) -> int:
     given = [row for path in options.rates or () for row in read_rows(path)]
     places = [corpus_folder(path) if path else None for path in (options.corpus, options.packed)]
     if cluster.gpus_per_node and config.run.device == "cpu":
-        tell(f"the recipe is for a CPU (run.device), planned as on {cluster.name}; --cluster cpu_2_cores has none")
+        tell(f"the recipe is for a CPU (run.device), planned as on {cluster.name}; --cluster names another")
     from ...loaders.corpus.corpus import Corpus
     from .corpus import measure_corpora
     from .rates import shipped_rows
