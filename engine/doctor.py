@@ -103,7 +103,8 @@ def check_extras_match() -> Finding:
         )
     if not twelve and not thirteen:
         return Finding("CUDA extras", "absent", "neither the extra cuda12 nor cuda13: no DALI, CuPy, cuML")
-    return Finding("CUDA extras", "ok", ", ".join(twelve + thirteen))
+    own = f" (beside torch for CUDA {ours}: it brings its own CUDA runtime)" if twelve and ours == "13" else ""
+    return Finding("CUDA extras", "ok", ", ".join(twelve + thirteen) + own)
 
 
 def check_nvdec() -> Finding:

@@ -31,7 +31,7 @@ from .checkpoint.saver import CheckpointSaver
 from .config.file import CONFIG_FILE
 from .config.settings import Config, RunConfig
 from .draws.changes import check_resumed, check_same_targets, tell_changes
-from .draws.samplers import build_order, draws_fingerprints, samplers_by_clip, selection_notes
+from .draws.samplers import build_order, drawn_from, draws_fingerprints, samplers_by_clip, selection_notes
 from .draws.schedule import Schedule, build_schedule, count_steps
 from .inputs.checkpoints import checkpoint_path, newest_step
 from .ranks.distributed import World, check_shares, distribute, open_world
@@ -207,6 +207,7 @@ def train(
     sampler = sampler_at(0)
     ignored = IgnoredTargets.of(config, corpus, run.objective.encoder.patch, config.run.seed)
     run = replace(run, ignored=ignored)
+    named = drawn_from(config, corpus)
     check_shares(world, order, config.optim)
     run_dir.mkdir(parents=True, exist_ok=True)
     if world.is_first:
@@ -298,6 +299,7 @@ def train(
                     tensors = run_tensors(run.objective, run.optimizer, run.guard)
                     draws = draws_fingerprints(config, sampler_at, order, done * config.optim.batch)
                     made_of = {"corpus": corpus.fingerprint, "draws": draws, "config": config.to_yaml(), "steps": steps}
+                    made_of |= {"drawn_from": named}
                     made_of |= {"ignored": ignored.fingerprint} if ignored else {}
                     state = {"step": done, **made_of, **skips.state()}
                     saver.save(tensors, state)

@@ -19,7 +19,7 @@ from ..config.file import CONFIG_FILE, parse_config
 from ..config.settings import Config, ConfigError, plain
 from ..inputs.checkpoints import checkpoint_state, newest_checkpoint, newest_step
 from ..record.run_record import read_starts
-from .samplers import build_order, draws_fingerprints, samplers_by_clip
+from .samplers import build_order, drawn_from, draws_fingerprints, samplers_by_clip
 from .schedule import Schedule, build_schedule, count_steps
 
 # fmt: off
@@ -84,8 +84,9 @@ def check_resumed(
     """The settings before, None where they cannot be read, and what differs now. step, state: of the checkpoint from which the run
     goes on. steps: of the whole run, now. Raises ConfigError where that is refused."""
     before = config_before(Path(config.run.dir), state)
-    check_same_corpus(config, corpus, state["corpus"])
-    check_same_draws(config, before, corpus, step, state.get("draws"))
+    named = state.get("drawn_from", {})
+    check_same_corpus(config, corpus, state["corpus"], named.get("the corpus"))
+    check_same_draws(config, before, corpus, step, state.get("draws"), named)
     steps_before = state.get("steps") or (count_steps(before.optim, sampler_at(0).num_spans) if before else steps)
     return before, check_changes(config, before, step, steps, steps_before)
 
@@ -114,18 +115,27 @@ def config_before(run_dir: Path, state: dict[str, Any]) -> Config | None:
         return None
 
 
-def check_same_corpus(config: Config, corpus: Corpus, fingerprint: str) -> None:
+def check_same_corpus(config: Config, corpus: Corpus, fingerprint: str, held: str | None = None) -> None:
+    """held: what it was then, as `drawn_from` says it."""
     if fingerprint != corpus.fingerprint and not config.data.allow_changed_corpus:
+        holds = drawn_from(config, corpus)["the corpus"]
+        counts = f" ({held} then, {holds} now)" if held and held != holds else ""
         raise ConfigError(
-            f"data.corpus: {config.data.corpus} has changed since the run in {config.run.dir} began, so its draws would be "
-            "others; restore the corpus, set run.dir elsewhere, or accept it with data.allow_changed_corpus=true"
+            f"data.corpus: {config.data.corpus} has changed since the run in {config.run.dir} began{counts}, so its draws would "
+            "be others; restore the corpus, set run.dir elsewhere, or accept it with data.allow_changed_corpus=true"
         )
 
 
 def check_same_draws(
-    config: Config, before: Config | None, corpus: Corpus, step: int, fingerprints: list[str] | None
+    config: Config,
+    before: Config | None,
+    corpus: Corpus,
+    step: int,
+    fingerprints: list[str] | None,
+    named: dict[str, str] | None = None,
 ) -> None:
-    """Raises ConfigError where the clips of steps 1 .. step are drawn otherwise now than `fingerprints`, a checkpoint's, say."""
+    """Raises ConfigError where the clips of steps 1 .. step are drawn otherwise now than `fingerprints`, a checkpoint's, say.
+    named: of the same, what `drawn_from` gave."""
     counted = _counted_as(config, before)
     order, clips = build_order(counted), step * counted.optim.batch
     if (
@@ -139,6 +149,8 @@ def check_same_draws(
         cause = "; ".join(map(str, changes))
     elif before is None:
         cause = f"what is drawn is not as it was, and {config.run.dir}/{CONFIG_FILE} does not tell why"
+    elif other := [name for name, now in drawn_from(config, corpus).items() if named and named.get(name) != now]:
+        cause = f"no setting differs, but {', '.join(other)} is not as it was"
     else:
         cause = "no setting differs, so what they name does: the tree, a list of videos (@FILE), the corpus's screen or its sources"
     others = [] if before is None else [change for change in differences(before, config) if change.key not in DRAWN]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...loaders.corpus.corpus import Corpus
-from ...loaders.corpus.folder import CorpusError
+from ...loaders.corpus.folder import DESCRIPTION, SPANS_NAME, CorpusError, tree_file
 from ...loaders.corpus.selection import Selection, hold_out, select_videos
 from ...loaders.draw.clip_list import check_proxies
 from ...loaders.draw.order import ClipOrder
@@ -26,6 +28,25 @@ MANY_REPEATS = 10  # of a span an epoch: the default of data.max_repeats
 
 def build_order(config: Config) -> ClipOrder:
     return ClipOrder(config.data.views_per_span, config.data.pool_spans, config.data.lanes, config.run.seed)
+
+
+def drawn_from(config: Config, corpus: Corpus) -> dict[str, str]:
+    """What draws hang on beside settings, by its name in a sentence: the corpus in words, of the others digests of what they are
+    now. Of a file that cannot be read, whoever reads it says why."""
+    data, validation = config.data, config.validation
+    entries = [entry for phase in (data, *data.phases) for entry in (*(phase.include or ()), *(phase.exclude or ()))]
+    files = {f"the list {entry}": entry[1:] for entry in (*entries, *validation.videos) if entry.startswith("@")}
+    trees = {phase.tree for phase in (data, *data.phases) if phase.tree is not None}
+    files |= {f"the tree {tree}": tree_file(tree) for tree in trees}
+    if data.where or data.within_shots is not False:
+        files["the corpus's screen"] = Path(corpus.path) / SPANS_NAME
+    found = {name: _digest(Path(path).read_bytes()) for name, path in files.items() if Path(path).is_file()}
+    found["its table of sources"] = _digest(repr([tuple(row.values()) for row in corpus.scan(*DESCRIPTION)]).encode())
+    return {"the corpus": f"{len(corpus):,} videos of {int(corpus.frames.sum()):,} frames", **found}
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def samplers_by_clip(config: Config, corpus: Corpus) -> Callable[[int], Sampler]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from runs import TINY, assert_same_run
 from trocar.engine.checkpoint.checkpoint import load_checkpoint
 from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import Config, ConfigError
-from trocar.engine.draws.changes import check_changes, check_same_draws, differences, marks
+from trocar.engine.draws.changes import check_changes, check_same_corpus, check_same_draws, differences, marks
+from trocar.engine.draws.samplers import drawn_from
 from trocar.engine.inputs.checkpoints import checkpoint_path, checkpoints
 from trocar.engine.pretrain import pretrain
 from trocar.engine.record.metrics import read_metrics
@@ -215,8 +217,39 @@ def test_a_refusal_of_other_draws_names_the_one_difference(folder: Path, tmp_pat
     exclude = f"data.exclude=['@{listed}']"
     pretrain(config(folder, other, exclude), progress=False)
     listed.write_text("0.mp4\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"no setting differs, so what they name does: .*a list of videos"):
+    with pytest.raises(ConfigError, match=rf"no setting differs, but the list @{re.escape(str(listed))} is not as it"):
         pretrain(config(folder, other, exclude, "optim.steps=6", "run.checkpoint_every=2"), progress=False)
+
+
+@pytest.mark.parametrize("what", ["the corpus's screen", "its table of sources", "the tree"])
+def test_what_settings_name_is_told_apart(folder: Path, tmp_path: Path, what: str) -> None:
+    shutil.copytree(folder / "corpus", tmp_path / "corpus")
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "tree.parquet").write_bytes(b"one")
+    (tmp_path / "corpus" / "spans.parquet").write_bytes(b"one")
+    now = made(f"data.tree={tree}")
+    named = drawn_from(now, Corpus.open(tmp_path / "corpus"))
+    if what == "the tree":
+        (tree / "tree.parquet").write_bytes(b"another")
+        what = f"the tree {tree}"
+    elif what == "the corpus's screen":
+        (tmp_path / "corpus" / "spans.parquet").write_bytes(b"another")
+    else:
+        table = tmp_path / "videos.csv"
+        table.write_text(f"path,source\n{folder / '0.mp4'},another\n{folder / '1.mp4'},\n", encoding="utf-8")
+        index_corpus([table], tmp_path / "corpus", workers=1, progress=False)
+    after = drawn_from(now, Corpus.open(tmp_path / "corpus"))
+    assert [name for name in after if after[name] != named[name]] == [what]
+
+
+def test_a_corpus_that_grew_is_told_with_its_sizes(folder: Path, tmp_path: Path) -> None:
+    corpus = Corpus.open(folder / "corpus")
+    now = made(f"data.corpus={folder / 'corpus'}")
+    with pytest.raises(
+        ConfigError, match=rf"\(1 videos of 9 frames then, {len(corpus)} videos of .* now\), so its draws"
+    ):
+        check_same_corpus(now, corpus, "another", "1 videos of 9 frames")
 
 
 def test_failed_draws_are_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
