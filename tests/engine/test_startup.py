@@ -235,7 +235,7 @@ def test_seconds_of_a_core(tmp_path: Path) -> None:
         assert status == 0
         assert least < 1.5, (words, least)
     status, least = min(seconds(tmp_path, ["view", "curve", "run"]) for _ in range(3))
-    assert (status, least < 1.5) == (0, True), least
+    assert (status, least < 3) == (0, True), least  # it draws a picture; with PyTorch it took seven
     for name, cases in WRONG.items():
         least = min(seconds(tmp_path, [*name.split(), *cases[0][0]])[1] for _ in range(3))
         assert least < 1, (name, least)
