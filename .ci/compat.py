@@ -7,7 +7,7 @@ Where Python 3.11 passes on the newest packages, their versions are written to .
 
 Environments stay under build/compat and serve again until pyproject.toml changes. Every cell is written to build/compat/cells.json
 as it ends, so that an interrupted run goes on; `--again` runs all. Needs the network for what pip has not kept, and of the project
-nothing: only the standard library.
+nothing: only the standard library. Over 300 lines for that reason.
 """
 
 from __future__ import annotations

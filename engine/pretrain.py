@@ -14,54 +14,49 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
 from torch.distributed.fsdp import FSDPModule
 
 from ..loaders.corpus.corpus import Corpus
 from ..loaders.corpus.whole_file import write_text_whole
 from ..loaders.decode.batch import ClipBatch, LoaderCount
-from ..ssl.objective import MaskSource, Objective
+from ..loaders.draw.order import ClipOrder
+from ..loaders.draw.sampler import Sampler
 from .checkpoint.checkpoint import remove_unfinished, restore, run_tensors
 from .checkpoint.saver import CheckpointSaver
 from .config.file import CONFIG_FILE
 from .config.settings import Config, RunConfig
 from .draws.changes import check_resumed, check_same_targets, tell_changes
 from .draws.samplers import build_order, drawn_from, draws_fingerprints, samplers_by_clip, selection_notes
-from .draws.schedule import Schedule, build_schedule, count_steps
+from .draws.schedule import count_steps
 from .inputs.checkpoints import checkpoint_path, newest_step
-from .ranks.distributed import World, check_shares, distribute, open_world
-from .ranks.housekeeping import collect_garbage_seldom, pin_to_cores, snapshot_when_out_of_memory
+from .ranks.distributed import World, check_shares, open_world
+from .ranks.housekeeping import collect_garbage_seldom, snapshot_when_out_of_memory
 from .ranks.stop import StoppedBetweenPartsError, StopRequest, StopVote
 from .ranks.watch import RankWatch
-from .record.device_time import DeviceTime
-from .record.energy import EnergyMeter
 from .record.metrics import MetricsLog, QuarantineLog, read_metrics
-from .record.profiler import name_decoding, name_modules, stage
+from .record.profiler import name_decoding, stage
 from .record.progress import StepProgress
 from .record.readback import ReadBack, StepReport
 from .record.run_record import record_start
 from .record.skips import SkipLog
-from .step.attention import Choice, attention_restored, choose_attention, keep_attention
-from .step.body import StepBody
-from .step.build import build_model, describe
+from .step.attention import attention_restored, keep_attention
+from .step.build import describe
 from .step.device import choose_device
-from .step.fp8 import convert_linear_layers
-from .step.graphs import GraphedStep, why_no_graphs
-from .step.guard import StepGuard
 from .step.ignored import IgnoredTargets, without
 from .step.loading import build_loader, diversity
 from .step.micro_batch import PEAK_STEPS, device_memory, fit_batch, measured_peak
 from .step.online_probe import OnlineProbe
-from .step.optim import build_optimizer, read_on_device
+from .step.run import Run, build_run, claim_cores, give_first_weights
 from .step.signals import CollapseWatch
 from .step.validation import Validation
 from .view.live import LivePictures
-from .weights.initial import initialize_encoder, record_init
 
 
 @dataclass(frozen=True)
@@ -82,28 +77,6 @@ class PretrainResult:
         """Of a run that was stopped."""
         saved = f"checkpoint: {self.checkpoint}" if newest_step(self.run_dir) else "not a step was done"
         return f"{saved}; the same command goes on from there"
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a step needs. objective: the model itself; model: the same, as it is called in training; body: what its device does."""
-
-    config: Config
-    world: World
-    watch: RankWatch
-    stop: StopRequest
-    vote: StopVote
-    schedule: Schedule
-    objective: Objective
-    model: nn.Module
-    masks: MaskSource
-    optimizer: torch.optim.Optimizer
-    guard: StepGuard
-    body: StepBody | GraphedStep
-    attention: Choice | None = None
-    ignored: IgnoredTargets | None = None
-    device_time: DeviceTime = field(default_factory=DeviceTime)
-    energy: EnergyMeter = field(default_factory=EnergyMeter)
 
 
 def pretrain(
@@ -137,67 +110,6 @@ def pretrain(
         return train(run, corpus, steps, progress and world.is_first, on_step)
 
 
-def give_first_weights(config: Config, world: World, objective: Objective) -> None:
-    """Gives a run that is new the weights of `model.init`, and tells; one that goes on has weights of its own."""
-    if not world.from_first(newest_step(Path(config.run.dir))):
-        account = initialize_encoder(config, objective)
-        if account and world.is_first:
-            print(account, file=sys.stderr)
-            record_init(config, account)
-
-
-def claim_cores(config: Config, world: World) -> None:
-    """The cores and threads of this rank, as the config has them."""
-    if config.run.pin_cores:
-        pin_to_cores(world)
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
-
-
-def build_run(
-    config: Config,
-    world: World,
-    watch: RankWatch,
-    vote: StopVote,
-    steps: int,
-    begin: Callable[[Config, World, Objective], None] = lambda config, world, objective: None,
-) -> Run:
-    """What a step needs, on this rank. steps: of the schedule. begin: gives the model other weights than random ones."""
-    torch.manual_seed(config.run.seed)
-    objective, masks = build_model(config)
-    begin(config, world, objective)
-    objective.to(world.device, torch.float64 if config.run.precision == "float64" else None)
-    name_modules(objective)
-    convert_linear_layers(config, world, objective, masks)
-    attention = choose_attention(config, world, objective, masks)
-    model = distribute(objective, config.run, world)
-    optimizer = build_optimizer(objective, config.optim)
-    guard = StepGuard(config.optim.outlier_sigmas).to(world.device)
-    schedule = build_schedule(config.optim, steps)
-    body = build_body(config, world, objective, model, optimizer, guard)
-    made = (schedule, objective, model, masks, optimizer, guard, body)
-    return Run(config, world, watch, vote.request, vote, *made, attention=attention)
-
-
-def build_body(
-    config: Config,
-    world: World,
-    objective: Objective,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    guard: StepGuard,
-) -> StepBody | GraphedStep:
-    """The step's body, replayed as CUDA graphs where run.cuda_graphs has it so; where a GPU goes without, the reason is told."""
-    reason = why_no_graphs(config, world)
-    body = StepBody(config, world, objective, model, optimizer, guard, keeps_gradients=reason is None)
-    if reason is None:
-        read_on_device(optimizer, world.device)
-        return GraphedStep(body, may_fall_back=config.run.cuda_graphs == "auto")
-    if world.is_first and world.device.type == "cuda" and config.run.cuda_graphs == "auto":
-        print(f"run.cuda_graphs: off, {reason}", file=sys.stderr, flush=True)
-    return body
-
-
 def train(
     run: Run, corpus: Corpus, steps: int, progress: bool, on_step: Callable[[int], None] = lambda steps_done: None
 ) -> PretrainResult:
@@ -207,28 +119,15 @@ def train(
     sampler = sampler_at(0)
     ignored = IgnoredTargets.of(config, corpus, run.objective.encoder.patch, config.run.seed)
     run = replace(run, ignored=ignored)
-    named = drawn_from(config, corpus)
+    made_of = {"corpus": corpus.fingerprint, "config": config.to_yaml(), "steps": steps}
+    made_of |= {"drawn_from": drawn_from(config, corpus)} | ({"ignored": ignored.fingerprint} if ignored else {})
     check_shares(world, order, config.optim)
     run_dir.mkdir(parents=True, exist_ok=True)
     if world.is_first:
         remove_unfinished(run_dir)
-    first_step, state, changes = world.from_first(newest_step(run_dir)), {}, []
-    if first_step:
-        state = restore(checkpoint_path(run_dir, first_step), run.objective, run.optimizer, run.guard, world)
-        before, changes = check_resumed(config, corpus, sampler_at, first_step, steps, state)
-        check_same_targets(config, state.get("ignored"), ignored and ignored.fingerprint)
-        if world.is_first:
-            tell_changes(before, changes, first_step)
-    if world.is_first:
-        write_text_whole(run_dir / CONFIG_FILE, config.to_yaml())
-    keep_attention(config, world, run.attention)
-    record_start(config, world, first_step, {change.key: (change.before, change.now) for change in changes})
+    first_step, state = resume(run, corpus, sampler_at, steps)
 
-    micro_batch, parts = config.optim.clips_at_once, config.optim.parts
-    micro_steps = range(first_step * parts, steps * parts)
-    batches = (np.arange(number * micro_batch, (number + 1) * micro_batch) for number in micro_steps)
-    shares = (order.share(batch, world.rank, world.size) for batch in batches)
-    numbers = run.masks.ahead(config.run.seed, shares, world.device)
+    numbers = clips_ahead(run, order, first_step, steps)
     if progress:
         notes = [*selection_notes(config, corpus), *([ignored.note] if ignored else [])]
         print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
@@ -296,17 +195,43 @@ def train(
                 write_down(everything=True)
                 run.watch.reach(f"saving step {done}")
                 with stage("save"):
-                    tensors = run_tensors(run.objective, run.optimizer, run.guard)
                     draws = draws_fingerprints(config, sampler_at, order, done * config.optim.batch)
-                    made_of = {"corpus": corpus.fingerprint, "draws": draws, "config": config.to_yaml(), "steps": steps}
-                    made_of |= {"drawn_from": named}
-                    made_of |= {"ignored": ignored.fingerprint} if ignored else {}
-                    state = {"step": done, **made_of, **skips.state()}
-                    saver.save(tensors, state)
+                    state = {"step": done, "draws": draws, **made_of, **skips.state()}
+                    saver.save(run_tensors(run.objective, run.optimizer, run.guard), state)
                 saved, saved_at = done, time.monotonic()
         saver.wait()
     newest, is_interrupted = checkpoint_path(run_dir, done), run.stop.is_interrupted
     return PretrainResult(run_dir, newest, steps, first_step, done < steps, is_interrupted)
+
+
+def resume(run: Run, corpus: Corpus, sampler_at: Callable[[int], Sampler], steps: int) -> tuple[int, dict[str, Any]]:
+    """Goes on from the newest checkpoint, where there is one, and writes down what begins. Returns (its step, its state).
+
+    Raises ConfigError where the run would draw other clips, or be another one, than until then.
+    """
+    config, world, run_dir = run.config, run.world, Path(run.config.run.dir)
+    first_step, state, changes = world.from_first(newest_step(run_dir)), {}, []
+    if first_step:
+        state = restore(checkpoint_path(run_dir, first_step), run.objective, run.optimizer, run.guard, world)
+        before, changes = check_resumed(config, corpus, sampler_at, first_step, steps, state)
+        check_same_targets(config, state.get("ignored"), run.ignored and run.ignored.fingerprint)
+        if world.is_first:
+            tell_changes(before, changes, first_step)
+    if world.is_first:
+        write_text_whole(run_dir / CONFIG_FILE, config.to_yaml())
+    keep_attention(config, world, run.attention)
+    record_start(config, world, first_step, {change.key: (change.before, change.now) for change in changes})
+    return first_step, state
+
+
+def clips_ahead(run: Run, order: ClipOrder, first_step: int, steps: int) -> Iterator[NDArray[np.int64]]:
+    """The numbers of this rank's clips, an array a part of a step; masks of those that come next are on their way to the device."""
+    config, world = run.config, run.world
+    micro_batch, parts = config.optim.clips_at_once, config.optim.parts
+    micro_steps = range(first_step * parts, steps * parts)
+    batches = (np.arange(number * micro_batch, (number + 1) * micro_batch) for number in micro_steps)
+    shares = (order.share(batch, world.rank, world.size) for batch in batches)
+    return run.masks.ahead(config.run.seed, shares, world.device)
 
 
 def open_log(settings: RunConfig, first_step: int, world: World) -> MetricsLog:

@@ -15,6 +15,8 @@ Backward, with S = sum_rows g (x - 128) and db = sum_rows g of the same upstream
 
 Shapes: B clips, T frames, H W pixels, C = 3 channels; a patch is t x p x p pixels; grid T' = T/t, H' = H/p, W' = W/p;
 N = T' H' W' tokens in that order, D width, K = t p p 3 values a patch in the order (t, p, p, 3), M = B N_visible rows.
+
+Over 300 lines: an operator is one file, with its reference, kernels, gradient and checks.
 """
 
 from __future__ import annotations

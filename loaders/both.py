@@ -27,7 +27,8 @@ from typing import Any
 import torch
 from numpy.typing import ArrayLike
 
-from .decode.loader import STUCK_PATIENCE, BaseClipLoader, Span
+from .decode.loader import STUCK_PATIENCE, BaseClipLoader
+from .decode.plan import Span
 from .decode.span import SpanResult
 from .decode.threads import LoaderError
 from .decode.uploads import Upload

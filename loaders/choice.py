@@ -19,7 +19,7 @@ import torch
 
 from .corpus.corpus import Corpus
 from .corpus.whole_file import write_text_whole
-from .decode.span import VideoSource
+from .decode.recipe import VideoSource
 from .video.video import Kind
 
 TOLD_KINDS = 3

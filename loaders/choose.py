@@ -20,7 +20,7 @@ from .both import open_both
 from .choice import Choice, remembered, told
 from .corpus.corpus import Corpus
 from .decode.loader import BaseClipLoader, LoaderOptions
-from .decode.span import ClipSource, CropSource, VideoSource
+from .decode.recipe import ClipSource, CropSource, VideoSource
 from .draw.sampler import Clip
 from .measure import Candidate, measure_loaders
 from .video.video import Kind

@@ -21,7 +21,7 @@ from .choose import DaliOptions, Loader, choose_loader, gpu_loaders
 from .corpus.corpus import Corpus
 from .corpus.video_files import VideoFiles
 from .decode.loader import LoaderOptions
-from .decode.span import CropSource, check_side
+from .decode.recipe import CropSource, check_side
 from .draw.augment import CropRecipe
 from .draw.clip_list import ClipList, check_proxies
 from .draw.evaluation_crops import EvaluationCrops

@@ -24,9 +24,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from .decode.batch_memory import BatchMemory
 from .decode.job_board import Job
-from .decode.loader import BaseClipLoader, LoaderOptions, Span
+from .decode.loader import BaseClipLoader, LoaderOptions
+from .decode.plan import Span
 from .decode.planes import PlaneCuts
-from .decode.span import ClipSource, CropSource, SpanResult, VideoSource
+from .decode.recipe import ClipSource, CropSource, VideoSource
+from .decode.span import SpanResult
 from .decode.threads import NICENESS, Threads
 from .decode.uploads import Upload, Uploader
 from .decode.workers import Workers

@@ -30,8 +30,10 @@ from .decode.dali_codecs import DECODABLE, can_decode, is_refusal
 from .decode.dali_decoder import AheadDecoder, Clips, DecodingPipeline
 from .decode.dali_images import ImagePipeline, MixedPipeline, jpegs_of
 from .decode.dali_pipeline import Sample, ViewCut, clip_pipeline, color_correction, view_cut
-from .decode.loader import BaseClipLoader, LoaderOptions, Span
-from .decode.span import ClipSource, CropSource, Cut, SpanReader, SpanResult, VideoSource
+from .decode.loader import BaseClipLoader, LoaderOptions
+from .decode.plan import Span
+from .decode.recipe import ClipSource, CropSource, VideoSource
+from .decode.span import Cut, SpanReader, SpanResult
 from .decode.threads import Threads
 from .decode.uploads import numbered
 from .draw.sampler import Clip

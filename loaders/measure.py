@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from .choice import Choice
 from .decode.loader import BaseClipLoader
-from .decode.span import ClipSource, VideoSource
+from .decode.recipe import ClipSource, VideoSource
 from .decode.threads import LoaderError
 from .video.video import Kind, VideoError
 

@@ -27,9 +27,11 @@ from ..kernels.yuv_clip import yuv_clip
 from .choose import NVDEC_PACKAGE, require_nvdec
 from .cpu import _lower_priority
 from .decode.batch import LoaderCount
-from .decode.loader import BaseClipLoader, LoaderOptions, Span
+from .decode.loader import BaseClipLoader, LoaderOptions
 from .decode.nvdec_session import Calls, Library, SessionError, Sessions, can_decode, is_full_range
-from .decode.span import ClipSource, CropSource, Cut, SpanReader, SpanResult, VideoSource
+from .decode.plan import Span
+from .decode.recipe import ClipSource, CropSource, VideoSource
+from .decode.span import Cut, SpanReader, SpanResult
 from .decode.threads import Threads
 from .decode.uploads import Upload, numbered
 from .video.video import MATRICES, Kind, VideoError

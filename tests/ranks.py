@@ -27,6 +27,7 @@ from trocar.engine import pretrain as pretrain_module
 from trocar.engine.checkpoint import storage as checkpoint_storage
 from trocar.engine.config.file import load_config
 from trocar.engine.step import body as body_module
+from trocar.engine.step import run as run_module
 from trocar.loaders.corpus.index import index_corpus
 from trocar.loaders.decode.batch import ClipBatch, LoaderCount
 
@@ -157,7 +158,7 @@ def train_made(
     """
     if in_save:
         checkpoint_storage.save_file = _disturbed(checkpoint_storage.save_file, in_save)
-    before = pretrain_module.build_loader, body_module.step_unless, pretrain_module.build_model
+    before = pretrain_module.build_loader, body_module.step_unless, run_module.build_model
     # These tests go on to more steps than they began with.
     config = load_config("demo_cpu", ["run.allow_changes=true", *settings])
 
@@ -194,11 +195,11 @@ def train_made(
     pretrain_module.build_loader = build_loader  # type: ignore[assignment]
     body_module.step_unless = step_unless
     if poison is not None or leave_out is not None:
-        pretrain_module.build_model = build_model
+        run_module.build_model = build_model
     try:
         return pretrain_module.pretrain(config, progress=False)
     finally:
-        pretrain_module.build_loader, body_module.step_unless, pretrain_module.build_model = before
+        pretrain_module.build_loader, body_module.step_unless, run_module.build_model = before
 
 
 def _disturbed(save_file: Any, in_save: dict[int, str]) -> Any:

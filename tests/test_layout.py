@@ -171,6 +171,15 @@ def test_folders_are_no_corridors() -> None:
     assert not {folder: files for folder, files in crowded.items() if files > 21}
 
 
+def test_files_are_short_or_say_why_not() -> None:
+    long = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")] + list((ROOT / ".ci").glob("*.py"))
+    assert long
+    for path in long:
+        text = path.read_text(encoding="utf-8")
+        if len(text.splitlines()) > 300:
+            assert "ver 300 lines" in (ast.get_docstring(ast.parse(text)) or ""), path
+
+
 def test_readers_import_what_readers_share_alone() -> None:
     for path in sorted((ROOT / "judge" / "labels" / "datasets").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -27,7 +27,8 @@ from trocar.engine.inputs.checkpoints import CheckpointError
 from trocar.engine.step.teacher import load_teacher
 from trocar.engine.weights.convert import convert, read_encoder
 from trocar.engine.weights.files import WeightsError, read_weights
-from trocar.judge.labels.dataset import DatasetError, load_card, read_table
+from trocar.judge.labels.dataset import DatasetError, load_card
+from trocar.judge.labels.table import read_table
 from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.corpus.folder import CorpusError
 from trocar.loaders.corpus.index import index_corpus
@@ -240,9 +241,9 @@ ALLOWED = {
     ("engine/curate/embedders.py", "timm.create_model"),  # reads with weights_only, tried above
     ("judge/downstream/features.py", "np.load"),
     # Between a loader and its own processes, by descriptors that nobody else has.
-    ("loaders/decode/worker.py", "pickle.loads"),
     ("loaders/decode/worker.py", "pickle.dumps"),
-    ("loaders/decode/workers.py", "pickle.dumps"),
+    ("loaders/decode/shared_recipe.py", "pickle.loads"),
+    ("loaders/decode/shared_recipe.py", "pickle.dumps"),
     ("loaders/decode/messages.py", "pickle.loads"),
     ("loaders/decode/messages.py", "pickle.dumps"),
     ("judge/downstream/finetune.py", "np.load"),

@@ -24,8 +24,8 @@ from av.video.stream import VideoStream
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.corpus.index import index_corpus
 from ...loaders.decode.batch import LoaderCount
-from ...loaders.decode.loader import clip_numbers
-from ...loaders.decode.span import CropSource
+from ...loaders.decode.plan import clip_numbers
+from ...loaders.decode.recipe import CropSource
 from ...loaders.draw.augment import Box, Crop, CropRecipe
 from ...loaders.draw.sampler import Sampler
 from ..rows.cells import known_cell, share_cell, table_of

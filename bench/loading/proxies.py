@@ -27,8 +27,9 @@ from numpy.typing import ArrayLike, NDArray
 from ...engine.console.table import Table
 from ...loaders.corpus.video_files import VideoFiles
 from ...loaders.decode.batch import LoaderCount
+from ...loaders.decode.recipe import Recipe
 from ...loaders.decode.resize import Resizer
-from ...loaders.decode.span import Recipe, SpanReader
+from ...loaders.decode.span import SpanReader
 from ...loaders.draw.augment import Box, Crop, CropRecipe
 from ...loaders.draw.sampler import Clip
 from ...loaders.pack.proxy import write_proxy

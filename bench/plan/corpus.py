@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ...engine.config.settings import Config, ConfigError
 from ...loaders.corpus.corpus import Corpus
-from ...loaders.decode.span import Recipe, SpanReader
+from ...loaders.decode.recipe import Recipe
+from ...loaders.decode.span import SpanReader
 from ...loaders.draw.augment import CropRecipe
 from ...loaders.draw.sampler import Sampler
 from ...loaders.pack.pack import PACKING_NAME

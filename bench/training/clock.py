@@ -18,8 +18,9 @@ from typing import Generic, TypeVar
 
 import torch
 
-from ...engine.pretrain import Run, train_step
+from ...engine.pretrain import train_step
 from ...engine.record.readback import ReadBack, StepReport
+from ...engine.step.run import Run
 from ...loaders.decode.batch import ClipBatch, LoaderCount
 from ..rows.timing import wait
 

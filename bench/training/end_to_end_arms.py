@@ -16,8 +16,9 @@ import torch
 from numpy.typing import ArrayLike
 
 from ...engine.config.settings import Config
-from ...engine.pretrain import Run, train_step
+from ...engine.pretrain import train_step
 from ...engine.step.build import autocast
+from ...engine.step.run import Run
 from ...loaders.choose import DaliOptions, choose_loader
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.draw.augment import Box, CropRecipe

@@ -30,8 +30,9 @@ from ...loaders import nvdec
 from ...loaders.choose import NVDEC_PACKAGE
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.cpu import ClipLoader
-from ...loaders.decode.loader import BaseClipLoader, clip_numbers
+from ...loaders.decode.loader import BaseClipLoader
 from ...loaders.decode.nvdec_session import Calls
+from ...loaders.decode.plan import clip_numbers
 from ...loaders.draw.augment import CropRecipe
 from ...loaders.draw.sampler import Sampler
 from ..profile.stage_clock import account_of_this_thread

@@ -22,10 +22,11 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from ...engine.config.settings import Config
-from ...engine.pretrain import Run, train_step
+from ...engine.pretrain import train_step
 from ...engine.ranks.compiler import choose_backend
 from ...engine.step.build import autocast
 from ...engine.step.optim import build_optimizer, set_schedule
+from ...engine.step.run import Run
 from ..rows.ratios import ratio
 from ..rows.row import row
 from ..rows.timing import wait

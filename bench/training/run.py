@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from ...engine.config.settings import Config
 from ...engine.draws.samplers import build_order
-from ...engine.pretrain import Run, build_run, claim_cores
 from ...engine.ranks.distributed import open_world
 from ...engine.ranks.stop import StopRequest, StopVote
 from ...engine.ranks.watch import RankWatch
 from ...engine.step.device import choose_device
+from ...engine.step.run import Run, build_run, claim_cores
 from ...loaders.decode.batch import ClipBatch, LoaderCount
 
 SCHEDULE_STEPS = 100_000

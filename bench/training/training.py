@@ -22,8 +22,8 @@ import torch
 from ...engine.config.file import load_config
 from ...engine.config.settings import Config
 from ...engine.draws.samplers import samplers_by_clip
-from ...engine.pretrain import Run
 from ...engine.step.loading import build_loader
+from ...engine.step.run import Run
 from ...loaders.corpus.corpus import Corpus
 from ..rows.row import row
 from ..rows.timing import Ceilings, measure_ceilings

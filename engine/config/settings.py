@@ -1,4 +1,7 @@
-"""The settings of a run: frozen dataclasses, each of which refuses values out of its range."""
+"""The settings of a run: frozen dataclasses, each of which refuses values out of its range.
+
+Over 300 lines, so that whoever asks what a key means, or where one would go, reads one file in the order of a config.
+"""
 
 from __future__ import annotations
 

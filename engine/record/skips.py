@@ -12,7 +12,7 @@ import numpy as np
 
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.corpus.whole_file import write_text_whole
-from ...loaders.decode.span import ClipSource
+from ...loaders.decode.recipe import ClipSource
 from ...loaders.draw.order import ClipOrder
 from ...loaders.video.error import TrocarError
 from .readback import StepReport

@@ -20,7 +20,7 @@ from ...loaders.corpus.corpus import Corpus
 from ...loaders.corpus.folder import CorpusError
 from ...loaders.corpus.spans import Screen
 from ...loaders.decode.batch import ClipBatch
-from ...loaders.decode.span import upright_crop
+from ...loaders.decode.recipe import upright_crop
 from ...loaders.draw.augment import Box, CropRecipe
 from ...loaders.draw.ignored import ignored_tokens
 from ..config.settings import Config, ConfigError

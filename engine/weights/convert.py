@@ -22,7 +22,8 @@ from ...ssl.choices import SIZES, Kind, Positions
 from ...ssl.encoder import LastNorm, VideoEncoder
 from ..inputs.folders import MINIMUM
 from .files import Tensors, WeightsError, read_parts
-from .names import POSITIONS, Renamed, fixed_table, image_positions, image_resizing, inflated, rename
+from .kinds import POSITIONS, fixed_table
+from .names import Renamed, image_positions, image_resizing, inflated, rename
 
 FRAMES, RESOLUTION = 16, 224  # the paper's, where the weights bring none of their own
 TABLE = "positions"  # of image weights, which do not follow from the settings

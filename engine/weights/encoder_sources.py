@@ -21,7 +21,7 @@ from ..config.file import CONFIG_FILE
 from ..inputs.folders import MINIMUM, WHOLE_MODEL, encoder_source
 from .convert import FRAMES, RESOLUTION, TABLE, Conversion, EncoderSettings, conversion_encoder, convert, read_encoder
 from .files import WeightsError
-from .names import POSITIONS, TITLES
+from .kinds import POSITIONS, TITLES
 from .run_encoder import load_exported_encoder, load_run_encoder
 
 STRIDE = 4  # the paper's, where the weights bring none of their own

@@ -138,7 +138,7 @@ def run_finetune(options: argparse.Namespace) -> int:
 def run_predict(options: argparse.Namespace) -> int:
     from ...engine.inputs.folders import backbone_source
     from ...loaders.corpus.sources import absent_sources
-    from ..labels.dataset import placed, read_table
+    from ..labels.table import placed, read_table
     from .predictor import read_record
 
     record = read_record(options.cell)

@@ -9,7 +9,7 @@ from typing import Any
 from ...engine.inputs.folders import backbone_source
 from ...loaders.corpus.folder import corpus_folder
 from ..labels.audit_command import labelled
-from ..labels.dataset import Unlabelled
+from ..labels.table import Unlabelled
 from .metrics import OVER_CLASSES
 from .protocol import read_protocol
 from .task import Task

@@ -9,7 +9,7 @@ from ...engine.config.error import require
 from ...engine.config.file import CONFIGS, load_settings
 from ...engine.inputs.folders import MINIMUM
 from ...ssl.choices import Kind, Positions
-from ..labels.dataset import Unlabelled
+from ..labels.table import Unlabelled
 from .protocol import Protocol, read_protocol
 
 CELLS = "cells"

@@ -27,8 +27,9 @@ from ...loaders.corpus.whole_file import write_whole
 from ..labels.annotations import missing_videos
 from ..labels.audit import audit
 from ..labels.corpus_overlap import KnownVideo, Overlap, overlap
-from ..labels.dataset import NAMED, SPLITS, Card, DatasetError, Segment, class_names, labels_of
+from ..labels.dataset import SPLITS, Card, DatasetError, Segment, class_names, labels_of
 from ..labels.segment_clips import ClipRow, clip_rows
+from ..labels.table import NAMED
 from .metrics import METRICS, OF_SEVERAL_LABELS, Predictions
 
 SELECTED, OPENED = "selected.json", "test_opened.json"

@@ -14,8 +14,9 @@ from ...loaders.corpus.corpus import Corpus
 from ...loaders.corpus.folder import corpus_folder
 from .audit import SIMILAR, Audit, audit, missing
 from .corpus_overlap import corpus_videos
-from .dataset import Card, Segment, Unlabelled, load_card, placed, read_dataset, read_table, table_card, write_table
+from .dataset import Card, Segment, load_card, read_dataset, table_card
 from .splits import from_release, leak_free, leave_one_out, named, official, papers
+from .table import Unlabelled, placed, read_table, write_table
 
 LEFT_OUT = "-left-out"
 THUMBNAILS = "thumbnails"

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ...engine.weights.encoder_sources import ClipShape
 from ...loaders.corpus.corpus import Video
 from ...loaders.corpus.video_files import VideoFiles
+from ...loaders.decode.recipe import Recipe
 from ...loaders.decode.resize import Resizer
-from ...loaders.decode.span import Recipe
 from ...loaders.draw.clip_list import ClipList
 from ...loaders.draw.evaluation_crops import EvaluationCrops
 from ...loaders.draw.sampler import Clip

@@ -10,16 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
-from abc import ABC, abstractmethod
-from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,65 +22,11 @@ import pyarrow.parquet as pq
 
 from ..video.storage import INDEX_AGAIN
 from ..video.timeline import Timeline
-from ..video.video import GopTable, PacketTable, VideoFacts
-from .folder import DESCRIPTION, GOPS_NAME, PACKETS_NAME, VIDEOS_NAME, CorpusError, corpus_folder
-from .whole_file import set_aside, unreadable
-
-FORMAT_VERSION = "4"
-CACHED_PARTS = 16
-PACKETS_PER_BATCH = 65_536
-
-_ARROW_TYPES = {
-    "str": pa.string(),
-    "int": pa.int64(),
-    "float": pa.float64(),
-    "bool": pa.bool_(),
-    "bytes": pa.binary(),
-    "tuple[int, ...]": pa.list_(pa.int32()),
-}
-FACT_FIELDS = [pa.field(field.name, _ARROW_TYPES[str(field.type)], nullable=False) for field in fields(VideoFacts)]
-VIDEO_SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        *FACT_FIELDS,
-        *(pa.field(name, pa.string(), nullable=False) for name in DESCRIPTION),
-        pa.field("original", pa.string(), nullable=False),
-        pa.field("packed_stride", pa.int32(), nullable=False),
-        pa.field("packed_start_seconds", pa.float64()),
-        pa.field("boxed", pa.bool_(), nullable=False),
-        pa.field("verified", pa.bool_(), nullable=False),
-        pa.field("track", pa.int32()),
-        pa.field("first_gop", pa.int64(), nullable=False),
-        pa.field("num_gops", pa.int64(), nullable=False),
-        pa.field("first_packet", pa.int64(), nullable=False),
-        pa.field("gops_digest", pa.string(), nullable=False),
-    ]
-)
-GOP_SCHEMA = pa.schema(
-    [
-        pa.field("video", pa.int32(), nullable=False),
-        pa.field("first_frame", pa.int32(), nullable=False),
-        pa.field("frames", pa.int32(), nullable=False),
-        pa.field("pts", pa.int64(), nullable=False),
-        pa.field("dts", pa.int64(), nullable=False),
-        pa.field("byte_offset", pa.int64(), nullable=False),
-        pa.field("num_bytes", pa.int64(), nullable=False),
-        pa.field("leading", pa.int32(), nullable=False),
-        pa.field("idr", pa.bool_(), nullable=False),
-        pa.field("clean", pa.bool_(), nullable=False),
-        pa.field("num_packets", pa.int32(), nullable=False),
-        pa.field("crc32", pa.uint32()),
-    ]
-)
-PACKET_SCHEMA = pa.schema(
-    [
-        pa.field("offset", pa.int64(), nullable=False),
-        pa.field("size", pa.int32(), nullable=False),
-        pa.field("pts", pa.int64(), nullable=False),
-        pa.field("frame", pa.int32(), nullable=False),
-        pa.field("flags", pa.uint8(), nullable=False),
-    ]
-)
+from ..video.video import GopTable, VideoFacts
+from .folder import GOPS_NAME, PACKETS_NAME, VIDEOS_NAME, CorpusError, corpus_folder
+from .parts import Packets, RowGroups, VideoPackets
+from .schema import FACT_FIELDS, FORMAT_VERSION
+from .whole_file import unreadable
 
 
 @dataclass(frozen=True)
@@ -129,99 +70,6 @@ class Video:
         return f"make the proxy anew from {self.original}: run `trocar pack ORIGINALS --out THERE` again"
 
 
-Part = TypeVar("Part")
-
-
-class _Parts(ABC, Generic[Part]):
-    """The latest parts of a file that were asked for, by number. Threads may share it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._cache: OrderedDict[int, Part] = OrderedDict()
-        self._lock = threading.Lock()
-
-    @abstractmethod
-    def _read(self, number: int) -> Part: ...
-
-    def part(self, number: int) -> Part:
-        with self._lock:
-            found = self._cache.get(number)
-            if found is None:
-                try:
-                    found = self._cache[number] = self._read(number)
-                except (pa.ArrowException, OSError, ValueError) as error:
-                    raise CorpusError(
-                        unreadable(self.path, error, f"index again after {set_aside(self.path.parent)}")
-                    ) from error
-                if len(self._cache) > CACHED_PARTS:
-                    self._cache.popitem(last=False)
-            self._cache.move_to_end(number)
-            return found
-
-
-class _RowGroups(_Parts[dict[str, pa.Array]]):
-    """Random access to a Parquet file by row group: its columns."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        # Without buffers that pyarrow keeps for a file, which a second thread takes away: "ReadRangeCache did not find ...".
-        self.file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
-        metadata = self.file.metadata
-        rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        self.starts = [0, *accumulate(rows)]
-
-    def _read(self, number: int) -> dict[str, pa.Array]:
-        table = self.file.read_row_group(number, use_threads=False)
-        return {name: pa.concat_arrays(table.column(name).chunks) for name in table.column_names}
-
-    def place(self, row: int) -> tuple[dict[str, pa.Array], int]:
-        """The group that holds a row, and where in there it is."""
-        group = bisect_right(self.starts, row) - 1
-        return self.part(group), row - self.starts[group]
-
-    def columns(self, start: int, stop: int) -> dict[str, pa.Array]:
-        """Of some rows, at least one."""
-        first, last = bisect_right(self.starts, start) - 1, bisect_right(self.starts, stop - 1) - 1
-        base, count = self.starts[first], stop - start
-        if first == last:
-            return {name: column.slice(start - base, count) for name, column in self.part(first).items()}
-        parts = [self.part(group) for group in range(first, last + 1)]
-        return {name: pa.concat_arrays([part[name] for part in parts]).slice(start - base, count) for name in parts[0]}
-
-
-class _Packets(_Parts[PacketTable]):
-    """`packets.arrow`, mapped into memory."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.file = pa.ipc.open_file(pa.memory_map(str(path)))
-        self.schema_arrow: pa.Schema = self.file.schema
-
-    def _read(self, number: int) -> PacketTable:
-        batch = self.file.get_batch(number)
-        return PacketTable(*(batch.column(name).to_numpy() for name in PACKET_SCHEMA.names))
-
-    def rows(self, start: int, stop: int) -> PacketTable:
-        first, last = start // PACKETS_PER_BATCH, max(stop - 1, start) // PACKETS_PER_BATCH
-        base = first * PACKETS_PER_BATCH
-        if first == last:
-            return self.part(first)[start - base : stop - base]
-        parts = [self.part(index) for index in range(first, last + 1)]
-        columns = (np.concatenate([getattr(part, name) for part in parts]) for name in PACKET_SCHEMA.names)
-        return PacketTable(*(column[start - base : stop - base] for column in columns))
-
-
-@dataclass(frozen=True)
-class _VideoPackets:
-    """The packets of the video whose first one is row `first`."""
-
-    packets: _Packets
-    first: int
-
-    def __getitem__(self, rows: slice) -> PacketTable:
-        return self.packets.rows(self.first + rows.start, self.first + rows.stop)
-
-
 class Corpus:
     """An opened index. Safe to share between threads; cheap to open again in another process.
 
@@ -235,7 +83,7 @@ class Corpus:
         has_checksums: whether every GOP has a CRC-32.
     """
 
-    def __init__(self, path: Path, videos: _RowGroups, gops: _RowGroups, packets: _Packets) -> None:
+    def __init__(self, path: Path, videos: RowGroups, gops: RowGroups, packets: Packets) -> None:
         self.path = path
         self._videos, self._gops, self._packets = videos, gops, packets
         names = ["frames", "fps_numerator", "fps_denominator", "variable_rate", "packed_stride"]
@@ -264,9 +112,9 @@ class Corpus:
         """
         path = corpus_folder(path)
         again = f"build it again with `trocar index SOURCE --out {path}`"
-        videos = _open(_RowGroups, path / VIDEOS_NAME, again)
-        gops = _open(_RowGroups, path / GOPS_NAME, again)
-        packets = _open(_Packets, path / PACKETS_NAME, again)
+        videos = _open(RowGroups, path / VIDEOS_NAME, again)
+        gops = _open(RowGroups, path / GOPS_NAME, again)
+        packets = _open(Packets, path / PACKETS_NAME, again)
         builds = [_metadata(file, "build") for file in (videos.file, gops.file, packets)]
         if len(set(builds)) > 1:
             raise CorpusError(f"{path}: its tables are of different builds ({builds}); {again}")
@@ -309,7 +157,7 @@ class Corpus:
         return GopTable(
             **columns,
             first_packet=np.cumsum(columns["num_packets"], dtype=np.int64) - columns["num_packets"],
-            packets=_VideoPackets(self._packets, int(self._first_packet[row])),
+            packets=VideoPackets(self._packets, int(self._first_packet[row])),
             crc32=None if crc32.null_count else crc32.to_numpy(),
         )
 
@@ -337,15 +185,6 @@ class Corpus:
         return digest.hexdigest()
 
 
-def gops_digest(gops: GopTable) -> str:
-    """16 hex digits over the columns of a GOP table, checksums left out."""
-    digest = hashlib.blake2b(digest_size=8)
-    for field in GOP_SCHEMA:
-        if field.name not in ("video", "crc32"):
-            digest.update(np.ascontiguousarray(getattr(gops, field.name)).tobytes())
-    return digest.hexdigest()
-
-
 def _open_again(path: str, build: str) -> Corpus:
     """A corpus that another process has opened. Raises CorpusError where it has been indexed again since."""
     corpus = Corpus.open(path)
@@ -354,7 +193,7 @@ def _open_again(path: str, build: str) -> Corpus:
     return corpus
 
 
-_Table = TypeVar("_Table", _RowGroups, _Packets)
+_Table = TypeVar("_Table", RowGroups, Packets)
 
 
 def _open(kind: type[_Table], path: Path, again: str) -> _Table:
@@ -362,12 +201,12 @@ def _open(kind: type[_Table], path: Path, again: str) -> _Table:
         table = kind(path)
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(unreadable(path, error, again)) from error
-    version = _metadata(table.file if isinstance(table, _RowGroups) else table, "version")
+    version = _metadata(table.file if isinstance(table, RowGroups) else table, "version")
     if version != FORMAT_VERSION:
         raise CorpusError(f"{path}: format version {version!r}, expected {FORMAT_VERSION!r}; {again}")
     return table
 
 
-def _metadata(file: pq.ParquetFile | _Packets, key: str) -> str | None:
+def _metadata(file: pq.ParquetFile | Packets, key: str) -> str | None:
     value = (file.schema_arrow.metadata or {}).get(key.encode())
     return None if value is None else value.decode()

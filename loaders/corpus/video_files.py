@@ -21,8 +21,9 @@ import numpy as np
 from ..video.probe import probe_video
 from ..video.timeline import Timeline
 from ..video.video import GopTable, PacketTable, is_remote
-from .corpus import Video, gops_digest
+from .corpus import Video
 from .folder import DESCRIPTION
+from .schema import gops_digest
 
 KEPT_BYTES = 1 << 30
 

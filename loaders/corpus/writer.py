@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..video.video import GopTable, PacketTable, VideoFacts
-from .corpus import FACT_FIELDS, FORMAT_VERSION, GOP_SCHEMA, PACKET_SCHEMA, PACKETS_PER_BATCH, VIDEO_SCHEMA, gops_digest
 from .folder import DESCRIPTION, GOPS_NAME, PACKETS_NAME, QUARANTINE_NAME, VIDEOS_NAME
+from .schema import FACT_FIELDS, FORMAT_VERSION, GOP_SCHEMA, PACKET_SCHEMA, PACKETS_PER_BATCH, VIDEO_SCHEMA, gops_digest
 from .sources import SourceFile
 
 GOPS_PER_ROW_GROUP = 16_384

@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..video.video import VideoError
+
 if TYPE_CHECKING:  # decoding processes, which count and fail as well, do without
     import torch
+
+LISTED_FAILURES = 20
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,22 @@ class LoaderCount:
     def amplification(self) -> float:
         """Packets fed to decoders for each frame used."""
         return self.packets_decoded / max(self.frames_used, 1)
+
+    def check_failures(self, budget: float, floor: int, lost_spares: int) -> None:
+        """Raises VideoError, listing the failures, where more than `floor` and than this share of the spans have failed, or where
+        a draw did with all its replacements, `lost_spares` of them; 0: there was none, or nothing to replace it with."""
+        if not lost_spares and len(self.failures) <= max(floor, budget * self.spans):
+            return
+        videos = {failure.path: failure.reason for failure in self.failures}
+        listed = "\n".join(f"  {reason}" for reason in list(videos.values())[:LISTED_FAILURES])
+        verdict = f"above the budget of {budget:.0%}"
+        if lost_spares:
+            verdict = f"a draw and its {lost_spares} replacements failed"
+        raise VideoError(
+            f"{len(self.failures)} failures in {self.spans} draws, {verdict}, in {len(videos)} videos:\n"
+            f"{listed}\nmend them and run `trocar index` again where they are of a corpus, of proxies `trocar pack`; or leave "
+            "them out (data.exclude), or raise failure_budget"
+        )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypedDict, TypeVar
 
 import numpy as np
@@ -27,15 +26,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..draw.augment import Resize
 from ..draw.order import ClipOrder
-from ..video.video import VideoError
 from .batch import ClipBatch, LoaderCount
-from .span import ClipSource, CropSource, Recipe, SpanReader, SpanResult, VideoSource
+from .plan import Block, Plan, Span
+from .recipe import ClipSource, CropSource, Recipe, VideoSource
+from .span import SpanReader, SpanResult
 from .threads import LoaderError
 
-LISTED_FAILURES = 20
 POLL_SECONDS = 0.5
 STUCK_PATIENCE = 1.0  # seconds for the other threads, once one is known to be stuck
-Block = TypeVar("Block")
 Value = TypeVar("Value")
 log = logging.getLogger("trocar.loaders")
 
@@ -61,31 +59,6 @@ class Crew(Protocol):
 
     def check(self, seconds: float, limit: float | None) -> None: ...
     def close(self, patience: float | None = None) -> set[str]: ...
-
-
-@dataclass(eq=False)
-class Span:
-    """A draw whose views are decoded together. due: how many are not planned yet. frames: those that wait for their batch.
-
-    All views are decoded, also where a run that resumes serves only some of them: what is replaced, and by what, must not depend
-    on where a run was interrupted.
-    """
-
-    draw: int
-    views: tuple[int, ...]
-    due: int
-    result: SpanResult | None = None
-    frames: dict[int, torch.Tensor] = field(default_factory=dict)
-
-
-@dataclass
-class _Plan(Generic[Block]):
-    """A batch to come: the spans that are decoded for it, how far that is, and (span, view) of its clips."""
-
-    numbers: NDArray[np.int64]
-    spans: list[Span]
-    block: Block
-    clips: list[tuple[Span, int]]
 
 
 class BaseClipLoader(ABC, Generic[Block]):
@@ -143,7 +116,7 @@ class BaseClipLoader(ABC, Generic[Block]):
         self.total = LoaderCount()
         self.taken_over: dict[str, str] = {}
         self._numbers = iter(draws)
-        self._ahead: deque[_Plan[Block]] = deque()
+        self._ahead: deque[Plan[Block]] = deque()
         self._due: dict[int, Span] = {}
         self._local = threading.local()
         self._readers: list[SpanReader] = []
@@ -212,7 +185,7 @@ class BaseClipLoader(ABC, Generic[Block]):
             if reader.thread not in busy:  # what a stuck thread is at cannot be closed under it
                 reader.close()
 
-    def _plan(self, numbers: NDArray[np.int64]) -> _Plan[Block]:
+    def _plan(self, numbers: NDArray[np.int64]) -> Plan[Block]:
         spans: list[Span] = []
         clips: list[tuple[Span, int]] = []
         draws, views = self.order.clips(numbers)
@@ -227,9 +200,9 @@ class BaseClipLoader(ABC, Generic[Block]):
             if not span.due:
                 del self._due[draw]
             clips.append((span, view))
-        return _Plan(numbers, spans, self._start(spans), clips)
+        return Plan(numbers, spans, self._start(spans), clips)
 
-    def _batch(self, plan: _Plan[Block]) -> ClipBatch:
+    def _batch(self, plan: Plan[Block]) -> ClipBatch:
         frames, results = self._finish(plan.block)
         count = LoaderCount()
         for span, result in zip(plan.spans, results, strict=True):
@@ -237,7 +210,8 @@ class BaseClipLoader(ABC, Generic[Block]):
             count.add(result.count)
         count.clips = len(plan.clips)
         self.total.add(count)
-        self._check_budget(any_lost=any(result.is_lost for result in results))
+        spares = self.recipe.sampler.max_spares if any(result.is_lost for result in results) else 0
+        self.total.check_failures(self.failure_budget, self.failure_floor, spares)
         frames = self._gather(plan, frames)
         picked = [(span.result, view) for span, view in plan.clips if span.result is not None]
         kept = [row for row, (result, _) in enumerate(picked) if not result.is_lost]
@@ -256,7 +230,7 @@ class BaseClipLoader(ABC, Generic[Block]):
             count=count,
         )
 
-    def _gather(self, plan: _Plan[Block], frames: torch.Tensor) -> torch.Tensor:
+    def _gather(self, plan: Plan[Block], frames: torch.Tensor) -> torch.Tensor:
         """The batch's clips, of this block and of earlier ones; the rest of the block waits."""
         if [(span, view) for span in plan.spans for view in span.views] == plan.clips:
             return frames.to(self.device, non_blocking=True)
@@ -269,22 +243,6 @@ class BaseClipLoader(ABC, Generic[Block]):
                     # Copies, so that a clip that waits does not hold its whole block.
                     span.frames[view] = clip.to(self.device, non_blocking=True, copy=True)
         return torch.stack([span.frames.pop(view) for span, view in plan.clips])
-
-    def _check_budget(self, any_lost: bool) -> None:
-        failures, spans = self.total.failures, self.total.spans
-        any_lost = any_lost and self.recipe.sampler.max_spares > 0  # else there is nothing to replace it with
-        if not any_lost and len(failures) <= max(self.failure_floor, self.failure_budget * spans):
-            return
-        videos = {failure.path: failure.reason for failure in failures}
-        listed = "\n".join(f"  {reason}" for reason in list(videos.values())[:LISTED_FAILURES])
-        verdict = f"above the budget of {self.failure_budget:.0%}"
-        if any_lost:
-            verdict = f"a draw and its {self.recipe.sampler.max_spares} replacements failed"
-        raise VideoError(
-            f"{len(failures)} failures in {spans} draws, {verdict}, in {len(videos)} videos:\n"
-            f"{listed}\nmend them and run `trocar index` again where they are of a corpus, of proxies `trocar pack`; or leave "
-            "them out (data.exclude), or raise failure_budget"
-        )
 
     def _reader(self) -> SpanReader:
         """This thread's."""
@@ -339,10 +297,3 @@ class BaseClipLoader(ABC, Generic[Block]):
             return "between two clips"
         spare = f", replacement {clip.spare}" if clip.spare else ""
         return f"draw {clip.draw}{spare}, from frame {clip.frames[0]} on of {self.recipe.videos.video_path(clip.video)}"
-
-
-def clip_numbers(batch: int, first: int = 0) -> Iterator[NDArray[Any]]:
-    """Endless batches of consecutive clip numbers, from `first` on."""
-    while True:
-        yield np.arange(first, first + batch)
-        first += batch

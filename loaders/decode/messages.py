@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+from fcntl import F_SETPIPE_SZ, fcntl
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ LENGTH = struct.Struct("<I")
 HEAD = struct.Struct("<q4q??6q")
 COUNTS = ("packets_decoded", "frames_decoded", "frames_used", "repeated_frames", "bytes_read", "spans")
 NOBODY = -1
+PIPE_BYTES = 1 << 20
 
 
 def packed(number: int, result: SpanResult) -> bytes:
@@ -84,3 +86,11 @@ def unpacked(message: bytes) -> tuple[int, Any]:
 
 def _framed(message: bytes) -> bytes:
     return LENGTH.pack(len(message)) + message
+
+
+def widen(pipe: int) -> None:
+    """Room for the messages of a long step. Where the system grants none, processes wait for their loader now and then."""
+    try:
+        fcntl(pipe, F_SETPIPE_SZ, PIPE_BYTES)
+    except PermissionError:  # beyond what one user may have in all
+        return

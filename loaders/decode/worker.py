@@ -29,7 +29,9 @@ from numpy.typing import ArrayLike, NDArray
 from ..draw.sampler import Clip
 from .job_board import NOTHING, JobBoard, Place
 from .messages import NOBODY, packed, packed_error
-from .span import Recipe, SpanReader
+from .recipe import Recipe
+from .shared_recipe import load_recipe
+from .span import SpanReader
 from .threads import NICENESS
 
 # Those that end a run in order reach all of its processes.
@@ -113,16 +115,6 @@ class _Buffers:
             memory = mmap.mmap(self._descriptors[buffer], size)
             found = self._mapped[buffer] = np.frombuffer(memory, np.uint8).reshape(clips, *self._shape)
         return found
-
-
-def load_recipe(descriptor: int, sizes: Sequence[int]) -> Recipe:
-    """What `workers.share_recipe` wrote; its arrays stay where they are, for all processes."""
-    memory = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
-    parts, start = [], 0
-    for size in sizes:
-        parts.append(memory[start : start + size])
-        start += -(-size // 64) * 64
-    return pickle.loads(parts[0], buffers=parts[1:])  # noqa: S301  (our own loader's)
 
 
 def run(task: str) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import select
 import signal
 import subprocess
@@ -25,17 +24,17 @@ import weakref
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from fcntl import F_SETPIPE_SZ, fcntl
 from functools import partial
 from typing import Any
 
 from .job_board import CAPACITY, NOTHING, Job, JobBoard, Place
-from .messages import LENGTH, NOBODY, unpacked
-from .span import Recipe, SpanResult
+from .messages import LENGTH, NOBODY, PIPE_BYTES, unpacked, widen
+from .recipe import Recipe
+from .shared_recipe import share_recipe
+from .span import SpanResult
 from .threads import LoaderError, Watched
 from .worker import Task
 
-PIPE_BYTES = 1 << 20
 DEATHS_OF_A_CLIP = 2
 # Before it has begun to read anything: nothing that it could be blamed on.
 DEATHS_AT_NOTHING = 10
@@ -67,7 +66,7 @@ class Workers:
         self._recipe = recipe
         self._board = JobBoard(count)
         self._wake_from, self._wake = os.pipe()
-        _widen(self._wake)
+        widen(self._wake)
         os.set_blocking(self._wake, False)
         self._task = Task(
             number=0,
@@ -220,7 +219,7 @@ class Workers:
             self._board.give(first, self._owners)
         pipe, told = os.pipe()
         os.set_blocking(pipe, False)
-        _widen(told)
+        widen(told)
         task = replace(
             self._task, number=number, owner=self._owners, told=told, first=first, deadly=tuple((deadly or {}).items())
         )
@@ -282,32 +281,6 @@ class Workers:
             return f": draw {draw}"
         spare = f", replacement {place.spare}" if place.spare else ""
         return f": draw {draw}{spare}, from frame {place.frame} on of {self._recipe.videos.video_path(place.video)}"
-
-
-def share_recipe(recipe: Recipe) -> tuple[int, tuple[int, ...]]:
-    """(a descriptor of memory that holds the recipe, the sizes of its parts). All processes look at the same arrays."""
-    arrays: list[pickle.PickleBuffer] = []
-    try:
-        text = pickle.dumps(recipe, protocol=5, buffer_callback=arrays.append)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise LoaderError(
-            f"what is to be loaded cannot be sent to decoding processes: {error}; set workers=0, for threads"
-        ) from error
-    parts = [memoryview(text), *(array.raw() for array in arrays)]
-    descriptor = os.memfd_create("trocar_recipe")
-    with open(descriptor, "wb", closefd=False) as file:
-        for part in parts:
-            file.write(part)
-            file.write(bytes(-len(part) % 64))
-    return descriptor, tuple(len(part) for part in parts)
-
-
-def _widen(pipe: int) -> None:
-    """Room for the messages of a long step. Where the system grants none, processes wait for their loader now and then."""
-    try:
-        fcntl(pipe, F_SETPIPE_SZ, PIPE_BYTES)
-    except PermissionError:  # beyond what one user may have in all
-        return
 
 
 def _end(owner: int, processes: list[_Process], descriptors: list[int]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from fractions import Fraction
@@ -17,6 +18,7 @@ import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from .codec_traits import codec_tag, is_told_by_a_header
@@ -25,14 +27,13 @@ from .orientation import orientation
 from .packets import CORRUPT, number_frames, read_packets
 from .payload import PayloadFinder
 from .pyav import as_fraction
+from .rate import frame_rate
 from .storage import open_remote, stored_version
 from .verify import check_decodes, is_proved, verify_pictures
 from .video import GopTable, VideoError, VideoFacts, is_remote, open_video
 
 # Packets before a random frame, on average. GOPs of 250 pictures, x264's longest by default, have 125.
 RARE_CLEAN_STARTS = 200
-# A gap between two frames is a pause if it is longer than this, and than so many usual gaps.
-PAUSE_SECONDS, PAUSE_GAPS = 1.0, 3
 
 
 def probe_video(
@@ -118,20 +119,11 @@ def _probe(
         notes.insert(0, f"truncated: reading stopped after {num_frames} frames ({packets.error})")
 
     time_base = as_fraction(stream.time_base) or Fraction(1, 1)
-    gaps = np.diff(frame_pts)
-    typical_gap = float(np.median(gaps))
-    duration_seconds = float((frame_pts[-1] - frame_pts[0] + typical_gap) * time_base)
-    tolerance_ticks = max(1.5, 0.0015 / float(time_base))
-    uneven = np.abs(gaps - typical_gap) > tolerance_ticks
-    # Many gaps that are a little off, or frames that are missing in few.
-    irregular = max(np.count_nonzero(uneven), np.abs(gaps[uneven] / typical_gap - 1).sum())
-    pauses = (
-        np.flatnonzero(gaps * float(time_base) > max(PAUSE_SECONDS, PAUSE_GAPS * typical_gap * float(time_base))) + 1
-    )
+    rate = frame_rate(frame_pts, time_base, as_fraction(stream.average_rate))
     declared_seconds = (container.duration or 0) / av.time_base
-    is_short = not stream.frames and declared_seconds > 1.02 * duration_seconds + 1
+    is_short = not stream.frames and declared_seconds > 1.02 * rate.duration_seconds + 1
     if is_short and not notes and not _other_stream_reaches(container, declared_seconds):
-        notes.append(f"truncated: {duration_seconds:.1f} of {declared_seconds:.1f} seconds are readable")
+        notes.append(f"truncated: {rate.duration_seconds:.1f} of {declared_seconds:.1f} seconds are readable")
     notes += [others] if others else []
     if not gops.clean[0]:
         notes.append("the first keyframe is not a clean start: its first frames may be damaged")
@@ -140,31 +132,7 @@ def _probe(
         notes.append(
             f"rare clean starts: {packets_before:.0f} packets are decoded before a random frame; convert it with `trocar pack`"
         )
-    recorded_ticks = int(np.delete(gaps, pauses - 1).sum())
-    fps = Fraction(num_frames - 1 - len(pauses)) / (recorded_ticks * time_base)
-    declared_fps = as_fraction(stream.average_rate)
-    if declared_fps and abs(float(declared_fps / fps) - 1) < 0.01:
-        fps = declared_fps
-    fps = fps.limit_denominator(1_000_000)
-
-    pictures = keyframes(container, stream, gops)
-    first = next(pictures, None)
-    try:
-        rotation, mirrored = (0, False) if first is None else orientation(first)
-    except ValueError as error:
-        raise VideoError(
-            f"{path}: its display matrix {error} neither turns by quarters nor mirrors; re-encode it, e.g. ffmpeg -i IN OUT.mp4"
-        ) from error
-    upright = (height, width) if rotation % 180 else (width, height)
-    box = (0, 0, *upright)
-    if first is None:
-        notes.append("orientation and content box: no keyframe could be decoded")
-    elif content_box:
-        lumas = (half_size_luma(picture) for picture in chain([first], pictures))
-        half = find_content_box(lumas, rotation, mirrored)
-        if half is not None and half != (0, 0, (upright[0] + 1) // 2, (upright[1] + 1) // 2):
-            left, top = 2 * half[0], 2 * half[1]
-            box = (left, top, min(2 * half[2], (upright[0] - left) & ~1), min(2 * half[3], (upright[1] - top) & ~1))
+    rotation, mirrored, box = _look(path, keyframes(container, stream, gops), (width, height), content_box, notes)
     facts = VideoFacts(
         path=path,
         size_bytes=version[0],
@@ -181,16 +149,16 @@ def _probe(
         mirrored=mirrored,
         pixel_aspect_numerator=pixel_aspect.numerator,
         pixel_aspect_denominator=pixel_aspect.denominator,
-        fps_numerator=fps.numerator,
-        fps_denominator=fps.denominator,
+        fps_numerator=rate.fps.numerator,
+        fps_denominator=rate.fps.denominator,
         time_base_numerator=time_base.numerator,
         time_base_denominator=time_base.denominator,
         start_pts=int(frame_pts[0]),
         zero_pts=_zero_pts(container, time_base, int(frame_pts[0])),
         frames=num_frames,
-        duration_seconds=duration_seconds,
-        variable_rate=bool(len(pauses) or irregular > max(3, num_frames // 1000)),
-        pauses=tuple(pauses.tolist()),
+        duration_seconds=rate.duration_seconds,
+        variable_rate=rate.is_variable,
+        pauses=rate.pauses,
         reorder_depth=reorder_depth,
         stream_index=stream.index,
         box_left=box[0],
@@ -203,6 +171,33 @@ def _probe(
     may_reorder = not reorder_depth and reorders and (has_b_frames or disposable)
     check_decodes(facts, gops, bool(may_reorder))
     return facts, gops
+
+
+def _look(
+    path: str, pictures: Iterator[VideoFrame], size: tuple[int, int], content_box: bool, notes: list[str]
+) -> tuple[int, bool, tuple[int, int, int, int]]:
+    """Of keyframes: (rotation, mirrored?, content box as it is shown). size: (width, height) as stored."""
+    first = next(pictures, None)
+    try:
+        rotation, mirrored = (0, False) if first is None else orientation(first)
+    except ValueError as error:
+        raise VideoError(
+            f"{path}: its display matrix {error} neither turns by quarters nor mirrors; re-encode it, e.g. ffmpeg -i IN OUT.mp4"
+        ) from error
+    upright = size[::-1] if rotation % 180 else size
+    whole = (0, 0, upright[0], upright[1])
+    if first is None:
+        notes.append("orientation and content box: no keyframe could be decoded")
+    if first is None or not content_box:
+        return rotation, mirrored, whole
+    half = find_content_box((half_size_luma(picture) for picture in chain([first], pictures)), rotation, mirrored)
+    if half is None or half == (0, 0, (upright[0] + 1) // 2, (upright[1] + 1) // 2):
+        return rotation, mirrored, whole
+    left, top = 2 * half[0], 2 * half[1]
+    width, height = (
+        min(2 * side, (room - edge) & ~1) for side, room, edge in zip(half[2:], upright, (left, top), strict=True)
+    )
+    return rotation, mirrored, (left, top, width, height)
 
 
 def _mean_packets_before(gops: GopTable) -> float:

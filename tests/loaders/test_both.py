@@ -17,7 +17,7 @@ from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.corpus.index import index_corpus
 from trocar.loaders.cpu import ClipLoader as CpuLoader
 from trocar.loaders.decode.batch import ClipBatch
-from trocar.loaders.decode.loader import Span
+from trocar.loaders.decode.plan import Span
 from trocar.loaders.decode.span import SpanResult
 from trocar.loaders.decode.threads import LoaderError
 from trocar.loaders.draw.augment import CropRecipe

@@ -17,7 +17,8 @@ from trocar.loaders.corpus.index import index_corpus
 from trocar.loaders.cpu import ClipLoader
 from trocar.loaders.decode.batch import LoaderCount
 from trocar.loaders.decode.planes import PlaneWriter
-from trocar.loaders.decode.span import Recipe, SpanReader
+from trocar.loaders.decode.recipe import Recipe
+from trocar.loaders.decode.span import SpanReader
 from trocar.loaders.draw.augment import CropRecipe
 from trocar.loaders.draw.order import ClipOrder
 from trocar.loaders.draw.sampler import Sampler

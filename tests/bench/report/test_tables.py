@@ -9,7 +9,8 @@ import pytest
 
 from trocar.judge.downstream.task import Task
 from trocar.judge.labels.audit import audit
-from trocar.judge.labels.dataset import DatasetError, Segment, read_table, table_card
+from trocar.judge.labels.dataset import DatasetError, Segment, table_card
+from trocar.judge.labels.table import read_table
 from trocar.loaders.corpus.names import twins
 
 

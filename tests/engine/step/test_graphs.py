@@ -20,11 +20,12 @@ from trocar.bench.training.run import open_run
 from trocar.engine.checkpoint.checkpoint import run_tensors
 from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import Config, ConfigError
-from trocar.engine.pretrain import Run, train_step
+from trocar.engine.pretrain import train_step
 from trocar.engine.ranks import compiler, distributed
 from trocar.engine.ranks.distributed import World
 from trocar.engine.step import graphs
 from trocar.engine.step.graphs import MOST_SHAPES, GraphedStep, why_no_graphs
+from trocar.engine.step.run import Run
 
 STEPS, BATCH, POISONED_STEP = 20, 12, 5
 # Few tokens a bucket, so that packed masks come in several shapes; a schedule for each of rate, decay and momentum.

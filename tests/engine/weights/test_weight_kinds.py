@@ -29,7 +29,8 @@ from trocar.engine.weights.convert import conversion_encoder, convert, read_enco
 from trocar.engine.weights.encoder_sources import find_encoder
 from trocar.engine.weights.files import WeightsError
 from trocar.engine.weights.initial import initialize_encoder
-from trocar.engine.weights.names import fixed_table, image_positions, rename
+from trocar.engine.weights.kinds import fixed_table
+from trocar.engine.weights.names import image_positions, rename
 from trocar.judge.downstream.backbones import load_backbone, pooled_as
 from trocar.judge.downstream.heads import AttentiveHead
 from trocar.judge.downstream.protocol import PROTOCOLS, read_protocol

@@ -16,8 +16,9 @@ import pytest
 import yaml
 
 from trocar.engine.cli import main
-from trocar.judge.labels.dataset import Segment, read_table, write_table
+from trocar.judge.labels.dataset import Segment
 from trocar.judge.labels.splits import leak_free
+from trocar.judge.labels.table import read_table, write_table
 
 FOLDER = os.environ.get("TROCAR_TEST_VIDEOS", "")
 NAME = re.compile(r"BSA_(?P<source>[^_]+)_(?P<action>[^_]+)_\d+_(?P<video>\w+)_web\.mp4")

@@ -34,7 +34,8 @@ from trocar.judge.downstream.probing import class_weights, loss
 from trocar.judge.downstream.protocol import PROTOCOLS, read_protocol
 from trocar.judge.downstream.task import Task, pieces_of
 from trocar.judge.downstream.tuning import build_tuned, layer_groups
-from trocar.judge.labels.dataset import Card, DatasetError, Segment, table_card, write_table
+from trocar.judge.labels.dataset import Card, DatasetError, Segment, table_card
+from trocar.judge.labels.table import write_table
 from trocar.ssl.encoder import VideoEncoder
 
 CPU = torch.device("cpu")

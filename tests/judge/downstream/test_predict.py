@@ -15,7 +15,7 @@ from motion_task import FPS, FRAMES, motion_table, tiny_conversion
 from trocar.engine.cli import main
 from trocar.engine.weights.convert import save_encoder
 from trocar.judge.downstream.predict import Problem, listed_videos
-from trocar.judge.labels.dataset import write_table
+from trocar.judge.labels.table import write_table
 from trocar.loaders.corpus import progress
 
 QUICK = [

@@ -20,9 +20,10 @@ from trocar.judge.downstream.finetune_command import open_task
 from trocar.judge.labels.audit import Audit, audit, duplicates
 from trocar.judge.labels.audit_command import dataset_table
 from trocar.judge.labels.corpus_overlap import KnownVideo
-from trocar.judge.labels.dataset import DatasetError, Segment, load_card, read_dataset, read_table
+from trocar.judge.labels.dataset import DatasetError, Segment, load_card, read_dataset
 from trocar.judge.labels.segment_clips import clip_rows, picture_video
 from trocar.judge.labels.splits import from_release, leak_free, official
+from trocar.judge.labels.table import read_table
 from trocar.judge.labels.thumbnails import thumbnails
 from trocar.loaders.clip_loader import clip_loader
 from trocar.loaders.video.probe import probe_video

@@ -14,17 +14,9 @@ from dataset_fixtures import FIXTURES
 
 from trocar.engine.config.error import ConfigError
 from trocar.judge.labels.annotations import is_there, pictures
-from trocar.judge.labels.dataset import (
-    CARDS,
-    DatasetError,
-    Segment,
-    dataset_names,
-    load_card,
-    read_dataset,
-    read_table,
-    write_table,
-)
+from trocar.judge.labels.dataset import CARDS, DatasetError, Segment, dataset_names, load_card, read_dataset
 from trocar.judge.labels.segment_clips import clip_rows
+from trocar.judge.labels.table import read_table, write_table
 
 
 @pytest.fixture(scope="module")

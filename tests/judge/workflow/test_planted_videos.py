@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from trocar.engine.cli import main
 from trocar.engine.config.file import load_config
 from trocar.engine.weights.run_encoder import build_encoder
-from trocar.judge.labels.dataset import Segment, write_table
+from trocar.judge.labels.dataset import Segment
+from trocar.judge.labels.table import write_table
 from trocar.judge.workflow.cell import read_predictions
 
 TOLD = 2  # phases 0 and 1 all videos have; 2 or 3 is the one that a cue tells

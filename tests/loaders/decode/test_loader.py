@@ -14,7 +14,8 @@ from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.corpus.index import index_corpus
 from trocar.loaders.cpu import ClipLoader
 from trocar.loaders.decode.batch import ClipBatch
-from trocar.loaders.decode.loader import BaseClipLoader, Span
+from trocar.loaders.decode.loader import BaseClipLoader
+from trocar.loaders.decode.plan import Span
 from trocar.loaders.decode.span import SpanReader
 from trocar.loaders.draw.augment import CropRecipe
 from trocar.loaders.draw.order import ClipOrder

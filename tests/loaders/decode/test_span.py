@@ -12,7 +12,8 @@ import pytest
 from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.corpus.index import index_corpus
 from trocar.loaders.decode.batch import LoaderCount
-from trocar.loaders.decode.span import Cut, Recipe, SpanReader
+from trocar.loaders.decode.recipe import Recipe
+from trocar.loaders.decode.span import Cut, SpanReader
 from trocar.loaders.draw.augment import CropRecipe
 from trocar.loaders.draw.sampler import Sampler
 from trocar.loaders.video.decode import decoder_key

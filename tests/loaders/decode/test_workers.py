@@ -25,10 +25,9 @@ from trocar.loaders.cpu import ClipLoader
 from trocar.loaders.decode.batch import ClipBatch
 from trocar.loaders.decode.batch_memory import HANDED_OUT, BatchMemory
 from trocar.loaders.decode.job_board import Job, JobBoard
+from trocar.loaders.decode.shared_recipe import load_recipe, share_recipe
 from trocar.loaders.decode.span import SpanReader
 from trocar.loaders.decode.threads import LoaderError
-from trocar.loaders.decode.worker import load_recipe
-from trocar.loaders.decode.workers import share_recipe
 from trocar.loaders.draw.augment import CropRecipe
 from trocar.loaders.draw.clip_list import ClipList
 from trocar.loaders.draw.order import ClipOrder
