@@ -86,12 +86,13 @@ class Frames:
         return found
 
     def ends_of(self, begin: int, stop: int) -> list[Sample]:
-        """Looked at once, near both ends of a shot: its first and its last keyframe, and the last frame but a few where that costs
-        little."""
+        """Looked at once, near both ends of a shot: its first and its last keyframe, and the frames a few from its ends where that
+        costs little."""
         inside = self.starts[(self.starts >= begin) & (self.starts < stop)]
         numbers = {int(number) for number in (*inside[:1], *inside[-1:])}
-        if stop - NEAR > begin and self.cost(stop - NEAR, stop - NEAR) <= self.budget * EDGE_SHARE:
-            numbers.add(stop - NEAR)
+        for number in (begin + NEAR, stop - NEAR):
+            if begin <= number < stop and self.cost(number, number) <= self.budget * EDGE_SHARE:
+                numbers.add(number)
         return self.passing_samples(np.array(sorted(numbers), np.int64)) if numbers else []
 
     def forget(self) -> None:
@@ -187,10 +188,10 @@ def _unlike_neighbours(frames: Frames, cuts: Iterable[int]) -> list[tuple[int, i
         found += [(a, b) for a, b in pairwise(of_shot) if blank[a] != blank[b] and b > a + 1]
         looked = {number: sample for number, sample in frames.samples.items() if begin <= number < stop}
         looked |= {sample.frame: sample for sample in frames.ends_of(begin, stop)}
-        numbers = sorted(number for number in looked if not blank.get(number, False))
+        numbers = sorted(looked)
         for reach in (1, 2):
             for a, b in zip(numbers, numbers[reach:], strict=False):
-                if b == a + 1 or any(first <= b and a <= last for first, last in found):
+                if b == a + 1 or any(first < b and a < last for first, last in found):
                     continue
                 if colour_distance(looked[a].pixels, looked[b].pixels) > COLOUR_CHANGE:
                     found.append((a, b))
