@@ -199,7 +199,8 @@ def _unlike_neighbours(frames: Frames, cuts: Iterable[int]) -> list[tuple[int, i
 
 
 def _between(frames: Frames, first: int, last: int, known: Iterable[int]) -> Shots:
-    """What lies between two unlike frames: keyframes between them are halved, then every frame is looked at. known: cuts."""
+    """What lies between two unlike frames: keyframes between them are halved, then every frame is looked at; where there is no cut,
+    what goes over around them. known: cuts."""
     nothing = np.zeros(0, np.int64)
     begin = max([0, *(cut for cut in known if cut <= first)])
     end = min([frames.video.frames, *(cut for cut in known if cut > last)])
@@ -225,20 +226,17 @@ def _between(frames: Frames, first: int, last: int, known: Iterable[int]) -> Sho
         and changed_share(thumbnails[frame - 1], thumbnails[frame]) > CUT_SHARE
         and _is_cut(thumbnails, frame)
     ]
-    transitions = nothing.reshape(0, 2) if cuts else _transitions(frames, begin, end, first, last)
-    return Shots(np.array(cuts, np.int64), transitions, 0)
-
-
-def _transitions(frames: Frames, begin: int, end: int, first: int, last: int) -> NDArray[np.int64]:
-    """(T, 2): those about the frames `first` .. `last` of the shot from `begin` to `end`."""
+    if cuts:
+        return Shots(np.array(cuts, np.int64), nothing.reshape(0, 2), 0)
     fps = frames.video.fps_numerator / frames.video.fps_denominator
     reach = round((HALF_SECONDS[-1] + 1) * fps)
     numbers = np.arange(max(begin, first - reach), min(end, last + reach), SCANNED)
-    if len(numbers) < 2 or frames.cost(int(numbers[0]), int(numbers[-1])) > frames.budget:
-        return np.zeros((0, 2), np.int64)
+    if frames.cost(int(numbers[0]), int(numbers[-1])) > frames.budget:
+        return Shots(nothing, nothing.reshape(0, 2), 1)
     pictures = frames.passing_samples(numbers)
     roots = np.array([colours(picture.pixels) for picture in pictures], np.float32).reshape(-1, 64)
-    return transitions_in(roots, np.array([picture.frame for picture in pictures], np.int64), fps)
+    shown = np.array([picture.frame for picture in pictures], np.int64)
+    return Shots(nothing, transitions_in(roots, shown, fps), 0)
 
 
 def settled(frames: Frames, runs: NDArray[np.int64]) -> NDArray[np.int64]:
