@@ -9,7 +9,7 @@ Shapes: F frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..video.decode import DecodeCount, WindowDecoder
 from ..video.video import GopTable, VideoError, VideoFacts
 from ..video.window import WindowReader
-from .pictures import Pictures, Sample, changed_share, colour_distance, colours, is_blank, lasting_change
+from .pictures import Picture, Pictures, Sample, changed_share, colour_distance, colours, is_blank, lasting_change
 from .transitions import COLOUR_CHANGE, HALF_SECONDS, SCANNED, transitions_in
 
 CUT_SHARE = 0.5  # of the blocks
@@ -84,6 +84,27 @@ class Frames:
             if sample.frame not in kept:
                 del self.samples[sample.frame]
         return found
+
+    def every_picture(self, width: int, height: int) -> Iterator[Picture]:
+        """(height, width, 3) uint8 of every frame, in order; where one cannot be decoded the one before, or black."""
+        shown: Picture = np.zeros((height, width, 3), np.uint8)
+        bounds = [0, *self.starts[self.starts > 0].tolist(), self.video.frames]
+        for first, stop in pairwise(bounds):
+            after = first
+            try:
+                for index, frame in self._decoder.frames(
+                    self._reader.window(np.arange(first, stop), self.gops), self.count
+                ):
+                    while after < first + index:
+                        yield shown
+                        after += 1
+                    shown = self._pictures.small(frame, width, height)
+                    yield shown
+                    after += 1
+            except VideoError as error:
+                self.note = self.note or str(error)
+            for _ in range(after, stop):
+                yield shown
 
     def ends_of(self, begin: int, stop: int) -> list[Sample]:
         """Looked at once, near both ends of a shot: its first and its last keyframe, and the frames a few from its ends where that

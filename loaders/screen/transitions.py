@@ -1,8 +1,8 @@
 """Where a picture goes over into another one gradually: fades, dissolves and wipes, by colours alone.
 
 A camera that moves leaves colours nearly as they are; in a transition those of one side go and those of the other come, and between
-them stand colours that are of neither side. Two pictures some time apart name the place (the pairwise comparison with two thresholds
-of Zhang, Kankanhalli and Smoliar 1993, which accumulates differences from frame to frame instead).
+them stand colours that are of neither side. Pictures some time apart name the place, by a high threshold, and a low one finds its
+ends, as in the twin comparison of Zhang, Kankanhalli and Smoliar (1993), which adds differences up from frame to frame instead.
 
 Shapes: F scanned frames, 64 colours.
 """
@@ -24,7 +24,7 @@ def transitions_in(roots: NDArray[np.float32], frames: NDArray[np.int64], fps: f
     """(T, 2) first frames of transitions and those behind their last, ascending.
 
     roots: (F, 64) square roots of the shares of colours, as of `colours`. frames: (F,) their numbers, every `SCANNED`-th of a
-    shot. What is cut off at either end is not told, nor what is shorter than `SHORTEST` frames or longer than 6 seconds.
+    shot. None is shorter than `SHORTEST` frames; one longer than 2.4 seconds may be told in two parts, its middle left out.
     """
     found: list[tuple[int, int]] = []
     for seconds in HALF_SECONDS:
