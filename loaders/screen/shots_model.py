@@ -70,7 +70,7 @@ def network_shots(pictures: Iterable[Picture], network: ShotsNetwork) -> tuple[N
     kept = [network(window)[:, MARGIN : MARGIN + KEPT] for window in _windows(counted())]
     above = np.concatenate(kept, axis=1)[:, :frames] > 0.5 if kept else np.zeros((2, 0), bool)
     runs = [runs_of(flags) for flags in above]
-    gradual = runs_of(above.any(axis=0))
+    gradual = runs_of(above[0] | above[1])
     gradual = gradual[gradual[:, 1] - gradual[:, 0] >= GRADUAL]
     inside = [((first < gradual[:, 1]) & (stop > gradual[:, 0])).any() for first, stop in runs[0].tolist()]
     cuts = runs[0][~np.array(inside, bool), 1]

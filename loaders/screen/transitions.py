@@ -50,9 +50,8 @@ def transitions_in(roots: NDArray[np.float32], frames: NDArray[np.int64], fps: f
 def _ends(roots: NDArray[np.float32], before: int, behind: int) -> tuple[int, int] | None:
     """The first and the last scanned frame of what lies between `before` and `behind`; None where the change is sudden, or
     reaches an end. The sides are looked at anew beside what was found, so that what moves counts little."""
-    low, high = before, behind
-    limit = CORE
-    for _ in range(3):
+    low, high, first, last = before, behind, before, behind
+    for limit in (CORE, FADED, FADED):
         one, other = _mean(roots[max(low - BESIDE, 0) : low + 1]), _mean(roots[high : high + BESIDE + 1])
         apart = float(_distance(one, other))
         if apart <= COLOUR_CHANGE:
@@ -71,7 +70,7 @@ def _ends(roots: NDArray[np.float32], before: int, behind: int) -> tuple[int, in
             last += 1
         if first == 0 or last == len(roots) - 1:
             return None
-        low, high, limit = max(first - BESIDE, 0), min(last + BESIDE, len(roots) - 1), FADED
+        low, high = max(first - BESIDE, 0), min(last + BESIDE, len(roots) - 1)
     return first, last
 
 
