@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from .options import COUNT, FROM_ZERO, QUALITY, Commands
 from .video.error import UsageError
@@ -43,6 +44,12 @@ def add_commands(commands: Commands) -> None:
         "--model", default="", metavar="FILE", help="TorchScript or ONNX that tells bodies (default: a classical score)"
     )
     screen.add_argument("--head", default="", metavar="NPZ", help="linear head, where --model is an encoder")
+    screen.add_argument(
+        "--shots-model",
+        default="",
+        metavar="FILE",
+        help="TorchScript or ONNX of TransNet V2's shape that finds shots, for which every frame is decoded",
+    )
     screen.set_defaults(run=run_screen)
 
     pack = commands.add(
@@ -96,12 +103,15 @@ def run_screen(options: argparse.Namespace) -> int:
     from .corpus.folder import corpus_folder, existing_file
 
     corpus_folder(options.corpus)
-    for path in filter(None, (options.model, options.head)):
-        existing_file(path)
+    for path in filter(None, (options.model, options.head, options.shots_model)):
+        if not os.path.isdir(path):  # which is refused with what to do
+            existing_file(path)
     from .screen.screen import screen_corpus
     from .screen.video_screen import ScreenSettings
 
-    settings = ScreenSettings(thorough=options.thorough, model=options.model, head=options.head)
+    settings = ScreenSettings(
+        thorough=options.thorough, model=options.model, head=options.head, shots_model=options.shots_model
+    )
     print("\n".join(screen_corpus(options.corpus, settings, workers=options.workers).lines()))
     return 0
 

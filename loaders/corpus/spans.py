@@ -31,7 +31,7 @@ from .folder import FLAGS, SCORES, SCREEN_NAME, SPANS_NAME, CorpusError
 from .whole_file import unreadable, write_whole
 
 # Counted up when a screen comes out otherwise.
-SCREEN_VERSION = "2"
+SCREEN_VERSION = "3"
 SPAN_SCHEMA = pa.schema(
     [
         pa.field("video", pa.dictionary(pa.int32(), pa.string()), nullable=False),

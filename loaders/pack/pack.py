@@ -43,6 +43,7 @@ from .record import (
     other_settings,
     proxy_path,
     remove_record,
+    remove_unrecorded,
     write_record,
 )
 from .settings import PackSettings
@@ -125,6 +126,8 @@ def pack_corpus(
         for left in (out / VIDEOS_FOLDER).glob("*/*.tmp"):
             left.unlink(missing_ok=True)
         check_names(out, names)
+        if names.key_digest:
+            remove_unrecorded(out, {names.named(corpus.video(row)).id for row in range(len(corpus))})
         proxies, reused, problems = _pack_all(corpus, out, settings, workers, progress, hidden, replace, names)
         told = []
         for row, (path, reason) in problems.items():

@@ -6,6 +6,7 @@ The record is written after the proxy is in its place, and both appear whole.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,21 @@ def check_names(out: Path, names: Names) -> None:
     raise CorpusError(
         f"{out}: holds {held}, so it cannot go on otherwise; give another --out to name originals {wanted}"
     )
+
+
+def remove_unrecorded(out: Path, kept: Collection[str]) -> None:
+    """Takes away proxies that a killed pack left without a record, and records that cannot be read, but those of the ids `kept`,
+    which are made again: under pseudonyms nothing may stay that leads back to an original."""
+    for path in (out / VIDEOS_FOLDER).glob("*/*.*"):
+        if path.stem not in kept and not _is_record(path.with_suffix(".json")):
+            path.unlink(missing_ok=True)
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        return "made_of" in json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def _key_digest_of(out: Path) -> str | None:

@@ -49,6 +49,10 @@ class Pictures:
         """(48, 64) float32 luma, 0 .. 255."""
         return thumbnail_of(self._scaled(frame, WIDTH, HEIGHT, "gray"))
 
+    def small(self, frame: VideoFrame, width: int, height: int) -> Picture:
+        """(height, width, 3) uint8, RGB, upright."""
+        return self._scaled(frame, width, height, "rgb24")
+
     def _scaled(self, frame: VideoFrame, width: int, height: int, format_name: str) -> Picture:
         if self._turn % 2:
             width, height = height, width

@@ -32,6 +32,7 @@ from ..video.video import VideoError
 from .in_body import in_body
 from .models import load_score, model_digest
 from .overlays import HEIGHT, WIDTH
+from .shots_model import ShotsNetwork, load_shots_model
 from .video_screen import Score, ScreenSettings, made_of, screen_video
 
 PARTS = "screen.parts"
@@ -96,7 +97,7 @@ def screen_corpus(
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     if workers < 1:
         raise CorpusError(f"workers={workers}: at least 1 is needed")
-    digest = model_digest(settings.model, settings.head)
+    digest = model_digest(settings.model, settings.head, settings.shots_model)
     parts = corpus.path / PARTS
     wanted = {row: made_of(corpus, row, settings, digest) for row in range(len(corpus))}
     ids = [values["id"] for values in corpus.scan("id")]
@@ -110,8 +111,11 @@ def screen_corpus(
             found[row] = earlier
     reused, unreadable = len(found), []
     jobs = [(corpus, row, settings, wanted[row]) for row in wanted if row not in found]
-    if jobs and settings.model:
-        load_score(settings.model, settings.head)  # what is wrong with it is said once, here
+    for loaded in (_score, _network):
+        loaded.cache_clear()  # of files that may have changed since
+    if jobs:  # what is wrong with a file is said once, here
+        _score(settings.model, settings.head)
+        _network(settings.shots_model)
     core_seconds = pictures = 0
     new_hours = 0.0
     with FileProgress(len(jobs), progress, "screening", "videos") as report:
@@ -155,10 +159,16 @@ def _score(model: str, head: str) -> Score:
     return load_score(model, head) if model else in_body
 
 
+@lru_cache(maxsize=1)
+def _network(shots_model: str) -> ShotsNetwork | None:
+    return load_shots_model(shots_model) if shots_model else None
+
+
 def screen_row(corpus: Corpus, row: int, settings: ScreenSettings, name: str) -> tuple[ScreenedVideo, float]:
     """Screens video `row`, in a worker, and writes its part. name: of `made_of`. Returns it with the core seconds it took."""
     video, began = corpus.video(row), time.process_time()
-    screened = screen_video(video.id, video.facts, corpus.gops(row), settings, _score(settings.model, settings.head))
+    score, network = _score(settings.model, settings.head), _network(settings.shots_model)
+    screened = screen_video(video.id, video.facts, corpus.gops(row), settings, score, network)
     screened = replace(screened, made_of=name)
     about = json.dumps([screened.made_of, screened.pictures, screened.note])
     arrays = {**screened.spans, "overlay": np.packbits(screened.overlay), "about": np.array(about)}

@@ -9,7 +9,7 @@ Shapes: F frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,17 +19,16 @@ from numpy.typing import NDArray
 from ..video.decode import DecodeCount, WindowDecoder
 from ..video.video import GopTable, VideoError, VideoFacts
 from ..video.window import WindowReader
-from .pictures import Pictures, Sample, changed_share, colour_distance, is_blank, lasting_change
+from .pictures import Picture, Pictures, Sample, changed_share, colour_distance, colours, is_blank, lasting_change
+from .transitions import COLOUR_CHANGE, HALF_SECONDS, SCANNED, transitions_in
 
 CUT_SHARE = 0.5  # of the blocks
 BEFORE, BEHIND = (1, 3, 6, 10), (0, 2, 5, 10)  # frames from a cut to what has to differ
 SEARCH = 5  # frames around a candidate: coded pictures are reordered
-COLOUR_CHANGE = 0.35
-TRANSITION_SECONDS = 6.0
 SETTLING_FRAMES, REFINED, WATCHED = 12, 4, 50
 STILL_STEP, STILL_MEDIAN = 0.6, 0.05  # luma from frame to frame of what does not move: at first, and then
 NEAR = 8  # frames apart that are decoded in one go
-FADED = 0.2  # of the colours' distance between both sides of a transition
+EDGE_SHARE = 0.05  # of what may be decoded, for one end of a shot
 LONGEST_SCAN = 600  # frames between two keyframes that are looked at one by one
 
 Thumbnail = NDArray[np.float32]
@@ -86,6 +85,37 @@ class Frames:
                 del self.samples[sample.frame]
         return found
 
+    def every_picture(self, width: int, height: int) -> Iterator[Picture]:
+        """(height, width, 3) uint8 of every frame, in order; where one cannot be decoded the one before, or black."""
+        shown: Picture = np.zeros((height, width, 3), np.uint8)
+        bounds = [0, *self.starts[self.starts > 0].tolist(), self.video.frames]
+        for first, stop in pairwise(bounds):
+            after = first
+            try:
+                for index, frame in self._decoder.frames(
+                    self._reader.window(np.arange(first, stop), self.gops), self.count
+                ):
+                    while after < first + index:
+                        yield shown
+                        after += 1
+                    shown = self._pictures.small(frame, width, height)
+                    yield shown
+                    after += 1
+            except VideoError as error:
+                self.note = self.note or str(error)
+            for _ in range(after, stop):
+                yield shown
+
+    def ends_of(self, begin: int, stop: int) -> list[Sample]:
+        """Looked at once, near both ends of a shot: its first and its last keyframe, and the frames a few from its ends where that
+        costs little."""
+        inside = self.starts[(self.starts >= begin) & (self.starts < stop)]
+        numbers = {int(number) for number in (*inside[:1], *inside[-1:])}
+        for number in (begin + NEAR, stop - NEAR):
+            if begin <= number < stop and self.cost(number, number) <= self.budget * EDGE_SHARE:
+                numbers.add(number)
+        return self.passing_samples(np.array(sorted(numbers), np.int64)) if numbers else []
+
     def forget(self) -> None:
         """Thumbnails; what is known of blank frames stays."""
         self._thumbnails.clear()
@@ -137,9 +167,11 @@ def find_shots(frames: Frames, candidates: NDArray[np.int64], strength: NDArray[
         for candidate in candidates[group].tolist():
             cuts.update(_cuts_near(thumbnails, candidate))
         frames.forget()
-    transitions = []
+    transitions: list[list[int]] = []
     for first, last in _unlike_neighbours(frames, cuts):
-        found = _between(frames, first, last)
+        if any(first < stop and begin < last for begin, stop in transitions):
+            continue  # seen already, from a sample that lies in it
+        found = _between(frames, first, last, cuts)
         cuts.update(found.cuts.tolist())
         transitions += found.transitions.tolist()
         unchecked += found.unchecked
@@ -167,29 +199,32 @@ def _is_cut(thumbnails: dict[int, Thumbnail], frame: int) -> bool:
 
 
 def _unlike_neighbours(frames: Frames, cuts: Iterable[int]) -> list[tuple[int, int]]:
-    """Neighbouring frames of which something is known, no cut between them, with other colours or of which one is blank."""
-    cut_at = np.array(sorted(cuts), np.int64)
-
-    def pairs(known: Iterable[int]) -> list[tuple[int, int]]:
-        numbers = np.array(sorted(known), np.int64)
-        shot = np.searchsorted(cut_at, numbers, side="right")
-        chosen = (np.diff(numbers) > 1) & (np.diff(shot) == 0)
-        return list(zip(numbers[:-1][chosen].tolist(), numbers[1:][chosen].tolist(), strict=True))
-
-    found = {(first, last) for first, last in pairs(frames.blank) if frames.blank[first] != frames.blank[last]}
-    for first, last in pairs(frames.samples):
-        one, other = frames.samples[first], frames.samples[last]
-        if colour_distance(one.pixels, other.pixels) > COLOUR_CHANGE and not any(
-            first <= begin and end <= last for begin, end in found
-        ):
-            found.add((first, last))
+    """Known frames of one shot with other colours, next to each other or with one between, which may lie in a transition; or of
+    which one is blank. Samples tell, and what lies at the ends of shots, where that costs little."""
+    bounds = [0, *sorted(cuts), frames.video.frames]
+    found: list[tuple[int, int]] = []
+    blank = dict(frames.blank)
+    for begin, stop in pairwise(bounds):
+        of_shot = [number for number in sorted(blank) if begin <= number < stop]
+        found += [(a, b) for a, b in pairwise(of_shot) if blank[a] != blank[b] and b > a + 1]
+        looked = {number: sample for number, sample in frames.samples.items() if begin <= number < stop}
+        looked |= {sample.frame: sample for sample in frames.ends_of(begin, stop)}
+        numbers = sorted(looked)
+        for reach in (1, 2):
+            for a, b in zip(numbers, numbers[reach:], strict=False):
+                if b == a + 1 or any(first < b and a < last for first, last in found):
+                    continue
+                if colour_distance(looked[a].pixels, looked[b].pixels) > COLOUR_CHANGE:
+                    found.append((a, b))
     return sorted(found)
 
 
-def _between(frames: Frames, first: int, last: int) -> Shots:
-    """What lies between two unlike frames: keyframes between them are halved, then every frame is looked at."""
+def _between(frames: Frames, first: int, last: int, known: Iterable[int]) -> Shots:
+    """What lies between two unlike frames: keyframes between them are halved, then every frame is looked at; where there is no cut,
+    what goes over around them. known: cuts."""
     nothing = np.zeros(0, np.int64)
-    begin, end = first, last
+    begin = max([0, *(cut for cut in known if cut <= first)])
+    end = min([frames.video.frames, *(cut for cut in known if cut > last)])
     while True:
         one, other = frames.sample(first), frames.sample(last)
         keys = frames.starts[(frames.starts > first) & (frames.starts < last)]
@@ -212,29 +247,17 @@ def _between(frames: Frames, first: int, last: int) -> Shots:
         and changed_share(thumbnails[frame - 1], thumbnails[frame]) > CUT_SHARE
         and _is_cut(thumbnails, frame)
     ]
-    transitions = nothing.reshape(0, 2) if cuts else _transition(frames, begin, end, (first + last) // 2)
-    return Shots(np.array(cuts, np.int64), transitions, 0)
-
-
-def _transition(frames: Frames, begin: int, end: int, middle: int) -> NDArray[np.int64]:
-    """(0 or 1, 2): the frames around `middle` whose colours are those of neither side, if they are few. begin, end: unlike frames
-    before and behind."""
+    if cuts:
+        return Shots(np.array(cuts, np.int64), nothing.reshape(0, 2), 0)
     fps = frames.video.fps_numerator / frames.video.fps_denominator
-    reach = int(TRANSITION_SECONDS * fps / 2)
-    numbers = np.arange(max(begin, middle - reach), min(end, middle + reach) + 1, 2)
-    one, other = frames.sample(begin), frames.sample(end)
-    if one is None or other is None or frames.cost(int(numbers[0]), int(numbers[-1])) > frames.budget:
-        return np.zeros((0, 2), np.int64)
+    reach = round((HALF_SECONDS[-1] + 1) * fps)
+    numbers = np.arange(max(begin, first - reach), min(end, last + reach), SCANNED)
+    if frames.cost(int(numbers[0]), int(numbers[-1])) > frames.budget:
+        return Shots(nothing, nothing.reshape(0, 2), 1)
     pictures = frames.passing_samples(numbers)
-    total = colour_distance(one.pixels, other.pixels)
-    between = [
-        picture.frame
-        for picture in pictures
-        if min(colour_distance(one.pixels, picture.pixels), colour_distance(picture.pixels, other.pixels))
-        > total * FADED
-    ]
-    is_short = bool(between) and numbers[0] < between[0] and between[-1] < numbers[-1]
-    return np.array([[between[0], between[-1] + 1]] if is_short else [], np.int64).reshape(-1, 2)
+    roots = np.array([colours(picture.pixels) for picture in pictures], np.float32).reshape(-1, 64)
+    shown = np.array([picture.frame for picture in pictures], np.int64)
+    return Shots(nothing, transitions_in(roots, shown, fps), 0)
 
 
 def settled(frames: Frames, runs: NDArray[np.int64]) -> NDArray[np.int64]:

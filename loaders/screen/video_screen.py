@@ -26,6 +26,7 @@ from .overlays import dilated, insets, overlay_mask
 from .packet_signals import PacketSizes, cut_candidates, still_runs
 from .pictures import HEIGHT, WIDTH, Picture, Sample, blur, brightness_and_saturation
 from .shots import Frames, Shots, find_shots, settled
+from .shots_model import COLUMNS, ROWS, ShotsNetwork, network_shots
 
 LONGEST_SPAN_SECONDS = 5.0
 # Of what is decoded besides samples: a share of all frames, but at least so many pixels.
@@ -41,12 +42,14 @@ Score = Callable[[Picture], float]
 @dataclass(frozen=True)
 class ScreenSettings:
     """seconds_between: samples; at most 2 pictures are decoded for 10 seconds where it is 5. thorough: every keyframe is a sample,
-    and every candidate is looked at. model: file of a score of bodies, "" for ours; see `models.py`. head: of an encoder."""
+    and every candidate is looked at. model: file of a score of bodies, "" for ours; see `models.py`. head: of an encoder.
+    shots_model: file of a network that finds shots, "" for packets and colours; see `shots_model.py`."""
 
     seconds_between: float = 5.0
     thorough: bool = False
     model: str = ""
     head: str = ""
+    shots_model: str = ""
 
 
 def made_of(corpus: Corpus, row: int, settings: ScreenSettings, model_digest: str) -> str:
@@ -54,14 +57,19 @@ def made_of(corpus: Corpus, row: int, settings: ScreenSettings, model_digest: st
     video = corpus.video(row)
     facts = video.facts
     told = (SCREEN_VERSION, facts.path, facts.size_bytes, facts.mtime_ns, facts.frames, video.gops_digest, facts.rotation,
-            facts.mirrored, replace(settings, model="", head=""), model_digest)  # fmt: skip
+            facts.mirrored, replace(settings, model="", head="", shots_model=""), model_digest)  # fmt: skip
     return hashlib.blake2b(repr(told).encode(), digest_size=16).hexdigest()
 
 
 def screen_video(
-    identity: str, video: VideoFacts, gops: GopTable, settings: ScreenSettings, score: Score = in_body
+    identity: str,
+    video: VideoFacts,
+    gops: GopTable,
+    settings: ScreenSettings,
+    score: Score = in_body,
+    network: ShotsNetwork | None = None,
 ) -> ScreenedVideo:
-    """What is to be said of a video; `made_of` is left empty. score: of samples (H, W, 3), 0 .. 1.
+    """What is to be said of a video; `made_of` is left empty. score: of samples (H, W, 3), 0 .. 1. network: finds shots.
 
     A picture that cannot be decoded is left out; where there is none at all, every span is blank and the note says why. Raises
     VideoError where the file is gone or has changed since it was indexed.
@@ -72,7 +80,10 @@ def screen_video(
     with closing(Frames(video, gops, video.frames * 64 if settings.thorough else int(budget))) as frames:
         for frame in sample_frames(frames.starts, video.frames, fps, settings):
             frames.sample(frame)
-        shots = find_shots(frames, *cut_candidates(packets))
+        if network is None:
+            shots = find_shots(frames, *cut_candidates(packets))
+        else:
+            shots = Shots(*network_shots(frames.every_picture(COLUMNS, ROWS), network), 0)
         runs = settled(frames, still_runs(packets, pixels, fps))
         for first, stop in runs.tolist():
             frames.sample(_keyframe_in(frames.starts, first, stop))

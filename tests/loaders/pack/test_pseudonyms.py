@@ -117,6 +117,29 @@ def test_no_name_reaches_proxies_or_their_index(tmp_path: Path) -> None:
     assert known["subject", "Rosamund"] == proxies.video(0).subject
 
 
+@pytest.mark.parametrize("left", ["without a record", "with a torn record"])
+def test_nothing_stays_of_a_plain_pack_that_was_killed(left: str, tmp_path: Path) -> None:
+    """Killed between a proxy and its record, which is all that says whose names stand in a folder."""
+    index, packed, table = make_originals(tmp_path), tmp_path / "packed", tmp_path / "names.csv"
+    assert main([word for word in words(index, packed, table) if word not in ("--pseudonyms", str(table))]) == 0
+    for path in packed.iterdir():
+        if path.is_file():
+            path.unlink()
+    for record in packed.glob("videos/*/*.json"):
+        text = record.read_text()
+        record.unlink()
+        if left == "with a torn record":
+            record.write_text(text[:-40])
+    assert len(list(packed.glob("videos/*/*.mp4"))) == 2
+    assert main(words(index, packed, table)) == 0
+    assert_tells_nothing(packed, leads_back(index))
+    assert len(list(packed.glob("videos/*/*.mp4"))) == len(Corpus.open(packed)) == 2
+    killed = next(packed.glob("videos/*/*.json"))
+    killed.unlink()  # its own pack, killed: the proxy is made again in its place
+    assert main(words(index, packed, table)) == 0
+    assert killed.exists()
+
+
 @pytest.mark.slow
 def test_no_name_reaches_a_run_on_proxies(tmp_path: Path) -> None:
     index, packed, run = make_originals(tmp_path), tmp_path / "packed", tmp_path / "run"

@@ -96,6 +96,7 @@ def test_twenty_of_every_kind(dirty: list[Truth]) -> None:
     assert counts["instrument"].wrong <= 0.02 * len(dirty)
     for kind in ("picture in picture", "defocus"):
         assert min(counts[kind].precision, counts[kind].recall) >= 0.7, kind
+    assert min(counts["fade or wipe"].precision, counts["fade or wipe"].recall) >= 0.9
     assert np.mean(overlaps) >= 0.7
     assert np.quantile(overlaps, 0.1) >= 0.7
 

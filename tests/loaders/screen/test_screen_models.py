@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from trocar.engine.cli import main
-from trocar.engine.weights.programs import EncoderProgram
+from trocar.engine.weights.programs import EncoderProgram, export_onnx
 from trocar.loaders.corpus.corpus import Corpus
 from trocar.loaders.corpus.folder import CorpusError
 from trocar.loaders.corpus.index import index_corpus
@@ -154,3 +154,45 @@ def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "head.npz", weight=np.ones(3), bias=np.zeros(1))
     with pytest.raises(CorpusError, match=r"a head of 3 values for .*encoder\.pt, which returns 16"):
         load_score(*files)
+
+
+def test_an_exported_encoder_of_clips_with_a_head(tmp_path: Path) -> None:
+    """What `trocar export --to onnx` writes: clips of uint8 to tokens."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    encoder = VideoEncoder(16, 1, 2, frames=4, resolution=SIDE, tubelet=2, patch=56).eval()
+    export_onnx(encoder, tmp_path / "encoder.onnx")
+    weight, bias = np.random.default_rng(0).normal(size=16), 0.25
+    np.savez(tmp_path / "head.npz", weight=weight, bias=np.array(bias))
+    score = load_score(str(tmp_path / "encoder.onnx"), str(tmp_path / "head.npz"))
+    for picture in (BODY, ROOM):
+        with torch.no_grad():
+            pooled = encoder.pooled(torch.from_numpy(picture)[None, None].repeat(1, 4, 1, 1, 1))[0].double().numpy()
+        assert score(picture) == pytest.approx(sigmoid(float(pooled @ weight + bias)), abs=1e-4)
+    with pytest.raises(CorpusError, match=r"returns 16 values; 1 or 2 say in or out of a body, or give --head"):
+        load_score(str(tmp_path / "encoder.onnx"))
+
+
+@pytest.mark.parametrize(("kind", "sides"), [("FLOAT", [1, 4, 64, 64, 3]), ("UINT8", [1, 3, 4, 64, 64])])
+def test_onnx_clips_of_another_layout_are_refused(kind: str, sides: list[int], tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    helper, number = onnx.helper, getattr(onnx.TensorProto, kind)
+    told = [helper.make_tensor_value_info(name, number, sides) for name in ("clips", "same")]
+    graph = helper.make_graph([helper.make_node("Identity", ["clips"], ["same"])], "g", told[:1], told[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.save(model, tmp_path / "clips.onnx")
+    with pytest.raises(CorpusError, match=r"clips\.onnx: takes tensor\(.*clips \(B, T, R, R, 3\) of uint8"):
+        load_score(str(tmp_path / "clips.onnx"))
+
+
+def test_a_run_folder_is_refused_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "videos").mkdir()
+    write_pictures(tmp_path / "videos" / "v.mp4", [BODY[:64, :64]] * 8, gop=8)
+    index_corpus([tmp_path / "videos"], tmp_path / "index", workers=1, content_box=False, progress=False)
+    (tmp_path / "run").mkdir()
+    for option in ("--model", "--shots-model"):
+        assert main(["screen", str(tmp_path / "index"), option, str(tmp_path / "run")]) == 1
+        assert "is a folder" in capsys.readouterr().err
