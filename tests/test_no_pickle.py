@@ -241,6 +241,7 @@ ALLOWED = {
     ("engine/curate/embedders.py", "timm.create_model"),  # reads with weights_only, tried above
     ("judge/downstream/features.py", "np.load"),
     # Between a loader and its own processes, by descriptors that nobody else has.
+    ("loaders/decode/worker.py", "pickle.loads"),
     ("loaders/decode/worker.py", "pickle.dumps"),
     ("loaders/decode/shared_recipe.py", "pickle.loads"),
     ("loaders/decode/shared_recipe.py", "pickle.dumps"),
