@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module, metadata
@@ -45,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, left = parser.parse_known_args(arguments)
     # argparse takes no more settings once an option stood between them.
     if left and (not hasattr(options, "overrides") or any(text.startswith("-") for text in left)):
-        parser.error(f"unrecognized arguments: {' '.join(left)}")
+        settings = [text[2:] for text in left if hasattr(options, "overrides") and re.match(r"--\w+\.\w+=", text)]
+        hint = f"; settings are written without dashes: {' '.join(settings)}" if settings else ""
+        options.parser.error(f"unrecognized arguments: {' '.join(left)}{hint}")
     if left:
         options.overrides = [*options.overrides, *left]
     try:

@@ -44,6 +44,7 @@ from .record.metrics import MetricsLog, QuarantineLog, read_metrics
 from .record.profiler import name_decoding, stage
 from .record.progress import StepProgress
 from .record.readback import ReadBack, StepReport
+from .record.run_lock import run_locked
 from .record.run_record import record_start
 from .record.skips import SkipLog
 from .step.attention import attention_restored, keep_attention
@@ -100,6 +101,7 @@ def pretrain(
         StopRequest(listen) as stop,
         snapshot_when_out_of_memory(Path(settings.dir), world),
         attention_restored(),
+        run_locked(Path(settings.dir), world),
     ):
         claim_cores(config, world)
         config = fit_batch(config, world)

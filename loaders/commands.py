@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 
-from .options import COUNT, FROM_ZERO, QUALITY, Commands
+from .options import COUNT, FROM_ZERO, QUALITY, Commands, folder
 from .video.error import UsageError
 
 
 def add_commands(commands: Commands) -> None:
     index = commands.add("index", task="corpus", text="probe videos once and write the corpus tables")
     index.add_argument("sources", nargs="+", metavar="DIR|FILE|CSV|GLOB")
-    index.add_argument("--out", required=True, metavar="CORPUS", help="folder of the tables; videos in it stay")
+    index.add_argument(
+        "--out", required=True, type=folder, metavar="CORPUS", help="folder of the tables; videos in it stay"
+    )
     index.add_argument("--workers", type=COUNT, help="probing processes (default: one per core)")
     index.add_argument("--no-content-box", action="store_true", help="do not look for it; crops may hold black border")
     index.add_argument("--checksum", action="store_true", help="a CRC-32 for every GOP, so that damage shows when read")
@@ -56,7 +58,9 @@ def add_commands(commands: Commands) -> None:
         "pack", task="corpus", text="make small proxies of a corpus, from which training reads at full speed"
     )
     pack.add_argument("corpus", metavar="CORPUS", help="folder that `trocar index` wrote")
-    pack.add_argument("--out", required=True, metavar="PACKED", help="folder of the proxies and their tables")
+    pack.add_argument(
+        "--out", required=True, type=folder, metavar="PACKED", help="folder of the proxies and their tables"
+    )
     pack.add_argument("--short-side", type=COUNT, metavar="PIXELS", help="of a proxy's shorter side (default: 256)")
     pack.add_argument(
         "--side-multiple",

@@ -10,6 +10,7 @@ import math
 import sys
 import textwrap
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -42,6 +43,32 @@ class Number:
         return f"{kind}, {self.least:g} .. {int(self.most) if self.is_whole else self.most}"
 
 
+@dataclass(frozen=True)
+class File:
+    """A place for a file whose name has one of these endings; any where none is named."""
+
+    endings: tuple[str, ...] = ()
+
+    def __call__(self, text: str) -> Path:
+        """Raises ArgumentTypeError."""
+        path = Path(text)
+        if self.endings and path.suffix.lower() not in self.endings:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not accepted; give a file that ends in {' or '.join(self.endings)}"
+            )
+        if path.is_dir():
+            raise argparse.ArgumentTypeError(f"{text} is a folder; give the name of a file")
+        return path
+
+
+def folder(text: str) -> Path:
+    """A place for a folder, there or not. Raises ArgumentTypeError where a file stands there."""
+    path = Path(text)
+    if path.is_file():
+        raise argparse.ArgumentTypeError(f"{text} is a file, where a folder is needed; choose another place")
+    return path
+
+
 TASKS = ("corpus", "training", "encoders", "pictures", "measurements", "this machine")
 
 COUNT = Number(1, 2**31 - 1)
@@ -54,6 +81,7 @@ PASSES = Number(2, 5)
 ENOUGH_STEPS = Number(2, 2**31 - 1)  # the first half of a measurement does not count
 POSITIVE = Number(0, is_whole=False, is_open=True)
 QUALITY = SECONDS = SCORE = Number(0, is_whole=False)
+FILE, PNG, HTML = File(), File((".png",)), File((".html",))
 SHARE = Number(0, 1, is_whole=False, is_open=True)
 COSINE = Number(-1, 1, is_whole=False)
 
@@ -75,7 +103,7 @@ class Commands:
     def __init__(self, description: str) -> None:
         self.parser = _Parser(prog="trocar", usage="trocar [-h] [--version] COMMAND ...", description=description)
         self._parsers = self.parser.add_subparsers(
-            prog="trocar", title="commands", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser
+            prog="trocar", title="commands", required=True, metavar="COMMAND", parser_class=_Subparser
         )
         view = self.add("view", task="pictures", text="pictures of a run, of its draws and of a tree")
         bench = self.add("bench", task="measurements", text="measure speeds, and judge encoders")
@@ -89,6 +117,14 @@ class Commands:
 
     def __getitem__(self, name: str) -> argparse.ArgumentParser:
         return self._parsers.choices[name]
+
+
+class _Subparser(argparse.ArgumentParser):
+    """Of a command; what it has parsed holds it as `parser`, for what is wrong only then."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.set_defaults(parser=self)
 
 
 class _Parser(argparse.ArgumentParser):

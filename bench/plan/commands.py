@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ...loaders.options import COUNT, TOTAL, VIEWS, Commands, tell
+from ...loaders.options import COUNT, FILE, TOTAL, VIEWS, Commands, tell
 
 
 def add_commands(commands: Commands) -> None:
@@ -21,7 +21,7 @@ def add_commands(commands: Commands) -> None:
     plan.add_argument("--frames", type=TOTAL, help="their frames in all, where there is no index")
     plan.add_argument("--rates", nargs="+", type=Path, metavar="JSONL", help="rows of yours (default: those shipped)")
     plan.add_argument("--views", type=VIEWS, default=4, help="a span, in the arms with span reuse (default: 4)")
-    plan.add_argument("--json", type=Path, metavar="FILE", help="write the arms there as well")
+    plan.add_argument("--json", type=FILE, metavar="FILE", help="write the arms there as well")
     plan.set_defaults(run=run_plan)
 
     plan = commands.benches.add_parser("plan", help="trocar plan's model against the clock, on the CPU")

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from ...loaders.options import Commands
+from ...loaders.options import FILE, Commands
 
 
 def add_commands(commands: Commands) -> None:
@@ -18,7 +18,7 @@ def add_commands(commands: Commands) -> None:
     profile.add_argument("--steps", default="10:20", metavar="A:B", help="steps A .. B - 1, from 0 (default: 10:20)")
     profile.add_argument("--ranks", default="0", metavar="N,N", help="those that are recorded (default: 0)")
     profile.add_argument("--out", type=Path, default=Path("runs/profile"), metavar="DIR", help="default: runs/profile")
-    profile.add_argument("--json", type=Path, metavar="FILE", help="write the row there as well")
+    profile.add_argument("--json", type=FILE, metavar="FILE", help="write the row there as well")
     profile.add_argument(
         "--ncu", metavar="KERNEL", help="print the command of Nsight Compute for a kernel; run nothing"
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -115,7 +116,14 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not separator or len(parts) != 2 or not all(parts):
         raise ConfigError(f"{override!r} is not a setting; write section.key=value, for example optim.steps=100")
     try:
-        value = yaml.safe_load(text)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            # A shell takes the quotes away that YAML wants around what begins with @, the name of a file.
+            quoted = re.sub(r"(^|[\[,]) *(@[^\[\],'\"]+)", r"\1'\2'", text)
+            if quoted == text:
+                raise
+            value = yaml.safe_load(quoted)
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: {text!r} is not a YAML value: {error}") from error
     section = tree.setdefault(parts[0], {})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...loaders.corpus.folder import SCORES, corpus_folder
-from ...loaders.options import COUNT, FROM_ZERO, INDEX, PASSES, SCORE, SEED, Commands, add_device
+from ...loaders.options import COUNT, FILE, FROM_ZERO, INDEX, PASSES, PNG, SCORE, SEED, Commands, add_device, folder
 from ..config.error import ConfigError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def add_commands(commands: Commands) -> None:
 
     embed = commands.add("embed", task="corpus", text="one vector for every span of a corpus; resumable")
     embed.add_argument("corpus", metavar="CORPUS")
-    embed.add_argument("--out", required=True, metavar="EMBEDDINGS")
+    embed.add_argument("--out", required=True, type=folder, metavar="EMBEDDINGS")
     embed.add_argument("--model", default="descriptor", metavar="MODEL", help="descriptor, timm:MODEL[@FILE], or a run")
     embed.add_argument("--frames", type=COUNT, default=16, help="of a span's clip (default: 16; a run brings its own)")
     embed.add_argument("--stride", type=COUNT, default=4, help="from one to the next (default: 4)")
@@ -59,7 +59,7 @@ def add_commands(commands: Commands) -> None:
         text="embeddings to a tree of clusters, and a report; torchrun splits it over GPUs",
     )
     cluster.add_argument("embeddings", metavar="EMBEDDINGS", help="folder that `trocar embed` wrote")
-    cluster.add_argument("--out", required=True, metavar="TREE")
+    cluster.add_argument("--out", required=True, type=folder, metavar="TREE")
     cluster.add_argument(
         "--levels", metavar="N,N,...", help="clusters, the spans' level first (default: by their number)"
     )
@@ -89,7 +89,7 @@ def add_commands(commands: Commands) -> None:
     screen.add_argument(
         "--threshold", type=SCORE, default=0.5, help="where a line is drawn between them (default: 0.5)"
     )
-    screen.add_argument("--out", type=Path, default=Path("screen.png"), metavar="PNG", help="default: screen.png")
+    screen.add_argument("--out", type=PNG, default=Path("screen.png"), metavar="PNG", help="default: screen.png")
     screen.add_argument("--spans", type=COUNT, default=48, help="how many (default: 48)")
     screen.add_argument(
         "--label", type=Path, metavar="CSV", help="write a table of the same spans, to be filled in by hand"
@@ -98,9 +98,9 @@ def add_commands(commands: Commands) -> None:
 
     draws = commands.views.add_parser("draws", help="what a config draws: shares, and a contact sheet")
     _add_draws(draws)
-    draws.add_argument("--out", type=Path, default=Path("draws.png"), metavar="PNG", help="default: draws.png")
+    draws.add_argument("--out", type=PNG, default=Path("draws.png"), metavar="PNG", help="default: draws.png")
     draws.add_argument("--clips", type=COUNT, default=48, help="of the contact sheet (default: 48)")
-    draws.add_argument("--json", type=Path, metavar="FILE", help="write the shares as numbers, too")
+    draws.add_argument("--json", type=FILE, metavar="FILE", help="write the shares as numbers, too")
     draws.set_defaults(run=run_view_draws)
 
 

@@ -19,7 +19,7 @@ from ..config.file import CONFIG_FILE, parse_config
 from ..config.settings import Config, ConfigError, plain
 from ..inputs.checkpoints import checkpoint_state, newest_checkpoint, newest_step
 from ..record.run_record import read_starts
-from .samplers import build_order, drawn_from, draws_fingerprints, samplers_by_clip
+from .samplers import build_order, drawn_from, draws_fingerprints, samplers_by_clip, screen_to_ignore_by
 from .schedule import Schedule, build_schedule, count_steps
 
 # fmt: off
@@ -70,6 +70,10 @@ def check_start(config: Config) -> None:
     Raises ConfigError or CorpusError. Of a checkpoint that cannot be read, whoever restores it says why.
     """
     corpus, run_dir = Corpus.open(config.data.corpus), Path(config.run.dir)
+    if run_dir.is_file():
+        raise ConfigError(f"run.dir: {run_dir} is a file, where a folder is needed; choose another place")
+    if config.objective.ignore != "nothing":
+        screen_to_ignore_by(config, corpus)
     sampler_at = samplers_by_clip(config, corpus)
     step = newest_step(run_dir)
     state = checkpoint_state(newest_checkpoint(run_dir)) if step else None

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.corpus.folder import DESCRIPTION, SPANS_NAME, CorpusError, tree_file
 from ...loaders.corpus.selection import Selection, hold_out, select_videos
+from ...loaders.corpus.spans import Screen
 from ...loaders.draw.clip_list import check_proxies
 from ...loaders.draw.order import ClipOrder
 from ...loaders.draw.phases import DrawSettings, PlannedOrder, plan_order, uniform_order
@@ -59,6 +60,14 @@ def samplers_by_clip(config: Config, corpus: Corpus) -> Callable[[int], Sampler]
         except ConfigError as error:
             raise ConfigError(f"data.sizes[{number - 1}]: {error}" if number else str(error)) from error
     return lambda clip: samplers[phase_at(found, clip)]
+
+
+def screen_to_ignore_by(config: Config, corpus: Corpus) -> Screen:
+    """What objective.ignore goes by. Raises ConfigError where the corpus has no screen, or not of every video."""
+    try:
+        return Screen(corpus)
+    except CorpusError as error:
+        raise ConfigError(f"objective.ignore: {config.objective.ignore}, but {error}") from error
 
 
 def draws_fingerprints(config: Config, sampler_at: Callable[[int], Sampler], order: ClipOrder, clips: int) -> list[str]:

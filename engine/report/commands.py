@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ...loaders.options import POSITIVE, Commands
+from ...loaders.options import HTML, POSITIVE, Commands
 
 
 def add_commands(commands: Commands) -> None:
@@ -13,7 +13,7 @@ def add_commands(commands: Commands) -> None:
         "report", task="pictures", text="runs side by side on one HTML page: curves, speed, draws, failures, pictures"
     )
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    report.add_argument("--out", type=Path, metavar="HTML", help="default: report.html in the first run")
+    report.add_argument("--out", type=HTML, metavar="HTML", help="default: report.html in the first run")
     report.add_argument(
         "--downstream",
         type=Path,

@@ -17,13 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from ...loaders.corpus.corpus import Corpus
-from ...loaders.corpus.folder import CorpusError
-from ...loaders.corpus.spans import Screen
 from ...loaders.decode.batch import ClipBatch
 from ...loaders.decode.recipe import upright_crop
 from ...loaders.draw.augment import Box, CropRecipe
 from ...loaders.draw.ignored import ignored_tokens
-from ..config.settings import Config, ConfigError
+from ..config.settings import Config
+from ..draws.samplers import screen_to_ignore_by
 
 VIDEOS_AT_HAND = 1024  # whose facts are kept: looking them up takes longer than the rest
 
@@ -38,10 +37,7 @@ class IgnoredTargets:
     def __init__(self, config: Config, corpus: Corpus, patch: int, seed: int) -> None:
         self.patch, self.seed, self.data = patch, seed, config.data
         self.crops = CropRecipe(config.data.crop_scale, config.data.crop_ratio, config.data.flip)
-        try:
-            videos = Screen(corpus).videos
-        except CorpusError as error:
-            raise ConfigError(f"objective.ignore: {config.objective.ignore}, but {error}") from error
+        videos = screen_to_ignore_by(config, corpus).videos
         self._facts = lru_cache(VIDEOS_AT_HAND)(lambda row: corpus.video(row).facts)
         # As bits: of ten thousand videos they would take 300 MB on every rank.
         self._shapes = [video.overlay.shape for video in videos]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ...loaders.options import COUNT, SECONDS, Commands
+from ...loaders.options import COUNT, FILE, PNG, SECONDS, Commands, File
 from ...loaders.video.video import is_remote
 from ..config.error import ConfigError
 
@@ -20,7 +20,7 @@ def add_commands(commands: Commands) -> None:
     features.set_defaults(run=run_view_features)
     curve = views.add_parser("curve", help="loss and speed over the steps")
     curve.add_argument("run_dir", type=Path, metavar="RUN")
-    curve.add_argument("--out", type=Path, metavar="PNG", help="default: RUN/curve.png")
+    curve.add_argument("--out", type=PNG, metavar="PNG", help="default: RUN/curve.png")
     _add_json(curve)
     curve.set_defaults(run=run_view_curve)
 
@@ -32,7 +32,7 @@ def add_commands(commands: Commands) -> None:
     neighbours.add_argument("--nearest", type=COUNT, default=8, help="shown of each query (default: 8)")
     neighbours.add_argument("--same-video", action="store_true", help="show spans of the query's own video too")
     neighbours.add_argument(
-        "--out", type=Path, default=Path("neighbours.png"), metavar="PNG", help="default: neighbours.png"
+        "--out", type=PNG, default=Path("neighbours.png"), metavar="PNG", help="default: neighbours.png"
     )
     _add_json(neighbours)
     neighbours.set_defaults(run=run_view_neighbours)
@@ -44,7 +44,11 @@ def add_commands(commands: Commands) -> None:
     clip.add_argument("--stride", type=COUNT, default=4, help="frames from one to the next (default: 4)")
     clip.add_argument("--resolution", type=COUNT, default=224, metavar="PIXELS", help="default: 224")
     clip.add_argument(
-        "--out", type=Path, default=Path("clip.png"), metavar="FILE", help="a .png, .webp or .gif (default: clip.png)"
+        "--out",
+        type=File((".png", ".webp", ".gif")),
+        default=Path("clip.png"),
+        metavar="FILE",
+        help="a .png, .webp or .gif (default: clip.png)",
     )
     _add_json(clip)
     clip.set_defaults(run=run_view_clip)
@@ -55,7 +59,9 @@ def add_commands(commands: Commands) -> None:
     tree.add_argument(
         "--most", type=COUNT, help="clusters shown of every one above (default: all on a page, 4 in a picture)"
     )
-    tree.add_argument("--out", type=Path, metavar="FILE", help="a .html or .png file (default: TREE/tree.html)")
+    tree.add_argument(
+        "--out", type=File((".html", ".png")), metavar="FILE", help="a .html or .png file (default: TREE/tree.html)"
+    )
     _add_json(tree)
     tree.set_defaults(run=run_view_tree)
 
@@ -64,12 +70,12 @@ def _add_run(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("run_dir", type=Path, metavar="RUN")
     parser.add_argument("--corpus", help="take the clips from another corpus")
     parser.add_argument("--clips", type=COUNT, default=4, help="rows of the picture (default: 4)")
-    parser.add_argument("--out", type=Path, metavar="PNG", help=f"default: RUN/{name}")
+    parser.add_argument("--out", type=PNG, metavar="PNG", help=f"default: RUN/{name}")
     _add_json(parser)
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what the picture shows as numbers, too")
+    parser.add_argument("--json", type=FILE, metavar="FILE", help="write what the picture shows as numbers, too")
 
 
 def run_view_recon(options: argparse.Namespace) -> int:

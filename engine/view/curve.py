@@ -30,7 +30,9 @@ def view_curve(run_dir: Path, out: Path | None = None, numbers: Path | None = No
     loss, speed = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     steps = [row["step"] for row in rows]
     loss.plot(steps, [row["loss"] for row in rows], color="0.75", linewidth=0.8, label="each step")
-    loss.plot(steps, _smooth([row["loss"] for row in rows]), color="C0", label=f"mean of {SMOOTHED} around a step")
+    if len(rows) >= SMOOTHED:
+        inner, mean = steps[SMOOTHED // 2 : -(SMOOTHED // 2)], _smooth([row["loss"] for row in rows])
+        loss.plot(inner, mean, color="C0", label=f"mean of {SMOOTHED} around a step")
     if validated := [row for row in rows if "validation_loss" in row]:
         held_out = [row["validation_loss"] for row in validated]
         loss.plot([row["step"] for row in validated], held_out, "o-", color="C3", markersize=3, label="held-out videos")
@@ -60,8 +62,5 @@ def shorten(step: int, changes: Sequence[Change]) -> str:
 
 
 def _smooth(values: Sequence[float]) -> NDArray[np.float64]:
-    """The mean of the SMOOTHED values around each; of as many on both sides as there are, so that it neither trails nor leads."""
-    total = np.cumsum(np.concatenate([[0.0], values]))
-    middle = np.arange(len(values))
-    beside = np.minimum(SMOOTHED // 2, np.minimum(middle, len(values) - 1 - middle))
-    return (total[middle + beside + 1] - total[middle - beside]) / (2 * beside + 1)
+    """The mean of the SMOOTHED values around each that has so many."""
+    return np.convolve(values, np.full(SMOOTHED, 1 / SMOOTHED), "valid")

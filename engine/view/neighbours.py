@@ -42,13 +42,16 @@ def span_at(spans: Spans, corpus: Corpus, video: str, second: float) -> int:
     if len(found) != 1:
         some = ", ".join(PurePath(row["path"]).name for row in rows[:5])
         raise ConfigError(
-            f"--video {video}: {len(found)} videos of {corpus.path} have that name; give one's path, as of {some}"
+            f"{video}: {len(found)} videos of {corpus.path} have that name; give one's path, as of {some}"
         )
+    seconds = corpus.video(found[0]).facts.duration_seconds
+    if not 0 <= second <= seconds:
+        raise ConfigError(f"{video}: nothing at {second:g} s; it lasts {seconds:.2f} s")
     of_video = np.flatnonzero(np.asarray(spans.video) == spans.video_ids.index(rows[found[0]]["id"]))
     begins = corpus.timeline(found[0]).begins(_packed(spans.first_frame[of_video], corpus, found[0]))
     place = int(np.searchsorted(begins, second, side="right")) - 1
     if place < 0:
-        raise ConfigError(f"--second {second}: {video} has no span there; its first one begins at {begins.min():.2f}")
+        raise ConfigError(f"{video}: no span at {second:g} s; its first one begins at {begins.min():.2f} s")
     return int(of_video[place])
 
 
@@ -66,7 +69,7 @@ def corpus_neighbours(
     """
     wanted = _unit(rows.read(query, query + 1))[0]
     if not np.isfinite(wanted).all():
-        raise ConfigError(f"{rows.folder}: span {query} could not be embedded; take another --second")
+        raise ConfigError(f"{rows.folder}: span {query} could not be embedded; take another moment")
     best: list[tuple[int, float]] = []
     for start in range(0, rows.num_rows, BLOCK_ROWS):
         stop = min(start + BLOCK_ROWS, rows.num_rows)

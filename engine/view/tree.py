@@ -80,9 +80,7 @@ def view_tree(
     above, and on the top level; where None all on a page, DRAWN_BELOW in a picture. numbers: a JSON file of the clusters. Returns
     lines for the terminal. Raises ConfigError on another suffix, CorpusError."""
     if out.suffix not in (".png", ".html") or (most is not None and most < 1):
-        raise ConfigError(
-            f"--out {out}, --most {most}: give a file that ends in .png or .html, and at least one cluster"
-        )
+        raise ConfigError(f"--out {out}: give a file that ends in .png or .html, and --most at least one cluster")
     tree = ClusterTree.read(folder)
     most = DRAWN_BELOW if most is None and out.suffix == ".png" else most
     top = shown_clusters(folder, tree, corpus, most)

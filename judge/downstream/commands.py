@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from ...engine.commands import add_weights_arguments
 from ...engine.config.error import ConfigError
-from ...loaders.options import COUNT, POSITIVE, SEED, Commands, tell
+from ...loaders.options import COUNT, FILE, POSITIVE, SEED, Commands, folder, tell
 from ..labels.commands import add_unlabelled
 
 
@@ -33,7 +34,7 @@ def add_commands(commands: Commands) -> None:
 
 def add_matrix(parser: argparse.ArgumentParser, *, out: str, devices: str = "auto") -> None:
     """What a benchmark of encoders on data sets takes. out: what --out is of. devices: what --device is by default."""
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"{out}; goes on with what is there")
+    parser.add_argument("--out", type=folder, required=True, metavar="DIR", help=f"{out}; goes on with what is there")
     parser.add_argument("--data", type=Path, default=Path(), metavar="DIR", help="where folders of data sets begin")
     parser.add_argument("--weights", type=Path, default=Path(), metavar="DIR", help="where files of weights begin")
     add_numbered_device(parser, devices)
@@ -55,7 +56,7 @@ def add_finetune(finetune: argparse.ArgumentParser) -> None:
     )
     finetune.add_argument("overrides", nargs="*", metavar="key=value", help="of the protocol, for example epochs=20")
     finetune.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder of the cell; goes on with what is there"
+        "--out", type=folder, required=True, metavar="DIR", help="folder of the cell; goes on with what is there"
     )
     finetune.add_argument(
         "--protocol", default="linear", choices=("linear", "attentive", "full"), help="default: linear"
@@ -93,7 +94,7 @@ def add_predict(predict: argparse.ArgumentParser) -> None:
     predict.add_argument(
         "sources", nargs="*", metavar="DIR|FILE|CSV|GLOB|CORPUS", help="videos; a CSV names them in a column path"
     )
-    predict.add_argument("--out", type=Path, required=True, metavar="CSV", help="a row for every piece of a video")
+    predict.add_argument("--out", type=FILE, required=True, metavar="CSV", help="a row for every piece of a video")
     predict.add_argument(
         "--every",
         type=POSITIVE,
@@ -138,12 +139,19 @@ def run_finetune(options: argparse.Namespace) -> int:
 def run_predict(options: argparse.Namespace) -> int:
     from ...engine.inputs.folders import backbone_source
     from ...loaders.corpus.sources import absent_sources
+    from ...loaders.video.video import is_remote
     from ..labels.table import placed, read_table
     from .predictor import read_record
 
     record = read_record(options.cell)
     backbone_source(options.model or record.model)
     rows = [] if options.table is None else placed(read_table(options.table, "none"), options.table.parent)
+    gone = [row.video for row in rows if not (is_remote(row.video) or os.path.exists(row.video))]
+    if rows and len(gone) == len(rows):
+        raise ConfigError(
+            f"{options.table}: none of its {len(rows)} videos is there, for example {gone[0]}; relative paths begin at "
+            f"{options.table.parent}, the folder of the table"
+        )
     if not (options.sources or rows):
         raise ConfigError("trocar predict: name videos, or pieces of them by --table")
     if not rows and len(absent := absent_sources(options.sources)) == len(options.sources):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ...loaders.options import COSINE, SEED, Commands
+from ...loaders.options import COSINE, FILE, SEED, Commands
 
 
 def add_commands(commands: Commands) -> None:
@@ -41,8 +41,8 @@ def add_audit(audit: argparse.ArgumentParser) -> None:
     )
     audit.add_argument("--seed", type=SEED, default=0, help="of subjects that are shared out (default: 0)")
     add_unlabelled(audit)
-    audit.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
-    audit.add_argument("--out", type=Path, metavar="CSV", help="write the table with its split there")
+    audit.add_argument("--json", type=FILE, metavar="FILE", help="write the result there as well")
+    audit.add_argument("--out", type=FILE, metavar="CSV", help="write the table with its split there")
     audit.set_defaults(run=run_bench_audit)
 
 

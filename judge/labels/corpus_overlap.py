@@ -51,8 +51,9 @@ class Overlap:
     unread: tuple[str, ...]
 
     def names(self, rows: Sequence[Segment]) -> tuple[str, ...]:
-        """Some of the corpus's videos that these of `rows` come from."""
-        return tuple(dict.fromkeys(self.same[segment.video] for segment in rows))[:EXAMPLES]
+        """Some of the corpus's videos that these of `rows` come from, and how many more there are."""
+        found = tuple(dict.fromkeys(self.same[segment.video] for segment in rows))
+        return (*found[:EXAMPLES], *([f"and {len(found) - EXAMPLES} more"] if len(found) > EXAMPLES else []))
 
 
 def corpus_videos(corpus: Corpus, wanted: NDArray[np.bool_] | None = None) -> list[KnownVideo]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...engine.commands import add_weights_arguments
 from ...engine.config.error import ConfigError
-from ...loaders.options import COUNT, POSITIVE, SEED, Commands, tell
+from ...loaders.options import COUNT, POSITIVE, SEED, Commands, folder, tell
 from ..downstream.commands import add_matrix, add_numbered_device
 
 
@@ -45,7 +45,7 @@ def add_features(features: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="RUN, a file of weights, timm:MODEL[@FILE], or random: before one",
     )
-    features.add_argument("--out", type=Path, required=True, metavar="DIR", help="goes on with what is there")
+    features.add_argument("--out", type=folder, required=True, metavar="DIR", help="goes on with what is there")
     features.add_argument("--rate", type=POSITIVE, default=1.0, help="vectors a second (default: 1)")
     features.add_argument(
         "--clips",
@@ -76,7 +76,7 @@ def add_phases(phases: argparse.ArgumentParser) -> None:
         "cell", type=Path, metavar="RUN", help="a cell of `trocar bench workflow` that is done: .../HEAD/seed0"
     )
     phases.add_argument(
-        "--out", type=Path, metavar="DIR", help="of VIDEO.csv, .png, .vtt and its vectors (default: VIDEO_phases)"
+        "--out", type=folder, metavar="DIR", help="of VIDEO.csv, .png, .vtt and its vectors (default: VIDEO_phases)"
     )
     phases.add_argument(
         "--model", metavar="MODEL", help="the encoder, if it is not where it was (default: as recorded)"

@@ -19,6 +19,7 @@ from ...loaders.video.decode import DecodeCount
 from .feature_clips import read_clips
 
 UNKNOWN = (0.93, 0.93, 0.93)
+SHORT = 180.0  # seconds, up to which a ribbon counts in them
 Row = tuple[str, NDArray, NDArray[np.bool_]]
 
 
@@ -44,7 +45,10 @@ def ribbons_png(title: str, rows: Sequence[Row], rate: float, classes: Sequence[
 
     hues = colours(len(classes))
     lines = [len(classes) if labels.ndim == 2 else 1 for _, labels, _ in rows]
-    legend_rows = -(-len(classes) // 4)
+    named = list(zip(hues.tolist(), classes, strict=True))
+    named += [] if all(known.all() for _, _, known in rows) else [(UNKNOWN, "no label")]
+    unit, of = (60, "minutes") if max(len(labels) for _, labels, _ in rows) / rate > SHORT else (1, "seconds")
+    legend_rows = -(-len(named) // 4)
     height = 0.6 + sum(0.34 if count == 1 else 0.09 * count for count in lines) + 0.2 * legend_rows
     figure = Figure(figsize=(11, height), dpi=100)
     FigureCanvasAgg(figure)
@@ -58,13 +62,13 @@ def ribbons_png(title: str, rows: Sequence[Row], rate: float, classes: Sequence[
             picture = np.where(labels.T[:, :, None], hues[:, None], np.where(known[None, :, None], 1.0, UNKNOWN))
         else:
             picture = ribbon(hues[labels], known)
-        axes.imshow(picture, aspect="auto", interpolation="nearest", extent=(0, len(labels) / rate / 60, 1, 0))
+        axes.imshow(picture, aspect="auto", interpolation="nearest", extent=(0, len(labels) / rate / unit, 1, 0))
         axes.set_yticks([])
         axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
         axes.tick_params(labelsize=7, labelbottom=number == len(rows) - 1)
-        axes.set_xlabel("minutes" if number == len(rows) - 1 else "", fontsize=7, labelpad=1)
+        axes.set_xlabel(of if number == len(rows) - 1 else "", fontsize=7, labelpad=1)
     figure.text(0.01, 1 - 0.2 / height, title, fontsize=9)
-    patches = [Patch(color=hue, label=name) for hue, name in zip(hues.tolist(), classes, strict=True)]
+    patches = [Patch(color=hue, label=name) for hue, name in named]
     figure.legend(handles=patches, loc="lower center", ncols=4, fontsize=7, frameon=False)
     target = io.BytesIO()
     figure.savefig(target, format="png")

@@ -143,7 +143,9 @@ class Screen:
         screened = {video.video: video for video in read_screen(corpus.path)}
         again = f"run `trocar screen {corpus.path}`"
         if not screened:
-            raise CorpusError(f"{corpus.path}: has no {SPANS_NAME} of this version; {again}")
+            there = (corpus.path / SPANS_NAME).exists()
+            what = f"its {SPANS_NAME} is of another version" if there else "was not screened"
+            raise CorpusError(f"{corpus.path}: {what}; {again}")
         ids = [row["id"] for row in corpus.scan("id")]
         self.videos: list[ScreenedVideo] = []
         for row, identity in enumerate(ids):

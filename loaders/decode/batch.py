@@ -61,6 +61,8 @@ class LoaderCount:
         a draw did with all its replacements, `lost_spares` of them; 0: there was none, or nothing to replace it with."""
         if not lost_spares and len(self.failures) <= max(floor, budget * self.spans):
             return
+        if self.spans == 1 and len(self.failures) == 1:
+            raise VideoError(self.failures[0].reason)
         videos = {failure.path: failure.reason for failure in self.failures}
         listed = "\n".join(f"  {reason}" for reason in list(videos.values())[:LISTED_FAILURES])
         verdict = f"above the budget of {budget:.0%}"

@@ -131,13 +131,12 @@ def test_clips_of_another_corpus_are_drawn_without_what_the_run_knows_of_its_own
 
 
 def test_the_running_mean_neither_trails_nor_leads() -> None:
-    """Of a straight line it is the line; of a peak, symmetric around it."""
+    """Of a straight line it is the line, ten steps from both ends; of a peak, symmetric around it."""
     line = np.arange(60.0)
-    assert np.allclose(_smooth(line.tolist()), line)
+    assert np.allclose(_smooth(line.tolist()), line[10:-10])
     peak = _smooth([float(step == 30) for step in range(61)])
-    assert np.allclose(peak, peak[::-1])
-    assert np.allclose(peak[20:41], 1 / 21)
-    assert peak[:20].sum() == peak[41:].sum() == 0
+    assert np.allclose(peak[10:31], 1 / 21)
+    assert np.abs(peak[:10]).max() == np.abs(peak[31:]).max() == 0
 
 
 def test_views_say_what_is_missing(tmp_path: Path) -> None:

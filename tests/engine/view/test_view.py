@@ -114,7 +114,8 @@ def test_a_clip_as_pictures_and_numbers(corpus: Path, tmp_path: Path) -> None:
     with Image.open(tmp_path / "clip.gif") as moving:
         frames = getattr(moving, "n_frames", 1)
         assert (frames, moving.size, moving.info["duration"]) == (3, (32, 32), 80)
-    assert main([*asked, "--out", str(tmp_path / "clip.jpg")]) == 2
+    with pytest.raises(SystemExit):
+        main([*asked, "--out", str(tmp_path / "clip.jpg")])
 
 
 def test_pictures_are_of_held_out_videos_where_there_are_any(corpus: Path) -> None:
@@ -145,6 +146,8 @@ def test_neighbours_across_a_corpus(corpus: Path, tmp_path: Path, capsys: pytest
     capsys.readouterr()
     assert main([*asked, "gone.mp4", "0.1", *files]) == 2
     assert "gone.mp4: 0 videos" in capsys.readouterr().err
+    assert main([*asked, "0.mp4", "99", *files]) == 2
+    assert "0.mp4: nothing at 99 s; it lasts" in capsys.readouterr().err
 
 
 def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:

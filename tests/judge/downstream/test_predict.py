@@ -129,6 +129,14 @@ def test_nothing_predicted_leaves_what_was_there(
     assert out.read_text() == "before"
     assert main(["predict", str(folder / "linear"), *words]) == 2
     assert "name videos, or pieces of them" in capsys.readouterr().err
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "rows.csv").write_text("video,label\n1.mp4,\n2.mp4,\n")
+    assert main(["predict", str(folder / "linear"), "--table", str(elsewhere / "rows.csv"), *words]) == 2
+    said = capsys.readouterr().err
+    assert (
+        f"none of its 2 videos is there, for example {elsewhere / '1.mp4'}; relative paths begin at {elsewhere}" in said
+    )
 
 
 def test_other_weights_and_unfinished_cells_are_refused(
