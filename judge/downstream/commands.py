@@ -147,7 +147,7 @@ def run_predict(options: argparse.Namespace) -> int:
     backbone_source(options.model or record.model)
     rows = [] if options.table is None else placed(read_table(options.table, "none"), options.table.parent)
     gone = [row.video for row in rows if not (is_remote(row.video) or os.path.exists(row.video))]
-    if rows and len(gone) == len(rows):
+    if options.table is not None and rows and len(gone) == len(rows):
         raise ConfigError(
             f"{options.table}: none of its {len(rows)} videos is there, for example {gone[0]}; relative paths begin at "
             f"{options.table.parent}, the folder of the table"
