@@ -6,8 +6,10 @@ command itself says what it is.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.corpus.folder import MANIFEST_NAME
+from ...loaders.corpus.whole_file import write_text_whole
 from ...loaders.curate.embeddings import Manifest, check_shard, shard_path
 from ...loaders.draw.grid_clips import GridClips
 from ..config.file import parse_config
@@ -23,6 +26,7 @@ from .checkpoints import checkpoint_state, checkpoints
 from .folders import DESCRIPTOR
 
 REPORT_NAME = "report.md"
+DONE = ".done.json"
 
 
 @dataclass(frozen=True)
@@ -116,3 +120,34 @@ def current_report(out: Path, corpus: Corpus | None) -> Path | None:
     if not path.exists() or not path.read_text(encoding="utf-8").endswith(f"{report_mark(corpus)}\n"):
         return None
     return path
+
+
+def done_before(out: Path, words: Mapping[str, Any], paths: Iterable[str | os.PathLike[str]]) -> list[str] | None:
+    """The lines that `note_done` wrote in `out` for the same words, where neither a file in there nor one of `paths` is another
+    since, by its size and time."""
+    try:
+        noted = json.loads((out / DONE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return noted["lines"] if noted["asked"] == _asked(out, words, paths) else None
+
+
+def note_done(
+    out: Path, words: Mapping[str, Any], paths: Iterable[str | os.PathLike[str]], lines: Sequence[str]
+) -> None:
+    """words: what a command was asked for. paths: files, and folders with all that is in them, that its work hangs on."""
+    write_text_whole(out / DONE, json.dumps({"asked": _asked(out, words, paths), "lines": list(lines)}))
+
+
+def _asked(out: Path, words: Mapping[str, Any], paths: Iterable[str | os.PathLike[str]]) -> str:
+    told: list[Any] = [
+        metadata.version("trocar"),
+        os.getcwd(),
+        sorted((name, str(value)) for name, value in words.items()),
+    ]
+    for path in map(Path, (out, *paths)):
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+            if file.is_file() and file.name != DONE:
+                found = file.stat()
+                told.append((os.path.abspath(file), found.st_size, found.st_mtime_ns))
+    return hashlib.blake2b(repr(told).encode(), digest_size=16).hexdigest()

@@ -119,9 +119,22 @@ def run_finetune(options: argparse.Namespace) -> int:
 
     if options.table is None and options.csv is None:
         check_dataset(options.dataset, options.root)
+    from ...engine.inputs.finished import done_before, note_done
     from ...engine.inputs.folders import backbone_source
+    from ...loaders.corpus.folder import GOPS_NAME, PACKETS_NAME, VIDEOS_NAME
 
     backbone_source(options.model)
+    words = {name: value for name, value in vars(options).items() if name not in ("run", "parser")}
+    inputs = [options.dataset, options.csv, options.table, options.model]
+    paths = [path for path in inputs if path is not None and os.path.exists(path)]
+    paths += (
+        []
+        if options.corpus is None
+        else [Path(options.corpus) / name for name in (VIDEOS_NAME, GOPS_NAME, PACKETS_NAME)]
+    )
+    if (before := done_before(options.out, words, paths)) is not None:
+        print("\n".join(before))
+        return 0
     from .finetune_command import finetune_command, lines
 
     clips = {
@@ -132,6 +145,7 @@ def run_finetune(options: argparse.Namespace) -> int:
     of_cell = {name: getattr(options, name) for name in ("protocol", "seed", "device", "corpus")}
     places = (options.dataset, options.root, options.model, options.out)
     row = finetune_command(*places, settings=options.overrides, clips=clips, tell=tell, **of_cell, **of_task)
+    note_done(options.out, words, paths, lines(row))
     print("\n".join(lines(row)))
     return 0
 

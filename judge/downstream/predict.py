@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,18 +21,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ...engine.config.error import ConfigError
-from ...loaders.corpus.corpus import Corpus
-from ...loaders.corpus.folder import VIDEOS_NAME, CorpusError
-from ...loaders.corpus.sources import list_videos
 from ...loaders.corpus.video_files import VideoFiles
 from ...loaders.corpus.whole_file import write_whole
-from ...loaders.video.video import VideoError, is_remote
+from ...loaders.video.video import VideoError
 from ..labels.dataset import MANY, Segment
 from ..labels.segment_clips import clip_rows
 from .backbones import Backbone, load_backbone, pooled_as
 from .features import encode
 from .heads import build_head
-from .predictor import WEIGHTS, PredictorRecord, read_record
+from .predictor import WEIGHTS, PredictorRecord, Problem, listed_videos, read_record
 from .protocol import Protocol
 from .training_state import restore_state
 from .tuning import build_tuned, clip_scores
@@ -100,17 +96,6 @@ def load_predictor(folder: Path, device: torch.device, model: str | None = None)
         whole = Probe(backbone, trained, device, averaged="attentive" not in protocol.heads)
     restore_state(folder / WEIGHTS, [trained], None)
     return Predictor(record, protocol, backbone, whole.to(device).eval(), device)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A video, or a source of them, of which nothing could be said."""
-
-    path: str
-    reason: str
-
-    def __str__(self) -> str:
-        return self.reason if self.path in self.reason else f"{self.path}: {self.reason}"
 
 
 def predict(
@@ -186,35 +171,3 @@ def _by_video(rows: Iterable[Segment]) -> Iterator[tuple[str, list[Segment]]]:
     for row in rows:
         found.setdefault(row.video, []).append(row)
     yield from found.items()
-
-
-def listed_videos(sources: Iterable[str], problems: list[Problem]) -> Iterator[str]:
-    """Paths of the videos, each once; what cannot be listed becomes a problem."""
-    seen: set[str] = set()
-    for source in sources:
-        try:
-            found = list(_listed(source))
-        except (CorpusError, OSError) as error:
-            problems.append(Problem(source, str(error)))
-            continue
-        for path, problem in found:
-            if problem:
-                problems.append(Problem(path, problem))
-            elif path not in seen:
-                seen.add(path)
-                yield path
-
-
-def _listed(source: str) -> Iterator[tuple[str, str]]:
-    """(path, why it cannot be read or ""). Of a corpus of proxies the originals: clips count frames of these."""
-    if os.path.exists(os.path.join(source, VIDEOS_NAME)):
-        for row in Corpus.open(source).scan("path", "original"):
-            path = row["original"] or row["path"]
-            is_path = os.path.isabs(path) or is_remote(path)
-            yield (
-                path,
-                "" if is_path else f"{row['path']}: its original is known by a pseudonym alone; give the original",
-            )
-        return
-    for file in list_videos([source]):
-        yield file.path, file.problem

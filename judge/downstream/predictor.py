@@ -1,4 +1,5 @@
 """What `trocar finetune` leaves beside the weights it has trained, so that `trocar predict` can use them: CELL/predictor.json.
+And which videos are meant by what somebody names; both without PyTorch.
 
 Shapes: K classes.
 """
@@ -6,12 +7,18 @@ Shapes: K classes.
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ...engine.config.error import ConfigError
 from ...engine.config.file import apply_settings
+from ...loaders.corpus.corpus import Corpus
+from ...loaders.corpus.folder import VIDEOS_NAME, CorpusError
+from ...loaders.corpus.sources import list_videos
+from ...loaders.video.video import is_remote
 from .protocol import Protocol
 
 PREDICTOR = "predictor.json"
@@ -67,3 +74,46 @@ def read_record(folder: Path) -> PredictorRecord:
             f"{folder / WEIGHTS}: missing; copy the whole folder of the cell, or fine-tune again elsewhere"
         )
     return record
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A video, or a source of them, of which nothing could be said."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason if self.path in self.reason else f"{self.path}: {self.reason}"
+
+
+def listed_videos(sources: Iterable[str], problems: list[Problem]) -> Iterator[str]:
+    """Paths of the videos, each once; what cannot be listed becomes a problem."""
+    seen: set[str] = set()
+    for source in sources:
+        try:
+            found = list(_listed(source))
+        except (CorpusError, OSError) as error:
+            problems.append(Problem(source, str(error)))
+            continue
+        for path, problem in found:
+            if problem:
+                problems.append(Problem(path, problem))
+            elif path not in seen:
+                seen.add(path)
+                yield path
+
+
+def _listed(source: str) -> Iterator[tuple[str, str]]:
+    """(path, why it cannot be read or ""). Of a corpus of proxies the originals: clips count frames of these."""
+    if os.path.exists(os.path.join(source, VIDEOS_NAME)):
+        for row in Corpus.open(source).scan("path", "original"):
+            path = row["original"] or row["path"]
+            is_path = os.path.isabs(path) or is_remote(path)
+            yield (
+                path,
+                "" if is_path else f"{row['path']}: its original is known by a pseudonym alone; give the original",
+            )
+        return
+    for file in list_videos([source]):
+        yield file.path, file.problem

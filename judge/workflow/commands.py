@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from dataclasses import replace
 from pathlib import Path
 
 from ...engine.commands import add_weights_arguments
@@ -94,6 +96,7 @@ def part(text: str) -> tuple[int, int]:
 
 
 def run_features(options: argparse.Namespace) -> int:
+    from ...engine.inputs.finished import done_before, note_done
     from ...engine.inputs.folders import backbone_source
 
     backbone_source(options.model)
@@ -103,12 +106,17 @@ def run_features(options: argparse.Namespace) -> int:
     for source in options.sources:  # what is not there is told before PyTorch is imported
         if not (Path(source) / VIDEOS_NAME).exists():
             list_videos([source])
-    from ..downstream.predict import Problem, listed_videos
+    from ..downstream.predictor import Problem, listed_videos
 
     problems: list[Problem] = []
     paths = list(listed_videos(options.sources, problems))
     if not paths:
         raise ConfigError("\n".join(["no video can be encoded", *map(str, problems)]))
+    words = {name: value for name, value in vars(options).items() if name not in ("run", "parser")}
+    files = [path for path in (*paths, options.model) if os.path.exists(path)]
+    if (before := done_before(options.out, words, files)) is not None:
+        print("\n".join(before))
+        return 0
     from .choices import FeatureChoices
     from .features import extract_features
 
@@ -119,7 +127,10 @@ def run_features(options: argparse.Namespace) -> int:
     found = extract_features(paths, options.out, options.model, choices, options=told, **how)
     for line in [*found.lines(), *(f"not encoded: {problem}" for problem in problems)]:
         print(line)
-    return int(bool(found.failed or problems))
+    if found.failed or problems:
+        return 1
+    note_done(options.out, words, files, replace(found, made=0).lines())
+    return 0
 
 
 def run_phases(options: argparse.Namespace) -> int:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from motion_task import FPS, FRAMES, motion_table, tiny_conversion
 
 from trocar.engine.cli import main
 from trocar.engine.weights.convert import save_encoder
-from trocar.judge.downstream.predict import Problem, listed_videos
+from trocar.judge.downstream.predictor import Problem, listed_videos
 from trocar.judge.labels.table import write_table
 from trocar.loaders.corpus import progress
 
@@ -158,3 +161,35 @@ def test_other_weights_and_unfinished_cells_are_refused(
     assert "run the same `trocar finetune` again" in capsys.readouterr().err
     assert main(finetune(folder, "linear")) == 0
     assert json.loads(record.read_text()) == known
+
+
+def again(words: list[str]) -> tuple[str, bool]:
+    """(what a command says on stdout, whether it needed PyTorch), in a process of its own."""
+    program = "import sys; from trocar.engine.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+    said, needed = done.stdout.rstrip("\n").rsplit("\n", 1)
+    return said, needed == "True"
+
+
+def test_what_is_done_is_told_without_pytorch_until_something_differs(folder: Path, tmp_path: Path) -> None:
+    kept = folder / "kept"
+    words = [*finetune(folder, "linear")[:-1], str(kept)]
+    first, needed = again(words)
+    assert needed
+    assert again(words) == (first, False)
+    assert again([*words, "--device", "auto"]) == (first, True), "asked for otherwise"
+    encoder = folder / "encoder.safetensors"
+    os.utime(encoder, ns=(0, 0))
+    assert again([*words, "--device", "auto"]) == (first, True), "another file, for all that is known"
+
+    video, out = str(folder / "test_0.mp4"), tmp_path / "vectors"
+    words = ["features", video, "--model", str(encoder), "--out", str(out), "--stride", "1", "--device", "cpu"]
+    said, needed = again(words)
+    assert needed
+    assert "1 videos have their vectors" in said
+    assert again(words) == ("1 videos have their vectors; 0 shards were made now", False)
+    for shard in out.rglob("*.npy"):
+        shard.unlink()
+    remade, needed = again(words)
+    assert needed
+    assert "0 shards" not in remade
