@@ -135,7 +135,7 @@ def run_pack(options: argparse.Namespace) -> int:
     try:
         settings = PackSettings(**{name: value for name, value in given.items() if value is not None})
     except ValueError as error:
-        raise UsageError(f"trocar pack: {error}") from error
+        raise UsageError(str(error)) from error
     corpus = Corpus.open(options.corpus)
     names = Names() if options.pseudonyms is None else Pseudonyms(options.pseudonyms, corpus, options.out)
     more = {"workers": options.workers, "replace": options.replace, "names": names}

@@ -254,5 +254,5 @@ def corpus_size(
             )
         return CorpusSize.of(corpus, config)
     if not videos or not frames:
-        raise ConfigError("trocar plan: give --corpus CORPUS, an index of the originals, or both --videos and --frames")
+        raise ConfigError("give --corpus CORPUS, an index of the originals, or both --videos and --frames")
     return CorpusSize.told(videos, frames, config, cluster)

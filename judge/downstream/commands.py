@@ -167,7 +167,7 @@ def run_predict(options: argparse.Namespace) -> int:
             f"{options.table.parent}, the folder of the table"
         )
     if not (options.sources or rows):
-        raise ConfigError("trocar predict: name videos, or pieces of them by --table")
+        raise ConfigError("name videos, or pieces of them by --table")
     if not rows and len(absent := absent_sources(options.sources)) == len(options.sources):
         raise ConfigError("\n".join(["nothing could be predicted", *absent]))
     from ...engine.step.device import choose_device
