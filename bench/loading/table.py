@@ -11,7 +11,8 @@ from ..rows.cells import conditions, known_cell, spread_text
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """As docs/performance.md has it. rows: of one run of `bench_loading`, at least one."""
-    parts = [ratio_table(rows), speed_table(rows), _absent(rows), _conditions(rows)]
+    absent = "\n".join(f"- {entry['arm']}: {entry['reason']}" for entry in rows if entry["reason"])
+    parts = [ratio_table(rows), speed_table(rows), absent, _conditions(rows)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -48,10 +49,6 @@ def speed_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _measured(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [entry for entry in rows if "clips_per_second" in entry]
-
-
-def _absent(rows: Sequence[dict[str, Any]]) -> str:
-    return "\n".join(f"- {entry['arm']}: {entry['reason']}" for entry in rows if entry["reason"])
 
 
 def _conditions(rows: Sequence[dict[str, Any]]) -> str:

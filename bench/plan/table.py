@@ -63,8 +63,10 @@ def table(plan: Plan) -> str:
     }
     if any(form.money is not None for form in plan.arms):
         columns[plan.cluster.prices.currency] = lambda form: "unknown" if form.money is None else _figure(form.money)
+    frames = plan.corpus.frames
+    counted = f"{frames / 1e6:,.1f} M frames" if frames >= 1e6 else f"{frames:,} frames"
     lines = [
-        f"{plan.cluster.name}: {plan.corpus.videos:,} videos, {_frames(plan.corpus.frames)}, {plan.corpus.spans:,} spans; "
+        f"{plan.cluster.name}: {plan.corpus.videos:,} videos, {counted}, {plan.corpus.spans:,} spans; "
         f"{plan.config.model.encoder} {plan.config.objective.kind}, {plan.clips:,} clips in steps of {plan.config.optim.batch:,}",
         "",
         Table.of(plan.arms, columns).markdown(),
@@ -83,10 +85,6 @@ def table(plan: Plan) -> str:
             lines += ["", f"{title}:", ""]
             lines += [f"- {name}: {_figure(rate.value)} ({rate.origin})" for name, rate in chosen]
     return "\n".join(lines)
-
-
-def _frames(frames: int) -> str:
-    return f"{frames / 1e6:,.1f} M frames" if frames >= 1e6 else f"{frames:,} frames"
 
 
 def _time(days: float) -> str:
