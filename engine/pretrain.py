@@ -101,15 +101,15 @@ def pretrain(
         StopRequest(listen) as stop,
         snapshot_when_out_of_memory(Path(settings.dir), world),
         attention_restored(),
-        run_locked(Path(settings.dir), world),
     ):
         claim_cores(config, world)
         config = fit_batch(config, world)
         corpus = Corpus.open(config.data.corpus)
         steps = count_steps(config.optim, samplers_by_clip(config, corpus)(0).num_spans)
         vote = StopVote(stop, world.size, config.optim.parts)
-        run = build_run(config, world, watch, vote, steps, begin=give_first_weights)
-        return train(run, corpus, steps, progress and world.is_first, on_step)
+        with run_locked(Path(settings.dir), world):
+            run = build_run(config, world, watch, vote, steps, begin=give_first_weights)
+            return train(run, corpus, steps, progress and world.is_first, on_step)
 
 
 def train(

@@ -119,19 +119,17 @@ def run_finetune(options: argparse.Namespace) -> int:
 
     if options.table is None and options.csv is None:
         check_dataset(options.dataset, options.root)
-    from ...engine.inputs.finished import done_before, note_done
     from ...engine.inputs.folders import backbone_source
     from ...loaders.corpus.folder import GOPS_NAME, PACKETS_NAME, VIDEOS_NAME
 
     backbone_source(options.model)
+    from ...engine.inputs.finished import done_before, note_done  # behind what is told without a table
+
     words = {name: value for name, value in vars(options).items() if name not in ("run", "parser")}
     inputs = [options.dataset, options.csv, options.table, options.model]
     paths = [path for path in inputs if path is not None and os.path.exists(path)]
-    paths += (
-        []
-        if options.corpus is None
-        else [Path(options.corpus) / name for name in (VIDEOS_NAME, GOPS_NAME, PACKETS_NAME)]
-    )
+    if options.corpus is not None:
+        paths += [Path(options.corpus) / name for name in (VIDEOS_NAME, GOPS_NAME, PACKETS_NAME)]
     if (before := done_before(options.out, words, paths)) is not None:
         print("\n".join(before))
         return 0

@@ -15,7 +15,6 @@ from typing import Any
 
 from ...engine.config.error import ConfigError
 from ...engine.config.file import apply_settings
-from ...loaders.corpus.corpus import Corpus
 from ...loaders.corpus.folder import VIDEOS_NAME, CorpusError
 from ...loaders.corpus.sources import list_videos
 from ...loaders.video.video import is_remote
@@ -107,6 +106,8 @@ def listed_videos(sources: Iterable[str], problems: list[Problem]) -> Iterator[s
 def _listed(source: str) -> Iterator[tuple[str, str]]:
     """(path, why it cannot be read or ""). Of a corpus of proxies the originals: clips count frames of these."""
     if os.path.exists(os.path.join(source, VIDEOS_NAME)):
+        from ...loaders.corpus.corpus import Corpus  # slow to import: only where there is one
+
         for row in Corpus.open(source).scan("path", "original"):
             path = row["original"] or row["path"]
             is_path = os.path.isabs(path) or is_remote(path)

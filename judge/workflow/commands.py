@@ -96,7 +96,6 @@ def part(text: str) -> tuple[int, int]:
 
 
 def run_features(options: argparse.Namespace) -> int:
-    from ...engine.inputs.finished import done_before, note_done
     from ...engine.inputs.folders import backbone_source
 
     backbone_source(options.model)
@@ -112,6 +111,8 @@ def run_features(options: argparse.Namespace) -> int:
     paths = list(listed_videos(options.sources, problems))
     if not paths:
         raise ConfigError("\n".join(["no video can be encoded", *map(str, problems)]))
+    from ...engine.inputs.finished import done_before, note_done  # behind what is told without a table
+
     words = {name: value for name, value in vars(options).items() if name not in ("run", "parser")}
     files = [path for path in (*paths, options.model) if os.path.exists(path)]
     if (before := done_before(options.out, words, files)) is not None:

@@ -17,12 +17,12 @@ from torch.nn import attention as switches
 from torch.nn.attention import SDPBackend
 
 from trocar.bench.training.run import open_run
-from trocar.engine import pretrain as pretrain_module
 from trocar.engine.config.file import load_config
 from trocar.engine.config.settings import Config, ConfigError
 from trocar.engine.pretrain import train_step
 from trocar.engine.ranks.distributed import World
 from trocar.engine.step import attention
+from trocar.engine.step import run as run_module
 from trocar.engine.step.attention import KERNELS, Choice, attention_calls, choose_attention, keep_attention, trial
 from trocar.engine.step.build import build_model
 from trocar.ssl.jepa import JointEmbedding
@@ -215,9 +215,9 @@ def test_a_run_that_chose_is_the_run_without(monkeypatch: pytest.MonkeyPatch, tm
     """Timing changes no number of a run, which keeps what was chosen. It comes before anything is spread, compiled or captured."""
     happened = []
     for name in ("choose_attention", "distribute", "build_body"):
-        done = getattr(pretrain_module, name)
+        done = getattr(run_module, name)
         noted = lambda *arguments, name=name, done=done: (happened.append(name), done(*arguments))[1]  # noqa: E731
-        monkeypatch.setattr(pretrain_module, name, noted)
+        monkeypatch.setattr(run_module, name, noted)
     monkeypatch.setattr(attention, "_gpu_seconds", lambda call: call() or 0.001)
     make_corpus(tmp_path)
     fixed = [*TINY, "run.precision=float32", "run.device=cpu", "optim.steps=2", f"data.corpus={tmp_path / 'corpus'}"]
