@@ -9,6 +9,7 @@ from pathlib import Path
 from ...engine.commands import add_weights_arguments
 from ...engine.config.error import ConfigError
 from ...loaders.options import COUNT, FILE, POSITIVE, SEED, Commands, folder, tell
+from ...loaders.video.error import TrocarError
 from ..labels.commands import add_unlabelled
 
 
@@ -180,10 +181,20 @@ def run_predict(options: argparse.Namespace) -> int:
 
 
 def run_bench_downstream(options: argparse.Namespace) -> int:
+    from ..labels.dataset import check_dataset
     from .matrix import Places, load_matrix
 
     matrix = load_matrix(options.config)
     places = Places(options.out, options.data, options.weights)
+    absent = []
+    for entry in matrix.datasets:
+        try:
+            if entry.csv is None and entry.table is None:
+                check_dataset(entry.name, places.data / entry.root)
+        except TrocarError as error:
+            absent.append(str(error))
+    if len(absent) == len(matrix.datasets) and not options.report_only:
+        raise ConfigError("\n".join(["none of the data sets is there", *absent]))
     from .downstream import bench_downstream
     from .report import write_report
 

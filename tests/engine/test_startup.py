@@ -112,7 +112,10 @@ WRONG = {
     ],
     "bench workflow": [([GONE, "--out", "out"], "give a YAML's path, or workflow")],
     "bench audit": [(["gone.csv", "here"], "not a readable CSV"), (["cholec80", GONE], "no such folder")],
-    "bench downstream": [([GONE, "--out", "out"], "give a YAML's path, or one of table2")],
+    "bench downstream": [
+        ([GONE, "--out", "out"], "give a YAML's path, or one of table2"),
+        (["table2", "--out", "out", "--data", GONE], "none of the data sets is there"),
+    ],
     "bench kernels": [(["gone"], "no such operator")],
     "bench loading": [([GONE], "no such folder"), (["--packed", GONE], "give CORPUS too")],
     "bench proxies": [([GONE], "no such video")],
