@@ -190,7 +190,7 @@ def run_bench_downstream(options: argparse.Namespace) -> int:
     for entry in matrix.datasets:
         try:
             if entry.csv is None and entry.table is None:
-                check_dataset(entry.name, places.data / entry.root)
+                check_dataset(places.table(entry), places.data / entry.root)
         except TrocarError as error:
             absent.append(str(error))
     if len(absent) == len(matrix.datasets) and not options.report_only:

@@ -78,10 +78,9 @@ def run_job(
         key: None if value is None else places.data / value
         for key, value in (("csv", dataset.csv), ("table", dataset.table))
     }
-    name = str(places.data / dataset.name) if Path(dataset.name).suffix else dataset.name
     features = places.out / FEATURES / Path(dataset.name).stem
     task = open_task(
-        name,
+        places.table(dataset),
         places.data / dataset.root,
         split=dataset.split,
         split_seed=dataset.split_seed,

@@ -103,6 +103,10 @@ class Places:
     data: Path
     weights: Path
 
+    def table(self, dataset: DatasetEntry) -> str:
+        """The name by which `open_task` finds the data set: that of one of ours, or the path of a card or table."""
+        return str(self.data / dataset.name) if Path(dataset.name).suffix else dataset.name
+
     def cell(self, dataset: DatasetEntry, model: ModelEntry, protocol: ProtocolEntry, seed: int) -> Path:
         return (
             self.out
