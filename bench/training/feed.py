@@ -49,6 +49,7 @@ DEEP = 40  # batches ahead: decoding goes on while nobody takes any
 BATCH, AHEAD = 8, 4
 SECONDS = 3.0
 ALONE, RESIDENT = "alone", "resident"
+TRAINED = ((RESIDENT, None), ("processes", ()), ("planes", ("data.loader=planes",)), ("threads", ("data.workers=0",)))
 Decoding = tuple[str, Mapping[str, Any]]
 BESIDE: tuple[Decoding, ...] = (
     ("1 decoding thread", {"threads": 1}),
@@ -185,10 +186,7 @@ def decoding_rates(corpus: Corpus, stride: int, rounds: int) -> list[dict[str, A
                 while time.perf_counter() - began < SECONDS:
                     clips += len(next(loader).numbers)
                 speeds[name].append(clips / (time.perf_counter() - began))
-                time.sleep(SECONDS)  # until batches wait for the training, as they should
-                busy = time.thread_time()
-                clips = sum(len(next(loader).numbers) for _ in range(AHEAD))
-                host[name].append(1000 * (time.thread_time() - busy) / clips)
+                host[name].append(_taking_ms(loader, 2 * BATCH / speeds[name][-1]))
     first = speeds[arms[0][0]]
     return [
         {
@@ -199,6 +197,21 @@ def decoding_rates(corpus: Corpus, stride: int, rounds: int) -> list[dict[str, A
         }
         for name, values in speeds.items()
     ]
+
+
+def _taking_ms(loader: BaseClipLoader[Any], step_seconds: float) -> float:
+    """Milliseconds of this thread for a clip, while it launches operators between batches, as training does; a thread that slept
+    finds its caches cold, and takes ten times as long."""
+    x, busy, clips = torch.ones(64), 0.0, 0
+    for number in range(3 * AHEAD):
+        began = time.perf_counter()
+        while time.perf_counter() - began < step_seconds:
+            torch.add(x, 1.0)
+        before = time.thread_time()
+        taken = len(next(loader).numbers)
+        if number >= AHEAD:  # until then batches that are waited for
+            busy, clips = busy + time.thread_time() - before, clips + taken
+    return 1000 * busy / clips
 
 
 def trained(corpus: Path, stride: int) -> list[dict[str, Any]]:
@@ -213,14 +226,7 @@ def trained(corpus: Path, stride: int) -> list[dict[str, Any]]:
         config = load_config("surgrec_mae_unbalanced", settings)
         with open_run(config) as run:
             speed = 0.0
-            for number, (arm, how) in enumerate(
-                (
-                    (RESIDENT, None),
-                    ("processes", ()),
-                    ("planes", ("data.loader=planes",)),
-                    ("threads", ("data.workers=0",)),
-                )
-            ):
+            for number, (arm, how) in enumerate(TRAINED):
                 numbers = run_numbers(run, first_step=1000 * number)
                 if how is None:
                     frames = made_clips(config, config.optim.clips_at_once, 0)
@@ -232,18 +238,11 @@ def trained(corpus: Path, stride: int) -> list[dict[str, Any]]:
                     with build_loader(loading, opened, sampler, numbers, run.world.device) as loader:
                         warmup = config.data.prefetch + 2
                         times = time_steps(run, iter(loader), 12, warmup=warmup, first_step=1000 * number)
-                found.append(
-                    {
-                        "arm": arm,
-                        "encoder": encoder,
-                        "views_per_span": views,
-                        "batch": config.optim.batch,
-                        "clips_per_second": times.clips_per_second,
-                        "of_resident": times.clips_per_second / speed,
-                        "data_wait_percent": times.data_wait_percent,
-                        "step_ms": spread([1000 * seconds for seconds in times.seconds]),
-                    }
-                )
+                of = {"arm": arm, "encoder": encoder, "views_per_span": views, "batch": config.optim.batch}
+                rate, wait = times.clips_per_second, times.data_wait_percent
+                step_ms = spread([1000 * seconds for seconds in times.seconds])
+                figures = {"clips_per_second": rate, "of_resident": rate / speed}
+                found.append({**of, **figures, "data_wait_percent": wait, "step_ms": step_ms})
     return found
 
 
