@@ -125,7 +125,7 @@ def boundary_table(videos: Sequence[VideoResult], classes: Sequence[str], rate: 
     rows = []
     for phase in sorted(by_phase):
         errors = np.array([b.error_frames for b in by_phase[phase] if b.error_frames is not None], float) / rate
-        cells = (f"{np.median(np.abs(errors)):.0f} s", f"{errors.mean():+.0f} s") if len(errors) else ("", "")
+        cells = (f"{np.median(np.abs(errors)):.0f} s", f"{round(errors.mean()):+d} s") if len(errors) else ("", "")
         rows.append((classes[phase], str(len(by_phase[phase])), str(len(by_phase[phase]) - len(errors)), *cells))
     extra = sum(max(len(changes(video.predicted)) - len(changes(video.truth)), 0) for video in videos)
     rows.append(("changes predicted beyond the true ones", str(extra), "", "", ""))
@@ -148,7 +148,7 @@ def _at_boundaries(result: WorkflowResult, video: DenseVideo, scores: np.ndarray
     figures = []
     for number, moment, picture in zip(chosen.tolist(), seconds, pictures, strict=True):
         boundary = found[number]
-        error = "never predicted" if boundary.error_frames is None else f"{boundary.error_frames / rate:+.0f} s"
+        error = "never predicted" if boundary.error_frames is None else f"{round(boundary.error_frames / rate):+d} s"
         minutes, rest = divmod(int(moment), 60)
         caption = f"{minutes}:{rest:02} {classes[boundary.before]} > {classes[boundary.after]} ({error})"
         figures.append(
