@@ -22,5 +22,6 @@ def test_boundaries_and_transitions_by_hand() -> None:
         ("close", "1", "1", "", ""),
         ("changes predicted beyond the true ones", "1", "", "", ""),
     ]
-    assert boundary_table([early], ("look", "cut", "close"), 4.0).rows[0] == ("cut", "1", "0", "0 s", "+0 s")  # no "-0 s"
+    quarters = boundary_table([early], ("look", "cut", "close"), 4.0)
+    assert quarters.rows[0] == ("cut", "1", "0", "0 s", "+0 s")  # no "-0 s"
     assert transitions([early.truth, late.truth], 3).tolist() == [[0, 2, 0], [0, 0, 1], [0, 0, 0]]
