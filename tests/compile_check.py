@@ -1,4 +1,4 @@
-"""Compiles every kernel for sm_80 and sm_90, some for sm_100, without a GPU, in shapes of ViT-B and ViT-L at 16 x 224 x 224.
+"""Compiles every kernel for sm_80, sm_90 and sm_100, without a GPU, in shapes of ViT-B and ViT-L at 16 x 224 x 224.
 
 `launch` hands each launch to this script in place of a device, so what is compiled is what would run: the same block sizes, warps,
 types and divisibility. Prints one JSON list. A script of its own, because TRITON_INTERPRET must not be set in its process.
@@ -33,8 +33,7 @@ POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
 }
-CAPABILITIES = (80, 90)
-BLACKWELL = (100,) if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3) else ()
+CAPABILITIES = (80, 90, 100) if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3) else (80, 90)
 CLIPS, TOKENS, VISIBLE = 8, 1568, 160
 WIDTHS = {"base": (768, 384), "large": (1024, 512)}  # encoder, decoder
 VALUES = 1536
@@ -218,7 +217,7 @@ def compile_for(capability: int, kernel: Any, arguments: tuple, options: dict) -
         "stack_bytes": stack,
         "local_bytes": local,
         "shared_bytes": compiled.metadata.shared,
-        "matrix_instructions": len(re.findall(r"mma\.sync|wgmma\.mma_async", ptx)),
+        "matrix_instructions": len(re.findall(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma", ptx)),
         "float_atomics": len(re.findall(r"(?:atom|red)\.[\w.]*f(?:16|32|64)", ptx)),
         "approximate": sorted({*re.findall(r"\b(?:div\.(?:full|approx)|(?:sqrt|rsqrt|rcp)\.approx)[\w.]*", ptx)}),
         "vector_loads": len(re.findall(r"ld\.global[^;\n]*\.v[24]|cp\.async[^;\n]*, (?:0x10|16)", ptx)),
@@ -232,9 +231,8 @@ def main() -> None:
         if wanted and not any(word in name for word in wanted):
             continue
         for kernel, arguments, options in recorded(case):
-            capabilities = CAPABILITIES + BLACKWELL * name.startswith("yuv_clip")
             rows += [
-                {"case": name, **compile_for(capability, kernel, arguments, options)} for capability in capabilities
+                {"case": name, **compile_for(capability, kernel, arguments, options)} for capability in CAPABILITIES
             ]
     json.dump(rows, sys.stdout)
 
