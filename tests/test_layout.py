@@ -255,6 +255,18 @@ def test_what_differs_between_versions_of_pyav_stands_in_one_place() -> None:
     assert not strays
 
 
+def test_pages_of_the_interface_name_what_stands_there() -> None:
+    """Each name of docs/api is defined, with a docstring, in the module that it names: the site is built from sources alone."""
+    named = re.findall(
+        r"^::: trocar\.(\S+)$", "\n".join(p.read_text("utf-8") for p in (ROOT / "docs/api").glob("*.md")), re.M
+    )
+    assert named
+    for module, _, name in (path.rpartition(".") for path in named):
+        tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+        defined = {part.name: part for part in tree.body if isinstance(part, (ast.FunctionDef, ast.ClassDef))}
+        assert ast.get_docstring(defined[name]), f"{module}.{name}"
+
+
 def test_architecture_page_names_every_file() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     sections = dict.fromkeys(("", *FOLDERS, *INNER_FOLDERS), "")
