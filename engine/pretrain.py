@@ -117,33 +117,31 @@ def train(
 ) -> PretrainResult:
     """From the newest checkpoint, or from nothing, to step `steps`, or to where the run is asked to stop."""
     config, world, run_dir = run.config, run.world, Path(run.config.run.dir)
+    settings, optim = config.run, config.optim
     sampler_at, order = samplers_by_clip(config, corpus), build_order(config)
     sampler = sampler_at(0)
-    ignored = IgnoredTargets.of(config, corpus, run.objective.encoder.patch, config.run.seed)
+    ignored = IgnoredTargets.of(config, corpus, run.objective.encoder.patch, settings.seed)
     run = replace(run, ignored=ignored)
     made_of = {"corpus": corpus.fingerprint, "config": config.to_yaml(), "steps": steps}
     made_of |= {"drawn_from": drawn_from(config, corpus)} | ({"ignored": ignored.fingerprint} if ignored else {})
-    check_shares(world, order, config.optim)
+    check_shares(world, order, optim)
     run_dir.mkdir(parents=True, exist_ok=True)
     if world.is_first:
         remove_unfinished(run_dir)
     first_step, state = resume(run, corpus, sampler_at, steps)
-
     numbers = clips_ahead(run, order, first_step, steps)
     if progress:
         notes = [*selection_notes(config, corpus), *([ignored.note] if ignored else [])]
-        print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
-        print(describe(config, run.objective, corpus, sampler, steps, first_step, world.device), file=sys.stderr)
+        said = describe(config, run.objective, corpus, sampler, steps, first_step, world.device)
+        print(*notes, said, sep="\n", file=sys.stderr)
     done, is_stopping, read_back = first_step, False, ReadBack(world.device, run.device_time)
     with (
         build_loader(config, corpus, sampler, numbers, world.device, report=progress, world=world) as loader,
-        open_log(config.run, first_step, world) as log,
+        open_log(settings, first_step, world) as log,
         QuarantineLog(run_dir, loader.total.failures, world.rank, tell=progress) as quarantine,
-        SkipLog(
-            run_dir, corpus, sampler_at, order, config.optim.skip_budget, world.is_first, first_step, state
-        ) as skips,
+        SkipLog(run_dir, corpus, sampler_at, order, optim.skip_budget, world.is_first, first_step, state) as skips,
         CheckpointSaver(
-            run_dir, world, config.run.keep_checkpoints, config.run.keep_every, log.flush, config.run.save_timeout
+            run_dir, world, settings.keep_checkpoints, settings.keep_every, log.flush, settings.save_timeout
         ) as saver,
         OnlineProbe(config, world.device, first_step, world.is_first) as probe,
         Validation(config, corpus, run.objective, world, steps) as validation,
@@ -154,19 +152,9 @@ def train(
         name_decoding(loader)
         collapse = CollapseWatch(read_metrics(run_dir), write=world.is_first)
         live = LivePictures(config, run.objective, world, log.picture)
-
-        def write_down(everything: bool) -> tuple[bool, bool]:
-            """The steps whose numbers have arrived. Returns whether one of them asks for a checkpoint, and for the end."""
-            arrived = list(read_back.arrived(everything))
-            for report in arrived:
-                collapse.complete(report.row)
-                log.write(report.row)
-                bar.update(report.row["step"], report.row)
-                skips.update(report)
-            return any(report.is_due for report in arrived), any(report.is_stopping for report in arrived)
-
+        takers = (collapse.complete, log.write, bar.update)
         on_step(done)
-        saved, saved_at, limit = done, time.monotonic(), config.run.checkpoint_minutes
+        saved, saved_at, limit = done, time.monotonic(), settings.checkpoint_minutes
         while done < steps and not is_stopping:
             is_due = world.is_first and limit is not None and time.monotonic() - saved_at >= 60 * limit
             try:
@@ -190,14 +178,14 @@ def train(
                 quarantine.update()
                 saver.update()
                 collect_garbage(done)
-                saving = done % config.run.checkpoint_every == 0 or done == steps
-                is_due, is_stopping = write_down(saving)
+                saving = done % settings.checkpoint_every == 0 or done == steps
+                is_due, is_stopping = read_back.hand_on(saving, takers, skips.update)
                 saving = saving or is_due
             if (saving or is_stopping) and done > saved:
-                write_down(everything=True)
+                read_back.hand_on(True, takers, skips.update)
                 run.watch.reach(f"saving step {done}")
                 with stage("save"):
-                    draws = draws_fingerprints(config, sampler_at, order, done * config.optim.batch)
+                    draws = draws_fingerprints(config, sampler_at, order, done * optim.batch)
                     state = {"step": done, "draws": draws, **made_of, **skips.state()}
                     saver.save(run_tensors(run.objective, run.optimizer, run.guard), state)
                 saved, saved_at = done, time.monotonic()

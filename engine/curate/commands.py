@@ -18,7 +18,19 @@ GROUP_TIMEOUT = 24 * 3600.0  # seconds that processes wait for the first, which 
 
 
 def add_commands(commands: Commands) -> None:
-    corpus = commands.add("corpus", task="corpus", text="what a corpus holds")
+    _add_corpus(commands.add("corpus", task="corpus", text="what a corpus holds"))
+    _add_embed(commands.add("embed", task="corpus", text="one vector for every span of a corpus; resumable"))
+    _add_cluster(
+        commands.add(
+            "cluster",
+            task="corpus",
+            text="embeddings to a tree of clusters, and a report; torchrun splits it over GPUs",
+        )
+    )
+    _add_views(commands)
+
+
+def _add_corpus(corpus: argparse.ArgumentParser) -> None:
     reports = corpus.add_subparsers(required=True, metavar="WHAT")
     report = reports.add_parser("report", help="videos, frames and hours by source and domain, beside the paper's")
     report.add_argument("corpus", metavar="CORPUS", help="folder that `trocar index` wrote")
@@ -37,8 +49,13 @@ def add_commands(commands: Commands) -> None:
     sources = reports.add_parser("sources", help="the public sources of the paper's corpus, as far as they are known")
     sources.add_argument("--file", type=Path, metavar="YAML", help="default: ours, configs/corpus/surgrec.yaml")
     sources.set_defaults(run=run_corpus_sources)
+    export = reports.add_parser("export", help="the draws of a config as a table, for other trainers")
+    _add_draws(export)
+    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .csv or .parquet file")
+    export.set_defaults(run=run_export)
 
-    embed = commands.add("embed", task="corpus", text="one vector for every span of a corpus; resumable")
+
+def _add_embed(embed: argparse.ArgumentParser) -> None:
     embed.add_argument("corpus", metavar="CORPUS")
     embed.add_argument("--out", required=True, type=folder, metavar="EMBEDDINGS")
     embed.add_argument("--model", default="descriptor", metavar="MODEL", help="descriptor, timm:MODEL[@FILE], or a run")
@@ -53,11 +70,8 @@ def add_commands(commands: Commands) -> None:
     embed.add_argument("--rows-per-shard", type=COUNT, default=4096, help="default: 4096")
     embed.set_defaults(run=run_embed)
 
-    cluster = commands.add(
-        "cluster",
-        task="corpus",
-        text="embeddings to a tree of clusters, and a report; torchrun splits it over GPUs",
-    )
+
+def _add_cluster(cluster: argparse.ArgumentParser) -> None:
     cluster.add_argument("embeddings", metavar="EMBEDDINGS", help="folder that `trocar embed` wrote")
     cluster.add_argument("--out", required=True, type=folder, metavar="TREE")
     cluster.add_argument(
@@ -78,11 +92,8 @@ def add_commands(commands: Commands) -> None:
     cluster.add_argument("--corpus", metavar="CORPUS", help="report sources and domains, and show exemplars")
     cluster.set_defaults(run=run_cluster)
 
-    export = reports.add_parser("export", help="the draws of a config as a table, for other trainers")
-    _add_draws(export)
-    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .csv or .parquet file")
-    export.set_defaults(run=run_export)
 
+def _add_views(commands: Commands) -> None:
     screen = commands.views.add_parser("screen", help="spans of a screened corpus by a score, pictures to look at")
     screen.add_argument("corpus", metavar="CORPUS", help="folder that `trocar screen` wrote to")
     screen.add_argument("--by", default="in_body", choices=SCORES, help="what they are ordered by (default: in_body)")

@@ -26,8 +26,8 @@ class StepProgress(ShownProgress):
         self._memory = memory or resident_bytes
         self._began: tuple[int, float] | None = None  # the first step that was seen, and when
 
-    def update(self, step: int, row: dict[str, Any]) -> None:
-        now = time.monotonic()
+    def update(self, row: dict[str, Any]) -> None:
+        step, now = row["step"], time.monotonic()
         self._began = self._began or (step, now)
         text = (
             f"loss {row['loss']:.4f}  {row['clips_per_second']:.1f} clips/s  "

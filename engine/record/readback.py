@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -171,6 +171,21 @@ class ReadBack:
                 if own is not None:
                     report.row |= shares(seconds, own, report.waited)
             yield report
+
+    def hand_on(
+        self,
+        everything: bool,
+        rows: Sequence[Callable[[dict[str, Any]], object]],
+        reports: Callable[[StepReport], object],
+    ) -> tuple[bool, bool]:
+        """Gives the rows of the steps that have arrived to each of `rows`, then their reports to `reports`. Returns whether one of
+        them asks for a checkpoint, and for the end."""
+        arrived = list(self.arrived(everything))
+        for report in arrived:
+            for take in rows:
+                take(report.row)
+            reports(report)
+        return any(report.is_due for report in arrived), any(report.is_stopping for report in arrived)
 
 
 def _complete(report: StepReport, seconds: float) -> None:

@@ -124,29 +124,20 @@ def index_corpus(
     plan = plan_index(entries, sources, out, replace=replace)
     left = [*plan.left]
     out.mkdir(parents=True, exist_ok=True)
-    videos = frames = reused = quarantined = 0
-    seconds = 0.0
-    first_reasons: list[str] = []
+    count = _Count()
     with CorpusWriter(out, checksum) as writer, FileProgress(len(plan.entries), progress, "indexing") as report:
         old = _OldIndex(out, plan.kept, content_box, checksum, bool(verify), track)
         for entry, result, is_reused in _results(plan.entries, old, workers, content_box, checksum, verify, track):
             if isinstance(result, str):
-                quarantined += 1
                 left += [entry.path] if entry.path in plan.before else []
                 writer.quarantine(entry.path, result)
-                if len(first_reasons) < 3:
-                    first_reasons.append(result)
             else:
-                facts, gops = result
-                writer.add(facts, gops, entry, content_box, bool(verify), track)
-                videos += 1
-                reused += is_reused
-                frames += facts.frames
-                seconds += facts.duration_seconds
-            report.advance(f"{videos:,} videos, {quarantined:,} refused")
-        writer.commit(has_videos=videos > 0)
-    if not videos:
-        reasons = "\n  ".join(first_reasons)
+                writer.add(*result, entry, content_box, bool(verify), track)
+            count.add(result, is_reused)
+            report.advance(f"{count.videos:,} videos, {count.quarantined:,} refused")
+        writer.commit(has_videos=count.videos > 0)
+    if not count.videos:
+        reasons = "\n  ".join(count.first_reasons)
         raise CorpusError(
             f"{out}: none of {len(plan.entries)} files can be used, so there is no index; the reasons are in "
             f"{out / QUARANTINE_NAME}, first of them:\n  {reasons}"
@@ -154,11 +145,11 @@ def index_corpus(
     paths = (out / VIDEOS_NAME, out / GOPS_NAME, out / QUARANTINE_NAME)
     copies = tuple(identical_videos(Corpus.open(out)))
     return IndexSummary(
-        videos,
-        frames,
-        seconds / 3600,
-        reused,
-        quarantined,
+        count.videos,
+        count.frames,
+        count.seconds / 3600,
+        count.reused,
+        count.quarantined,
         time.monotonic() - started,
         *paths,
         kept=len(plan.kept - {*left}),
@@ -168,6 +159,29 @@ def index_corpus(
         copies=copies,
         note=plan.note,
     )
+
+
+@dataclass
+class _Count:
+    """Of what was indexed; first_reasons: why the first few files were refused."""
+
+    videos: int = 0
+    frames: int = 0
+    seconds: float = 0.0
+    reused: int = 0
+    quarantined: int = 0
+    first_reasons: list[str] = field(default_factory=list)
+
+    def add(self, result: ProbeResult, is_reused: bool) -> None:
+        if isinstance(result, str):
+            self.quarantined += 1
+            self.first_reasons += [result] if len(self.first_reasons) < 3 else []
+            return
+        facts, _ = result
+        self.videos += 1
+        self.frames += facts.frames
+        self.seconds += facts.duration_seconds
+        self.reused += is_reused
 
 
 def _named(paths: Sequence[str]) -> str:

@@ -159,26 +159,7 @@ def _first_picture_is(payload: memoryview, start_code: bytes, byte: int, shift: 
 
 def number_frames(path: str, packets: Packets, checksum: bool) -> tuple[GopTable, np.ndarray, int]:
     """The GOP table, the frames' pts in display order (F,) and the reorder depth; adds to the packets' notes."""
-    flags = np.array(packets.flags, np.uint8)
-    # FFmpeg's parsers hand out a picture when they see the next one, with the flag of what they see.
-    flags[1:] |= flags[:-1] & CORRUPT
-    keys = np.flatnonzero(flags & KEY)
-    undamaged = np.flatnonzero(flags[keys] & CORRUPT == 0)
-    if not len(undamaged):
-        raise VideoError(f"{path}: its keyframes are damaged; copy the file again or leave it out")
-    first_gop = int(undamaged[0])
-    keys = keys[first_gop:]
-    end = len(flags)
-    backward = np.flatnonzero(np.diff(np.array(packets.pts, np.int64)[keys]) <= 0)
-    if len(backward):
-        if min(packets.pos) < 0:
-            raise VideoError(
-                f"{path}: its timestamps jump back, as in recordings joined without remuxing, and one time stands for two places; "
-                "remux it, e.g. ffmpeg -i IN -c copy OUT.mkv"
-            )
-        end = int(keys[backward[0] + 1])
-        keys = keys[: backward[0] + 1]
-        packets.notes.append(f"timestamps jump back: the last {len(flags) - end} of {len(flags)} packets are left out")
+    flags, keys, end, first_gop = _one_recording(path, packets)
     run = slice(keys[0], end)
     pts, dts, pos, size, offset, layer = (
         np.array(column, np.int64)[run]
@@ -238,6 +219,32 @@ def number_frames(path: str, packets: Packets, checksum: bool) -> tuple[GopTable
     suffix_minimum = np.minimum.accumulate(pts[::-1])[::-1]
     lag = np.searchsorted(suffix_minimum, pts) - 1 - np.arange(len(pts))
     return gops, frame_pts, max(0, int(lag.max()))
+
+
+def _one_recording(path: str, packets: Packets) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """The packets' flags, the keyframes from the first undamaged one to where timestamps jump back, the packet behind the last one
+    of those, and which GOP the first is."""
+    flags = np.array(packets.flags, np.uint8)
+    # FFmpeg's parsers hand out a picture when they see the next one, with the flag of what they see.
+    flags[1:] |= flags[:-1] & CORRUPT
+    keys = np.flatnonzero(flags & KEY)
+    undamaged = np.flatnonzero(flags[keys] & CORRUPT == 0)
+    if not len(undamaged):
+        raise VideoError(f"{path}: its keyframes are damaged; copy the file again or leave it out")
+    first_gop = int(undamaged[0])
+    keys = keys[first_gop:]
+    end = len(flags)
+    backward = np.flatnonzero(np.diff(np.array(packets.pts, np.int64)[keys]) <= 0)
+    if len(backward):
+        if min(packets.pos) < 0:
+            raise VideoError(
+                f"{path}: its timestamps jump back, as in recordings joined without remuxing, and one time stands for two places; "
+                "remux it, e.g. ffmpeg -i IN -c copy OUT.mkv"
+            )
+        end = int(keys[backward[0] + 1])
+        keys = keys[: backward[0] + 1]
+        packets.notes.append(f"timestamps jump back: the last {len(flags) - end} of {len(flags)} packets are left out")
+    return flags, keys, end, first_gop
 
 
 def _claimed_twice(pts: np.ndarray, flags: np.ndarray, keys: np.ndarray) -> np.ndarray:

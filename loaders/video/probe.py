@@ -24,7 +24,7 @@ from av.video.stream import VideoStream
 from .codec_traits import codec_tag, is_told_by_a_header
 from .content_box import find_content_box, half_size_luma, keyframes
 from .orientation import orientation
-from .packets import CORRUPT, number_frames, read_packets
+from .packets import CORRUPT, Packets, number_frames, read_packets
 from .payload import PayloadFinder
 from .pyav import as_fraction
 from .rate import frame_rate
@@ -109,15 +109,7 @@ def _probe(
     gops, frame_pts, reorder_depth = number_frames(path, packets, checksum)
     disposable = any(layer >= 0 for layer in packets.layer)
     num_frames = len(frame_pts)
-    # MP4 and MOV declare every sample, also those that an edit list takes out; their index has only what is left.
-    is_mov = container.format.name.startswith("mov")
-    missing = (len(stream.index_entries) if is_mov else stream.frames) - len(packets.pts) - packets.empty
-    if missing > 0:
-        missing += sum(flags & CORRUPT != 0 for flags in packets.flags)
-        notes.insert(0, f"truncated: {num_frames} of {num_frames + missing} frames are readable")
-    elif packets.error:
-        notes.insert(0, f"truncated: reading stopped after {num_frames} frames ({packets.error})")
-
+    _note_missing(container, stream, packets, num_frames)
     time_base = as_fraction(stream.time_base) or Fraction(1, 1)
     rate = frame_rate(frame_pts, time_base, as_fraction(stream.average_rate))
     declared_seconds = (container.duration or 0) / av.time_base
@@ -171,6 +163,18 @@ def _probe(
     may_reorder = not reorder_depth and reorders and (has_b_frames or disposable)
     check_decodes(facts, gops, bool(may_reorder))
     return facts, gops
+
+
+def _note_missing(container: InputContainer, stream: VideoStream, packets: Packets, num_frames: int) -> None:
+    """Adds to the packets' notes how many frames the file declares and does not hold."""
+    # MP4 and MOV declare every sample, also those that an edit list takes out; their index has only what is left.
+    is_mov = container.format.name.startswith("mov")
+    missing = (len(stream.index_entries) if is_mov else stream.frames) - len(packets.pts) - packets.empty
+    if missing > 0:
+        missing += sum(flags & CORRUPT != 0 for flags in packets.flags)
+        packets.notes.insert(0, f"truncated: {num_frames} of {num_frames + missing} frames are readable")
+    elif packets.error:
+        packets.notes.insert(0, f"truncated: reading stopped after {num_frames} frames ({packets.error})")
 
 
 def _look(

@@ -143,7 +143,7 @@ def test_a_line_says_what_is_left_and_what_is_held(
     row = {"loss": 1.0, "clips_per_second": 2.0, "amplification": 3.0, "data_wait_percent": 60.0}
     with StepProgress(10, 40, memory=lambda: 2_500_000_000) as bar:
         for step in (11, 13, 40):
-            bar.update(step, row)
+            bar.update(row | {"step": step})
             now[0] += 30.0
     first, second, last = capsys.readouterr().err.splitlines()
     assert "held up by: decoding  memory 2.5 GB" in first
@@ -151,6 +151,6 @@ def test_a_line_says_what_is_left_and_what_is_held(
     assert "left" not in first + last
     assert duration(200_000) == "2 days 7:33:20"
     with StepProgress(0, 1) as bar:
-        bar.update(1, row)
+        bar.update(row | {"step": 1})
     held = float(capsys.readouterr().err.split("memory ")[1].split(" GB")[0])
     assert 0.05 < held < 100
