@@ -9,9 +9,6 @@ Shapes: S spans of a block, V views, T frames, R x R pixels after the crop; fram
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -29,7 +26,7 @@ from .decode.plan import Span
 from .decode.planes import PlaneCuts
 from .decode.recipe import ClipSource, CropSource, VideoSource
 from .decode.span import SpanResult
-from .decode.threads import NICENESS, Threads
+from .decode.threads import Threads, stand_back
 from .decode.uploads import Upload, Uploader
 from .decode.workers import Workers
 from .video.video import Kind
@@ -89,7 +86,7 @@ class ClipLoader(BaseClipLoader[_CpuBlock]):
             self._workers = Workers(self.recipe, workers, views=views, buffers=buffers, is_background=self.background)
             self._crews = [self._workers]
         else:
-            self._pool = Threads(self.threads, "decode", _lower_priority if self.background else None)
+            self._pool = Threads(self.threads, "decode", stand_back if self.background else None)
             self._crews = [self._pool]
 
     def wait_until_ready(self) -> None:
@@ -163,8 +160,3 @@ class ClipLoader(BaseClipLoader[_CpuBlock]):
     def _read(self, span: Span, output: NDArray[np.uint8]) -> SpanResult:
         with self.decoding_range():
             return self._reader().read(span.draw, span.views, output)
-
-
-def _lower_priority() -> None:
-    if sys.platform == "linux":  # elsewhere the call would mean the whole process
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

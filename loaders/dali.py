@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .cpu import _lower_priority
 from .decode.batch import LoaderCount
 from .decode.dali_codecs import DECODABLE, can_decode, is_refusal
 from .decode.dali_decoder import AheadDecoder, Clips, DecodingPipeline
@@ -34,7 +33,7 @@ from .decode.loader import BaseClipLoader, LoaderOptions
 from .decode.plan import Span
 from .decode.recipe import ClipSource, CropSource, VideoSource
 from .decode.span import Cut, SpanReader, SpanResult
-from .decode.threads import Threads
+from .decode.threads import Threads, stand_back
 from .decode.uploads import numbered
 from .draw.sampler import Clip
 from .video.video import Kind, VideoError
@@ -110,7 +109,7 @@ class ClipLoader(BaseClipLoader[_Block]):
         self._rescues: Counter[Kind] = Counter()
         # Clips are freed in the order of the stream of the thread that takes them, which is this one.
         self._stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
-        priority = _lower_priority if self.background else None
+        priority = stand_back if self.background else None
         self._pool = Threads(self.threads, "window", priority)
         views = self.order.views_per_span
         distinct = views * sampler.num_frames  # frames of a span at most

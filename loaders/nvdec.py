@@ -25,14 +25,13 @@ from numpy.typing import ArrayLike
 
 from ..kernels.yuv_clip import yuv_clip
 from .choose import NVDEC_PACKAGE, require_nvdec
-from .cpu import _lower_priority
 from .decode.batch import LoaderCount
 from .decode.loader import BaseClipLoader, LoaderOptions
 from .decode.nvdec_session import Calls, Library, SessionError, Sessions, can_decode, is_full_range
 from .decode.plan import Span
 from .decode.recipe import ClipSource, CropSource, VideoSource
 from .decode.span import Cut, SpanReader, SpanResult
-from .decode.threads import Threads
+from .decode.threads import Threads, stand_back
 from .decode.uploads import Upload, numbered
 from .video.video import MATRICES, Kind, VideoError
 
@@ -104,7 +103,7 @@ class ClipLoader(BaseClipLoader[_Block]):
         self._unfit: set[int | Kind] = set(on_cpu)
         self._rescues: Counter[Kind] = Counter()
         self._opened: list[Sessions] = []
-        self._pool = Threads(self.threads, "nvdec", _lower_priority if self.background else None)
+        self._pool = Threads(self.threads, "nvdec", stand_back if self.background else None)
         self._crews = [self._pool]
 
     @property

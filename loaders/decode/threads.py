@@ -7,6 +7,8 @@ joined when the interpreter ends, however long a read of a network disk hangs. T
 from __future__ import annotations
 
 import atexit
+import os
+import sys
 import threading
 import time
 import weakref
@@ -24,6 +26,12 @@ Result = TypeVar("Result")
 Account = Callable[[str], str]
 PATIENCE_AT_EXIT = 5.0
 NICENESS = 5  # of decoding that stands back
+
+
+def stand_back() -> None:
+    """Makes this thread nicer by NICENESS than it is, whatever that is: to be less nice only the superuser may ask for."""
+    if sys.platform == "linux":  # elsewhere the call would mean the whole process
+        os.nice(NICENESS)
 
 
 class LoaderError(TrocarError):

@@ -32,7 +32,7 @@ from .messages import NOBODY, packed, packed_error
 from .recipe import Recipe
 from .shared_recipe import load_recipe
 from .span import SpanReader
-from .threads import NICENESS
+from .threads import stand_back
 
 # Those that end a run in order reach all of its processes.
 LEFT_TO_THE_LOADER = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -127,7 +127,7 @@ def _work(task: Task) -> None:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_loader, args=(task,), daemon=True).start()
     if task.is_background:
-        os.nice(NICENESS)
+        stand_back()
     try:
         recipe = load_recipe(task.recipe, task.recipe_bytes)
     except Exception:  # noqa: BLE001  (whatever it is, the loader has to say it)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -156,6 +158,23 @@ def test_decoding_runs_a_bounded_distance_ahead(shared_corpus):
             # A slow consumer: all that is ahead gets decoded meanwhile, and nothing more.
             assert all(work.exception(timeout=30) is None for plan in loader._ahead for work in plan.block.work)
         assert len(loader._ahead) == 3
+
+
+NICE_ALREADY = """
+import os, sys
+from trocar.loaders.decode.threads import Threads, stand_back
+own = os.nice(4)
+if os.geteuid() == 0:
+    os.setuid(65534)  # the superuser may ask for anything
+pool = Threads(1, "decode", stand_back)
+print(pool.submit(str, os.getpriority, os.PRIO_PROCESS, 0).result(timeout=60) == min(own + 5, 19))
+"""
+
+
+def test_decoding_stands_back_of_a_process_that_is_nice_already():
+    """As by `nice trocar pretrain`, by no superuser."""
+    done = subprocess.run([sys.executable, "-c", NICE_ALREADY], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
 def test_a_short_video_repeats_its_last_frame(shared_corpus):
