@@ -39,7 +39,7 @@ docs: setup-docs
 notebooks:
 	$(PYTHON) .ci/notebooks.py
 
-# On a machine with an NVIDIA GPU, which needs no network: STAGE=tests, feed, kernels, loading, training, compiled or cluster; all of them where unset.
+# On a machine with an NVIDIA GPU, which needs no network: STAGE=tests, feed, step, kernels, loading, training, compiled or cluster; all of them where unset.
 gpu:
 	@PYTHON='$(PYTHON)' VENV='$(VENV)' bash gpu.sh $(STAGE) $(if $(VIDEOS),--videos '$(VIDEOS)') $(ARGS)
 
