@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,10 @@ def unreadable_text(path: str | Path, error: BaseException, what: str, mend: str
 
 @contextmanager
 def open_table(
-    path: str | Path, kind: type[TrocarError], opened: AbstractContextManager[Any] | None = None, **reading: Any
+    path: str | Path,
+    kind: Callable[[str], TrocarError],
+    opened: AbstractContextManager[Any] | None = None,
+    **reading: Any,
 ) -> Iterator[csv.DictReader[str]]:
     """The rows of a CSV file with a header.
 
