@@ -6,6 +6,7 @@ The numbers are types for argparse, in one place, so that none is refused late o
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import sys
 import textwrap
@@ -119,7 +120,20 @@ class Commands:
         return self._parsers.choices[name]
 
 
-class _Subparser(argparse.ArgumentParser):
+class _Suggesting(argparse.ArgumentParser):
+    """Names the nearest of what it accepts."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            near = difflib.get_close_matches(str(value), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise argparse.ArgumentError(
+                action, f"no such choice {str(value)!r}{hint} (choose from {', '.join(known)})"
+            )
+
+
+class _Subparser(_Suggesting):
     """Of a command; what it has parsed holds it as `parser`, for what is wrong only then."""
 
     def __init__(self, **settings: Any) -> None:
@@ -127,7 +141,7 @@ class _Subparser(argparse.ArgumentParser):
         self.set_defaults(parser=self)
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(_Suggesting):
     """Its help lists the commands by what they are for."""
 
     def __init__(self, **settings: Any) -> None:

@@ -105,6 +105,4 @@ def load_cluster(source: str) -> Cluster:
                 f"--cluster {source}: no such cluster{hint}; there are {', '.join(shipped)}, or give a YAML file"
             )
         path = shipped[source]
-    if not path.is_file():
-        raise ConfigError(f"--cluster {path}: no such file")
     return load_settings(Cluster, path)

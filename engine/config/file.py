@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 
 import yaml
 
+from ...loaders.corpus.text_file import unreadable_text
 from .error import ConfigError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     """
     from .settings import Config  # brings PyTorch along
 
-    tree = _read(config_path(source), "sections (run, data, model, objective, optim, probe, validation)")
+    tree = read_yaml(config_path(source), "sections (run, data, model, objective, optim, probe, validation)")
     for override in overrides:
         _apply(tree, override)
     _keep_what_was_default(tree)
@@ -55,7 +56,7 @@ def parse_config(text: str, named: str) -> Config:
 def load_settings(kind: type[Settings], path: Path) -> Settings:
     """A YAML file as one dataclass, as strictly as a config. Raises ConfigError, which names the file."""
     try:
-        return _build(kind, _read(path, "keys"), "")
+        return _build(kind, read_yaml(path, "keys"), "")
     except ConfigError as error:
         raise ConfigError(str(error) if str(error).startswith(f"{path}: ") else f"{path}: {error}") from error
 
@@ -73,11 +74,13 @@ def apply_settings(
     return _build(kind, {**values, **changes}, prefix)
 
 
-def _read(path: Path, expected: str) -> dict[str, Any]:
+def read_yaml(path: Path, expected: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except yaml.YAMLError as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(unreadable_text(path, error, "YAML file")) from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: holds {type(tree).__name__}, not {expected}")
     return tree
@@ -104,7 +107,7 @@ def _keep_what_was_default(tree: dict[str, Any]) -> None:
     began = Path(str(run.get("dir"))) / CONFIG_FILE
     if began.is_file():
         try:
-            before = _read(began, "sections").get("data")
+            before = read_yaml(began, "sections").get("data")
         except ConfigError:
             return  # whatever it was, this run's own takes its place
         data["max_repeats"] = before.get("max_repeats") if isinstance(before, dict) else None

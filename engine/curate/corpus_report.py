@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from ...loaders.corpus.copies import copies_lines, identical_videos
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.corpus.folder import DESCRIPTION
 from ..config.error import ConfigError
-from ..config.file import CONFIGS
+from ..config.file import CONFIGS, read_yaml
 from ..console.table import Table
 
 SOURCES_FILE = CONFIGS / "corpus" / "surgrec.yaml"
@@ -105,9 +102,8 @@ def load_sources(path: Path | None = None) -> list[PublicSource]:
     """Reads a list of sources, ours where `path` is None. Raises ConfigError."""
     path = path or SOURCES_FILE
     try:
-        entries: Any = yaml.safe_load(path.read_text(encoding="utf-8"))["sources"]
-        sources = [PublicSource(**entry) for entry in entries]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        sources = [PublicSource(**entry) for entry in read_yaml(path, "sources")["sources"]]
+    except (KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not a list of sources ({error}); see configs/corpus/surgrec.yaml") from error
     for source in sources:
         if source.in_paper not in IN_PAPER:

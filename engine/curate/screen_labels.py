@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from ...loaders.corpus.corpus import Corpus
 from ...loaders.corpus.folder import SCORES, CorpusError
 from ...loaders.corpus.spans import Screen
-from ...loaders.corpus.whole_file import unreadable, write_whole
+from ...loaders.corpus.text_file import open_table
+from ...loaders.corpus.whole_file import write_whole
 
 TO_BE_REMOVED = "is_to_be_removed"
 COLUMNS = ("number", "video", "path", "first_frame", "seconds", "by", "score", "threshold", "is_removed", TO_BE_REMOVED)
@@ -120,15 +121,11 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
 
 
 def _read(path: Path, mend: str) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            lacking = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-            if lacking:
-                raise CorpusError(f"{path}: lacks the columns {', '.join(lacking)}; {mend}")
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CorpusError(unreadable(path, error, mend)) from error
+    with open_table(path, CorpusError, restval="") as reader:
+        lacking = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        if lacking:
+            raise CorpusError(f"{path}: lacks the columns {', '.join(lacking)}; {mend}")
+        rows = list(reader)
     if not rows:
         raise CorpusError(f"{path}: holds no span; {mend}")
     return rows

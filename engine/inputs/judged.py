@@ -3,11 +3,11 @@ of a benchmark stand in a corpus."""
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...loaders.corpus.text_file import open_table, unreadable_text
 from ..config.error import ConfigError
 from ..console.table import Table
 
@@ -16,18 +16,16 @@ COLUMNS = ("dataset", "protocol", "model", "metric", "score", "low", "high", "se
 
 def judged_table(path: Path) -> Table:
     """A row for each encoder, data set and protocol: score and its 95 % interval in percent. Raises ConfigError."""
+    what = "report.csv of `trocar bench downstream`"
+    with open_table(path, ConfigError) as reader:
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise ConfigError(f"{path}: lacks the columns {', '.join(missing)}; give the {what}")
+        rows = [{name: row[name] or "" for name in COLUMNS} for row in reader]
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
-                raise ConfigError(
-                    f"{path}: lacks the columns {', '.join(missing)}; give the report.csv of a `trocar bench downstream`"
-                )
-            rows = [{name: row[name] or "" for name in COLUMNS} for row in reader]
-            cells = [[row[name] for name in COLUMNS[:4]] + _scores(row) + [row["seeds"], row["flags"]] for row in rows]
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as a report.csv of `trocar bench downstream`: {error}") from error
+        cells = [[row[name] for name in COLUMNS[:4]] + _scores(row) + [row["seeds"], row["flags"]] for row in rows]
+    except ValueError as error:
+        raise ConfigError(f"{path}: cannot be read as a {what}: {error}") from error
     header = ("data set", "protocol", "encoder", "metric", "score", "95 % interval", "seeds", "flags")
     return Table(header, cells)
 
@@ -40,7 +38,9 @@ def audited_lines(paths: Sequence[Path]) -> list[str]:
             tree = json.loads(path.read_text(encoding="utf-8"))
             title, compared = tree["title"] or path.stem, tree["compared_videos"]
             found = [finding["detail"] for finding in tree["findings"] if finding["kind"].startswith("pretraining")]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except OSError as error:
+            raise ConfigError(unreadable_text(path, error, "JSON of `trocar bench audit`")) from error
+        except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{path}: cannot be read as what `trocar bench audit --json` writes: {error!r}"
             ) from error

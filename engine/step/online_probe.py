@@ -14,7 +14,6 @@ Shapes: K clips of the table, D width, C classes.
 from __future__ import annotations
 
 import copy
-import csv
 import json
 import sys
 import time
@@ -28,6 +27,7 @@ import torch.nn.functional as F
 
 from ...loaders.clip_loader import clip_loader
 from ...loaders.corpus.names import as_stored, cleaned, twins
+from ...loaders.corpus.text_file import open_table
 from ...loaders.corpus.whole_file import write_text_whole
 from ...loaders.video.video import is_remote
 from ...ssl.encoder import VideoEncoder
@@ -43,26 +43,27 @@ RIDGE = 0.1  # penalty per clip and unit of a feature's variance
 
 def read_table(path: Path, most: int) -> list[tuple[str, float, str]]:
     """(path, start in seconds, label) of at most `most` rows, evenly spread over the table. Raises ConfigError."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
-                lacking = ", ".join(missing)
+    rows = []
+    with open_table(path, lambda said: ConfigError(f"probe.table: {said}")) as reader:
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            lacking = ", ".join(missing)
+            raise ConfigError(
+                f"probe.table: {path} lacks the columns {lacking}; its first line is to name path,start,label"
+            )
+        for row in reader:
+            video, start, label = (cleaned(row[name] or "") for name in COLUMNS)
+            if not video or not label:
+                lacking = "label" if video else "path"
                 raise ConfigError(
-                    f"probe.table: {path} lacks the columns {lacking}; its first line is to name path,start,label"
+                    f"probe.table: {path}, line {reader.line_num}: the {lacking} is empty; fill it in or take the line out"
                 )
-            rows = []
-            for row in reader:
-                video, start, label = (cleaned(row[name] or "") for name in COLUMNS)
-                if not video or not label:
-                    lacking = "label" if video else "path"
-                    raise ConfigError(
-                        f"probe.table: {path}, line {reader.line_num}: the {lacking} is empty; fill it in or take the line out"
-                    )
+            try:
                 rows.append((as_stored(video, ""), float(start or 0), label))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"probe.table: {path} cannot be read: {error}") from error
+            except ValueError:
+                raise ConfigError(
+                    f"probe.table: {path}, line {reader.line_num}: start is {start!r}; give seconds"
+                ) from None
     if len({label for _, _, label in rows}) < 2 or len({video for video, _, _ in rows}) < 2:
         raise ConfigError(f"probe.table: {path} has {len(rows)} rows; at least two labels and two videos are needed")
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engine.config.error import ConfigError
+from ...loaders.corpus.changed_settings import changed_settings
 from ...loaders.corpus.video_files import VideoFiles
 from ...loaders.corpus.whole_file import write_whole
 from ..labels.annotations import missing_videos
@@ -199,11 +200,14 @@ def write_json(path: Path, value: object) -> None:
 
 
 def claim(path: Path, made_of: dict[str, Any], what: str) -> None:
-    """Makes a folder the caller's: `path` in it says of what it is made. Raises ConfigError where it holds `what` of another."""
+    """Makes a folder the caller's: `path` in it says of what it is made. Raises ConfigError where it holds `what` of another, with
+    each key that differs, as it is there and as it is now."""
     made_of = json.loads(json.dumps(made_of))
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     if known is None:
         write_json(path, made_of)
     elif known != made_of:
-        other = ", ".join(key for key in made_of if known.get(key) != made_of[key])
-        raise ConfigError(f"{path.parent}: holds {what} of another {other}; choose another folder")
+        changed = "; ".join(changed_settings(known, made_of))
+        raise ConfigError(
+            f"{path.parent}: holds {what} of other settings ({changed}); choose another folder, or these settings"
+        )

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from av.error import FFmpegError
 
+from ...loaders.corpus.text_file import unreadable_text
 from ...loaders.video.probe import choose_track
 from ...loaders.video.pyav import as_fraction
 from ...loaders.video.video import VideoError, is_remote, open_video
@@ -71,7 +72,7 @@ def lines(path: Path, *, separator: str | None = None, header: Sequence[str] | N
             rows = csv.reader(text, delimiter=separator) if separator else (line.split() for line in text)
             table = [[value.strip() for value in row] for row in rows if any(value.strip() for value in row)]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{path}: not a readable text table in UTF-8 ({error})") from error
+        raise DatasetError(unreadable_text(path, error, "text table")) from error
     if header is None:
         return table
     if not table or [name.lower() for name in table[0][: len(header)]] != [name.lower() for name in header]:

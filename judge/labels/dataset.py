@@ -18,6 +18,7 @@ from typing import Literal
 
 from ...engine.config.error import ConfigError, require
 from ...engine.config.file import CONFIGS, load_settings
+from ...loaders.corpus.text_file import open_table
 from ...loaders.video.error import TrocarError
 
 CARDS = CONFIGS / "datasets"
@@ -150,11 +151,8 @@ def check_dataset(dataset: str, root: str | os.PathLike[str]) -> None:
     """Whether a data set can be in `root`, before it is read. dataset: one of `dataset_names()`, the path of a card, or a table's
     (.csv). Raises DatasetError and ConfigError."""
     if dataset.endswith(".csv"):
-        try:
-            Path(dataset).open(encoding="utf-8-sig").close()
-        except OSError as error:
-            raise DatasetError(f"{dataset}: not a readable CSV file in UTF-8 ({error})") from error
-        return
+        with open_table(dataset, DatasetError):
+            return
     card, folder = load_card(dataset), Path(root).absolute()
     if not folder.is_dir():
         raise DatasetError(f"{card.title}: {folder}: no such folder; it comes from {card.source}")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...loaders.corpus.text_file import unreadable_text
 from .dataset import SPLITS, Card, DatasetError, Segment
 
 ROOT_PLACEHOLDER = "__DATA_ROOT__"
@@ -116,7 +117,8 @@ def from_release(
         try:
             rows = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise DatasetError(f"{path}: cannot be read ({error}); give a folder with {', '.join(files)}") from error
+            mend = f"give a folder with {', '.join(files)}"
+            raise DatasetError(unreadable_text(path, error, "split file", mend)) from error
         for line, row in enumerate(rows, start=1):
             if row.strip():
                 table.append(_release_row(row.strip(), f"{path}, line {line}", root, card, split))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from ...loaders.corpus.names import as_stored, cleaned
+from ...loaders.corpus.text_file import open_table
 from ...loaders.video.video import is_remote
 from .dataset import MANY, DatasetError, Segment
 
@@ -37,33 +38,29 @@ def read_table(path: Path, unlabelled: Unlabelled = "refuse") -> list[Segment]:
     Raises DatasetError, which names file and line.
     """
     names = [field.name for field in fields(Segment)]
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            header = reader.fieldnames or []
-            if not {"video", "label"} <= set(header) or set(header) - set(names):
-                raise DatasetError(
-                    f"{path}: its columns are {header}; known are {names}, of which video and label are needed"
-                )
-            table, empty = [], []
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                if None in row or None in row.values():
-                    raise DatasetError(f"{where}: not {len(header)} values, as the header has")
-                text = {name: cleaned(row.get(name) or "") for name in names}
-                if not text["video"]:
-                    raise DatasetError(f"{where}: names no video; fill it in or take the line out")
-                try:
-                    start, end = (float(text[name]) if text[name] else None for name in ("start", "end"))
-                except ValueError as error:
-                    raise DatasetError(f"{where}: start and end are seconds ({error})") from error
-                _check_seconds(start, end, where)
-                text["label"] = MANY.join(map(cleaned, text["label"].split(MANY)))
-                empty += [] if text["label"] else [reader.line_num]
-                segment = Segment(text["video"], start, end, text["label"], text["subject"] or text["video"])
-                table.append(replace(segment, **{name: text[name] for name in ("centre", "source", "split")}))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{path}: not a readable CSV file in UTF-8 ({error})") from error
+    with open_table(path, DatasetError) as reader:
+        header = reader.fieldnames or []
+        if not {"video", "label"} <= set(header) or set(header) - set(names):
+            raise DatasetError(
+                f"{path}: its columns are {header}; known are {names}, of which video and label are needed"
+            )
+        table, empty = [], []
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in row or None in row.values():
+                raise DatasetError(f"{where}: not {len(header)} values, as the header has")
+            text = {name: cleaned(row.get(name) or "") for name in names}
+            if not text["video"]:
+                raise DatasetError(f"{where}: names no video; fill it in or take the line out")
+            try:
+                start, end = (float(text[name]) if text[name] else None for name in ("start", "end"))
+            except ValueError as error:
+                raise DatasetError(f"{where}: start and end are seconds ({error})") from error
+            _check_seconds(start, end, where)
+            text["label"] = MANY.join(map(cleaned, text["label"].split(MANY)))
+            empty += [] if text["label"] else [reader.line_num]
+            segment = Segment(text["video"], start, end, text["label"], text["subject"] or text["video"])
+            table.append(replace(segment, **{name: text[name] for name in ("centre", "source", "split")}))
     if not empty or unlabelled == "none" or any(MANY in segment.label for segment in table):
         return table
     if unlabelled == "drop":

@@ -23,6 +23,7 @@ from .corpus import Corpus
 from .folder import CorpusError
 from .names import cleaned, folded
 from .sources import VIDEO_SUFFIXES
+from .text_file import other_separator, unreadable_text
 
 NAMED = 5  # entries without a video that a note names
 COLUMNS = ("path", "id", "video")
@@ -197,13 +198,15 @@ def read_list(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"{path}: not a readable list of videos in UTF-8 ({error}); correct it") from error
+        raise CorpusError(unreadable_text(path, error, "list of videos")) from error
     lines = [line for line in text.splitlines() if cleaned(line) and not line.startswith("#")]
     reader = csv.DictReader(lines) if path.suffix.lower() == ".csv" else None
     names = {cleaned(name): name for name in (reader and reader.fieldnames) or []}
     # Published split files are named .csv and hold "path label" lines, without a header.
     is_headed = not any(_stem(text) != text for text in (lines and [*_readings(lines[0])]) or [])
     if reader is not None and is_headed:
+        if said := other_separator(reader.fieldnames or ()):
+            raise CorpusError(f"{path}: {said}")
         column = next((names[name] for name in COLUMNS if name in names), None)
         if column is None:
             raise CorpusError(f"{path}: no column `path` or `id` or `video` among {reader.fieldnames}; name one so")

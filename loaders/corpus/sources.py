@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import glob
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +17,7 @@ from ..video.video import is_remote
 from .folder import DESCRIPTION, CorpusError
 from .left_out import LeftOut
 from .names import as_stored, cleaned
+from .text_file import open_table
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset([
@@ -207,51 +207,48 @@ def _walk(root: str, left_out: LeftOut) -> Iterator[SourceFile]:
     yield from problems
 
 
-def _open_text(path: str) -> AbstractContextManager[Any]:
-    if is_remote(path):
-        with as_os_error():
-            system, name = fsspec.core.url_to_fs(path)
-            return system.open(name, "r", newline="", encoding="utf-8-sig")
-    return open(path, newline="", encoding="utf-8-sig")
+@contextmanager
+def _remote_text(path: str) -> Iterator[Any]:
+    with as_os_error():
+        system, name = fsspec.core.url_to_fs(path)
+        file = system.open(name, "r", newline="", encoding="utf-8-sig")
+    with file:
+        yield file
 
 
 def _read_csv(path: str) -> Iterator[SourceFile]:
     folder = os.path.dirname(path if is_remote(path) else os.path.abspath(path))
-    try:
-        with _open_text(path) as file:
-            reader = csv.DictReader(file)
-            if "path" not in (reader.fieldnames or []):
+    with open_table(path, CorpusError, _remote_text(path) if is_remote(path) else None) as reader:
+        if "path" not in (reader.fieldnames or []):
+            raise CorpusError(
+                f"{path}: no column `path` among {reader.fieldnames}; name the column of the files `path`"
+            )
+        _check_columns(path, reader.fieldnames or [])
+        for row in reader:
+            name = row["path"] or ""
+            if not cleaned(name):
+                raise CorpusError(f"{path}, line {reader.line_num}: `path` is empty; fill it in, or leave it out")
+            entry = _entry(cleaned(name) if is_remote(name) else as_stored(name, folder))
+            described = {column: cleaned(row.get(column) or "") for column in DESCRIPTION}
+            if described["origin"] not in ("", *ORIGINS):
                 raise CorpusError(
-                    f"{path}: no column `path` among {reader.fieldnames}; name the column of the files `path`"
+                    f"{path}, line {reader.line_num}: origin is {described['origin']!r}; give one of {', '.join(ORIGINS)}"
                 )
-            _check_columns(path, reader.fieldnames or [])
-            for row in reader:
-                name = row["path"] or ""
-                if not cleaned(name):
-                    raise CorpusError(f"{path}, line {reader.line_num}: `path` is empty; fill it in, or leave it out")
-                entry = _entry(cleaned(name) if is_remote(name) else as_stored(name, folder))
-                described = {column: cleaned(row.get(column) or "") for column in DESCRIPTION}
-                if described["origin"] not in ("", *ORIGINS):
-                    raise CorpusError(
-                        f"{path}, line {reader.line_num}: origin is {described['origin']!r}; give one of {', '.join(ORIGINS)}"
-                    )
-                stride = row.get("packed_stride") or "1"
-                if not stride.isdecimal() or int(stride) < 1:
-                    raise CorpusError(
-                        f"{path}, line {reader.line_num}: packed_stride is {stride!r}; give a positive number of frames"
-                    )
-                identity = {"id": row.get("id") or "", "original": row.get("original") or ""}
-                start = row.get("packed_start_seconds")
-                try:
-                    start_seconds = float(start) if start else None
-                except ValueError as error:
-                    raise CorpusError(
-                        f"{path}, line {reader.line_num}: packed_start_seconds is {start!r}; give seconds"
-                    ) from error
-                packed = {"packed_stride": int(stride), "packed_start_seconds": start_seconds}
-                yield replace(entry, **packed, **identity, **described)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CorpusError(f"{path}: not a readable CSV file in UTF-8 ({error}); correct it") from error
+            stride = row.get("packed_stride") or "1"
+            if not stride.isdecimal() or int(stride) < 1:
+                raise CorpusError(
+                    f"{path}, line {reader.line_num}: packed_stride is {stride!r}; give a positive number of frames"
+                )
+            identity = {"id": row.get("id") or "", "original": row.get("original") or ""}
+            start = row.get("packed_start_seconds")
+            try:
+                start_seconds = float(start) if start else None
+            except ValueError as error:
+                raise CorpusError(
+                    f"{path}, line {reader.line_num}: packed_start_seconds is {start!r}; give seconds"
+                ) from error
+            packed = {"packed_stride": int(stride), "packed_start_seconds": start_seconds}
+            yield replace(entry, **packed, **identity, **described)
 
 
 def _check_columns(path: str, names: Sequence[str]) -> None:

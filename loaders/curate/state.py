@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..corpus.changed_settings import changed_settings
 from ..corpus.folder import CorpusError
 from ..corpus.whole_file import write_arrays_whole, write_text_whole
 from .processes import from_first, is_first, wait_for_all
@@ -41,8 +42,12 @@ class ClusterState:
         self.seconds: dict[str, float] = {}
         if is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
-            if known_identity(out) not in (None, identity):
-                raise CorpusError(f"{out}: holds a tree of other embeddings or settings; choose another --out")
+            known = known_identity(out)
+            if known not in (None, identity):
+                changed = "; ".join(changed_settings(known, identity))
+                raise CorpusError(
+                    f"{out}: holds a tree of other embeddings or settings ({changed}); choose another --out"
+                )
             write_text_whole(self.folder / IDENTITY_NAME, json.dumps(identity, indent=1))
         wait_for_all()
 

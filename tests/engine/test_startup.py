@@ -98,7 +98,7 @@ WRONG = {
         ([GONE, "--out", "file"], "file is a file, where a folder is needed"),
     ],
     "finetune": [
-        (["gone.csv", "here", "random:tiny", "--out", "out"], "not a readable CSV"),
+        (["gone.csv", "here", "random:tiny", "--out", "out"], "gone.csv: no such file"),
         (["cholec80", GONE, "random:tiny", "--out", "out"], "no such folder"),
         (["labels.csv", "here", GONE, "--out", "out"], "no such encoder"),
     ],
@@ -111,7 +111,7 @@ WRONG = {
         (["vids", GONE, "extra"], "trocar phases: error: unrecognized arguments: extra"),
     ],
     "bench workflow": [([GONE, "--out", "out"], "give a YAML's path, or workflow")],
-    "bench audit": [(["gone.csv", "here"], "not a readable CSV"), (["cholec80", GONE], "no such folder")],
+    "bench audit": [(["gone.csv", "here"], "gone.csv: no such file"), (["cholec80", GONE], "no such folder")],
     "bench downstream": [
         ([GONE, "--out", "out"], "give a YAML's path, or one of table2"),
         (["table2", "--out", "out", "--data", GONE], "none of the data sets is there"),

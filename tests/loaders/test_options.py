@@ -115,3 +115,25 @@ def test_texts_of_numbers_are_refused_too(tmp_path: Path, capsys: pytest.Capture
         said = capsys.readouterr().err
         assert said.startswith("trocar: "), command
         assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["pretrian"], "pretrain"),
+        (["bench", "adit"], "audit"),
+        (["view", "recom"], "recon"),
+        (["--print-completion", "bsh"], "bash"),
+    ],
+)
+def test_the_nearest_choice_is_named(typed: list[str], meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(typed)
+    assert ended.value.code == 2
+    assert f"no such choice {typed[-1]!r}; did you mean {meant}? (choose from " in capsys.readouterr().err
+
+
+def test_nothing_is_guessed_where_nothing_is_near(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["NONSENSE"])
+    assert "no such choice 'NONSENSE' (choose from " in capsys.readouterr().err

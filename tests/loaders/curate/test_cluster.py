@@ -164,7 +164,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     # The same call again has nothing to do; another one is refused.
     again = cluster_embeddings(tmp_path / "embeddings", out, ClusterSettings(levels=(20, 4)), progress=False)
     assert again == summary
-    with pytest.raises(CorpusError, match="tree of other embeddings or settings"):
+    with pytest.raises(CorpusError, match=r"other embeddings or settings \(.*levels was \[20, 4\], is \[20, 5\]\)"):
         cluster_embeddings(tmp_path / "embeddings", out, ClusterSettings(levels=(20, 5)), progress=False)
 
 
