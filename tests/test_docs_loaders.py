@@ -203,7 +203,7 @@ def test_parts_of_ones_own(run) -> None:
 
 
 def test_dali(run, folder) -> None:
-    pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'trocar[dali]'")
+    pytest.importorskip("nvidia.dali", reason="needs DALI: pip install '.[dali]'")
     pytest.importorskip("trocar.loaders.dali")
     names = run("DALI", ('loader="dali"', 'loader="dali", threads=1, decoders=2'))
     loader, batch = names["loader"], names["batch"]

@@ -44,6 +44,22 @@ SCHEDULE = frozenset([
     "optim.ema",
 ])
 # fmt: on
+# Weights of before fit nowhere then.
+OTHER_WEIGHTS = frozenset(
+    [
+        "objective.kind",
+        "model.encoder",
+        "model.width",
+        "model.depth",
+        "model.tubelet",
+        "model.patch",
+        "model.decoder_width",
+        "model.decoder_depth",
+        "model.predictor_width",
+        "model.predictor_depth",
+        "model.predictor_mask_tokens",
+    ]
+)
 NOT_FREE_OF_RUN = ("run.seed", "run.precision", "run.fp8")
 
 
@@ -89,7 +105,7 @@ def check_resumed(
     goes on. steps: of the whole run, now. Raises ConfigError where that is refused."""
     before = config_before(Path(config.run.dir), state)
     named = state.get("drawn_from", {})
-    check_same_corpus(config, corpus, state["corpus"], named.get("the corpus"))
+    check_same_corpus(config, corpus, state["corpus"], named.get("the corpus"), before)
     check_same_draws(config, before, corpus, step, state.get("draws"), named)
     steps_before = state.get("steps") or (count_steps(before.optim, sampler_at(0).num_spans) if before else steps)
     return before, check_changes(config, before, step, steps, steps_before)
@@ -119,14 +135,20 @@ def config_before(run_dir: Path, state: dict[str, Any]) -> Config | None:
         return None
 
 
-def check_same_corpus(config: Config, corpus: Corpus, fingerprint: str, held: str | None = None) -> None:
-    """held: what it was then, as `drawn_from` says it."""
+def check_same_corpus(
+    config: Config, corpus: Corpus, fingerprint: str, held: str | None = None, before: Config | None = None
+) -> None:
+    """held: what it was then, as `drawn_from` says it. before: the settings then."""
     if fingerprint != corpus.fingerprint and not config.data.allow_changed_corpus:
         holds = drawn_from(config, corpus)["the corpus"]
         counts = f" ({held} then, {holds} now)" if held and held != holds else ""
+        now, then = config.data.corpus, config.data.corpus if before is None else before.data.corpus
+        said, mend = f"{now} has changed since the run in {config.run.dir} began", "restore the corpus"
+        if now != then:
+            said, mend = f"the run in {config.run.dir} began on {then}, and {now} is another corpus", "set it back"
         raise ConfigError(
-            f"data.corpus: {config.data.corpus} has changed since the run in {config.run.dir} began{counts}, so its draws would "
-            "be others; restore the corpus, set run.dir elsewhere, or accept it with data.allow_changed_corpus=true"
+            f"data.corpus: {said}{counts}, so its draws would be others; {mend}, set run.dir elsewhere, or accept it with "
+            "data.allow_changed_corpus=true"
         )
 
 
@@ -193,11 +215,14 @@ def check_changes(config: Config, before: Config | None, step: int, steps: int, 
         for change in changes
         if not change.is_free and change.key not in DRAWN and not (change.key in SCHEDULE and is_same)
     ]
-    if asked and not config.run.allow_changes:
+    fits_not = any(change.key in OTHER_WEIGHTS for change in asked)
+    if fits_not or (asked and not config.run.allow_changes):
         listed = "\n".join(f"  {change}" for change in asked)
+        mend = "Set that back, or set run.dir elsewhere to start anew: its weights are of another model"
+        if not fits_not:
+            mend = "Set that back, set run.dir elsewhere to start anew, or accept it with run.allow_changes=true"
         raise ConfigError(
-            f"run.dir: the run in {config.run.dir} would go on after step {step:,} as another one:\n{listed}\nSet that back, set "
-            "run.dir elsewhere to start anew, or accept it with run.allow_changes=true"
+            f"run.dir: the run in {config.run.dir} would go on after step {step:,} as another one:\n{listed}\n{mend}"
         )
     return changes
 

@@ -60,4 +60,6 @@ def _timm(config: Config) -> None:
 def _onnx() -> None:
     lacking = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if lacking:
-        raise ConfigError(f"--to onnx needs {' and '.join(lacking)}: pip install {' '.join(lacking)}")
+        raise ConfigError(
+            f"--to onnx needs {' and '.join(lacking)}: pip install {' '.join(lacking)}, or, in a checkout, '.[onnx]'"
+        )

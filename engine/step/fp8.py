@@ -40,7 +40,7 @@ def convert_linear_layers(config: Config, world: World, objective: Objective, ma
         float8: Any = import_module("torchao.float8")
     except ImportError as error:
         raise ConfigError(
-            "run.fp8: torchao is not installed; pip install 'trocar[fp8]', or set run.fp8=false"
+            "run.fp8: torchao is not installed; in a checkout, pip install '.[fp8]', or set run.fp8=false"
         ) from error
     names = {layer: name for name, layer in objective.named_modules()}
     layers = {names[layer]: layer for layer in block_layers(objective)}

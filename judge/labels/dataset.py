@@ -129,9 +129,13 @@ def load_card(name: str | Path) -> Card:
 
 def table_card(path: Path, table: Sequence[Segment]) -> Card:
     """A card for a table that has none: its labels are the classes, and "|" in one of them, or a row that was let have none, says
-    that rows may have several."""
+    that rows may have several. Raises DatasetError where they are fewer than two."""
     several = any(MANY in segment.label or not segment.label for segment in table)
     labels = {label for s in table for label in (s.label.split(MANY) if several else [s.label]) if label}
+    if len(labels) < 2:
+        raise DatasetError(
+            f"{path}: its column label holds {' and '.join(map(repr, labels)) or 'nothing'} alone; two classes or more are needed"
+        )
     return Card(
         path.stem,
         "other",

@@ -13,7 +13,7 @@ from typing import Literal
 from ...loaders.corpus.names import as_stored, cleaned
 from ...loaders.corpus.text_file import open_table
 from ...loaders.video.video import is_remote
-from .dataset import MANY, DatasetError, Segment
+from .dataset import MANY, SPLITS, DatasetError, Segment
 
 Unlabelled = Literal["refuse", "drop", "none"]
 
@@ -57,10 +57,18 @@ def read_table(path: Path, unlabelled: Unlabelled = "refuse") -> list[Segment]:
             except ValueError as error:
                 raise DatasetError(f"{where}: start and end are seconds ({error})") from error
             _check_seconds(start, end, where)
+            if text["split"] not in ("", *SPLITS):
+                raise DatasetError(
+                    f"{where}: split is {text['split']!r}; give one of {', '.join(SPLITS)}, or nothing to leave the row out"
+                )
             text["label"] = MANY.join(map(cleaned, text["label"].split(MANY)))
             empty += [] if text["label"] else [reader.line_num]
             segment = Segment(text["video"], start, end, text["label"], text["subject"] or text["video"])
             table.append(replace(segment, **{name: text[name] for name in ("centre", "source", "split")}))
+    if not table:
+        raise DatasetError(
+            f"{path}: holds no row below its header; give a line for each labelled video or piece of one"
+        )
     if not empty or unlabelled == "none" or any(MANY in segment.label for segment in table):
         return table
     if unlabelled == "drop":

@@ -254,7 +254,7 @@ def test_ranks_of_torch_distributed(rows, monkeypatch):
 
 
 def test_dali_loads_the_same_clips(folder, tmp_path):
-    pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'trocar[dali]'")
+    pytest.importorskip("nvidia.dali", reason="needs DALI: pip install '.[dali]'")
     pytest.importorskip("trocar.loaders.dali")
     clips.write_numbered(tmp_path / "0.webm", 60, width=160, height=160, codec="libvpx-vp9")
     rows = [(tmp_path / "0.webm", 0.2 * item, item) for item in range(6)]
@@ -270,7 +270,7 @@ def test_options_are_the_keywords_of_the_loaders() -> None:
     base = signature(BaseClipLoader).parameters
     own = {"corpus", "sampler", "crops", "draws", "resolution", "device"}
     assert set(base) - own == LoaderOptions.__optional_keys__
-    pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'trocar[dali]'")
+    pytest.importorskip("nvidia.dali", reason="needs DALI: pip install '.[dali]'")
     dali = signature(import_module("trocar.loaders.dali").ClipLoader).parameters
     assert set(dali) - own - {"options"} == DaliOptions.__optional_keys__ - LoaderOptions.__optional_keys__
 

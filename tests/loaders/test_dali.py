@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'trocar[dali]'")
+pytest.importorskip("nvidia.dali", reason="needs DALI: pip install '.[dali]'")
 
 from trocar.loaders import cpu, dali
 from trocar.loaders.corpus.corpus import Corpus

@@ -302,7 +302,7 @@ def test_it_is_chosen_by_name(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(("calls", "batches"), [("packet", 200), ("window", 20)])
 def test_two_thousand_windows_on_nvdec(corpus: Corpus, calls: str, batches: int) -> None:
     """Frame identity of every codec on the card, and pixels near those of the CPU's exact resize."""
-    pytest.importorskip("PyNvVideoCodec", reason="needs PyNvVideoCodec: pip install 'trocar[nvdec]'")
+    pytest.importorskip("PyNvVideoCodec", reason="needs PyNvVideoCodec: pip install '.[nvdec]'")
     seen, compared = set(), 0
     with (
         load(corpus, ClipLoader, batches, device="cuda", threads=8, calls=calls) as loader,

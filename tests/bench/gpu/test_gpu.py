@@ -133,7 +133,7 @@ def test_skips_of_tests(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("reason", "package"), [
-    ("could not import 'cuml': No module named 'cuml'", "cuml"), ("needs DALI: pip install 'trocar[dali]'", "DALI"),
+    ("could not import 'cuml': No module named 'cuml'", "cuml"), ("needs DALI: pip install '.[dali]'", "DALI"),
     ("DALI is not installed", "DALI"), ("needs an NVIDIA GPU", None), ("TROCAR_TEST_VIDEOS names no folder of real videos", None),
 ])  # fmt: skip
 def test_which_skips_name_a_package(reason: str, package: str | None) -> None:

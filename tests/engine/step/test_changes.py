@@ -34,7 +34,7 @@ ASKED = [
     "run.precision=bfloat16", "data.resolution=48", "data.crop_scale=[0.3, 1.0]", "data.crop_ratio=[1.0, 1.0]",
     "data.flip=0.25", "data.resize=exact", "data.content_box=false", "data.loader=cpu", "data.views_per_span=2",
     "data.pool_spans=48", "data.lanes=12", "model.heads=4", "model.positions=flat", "objective.mask_ratio=0.9",
-    "objective.decoder_mask_ratio=0.5", "objective.targets=patch", "objective.kind=jepa", "optim.batch=16",
+    "objective.decoder_mask_ratio=0.5", "objective.targets=patch", "optim.batch=16",
     "optim.steps=20", "optim.base_learning_rate=1e-3", "optim.final_learning_rate=1e-5", "optim.schedule=linear",
     "optim.schedule_scale=1.25", "optim.warmup=0.5", "optim.weight_decay=0.1", "optim.final_weight_decay=0.4",
     "optim.betas=[0.9, 0.999]", "optim.clip_gradient=0.5", "optim.outlier_sigmas=5", "probe.kind=linear",
@@ -86,6 +86,15 @@ def test_what_changes_the_curve_or_the_draws_is_asked_for(setting: str) -> None:
     allowed = made(setting, "run.allow_changes=true")
     found = check_changes(allowed, before, 4, allowed.optim.steps or 0, 10)
     assert [change.key for change in found if not change.is_free] == [key]
+
+
+@pytest.mark.parametrize("setting", ["objective.kind=jepa", "model.width=128", "model.decoder_depth=1"])
+def test_nothing_accepts_weights_of_another_model(setting: str) -> None:
+    for now in (made(setting), made(setting, "run.allow_changes=true")):
+        with pytest.raises(
+            ConfigError, match=r"(?s)as another one:.* to start anew: its weights are of another model$"
+        ):
+            check_changes(now, made(), 4, 10, 10)
 
 
 @pytest.mark.parametrize("setting", FREE)
@@ -250,6 +259,10 @@ def test_a_corpus_that_grew_is_told_with_its_sizes(folder: Path, tmp_path: Path)
         ConfigError, match=rf"\(1 videos of 9 frames then, {len(corpus)} videos of .* now\), so its draws"
     ):
         check_same_corpus(now, corpus, "another", "1 videos of 9 frames")
+    with pytest.raises(
+        ConfigError, match=r"began on packed, and .*corpus is another corpus \(1 videos of 9 frames then, "
+    ):
+        check_same_corpus(now, corpus, "another", "1 videos of 9 frames", made("data.corpus=packed"))
 
 
 def test_failed_draws_are_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -117,7 +117,7 @@ def test_refused_by_sizes(setting: str, reason: str) -> None:
 def test_refused_without_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao", None)
     config = configured("mae")
-    with pytest.raises(ConfigError, match=r"torchao is not installed; pip install 'trocar\[fp8\]'"):
+    with pytest.raises(ConfigError, match=r"torchao is not installed; in a checkout, pip install '\.\[fp8\]'"):
         convert_linear_layers(config, CPU, *build_model(config))
 
 

@@ -14,7 +14,7 @@ from dataset_fixtures import FIXTURES
 
 from trocar.engine.config.error import ConfigError
 from trocar.judge.labels.annotations import is_there, pictures
-from trocar.judge.labels.dataset import CARDS, DatasetError, Segment, dataset_names, load_card, read_dataset
+from trocar.judge.labels.dataset import CARDS, DatasetError, Segment, dataset_names, load_card, read_dataset, table_card
 from trocar.judge.labels.segment_clips import clip_rows
 from trocar.judge.labels.table import read_table, write_table
 
@@ -223,6 +223,21 @@ def test_tables_round_trip(tmp_path: Path) -> None:
     (tmp_path / "text.csv").write_text("video,label,start\na.mp4,x,soon\n")
     with pytest.raises(DatasetError, match="line 2: start and end are seconds"):
         read_table(tmp_path / "text.csv")
+    for split in ("Test", "valid"):  # such a row would be in no split, and not be missed
+        (tmp_path / "split.csv").write_text(f"video,label,split\na.mp4,x,train\nb.mp4,y,{split}\n")
+        with pytest.raises(DatasetError, match=f"split.csv, line 3: split is '{split}'; give one of train, val, test"):
+            read_table(tmp_path / "split.csv")
+    (tmp_path / "empty.csv").write_text("video,label\n")
+    with pytest.raises(DatasetError, match=r"empty\.csv: holds no row below its header"):
+        read_table(tmp_path / "empty.csv")
+
+
+def test_a_table_of_one_class_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("video,label\na.mp4,cut\nb.mp4,cut\n")
+    with pytest.raises(
+        DatasetError, match=r"one\.csv: its column label holds 'cut' alone; two classes or more are needed"
+    ):
+        table_card(tmp_path / "one.csv", read_table(tmp_path / "one.csv"))
 
 
 def test_unknown_names_and_bad_cards_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import clips
 import numpy as np
 import pytest
 
-pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'trocar[dali]'")
+pytest.importorskip("nvidia.dali", reason="needs DALI: pip install '.[dali]'")
 
 from trocar.loaders import cpu, dali
 from trocar.loaders.corpus.corpus import Corpus

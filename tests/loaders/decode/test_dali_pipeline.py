@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'trocar[dali]'")
+pytest.importorskip("nvidia.dali", reason="needs DALI: pip install '.[dali]'")
 
 from trocar.loaders.decode.dali_decoder import DecodingPipeline
 from trocar.loaders.decode.dali_pipeline import (

@@ -16,7 +16,7 @@ import pytest
 import torch
 from av.video.frame import VideoFrame
 
-pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'trocar[dali]'")
+pytest.importorskip("nvidia.dali", reason="needs DALI: pip install '.[dali]'")
 
 from trocar.loaders.decode.dali_decoder import DecodingPipeline
 from trocar.loaders.decode.dali_pipeline import Sample, clip_pipeline, color_correction, view_cut

@@ -46,7 +46,7 @@ def load(kind: Any, corpus: Corpus, **options: Any) -> Any:
 
 
 def dali_loader() -> Any:
-    pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'trocar[dali]'")
+    pytest.importorskip("nvidia.dali", reason="needs DALI: pip install '.[dali]'")
     from trocar.loaders import dali
 
     return dali.ClipLoader

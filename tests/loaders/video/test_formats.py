@@ -293,7 +293,7 @@ def check_fine_tuning(plain: dict[str, Plain], folder: Path, monkeypatch: pytest
 
 
 def compare_with_dali(rows: list[Any], options: dict[str, Any]) -> None:
-    pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'trocar[dali]'")
+    pytest.importorskip("nvidia.dali", reason="needs DALI: pip install '.[dali]'")
     assert len(rows) > 20
     given: list[dict[str, Any]] = [{**options, "loader": loader} for loader in ("cpu", "dali")]
     by_cpu, by_dali = (list(clip_loader(rows, **each)) for each in given)

@@ -106,7 +106,7 @@ def test_a_change_of_size_is_refused_where_it_is_met(tmp_path, name, encoding):
 
 @pytest.mark.parametrize(("name", "encoding"), TWO_SIZES[1:], ids=str)
 def test_dali_refuses_a_change_of_size_as_well(tmp_path, name, encoding):
-    pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'trocar[dali]'")
+    pytest.importorskip("nvidia.dali", reason="needs DALI: pip install '.[dali]'")
     path = write_two_sizes(tmp_path, name, encoding)
     rows = [(path, 0.04 * start, start) for start in (0, 20, 36, 44, 50, 70)]
     options: dict[str, Any] = dict(batch=6, num_frames=8, stride=1, resolution=64, training=False, device="cpu", seed=0)
