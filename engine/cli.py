@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module, metadata
@@ -27,16 +28,8 @@ from .config.error import ConfigError
 # Each has a commands.py with add_commands(commands). By name: the engine imports neither bench nor judge.
 FOLDERS = (
     *("loaders", "engine", "engine.curate", "engine.view", "engine.report"),
-    *(
-        "bench.loading",
-        "bench.training",
-        "bench.kernels",
-        "bench.profile",
-        "bench.plan",
-        "bench.curation",
-        "bench.report",
-    ),
-    *("bench.gpu", "judge.labels", "judge.downstream", "judge.workflow"),
+    *(f"bench.{name}" for name in ("loading", "training", "kernels", "profile", "plan", "curation", "report", "gpu")),
+    *("judge.labels", "judge.downstream", "judge.workflow"),
 )
 
 
@@ -55,7 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in ("out", "json"):
             if getattr(options, name, None):
                 check_place(f"--{name}", Path(getattr(options, name)))
-        return options.run(options)
+        status = options.run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever reads, as `| head`, has seen enough: what is left goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (OSError, TrocarError) as error:
         print(f"trocar: {error}", file=sys.stderr)
         return error.status if isinstance(error, TrocarError) else 1

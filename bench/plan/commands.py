@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ...engine.config.error import ConfigError
 from ...loaders.options import COUNT, FILE, TOTAL, VIEWS, Commands, tell
 
 
@@ -43,6 +44,8 @@ def run_plan(options: argparse.Namespace) -> int:
     config, cluster = load_config(options.config, [*options.overrides, *own]), load_cluster(options.cluster)
     given = [row for path in options.rates or () for row in read_rows(path)]
     places = [corpus_folder(path) if path else None for path in (options.corpus, options.packed)]
+    if not (options.corpus or (options.videos and options.frames)):
+        raise ConfigError("give --corpus CORPUS, an index of the originals, or both --videos and --frames")
     if cluster.gpus_per_node and config.run.device == "cpu":
         tell(f"the recipe is for a CPU (run.device), planned as on {cluster.name}; --cluster names another")
     from ...loaders.corpus.corpus import Corpus

@@ -245,7 +245,7 @@ def rows_of(plan: Plan) -> list[dict[str, Any]]:
 def corpus_size(
     path: Path | None, videos: int | None, frames: int | None, config: Config, cluster: Cluster
 ) -> CorpusSize:
-    """Of a corpus, or of totals. Raises ConfigError where neither is given in full, CorpusError."""
+    """Of a corpus, or of totals, one of which is given in full. Raises ConfigError, CorpusError."""
     if path is not None:
         corpus = Corpus.open(path)
         if corpus.packed_stride.max() > 1:
@@ -253,6 +253,4 @@ def corpus_size(
                 f"--corpus {path}: holds proxies; give the index of their originals, and this one as --packed"
             )
         return CorpusSize.of(corpus, config)
-    if not videos or not frames:
-        raise ConfigError("give --corpus CORPUS, an index of the originals, or both --videos and --frames")
-    return CorpusSize.told(videos, frames, config, cluster)
+    return CorpusSize.told(videos or 0, frames or 0, config, cluster)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -159,6 +160,16 @@ def test_errors_are_one_line_and_a_status(tmp_path: Path, capsys: pytest.Capture
         error = capsys.readouterr().err
         assert message in error
         assert "Traceback" not in error
+
+
+def test_whoever_stops_reading_is_no_error() -> None:
+    """As in `trocar corpus sources | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    started = [sys.executable, "-m", "trocar.engine.cli", "corpus", "sources"]
+    done = subprocess.run(started, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.parametrize(("error", "status"), [(CorpusError, 1), (LoaderError, 1), (ConfigError, 2)])

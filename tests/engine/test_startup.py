@@ -53,6 +53,7 @@ WRONG = {
     ],
     "profile": [(["demo_cpu", f"data.corpus={GONE}"], "no such folder")],
     "plan": [
+        (["demo_cpu"], "give --corpus CORPUS"),
         (["demo_cpu", "--corpus", GONE], "no such folder"),
         (["demo_cpu", "--cluster", GONE], "no such cluster"),
         (["demo_cpu", "--rates", GONE], "No such file"),

@@ -238,8 +238,6 @@ def test_the_papers_case(paper: tuple[Config, Cluster]) -> None:
         make_plan(
             load_config("surgrec_mae_unbalanced", ["optim.batch=12", "optim.accumulation=1"]), cluster, corpus, []
         )
-    with pytest.raises(ConfigError, match="--corpus"):
-        corpus_size(None, None, 5, config, cluster)
 
 
 def test_proxies_by_codec(paper: tuple[Config, Cluster]) -> None:
