@@ -254,6 +254,7 @@ PARENT = """
     loader = load(Corpus.open({corpus!r}), ([n] for n in range(10**6)), workers=2)
     next(loader)
     print(*[process.process.pid for process in loader._workers._processes], flush=True)
+    sys.stdin.readline()
     {then}
 """
 
@@ -273,7 +274,8 @@ def test_processes_end_with_their_parent(corpus: Corpus, then: str, kill: bool, 
             tests=str(Path(__file__).parents[2]), here=str(Path(__file__).parent), corpus=str(corpus.path), then=then
         )
     )
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert parent.stdin is not None
     assert parent.stdout is not None
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(pids) == 2
@@ -281,8 +283,8 @@ def test_processes_end_with_their_parent(corpus: Corpus, then: str, kill: bool, 
     assert any(target.startswith("/memfd:trocar_batch") for target in memory)
     if kill:
         parent.kill()
-    assert parent.wait(timeout=30) == status
-    parent.stdout.close()
+    parent.communicate("go on\n", timeout=60)
+    assert parent.returncode == status
     wait_for(lambda: not any(map(is_alive, pids)), "a process outlives its parent")
     assert not [name for name in os.listdir("/dev/shm") if "trocar" in name]
 
