@@ -6,10 +6,11 @@ command itself says what it is.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -122,30 +123,26 @@ def current_report(out: Path, corpus: Corpus | None) -> Path | None:
     return path
 
 
-def done_before(out: Path, words: Mapping[str, Any], paths: Iterable[str | os.PathLike[str]]) -> list[str] | None:
-    """The lines that `note_done` wrote in `out` for the same words, where neither a file in there nor one of `paths` is another
-    since, by its size and time."""
+def done_before(options: argparse.Namespace, paths: Iterable[str | os.PathLike[str]]) -> list[str] | None:
+    """The lines that `note_done` wrote in `options.out` for the same options, where neither a file in there nor one of `paths` is
+    another since, by its size and time."""
     try:
-        noted = json.loads((out / DONE).read_text(encoding="utf-8"))
+        noted = json.loads((options.out / DONE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return noted["lines"] if noted["asked"] == _asked(out, words, paths) else None
+    return noted["lines"] if noted["asked"] == _asked(options, paths) else None
 
 
-def note_done(
-    out: Path, words: Mapping[str, Any], paths: Iterable[str | os.PathLike[str]], lines: Sequence[str]
-) -> None:
-    """words: what a command was asked for. paths: files, and folders with all that is in them, that its work hangs on."""
-    write_text_whole(out / DONE, json.dumps({"asked": _asked(out, words, paths), "lines": list(lines)}))
+def note_done(options: argparse.Namespace, paths: Iterable[str | os.PathLike[str]], lines: Sequence[str]) -> None:
+    """options: what a command was asked for, `out` among it. paths: files, and folders with all that is in them, that its work
+    hangs on."""
+    write_text_whole(options.out / DONE, json.dumps({"asked": _asked(options, paths), "lines": list(lines)}))
 
 
-def _asked(out: Path, words: Mapping[str, Any], paths: Iterable[str | os.PathLike[str]]) -> str:
-    told: list[Any] = [
-        metadata.version("trocar"),
-        os.getcwd(),
-        sorted((name, str(value)) for name, value in words.items()),
-    ]
-    for path in map(Path, (out, *paths)):
+def _asked(options: argparse.Namespace, paths: Iterable[str | os.PathLike[str]]) -> str:
+    words = sorted((name, str(value)) for name, value in vars(options).items() if name not in ("run", "parser"))
+    told: list[Any] = [metadata.version("trocar"), os.getcwd(), words]
+    for path in map(Path, (options.out, *paths)):
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
             if file.is_file() and file.name != DONE:
                 found = file.stat()

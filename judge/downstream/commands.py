@@ -126,12 +126,11 @@ def run_finetune(options: argparse.Namespace) -> int:
     backbone_source(options.model)
     from ...engine.inputs.finished import done_before, note_done  # behind what is told without a table
 
-    words = {name: value for name, value in vars(options).items() if name not in ("run", "parser")}
     inputs = [options.dataset, options.csv, options.table, options.model]
     paths = [path for path in inputs if path is not None and os.path.exists(path)]
     if options.corpus is not None:
         paths += [Path(options.corpus) / name for name in (VIDEOS_NAME, GOPS_NAME, PACKETS_NAME)]
-    if (before := done_before(options.out, words, paths)) is not None:
+    if (before := done_before(options, paths)) is not None:
         print("\n".join(before))
         return 0
     from .finetune_command import finetune_command, lines
@@ -144,7 +143,7 @@ def run_finetune(options: argparse.Namespace) -> int:
     of_cell = {name: getattr(options, name) for name in ("protocol", "seed", "device", "corpus")}
     places = (options.dataset, options.root, options.model, options.out)
     row = finetune_command(*places, settings=options.overrides, clips=clips, tell=tell, **of_cell, **of_task)
-    note_done(options.out, words, paths, lines(row))
+    note_done(options, paths, lines(row))
     print("\n".join(lines(row)))
     return 0
 

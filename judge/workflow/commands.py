@@ -113,9 +113,8 @@ def run_features(options: argparse.Namespace) -> int:
         raise ConfigError("\n".join(["no video can be encoded", *map(str, problems)]))
     from ...engine.inputs.finished import done_before, note_done  # behind what is told without a table
 
-    words = {name: value for name, value in vars(options).items() if name not in ("run", "parser")}
     files = [path for path in (*paths, options.model) if os.path.exists(path)]
-    if (before := done_before(options.out, words, files)) is not None:
+    if (before := done_before(options, files)) is not None:
         print("\n".join(before))
         return 0
     from .choices import FeatureChoices
@@ -130,7 +129,7 @@ def run_features(options: argparse.Namespace) -> int:
         print(line)
     if found.failed or problems:
         return 1
-    note_done(options.out, words, files, replace(found, made=0).lines())
+    note_done(options, files, replace(found, made=0).lines())
     return 0
 
 
