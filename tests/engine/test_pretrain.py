@@ -190,7 +190,7 @@ def test_refuses_what_cannot_be_resumed(corpus: Path, tmp_path: Path) -> None:
 
     write_numbered(tmp_path / "other.mp4", 50)
     index_corpus([tmp_path / "other.mp4"], tmp_path / "other", workers=1, progress=False)
-    with pytest.raises(ConfigError, match=r"has changed since the run .* began"):
+    with pytest.raises(ConfigError, match=r"the run .* began on .*corpus, and .*other is another corpus"):
         pretrain(load_config("demo_cpu", settings(tmp_path / "other", run, "optim.steps=4")), progress=False)
     allowed = settings(
         tmp_path / "other", run, "optim.steps=4", "data.allow_changed_corpus=true", "run.allow_changes=true"
