@@ -216,9 +216,9 @@ def test_weights_of_an_image_model(tmp_path: Path, mark: Path, bomb: Callable[[P
 def test_configs_and_cards(tmp_path: Path, mark: Path, bomb: Callable[[Path], bytes]) -> None:
     path = tmp_path / "bomb.yaml"
     path.write_bytes(bomb(mark))
-    with pytest.raises(ConfigError, match="cannot be read as YAML|not a readable YAML file in UTF-8"):
+    with pytest.raises(ConfigError, match=r"cannot be read as YAML|not a readable YAML file in UTF-8"):
         load_config(path)
-    with pytest.raises(ConfigError, match="cannot be read as YAML|not a readable YAML file in UTF-8"):
+    with pytest.raises(ConfigError, match=r"cannot be read as YAML|not a readable YAML file in UTF-8"):
         load_card(path)
     with pytest.raises(ConfigError, match="is not a YAML value"):
         load_config("demo_cpu", [f"run.dir={yaml_object(mark).decode().partition(': ')[2]}"])
