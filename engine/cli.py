@@ -21,7 +21,7 @@ from typing import Any
 # with other work, from those they wait for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from ..loaders.options import Commands
+from ..loaders.options import Commands, is_unread
 from ..loaders.video.error import TrocarError
 from .config.error import ConfigError
 
@@ -51,10 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = options.run(options)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # whoever reads, as `| head`, has seen enough: what is left goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
     except (OSError, TrocarError) as error:
+        if isinstance(error, BrokenPipeError) and is_unread():
+            return 128 + signal.SIGPIPE
         print(f"trocar: {error}", file=sys.stderr)
         return error.status if isinstance(error, TrocarError) else 1
     except KeyboardInterrupt:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import os
+import select
 import sys
 import textwrap
 from dataclasses import dataclass
@@ -91,6 +93,16 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: cuda where there is one"
     )
+
+
+def is_unread() -> bool:
+    """Whether nobody reads what is printed any more, as behind `| head`, and not another pipe broke; the rest goes nowhere then."""
+    poll = select.poll()
+    poll.register(1, 0)  # an error is told unasked
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return True
 
 
 def tell(text: str) -> None:

@@ -43,23 +43,12 @@ SCHEDULE = frozenset([
     "optim.schedule", "optim.schedule_scale", "optim.cooldown", "optim.warmup", "optim.weight_decay", "optim.final_weight_decay",
     "optim.ema",
 ])
-# fmt: on
 # Weights of before fit nowhere then.
-OTHER_WEIGHTS = frozenset(
-    [
-        "objective.kind",
-        "model.encoder",
-        "model.width",
-        "model.depth",
-        "model.tubelet",
-        "model.patch",
-        "model.decoder_width",
-        "model.decoder_depth",
-        "model.predictor_width",
-        "model.predictor_depth",
-        "model.predictor_mask_tokens",
-    ]
-)
+OTHER_WEIGHTS = frozenset([
+    "objective.kind", "model.encoder", "model.width", "model.depth", "model.tubelet", "model.patch", "model.decoder_width",
+    "model.decoder_depth", "model.predictor_width", "model.predictor_depth", "model.predictor_mask_tokens",
+])
+# fmt: on
 NOT_FREE_OF_RUN = ("run.seed", "run.precision", "run.fp8")
 
 

@@ -172,6 +172,17 @@ def test_whoever_stops_reading_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+def test_another_pipe_that_breaks_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("trocar.engine.doctor.doctor", broken)
+    assert main(["doctor"]) == 1
+    assert "Broken pipe" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("error", "status"), [(CorpusError, 1), (LoaderError, 1), (ConfigError, 2)])
 def test_expected_errors_end_a_command_with_their_message(
     error: type[TrocarError], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
