@@ -121,10 +121,7 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
 
 
 def _read(path: Path, mend: str) -> list[dict[str, str]]:
-    with open_table(path, CorpusError, restval="") as reader:
-        lacking = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-        if lacking:
-            raise CorpusError(f"{path}: lacks the columns {', '.join(lacking)}; {mend}")
+    with open_table(path, CorpusError, columns=COLUMNS, mend=mend, restval="") as reader:
         rows = list(reader)
     if not rows:
         raise CorpusError(f"{path}: holds no span; {mend}")

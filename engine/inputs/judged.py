@@ -17,10 +17,7 @@ COLUMNS = ("dataset", "protocol", "model", "metric", "score", "low", "high", "se
 def judged_table(path: Path) -> Table:
     """A row for each encoder, data set and protocol: score and its 95 % interval in percent. Raises ConfigError."""
     what = "report.csv of `trocar bench downstream`"
-    with open_table(path, ConfigError) as reader:
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ConfigError(f"{path}: lacks the columns {', '.join(missing)}; give the {what}")
+    with open_table(path, ConfigError, columns=COLUMNS, mend=f"give the {what}") as reader:
         rows = [{name: row[name] or "" for name in COLUMNS} for row in reader]
     try:
         cells = [[row[name] for name in COLUMNS[:4]] + _scores(row) + [row["seeds"], row["flags"]] for row in rows]

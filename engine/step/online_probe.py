@@ -44,13 +44,8 @@ RIDGE = 0.1  # penalty per clip and unit of a feature's variance
 def read_table(path: Path, most: int) -> list[tuple[str, float, str]]:
     """(path, start in seconds, label) of at most `most` rows, evenly spread over the table. Raises ConfigError."""
     rows = []
-    with open_table(path, lambda said: ConfigError(f"probe.table: {said}")) as reader:
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            lacking = ", ".join(missing)
-            raise ConfigError(
-                f"probe.table: {path} lacks the columns {lacking}; its first line is to name path,start,label"
-            )
+    mend = "its first line is to name path,start,label"
+    with open_table(path, lambda said: ConfigError(f"probe.table: {said}"), columns=COLUMNS, mend=mend) as reader:
         for row in reader:
             video, start, label = (cleaned(row[name] or "") for name in COLUMNS)
             if not video or not label:

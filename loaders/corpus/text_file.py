@@ -42,18 +42,24 @@ def open_table(
     path: str | Path,
     kind: Callable[[str], TrocarError],
     opened: AbstractContextManager[Any] | None = None,
+    *,
+    columns: Sequence[str] = (),
+    mend: str = "",
     **reading: Any,
 ) -> Iterator[csv.DictReader[str]]:
     """The rows of a CSV file with a header.
 
-    opened: the file, where it is no path of this machine. reading: of csv.DictReader. Raises `kind` where the file cannot be read,
-    also while its rows are, or its columns are not separated by commas.
+    opened: the file, where it is no path of this machine. columns: that it is to have; mend: what to do where it lacks some.
+    reading: of csv.DictReader. Raises `kind` where the file cannot be read, also while its rows are, or its columns are lacking or
+    not separated by commas.
     """
     try:
         with opened or Path(path).open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, **reading)
             if said := other_separator(reader.fieldnames or ()):
                 raise kind(f"{path}: {said}")
+            if lacking := [name for name in columns if name not in (reader.fieldnames or ())]:
+                raise kind(f"{path}: lacks the columns {', '.join(lacking)}; {mend}")
             yield reader
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise kind(unreadable_text(path, error, "CSV file")) from error
